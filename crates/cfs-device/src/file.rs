@@ -1,0 +1,217 @@
+//! A device in one sparse regular file: segment `n` lies at byte `n * SEGMENT_BYTES`.
+//!
+//! Invariants: the file is locked (`flock`) while the device lives; its length is a multiple of a segment and only
+//! grows, while the room that it takes shrinks with each discard.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use cfs_format::{SEGMENT_BYTES, SegmentId};
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+use crate::descriptors::{
+    Descriptors, assert_writable, check_readable, failed, is_out_of_room, position,
+};
+use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
+
+/// A device in a regular file.
+pub struct FileDevice {
+    descriptors: Descriptors,
+    segment_count: u32,
+    /// Bytes from start to end of the file.
+    length: Mutex<u64>,
+}
+
+impl FileDevice {
+    /// Makes an empty device of at most `segment_count_max` segments at `path`, readable by its owner alone. The
+    /// file's name is durable when this returns.
+    ///
+    /// # Errors
+    /// [`OpenDeviceError`]: `Exists`, or `Io`; an `Io` error after the file was made leaves it there, empty.
+    pub fn create(path: &Path, segment_count_max: u32) -> Result<Self, OpenDeviceError> {
+        let cached = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::AlreadyExists => OpenDeviceError::Exists { path: path.into() },
+                _ => open_failed("create", path, source),
+            })?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(|source| open_failed("flush the directory of", path, source))?;
+        Self::with_file(path, cached, segment_count_max)
+    }
+
+    /// Opens the device at `path`. Segments up to `segment_count_max` can be addressed, and all that the file
+    /// already has.
+    ///
+    /// # Errors
+    /// [`OpenDeviceError`]: `WrongKind` for anything but a regular file, `Busy`, or `Io`.
+    pub fn open(path: &Path, segment_count_max: u32) -> Result<Self, OpenDeviceError> {
+        let cached = OpenOptions::new()
+            .read(true)
+            .write(true)
+            // A named pipe without a reader must not hold the caller up.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::IsADirectory => wrong_kind(path),
+                _ => open_failed("open", path, source),
+            })?;
+        Self::with_file(path, cached, segment_count_max)
+    }
+
+    fn with_file(
+        path: &Path,
+        cached: File,
+        segment_count_max: u32,
+    ) -> Result<Self, OpenDeviceError> {
+        let metadata = cached
+            .metadata()
+            .map_err(|source| open_failed("examine", path, source))?;
+        if !metadata.is_file() {
+            return Err(wrong_kind(path));
+        }
+        rustix::fs::flock(&cached, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+            match errno {
+                rustix::io::Errno::WOULDBLOCK => OpenDeviceError::Busy { path: path.into() },
+                _ => open_failed("lock", path, errno.into()),
+            }
+        })?;
+        let direct = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .ok();
+        let length = metadata.len();
+        let segments_present = u32::try_from(length.div_ceil(SEGMENT_BYTES.into()))
+            .map_err(|_| open_failed("use", path, io::ErrorKind::FileTooLarge.into()))?;
+        Ok(Self {
+            descriptors: Descriptors::new(cached, direct),
+            segment_count: segment_count_max.max(segments_present),
+            length: Mutex::new(length),
+        })
+    }
+
+    /// Makes the file long enough to hold the segment. Writing inside of the length takes fewer locks in the host's
+    /// file system than writing past it.
+    fn grow_to_hold(&self, segment: SegmentId) -> io::Result<()> {
+        let end = position(segment, SEGMENT_BYTES);
+        let mut length = self.length.lock();
+        if *length < end {
+            self.descriptors.cached.set_len(end)?;
+            *length = end;
+        }
+        Ok(())
+    }
+
+    fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+        loop {
+            match rustix::fs::fallocate(&self.descriptors.cached, flags, offset, len) {
+                Err(rustix::io::Errno::INTR) => {}
+                // The host's file system has no such thing; then there is nothing to hold or give back.
+                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                result => return result.map_err(io::Error::from),
+            }
+        }
+    }
+}
+
+impl Device for FileDevice {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            segment_count: self.segment_count,
+            zoned: false,
+            sparse: true,
+        }
+    }
+
+    fn read_at(&self, segment: SegmentId, offset: u32, buf: &mut [u8]) -> Result<(), DeviceError> {
+        check_readable(self.segment_count, segment, offset, buf.len())?;
+        self.descriptors.read(segment, offset, buf)
+    }
+
+    fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, offset, bytes.len());
+        self.descriptors.write(segment, offset, bytes)
+    }
+
+    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, 0, 0);
+        self.fallocate(
+            FallocateFlags::KEEP_SIZE,
+            position(segment, 0),
+            SEGMENT_BYTES.into(),
+        )
+        .and_then(|()| self.grow_to_hold(segment))
+        .map_err(|source| {
+            if is_out_of_room(&source) {
+                DeviceError::NoSpace { segment }
+            } else {
+                failed("prepare", segment, 0, source)
+            }
+        })
+    }
+
+    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, offset, 0);
+        if offset == SEGMENT_BYTES {
+            return Ok(());
+        }
+        self.fallocate(
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            position(segment, offset),
+            u64::from(SEGMENT_BYTES - offset),
+        )
+        .map_err(|source| failed("discard", segment, offset, source))
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.descriptors.flush()
+    }
+
+    fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
+        let unknown = |source| DeviceError::Io {
+            operation: "measure",
+            segment: None,
+            offset: 0,
+            source,
+        };
+        let metadata = self.descriptors.cached.metadata().map_err(unknown)?;
+        let host = rustix::fs::fstatvfs(&self.descriptors.cached)
+            .map_err(|errno| unknown(errno.into()))?;
+        Ok(Some(HostSpace {
+            allocated_bytes: metadata.blocks() * 512,
+            available_bytes: host.f_bavail.saturating_mul(host.f_frsize),
+        }))
+    }
+}
+
+fn wrong_kind(path: &Path) -> OpenDeviceError {
+    OpenDeviceError::WrongKind {
+        path: path.into(),
+        expected: "regular file",
+    }
+}
+
+pub(crate) fn open_failed(
+    operation: &'static str,
+    path: &Path,
+    source: io::Error,
+) -> OpenDeviceError {
+    OpenDeviceError::Io {
+        operation,
+        path: path.into(),
+        source,
+    }
+}

@@ -1,0 +1,526 @@
+//! A device in memory that misbehaves on command, for simulation.
+//!
+//! It keeps what reads see, what is durable, and the ordered list of changes between the two. [`MemDevice::power_cut`]
+//! makes the device that would be found afterwards: each change that was not flushed is there, or lost, or there in
+//! part by sectors of 512 bytes, independently of the others, but for changes of the same sector, which keep their
+//! order. Everything is a function of the calls, the [`FaultPlan`] and the seed.
+//!
+//! Invariants: `visible` is `durable` with all of `changes` applied in order, but for a write that failed, of which
+//! both sides know the same part. A change that a failed flush has left in doubt is made durable by no later flush.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
+use parking_lot::Mutex;
+
+use crate::descriptors::{assert_writable, check_readable, failed};
+use crate::{Device, DeviceError, Geometry, HostSpace};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+const SECTOR: usize = 512;
+
+type Block = Arc<[u8; BLOCK]>;
+
+/// What goes wrong, by the number of the call since the plan was set; the first call has number 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FaultPlan {
+    /// Reads that fail and leave nothing in the buffer.
+    pub failing_reads: Vec<u64>,
+    /// Reads that fail after filling half of the buffer.
+    pub short_reads: Vec<u64>,
+    /// Writes that fail; a part of the bytes may have been written.
+    pub failing_writes: Vec<u64>,
+    /// Flushes that fail; what was not flushed before is then in doubt for ever.
+    pub failing_flushes: Vec<u64>,
+    /// Flushes that succeed without having done anything.
+    pub lying_flushes: Vec<u64>,
+    /// The most segments that the host has room for.
+    pub prepared_segments_max: Option<u32>,
+}
+
+/// How many calls there have been since the [`FaultPlan`] was set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OperationCounts {
+    /// Calls of `read_at`.
+    pub reads: u64,
+    /// Calls of `write_at`.
+    pub writes: u64,
+    /// Calls of `flush`.
+    pub flushes: u64,
+}
+
+/// The content of a segment at some moment; see [`MemDevice::segment_image`].
+#[derive(Clone, Debug, Default)]
+pub struct SegmentImage {
+    blocks: BTreeMap<u32, Block>,
+}
+
+/// A device in memory.
+pub struct MemDevice {
+    segment_count: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    visible: Image,
+    durable: Image,
+    changes: Vec<Change>,
+    plan: FaultPlan,
+    counts: OperationCounts,
+}
+
+/// The segments that take room, and those of their blocks that were written.
+#[derive(Clone, Default)]
+struct Image {
+    segments: HashMap<u32, BTreeMap<u32, Block>>,
+}
+
+#[derive(Clone)]
+struct Change {
+    segment: u32,
+    kind: ChangeKind,
+    state: ChangeState,
+}
+
+#[derive(Clone)]
+enum ChangeKind {
+    Prepare,
+    Write {
+        first_block: u32,
+        blocks: Vec<Block>,
+    },
+    DiscardFrom {
+        first_block: u32,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ChangeState {
+    Pending,
+    InDoubt,
+    Durable,
+}
+
+impl MemDevice {
+    /// An empty device.
+    #[must_use]
+    pub fn new(segment_count: u32) -> Self {
+        Self {
+            segment_count,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Replaces the faults to come and starts counting calls again.
+    pub fn set_faults(&self, plan: FaultPlan) {
+        let mut state = self.state.lock();
+        state.plan = plan;
+        state.counts = OperationCounts::default();
+    }
+
+    /// Calls since the faults were set.
+    #[must_use]
+    pub fn counts(&self) -> OperationCounts {
+        self.state.lock().counts
+    }
+
+    /// The device as it could be found after the power was cut now, without faults to come. This one stays as it is.
+    #[must_use]
+    pub fn power_cut(&self, seed: u64) -> Self {
+        let state = self.state.lock();
+        let mut random = SplitMix64(seed);
+        let outcome = CutOutcome::choose(&mut random, state.changes.len());
+        let mut found = state.durable.clone();
+        for (index, change) in state.changes.iter().enumerate() {
+            let fate = match change.state {
+                ChangeState::Durable => Fate::Kept,
+                _ => outcome.fate(index, &mut random),
+            };
+            match fate {
+                Fate::Kept => found.apply(change.segment, &change.kind),
+                Fate::Lost => {}
+                Fate::Torn => found.apply_in_part(change.segment, &change.kind, &mut random),
+            }
+        }
+        Self {
+            segment_count: self.segment_count,
+            state: Mutex::new(State {
+                visible: found.clone(),
+                durable: found,
+                ..State::default()
+            }),
+        }
+    }
+
+    /// Inverts a bit, at once and for good.
+    pub fn flip_bit(&self, segment: SegmentId, byte: u32, bit: u8) {
+        assert!(byte < SEGMENT_BYTES && bit < 8, "bit {bit} of byte {byte}");
+        let mut state = self.state.lock();
+        let block = byte / BLOCK_BYTES;
+        let offset = (byte % BLOCK_BYTES) as usize;
+        let flip = |block: &mut Block| Arc::make_mut(block)[offset] ^= 1 << bit;
+        for change in &mut state.changes {
+            if let ChangeKind::Write {
+                first_block,
+                blocks,
+            } = &mut change.kind
+                && change.segment == segment.0
+                && let Some(index) = block.checked_sub(*first_block)
+                && let Some(found) = blocks.get_mut(index as usize)
+            {
+                flip(found);
+            }
+        }
+        let State {
+            visible, durable, ..
+        } = &mut *state;
+        for image in [visible, durable] {
+            flip(image.block_mut(segment.0, block));
+        }
+    }
+
+    /// What the segment holds now.
+    #[must_use]
+    pub fn segment_image(&self, segment: SegmentId) -> SegmentImage {
+        let state = self.state.lock();
+        let blocks = state.visible.segments.get(&segment.0).cloned();
+        SegmentImage {
+            blocks: blocks.unwrap_or_default(),
+        }
+    }
+
+    /// Puts an image, of whatever age and segment, in the place of the segment's content, at once and for good.
+    pub fn replace_segment(&self, segment: SegmentId, image: &SegmentImage) {
+        let mut state = self.state.lock();
+        state.changes.retain(|change| change.segment != segment.0);
+        let State {
+            visible, durable, ..
+        } = &mut *state;
+        for target in [visible, durable] {
+            target.segments.insert(segment.0, image.blocks.clone());
+        }
+    }
+}
+
+impl Device for MemDevice {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            segment_count: self.segment_count,
+            zoned: false,
+            sparse: true,
+        }
+    }
+
+    fn read_at(&self, segment: SegmentId, offset: u32, buf: &mut [u8]) -> Result<(), DeviceError> {
+        check_readable(self.segment_count, segment, offset, buf.len())?;
+        let mut state = self.state.lock();
+        state.counts.reads += 1;
+        let number = state.counts.reads;
+        if state.plan.failing_reads.contains(&number) {
+            return Err(failed("read", segment, offset, injected()));
+        }
+        if state.plan.short_reads.contains(&number) {
+            let half = buf.len() / 2;
+            state.visible.read(segment.0, offset, &mut buf[..half]);
+            let source = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return Err(failed("read", segment, offset, source));
+        }
+        state.visible.read(segment.0, offset, buf);
+        Ok(())
+    }
+
+    fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, offset, bytes.len());
+        let mut state = self.state.lock();
+        state.counts.writes += 1;
+        let number = state.counts.writes;
+        if !state.has_room_for(segment) {
+            return Err(DeviceError::NoSpace { segment });
+        }
+        let (blocks, _) = bytes.as_chunks::<BLOCK>();
+        let write = ChangeKind::Write {
+            first_block: offset / BLOCK_BYTES,
+            blocks: blocks.iter().map(|block| Arc::new(*block)).collect(),
+        };
+        if state.plan.failing_writes.contains(&number) {
+            state.write_in_part(segment, write, number);
+            return Err(failed("write", segment, offset, injected()));
+        }
+        state.change(segment, write);
+        Ok(())
+    }
+
+    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, 0, 0);
+        let mut state = self.state.lock();
+        if !state.has_room_for(segment) {
+            return Err(DeviceError::NoSpace { segment });
+        }
+        state.change(segment, ChangeKind::Prepare);
+        Ok(())
+    }
+
+    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, offset, 0);
+        let first_block = offset / BLOCK_BYTES;
+        let mut state = self.state.lock();
+        state.change(segment, ChangeKind::DiscardFrom { first_block });
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        let mut state = self.state.lock();
+        state.counts.flushes += 1;
+        let number = state.counts.flushes;
+        if state.plan.failing_flushes.contains(&number) {
+            state.settle_pending(ChangeState::InDoubt);
+            return Err(DeviceError::Io {
+                operation: "flush",
+                segment: None,
+                offset: 0,
+                source: injected(),
+            });
+        }
+        if !state.plan.lying_flushes.contains(&number) {
+            state.settle_pending(ChangeState::Durable);
+        }
+        Ok(())
+    }
+
+    fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
+        let state = self.state.lock();
+        let taken = state.visible.segments.len() as u64;
+        let room = state
+            .plan
+            .prepared_segments_max
+            .unwrap_or(self.segment_count);
+        Ok(Some(HostSpace {
+            allocated_bytes: taken * u64::from(SEGMENT_BYTES),
+            available_bytes: u64::from(room).saturating_sub(taken) * u64::from(SEGMENT_BYTES),
+        }))
+    }
+}
+
+impl State {
+    fn has_room_for(&self, segment: SegmentId) -> bool {
+        self.visible.segments.contains_key(&segment.0)
+            || self
+                .plan
+                .prepared_segments_max
+                .is_none_or(|max| self.visible.segments.len() < max as usize)
+    }
+
+    fn change(&mut self, segment: SegmentId, kind: ChangeKind) {
+        self.visible.apply(segment.0, &kind);
+        self.changes.push(Change {
+            segment: segment.0,
+            kind,
+            state: ChangeState::Pending,
+        });
+    }
+
+    /// A write that failed: reads see a part of it from now on, and whether that part lasts is in doubt.
+    fn write_in_part(&mut self, segment: SegmentId, write: ChangeKind, number: u64) {
+        let ChangeKind::Write {
+            first_block,
+            blocks,
+        } = &write
+        else {
+            return;
+        };
+        let mut part = Image::default();
+        part.segments.insert(segment.0, BTreeMap::new());
+        for index in *first_block..*first_block + blocks.len() as u32 {
+            if let Some(block) = self.visible.block(segment.0, index) {
+                part.segments
+                    .entry(segment.0)
+                    .or_default()
+                    .insert(index, block.clone());
+            }
+        }
+        part.apply_in_part(segment.0, &write, &mut SplitMix64(number));
+        let blocks = (*first_block..*first_block + blocks.len() as u32)
+            .map(|index| part.block_mut(segment.0, index).clone())
+            .collect();
+        self.change(
+            segment,
+            ChangeKind::Write {
+                first_block: *first_block,
+                blocks,
+            },
+        );
+        if let Some(change) = self.changes.last_mut() {
+            change.state = ChangeState::InDoubt;
+        }
+    }
+
+    /// Ends the doubt or the waiting of all that is pending, and moves what is durable up to the first change in
+    /// doubt into the durable image.
+    fn settle_pending(&mut self, outcome: ChangeState) {
+        for change in &mut self.changes {
+            if change.state == ChangeState::Pending {
+                change.state = outcome;
+            }
+        }
+        let settled = self
+            .changes
+            .iter()
+            .take_while(|change| change.state == ChangeState::Durable)
+            .count();
+        for change in self.changes.drain(..settled) {
+            self.durable.apply(change.segment, &change.kind);
+        }
+    }
+}
+
+impl Image {
+    fn block(&self, segment: u32, index: u32) -> Option<&Block> {
+        self.segments.get(&segment)?.get(&index)
+    }
+
+    fn block_mut(&mut self, segment: u32, index: u32) -> &mut Block {
+        self.segments
+            .entry(segment)
+            .or_default()
+            .entry(index)
+            .or_insert_with(|| Arc::new([0; BLOCK]))
+    }
+
+    fn read(&self, segment: u32, offset: u32, buf: &mut [u8]) {
+        let mut position = offset as usize;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let within = position % BLOCK;
+            let (part, after) = rest.split_at_mut(rest.len().min(BLOCK - within));
+            match self.block(segment, (position / BLOCK) as u32) {
+                Some(block) => part.copy_from_slice(&block[within..within + part.len()]),
+                None => part.fill(0),
+            }
+            position += part.len();
+            rest = after;
+        }
+    }
+
+    fn apply(&mut self, segment: u32, kind: &ChangeKind) {
+        match kind {
+            ChangeKind::Prepare => {
+                self.segments.entry(segment).or_default();
+            }
+            ChangeKind::Write {
+                first_block,
+                blocks,
+            } => {
+                let target = self.segments.entry(segment).or_default();
+                for (index, block) in (*first_block..).zip(blocks) {
+                    target.insert(index, block.clone());
+                }
+            }
+            ChangeKind::DiscardFrom { first_block: 0 } => {
+                self.segments.remove(&segment);
+            }
+            ChangeKind::DiscardFrom { first_block } => {
+                if let Some(blocks) = self.segments.get_mut(&segment) {
+                    blocks.split_off(first_block);
+                }
+            }
+        }
+    }
+
+    /// Applies some sectors of a write, or some blocks of a discard: the first few, or any of them.
+    fn apply_in_part(&mut self, segment: u32, kind: &ChangeKind, random: &mut SplitMix64) {
+        match kind {
+            ChangeKind::Prepare => {}
+            ChangeKind::Write {
+                first_block,
+                blocks,
+            } => {
+                let sector_count = (blocks.len() * (BLOCK / SECTOR)) as u64;
+                let prefix = (random.below(2) == 0).then(|| random.below(sector_count + 1));
+                let mut sector = 0;
+                for (index, block) in (*first_block..).zip(blocks) {
+                    let target = Arc::make_mut(self.block_mut(segment, index));
+                    for (old, new) in target.chunks_mut(SECTOR).zip(block.chunks(SECTOR)) {
+                        if prefix.map_or_else(|| random.below(2) == 0, |end| sector < end) {
+                            old.copy_from_slice(new);
+                        }
+                        sector += 1;
+                    }
+                }
+            }
+            ChangeKind::DiscardFrom { first_block } => {
+                if let Some(blocks) = self.segments.get_mut(&segment) {
+                    blocks.retain(|index, _| index < first_block || random.below(2) == 0);
+                }
+            }
+        }
+    }
+}
+
+/// What a power cut does to the changes that were under way.
+enum CutOutcome {
+    AllLost,
+    AllKept,
+    /// Kept up to this one, which is torn.
+    Prefix(usize),
+    Independent,
+}
+
+enum Fate {
+    Kept,
+    Lost,
+    Torn,
+}
+
+impl CutOutcome {
+    /// Independent fates alone would leave the extremes out when many changes are under way.
+    fn choose(random: &mut SplitMix64, change_count: usize) -> Self {
+        match random.below(8) {
+            0 => Self::AllLost,
+            1 => Self::AllKept,
+            2 | 3 => Self::Prefix(random.below(change_count as u64 + 1) as usize),
+            _ => Self::Independent,
+        }
+    }
+
+    fn fate(&self, index: usize, random: &mut SplitMix64) -> Fate {
+        match self {
+            Self::AllLost => Fate::Lost,
+            Self::AllKept => Fate::Kept,
+            Self::Prefix(end) => match index.cmp(end) {
+                std::cmp::Ordering::Less => Fate::Kept,
+                std::cmp::Ordering::Equal => Fate::Torn,
+                std::cmp::Ordering::Greater => Fate::Lost,
+            },
+            Self::Independent => match random.below(3) {
+                0 => Fate::Kept,
+                1 => Fate::Lost,
+                _ => Fate::Torn,
+            },
+        }
+    }
+}
+
+/// The generator of Steele, Lea and Flood (OOPSLA '14).
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`; the bias does not matter here.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+fn injected() -> io::Error {
+    io::Error::other("injected fault")
+}
