@@ -72,10 +72,7 @@ impl Descriptors {
                 Err(error) if is_direct && error.raw_os_error() == Some(libc::EINVAL) => {
                     self.direct_refused.store(true, Ordering::Relaxed);
                 }
-                Err(error) if is_out_of_room(&error) => {
-                    return Err(DeviceError::NoSpace { segment });
-                }
-                Err(source) => return Err(failed("write", segment, offset, source)),
+                Err(source) => return Err(no_space_or_failed("write", segment, offset, source)),
             }
         }
         Ok(())
@@ -130,12 +127,17 @@ pub(crate) fn failed(
     }
 }
 
-/// The host has no more room: for anybody, for this user, or for a file of this size.
-pub(crate) fn is_out_of_room(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
-    )
+/// [`DeviceError::NoSpace`] when the host has no more room: for anybody, for this user, or in a file of this size.
+pub(crate) fn no_space_or_failed(
+    operation: &'static str,
+    segment: SegmentId,
+    offset: u32,
+    source: io::Error,
+) -> DeviceError {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => DeviceError::NoSpace { segment },
+        _ => failed(operation, segment, offset, source),
+    }
 }
 
 /// Refuses a range that no segment has. Positions may come from damaged metadata, so this is an error.

@@ -1,19 +1,21 @@
 //! A device in one sparse regular file: segment `n` lies at byte `n * SEGMENT_BYTES`.
 //!
-//! Invariants: the file is locked (`flock`) while the device lives; its length is a multiple of a segment and only
-//! grows, while the room that it takes shrinks with each discard.
+//! Invariants: the file is locked (`flock`) while the device lives; its length only grows, and is made to hold a
+//! segment before anything is written there, so that no write lengthens it; the room that it takes shrinks with each
+//! discard.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_format::{SEGMENT_BYTES, SegmentId};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 use crate::descriptors::{
-    Descriptors, assert_writable, check_readable, failed, is_out_of_room, position,
+    Descriptors, assert_writable, check_readable, failed, no_space_or_failed, position,
 };
 use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
 
@@ -21,8 +23,9 @@ use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
 pub struct FileDevice {
     descriptors: Descriptors,
     segment_count: u32,
-    /// Bytes from start to end of the file.
-    length: Mutex<u64>,
+    /// Bytes from start to end of the file; changed only by the holder of `growing`.
+    length: AtomicU64,
+    growing: Mutex<()>,
 }
 
 impl FileDevice {
@@ -99,18 +102,22 @@ impl FileDevice {
         Ok(Self {
             descriptors: Descriptors::new(cached, direct),
             segment_count: segment_count_max.max(segments_present),
-            length: Mutex::new(length),
+            length: AtomicU64::new(length),
+            growing: Mutex::new(()),
         })
     }
 
     /// Makes the file long enough to hold the segment. Writing inside of the length takes fewer locks in the host's
-    /// file system than writing past it.
+    /// file system than writing past it; and lengthening by `ftruncate` is safe only where no write lengthens too.
     fn grow_to_hold(&self, segment: SegmentId) -> io::Result<()> {
         let end = position(segment, SEGMENT_BYTES);
-        let mut length = self.length.lock();
-        if *length < end {
+        if self.length.load(Ordering::Acquire) >= end {
+            return Ok(());
+        }
+        let _growing = self.growing.lock();
+        if self.length.load(Ordering::Acquire) < end {
             self.descriptors.cached.set_len(end)?;
-            *length = end;
+            self.length.store(end, Ordering::Release);
         }
         Ok(())
     }
@@ -143,6 +150,8 @@ impl Device for FileDevice {
 
     fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
         assert_writable(self.segment_count, segment, offset, bytes.len());
+        self.grow_to_hold(segment)
+            .map_err(|source| no_space_or_failed("write", segment, offset, source))?;
         self.descriptors.write(segment, offset, bytes)
     }
 
@@ -154,13 +163,7 @@ impl Device for FileDevice {
             SEGMENT_BYTES.into(),
         )
         .and_then(|()| self.grow_to_hold(segment))
-        .map_err(|source| {
-            if is_out_of_room(&source) {
-                DeviceError::NoSpace { segment }
-            } else {
-                failed("prepare", segment, 0, source)
-            }
-        })
+        .map_err(|source| no_space_or_failed("prepare", segment, 0, source))
     }
 
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
