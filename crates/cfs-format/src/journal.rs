@@ -1,0 +1,45 @@
+//! Journal segments: after the header block, batches that start at block boundaries.
+//!
+//! ```text
+//! 0      BatchHeader       48 bytes, plain, authenticated with the payload
+//! 48     payload           payload_len bytes, sealed under the journal key, nonce = (segment sequence, batch offset)
+//! ..     tag               16 bytes, then zeros to the next block boundary
+//! ```
+//! The payload is `record_count` records: `timestamp u64, kind u8, len u32, bytes`. LSNs count up by one a record.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian as le};
+
+/// Magic number of a batch.
+pub const BATCH_MAGIC: u32 = 0x434a_4253;
+
+/// The plain start of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BatchHeader {
+    /// `BATCH_MAGIC`.
+    pub magic: le::U32,
+    /// Bytes of the payload without its tag.
+    pub payload_len: le::U32,
+    /// LSN of the first record.
+    pub first_lsn: le::U64,
+    /// All commands with an LSN up to this one were known to be flushed, with their chunks, when this was written.
+    pub durable_lsn: le::U64,
+    /// Number of records.
+    pub record_count: le::U32,
+    /// Non-zero when the log goes on in the next segment after this batch.
+    pub last_in_segment: le::U32,
+    /// Sequence number of the segment.
+    pub seq: le::U64,
+    /// Zero.
+    pub reserved: le::U64,
+}
+
+const _: () = assert!(size_of::<BatchHeader>() == 48);
+
+/// Bytes of a record before its own bytes: timestamp, kind, length.
+pub const RECORD_PREFIX_BYTES: usize = 8 + 1 + 4;
+
+/// A command of the store itself (chunks moved, chunks dropped).
+pub const KIND_STORE: u8 = 1;
+/// A command of the namespace.
+pub const KIND_NAMESPACE: u8 = 2;

@@ -1,0 +1,421 @@
+//! Checkpoints: both trees and the superblock at one log position; and the background work that is due.
+//!
+//! Order of a checkpoint, each step after the one before:
+//! 1. With no command in the making: write the queued log, note its position, put the counters into the tables,
+//!    rotate both memtables. What is retired up to here is not needed by this checkpoint.
+//! 2. Write the memtables as runs, and two copies of the manifest.
+//! 3. Write out the lanes and flush: everything that the tables refer to is durable.
+//! 4. Write the superblock to both anchors.
+//! 5. Free what was retired.
+//!
+//! A failure before step 4 leaves the last checkpoint in force and what was retired waiting.
+
+use cfs_format::segment::Stream;
+use cfs_format::superblock::BlobPointer;
+use cfs_format::table::{SegmentRecord, system_key, tag};
+use cfs_format::{SEGMENT_BYTES, SegmentId};
+use cfs_kv::Batch;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::Ordering;
+use zerocopy::IntoBytes;
+
+use crate::error::WriteError;
+use crate::runs::SegmentRuns;
+use crate::space::{Entry, State};
+use crate::store::{Maintenance, Store};
+
+/// Commands are made durable at the latest this long after they were first seen unflushed.
+const FLUSH_AFTER_NS: u64 = 1_000_000_000;
+/// A checkpoint is made at the latest this long after the last one when the log is not empty.
+const CHECKPOINT_AFTER_NS: u64 = 30_000_000_000;
+/// As above, when segments wait to become free.
+const CHECKPOINT_FOR_SPACE_AFTER_NS: u64 = 2_000_000_000;
+/// Freed segments that keep their room on the host, to be written again soon.
+const PREPARED_KEPT: usize = 8;
+/// Table compaction steps in one tick.
+const COMPACT_STEPS: usize = 4;
+/// Bytes of one block of a manifest.
+const MANIFEST_PIECE_BYTES: usize = 256 << 10;
+
+/// What the superblock points to: both trees' manifests, and the segments that their runs lie in.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub meta: Vec<u8>,
+    pub chunk: Vec<u8>,
+    /// Segment number, sequence number, bytes used.
+    pub segments: Vec<(u32, u64, u32)>,
+}
+
+/// Root of a stored manifest: the blocks that hold it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ManifestRoot {
+    /// Place, stored length, sequence number of the segment.
+    pub pieces: Vec<(u64, u32, u64)>,
+}
+
+impl Store {
+    /// Bytes of log that make a checkpoint due.
+    fn replay_bytes_soft(&self) -> u64 {
+        let reserve = u64::from(self.pool.space.lock().reserve_segments());
+        (reserve / 4).max(2) * u64::from(SEGMENT_BYTES)
+    }
+
+    fn memtable_bytes(&self) -> u64 {
+        (self.meta_tree.memtable_bytes() + self.chunk_tree.memtable_bytes()) as u64
+    }
+
+    fn memtable_bytes_soft(&self) -> u64 {
+        (self.options.memtable_bytes_max as u64).min(self.replay_bytes_soft())
+    }
+
+    /// Commands wait for a checkpoint here when the log or the memtables have become twice as long as they should.
+    pub(crate) fn throttle(&self) {
+        let over = |store: &Self| {
+            store.journal().replay_bytes() > 2 * store.replay_bytes_soft()
+                || store.memtable_bytes() > 2 * store.memtable_bytes_soft()
+        };
+        if !over(self) {
+            return;
+        }
+        let mut maintenance = self.maintenance.lock();
+        if over(self)
+            && let Err(error) = self.checkpoint_now(&mut maintenance)
+        {
+            tracing::warn!(%error, "a checkpoint that commands wait for failed");
+        }
+    }
+
+    /// Makes a checkpoint.
+    ///
+    /// # Errors
+    /// No space, or a failure of the device; the last checkpoint stays in force.
+    pub fn checkpoint(&self) -> Result<(), WriteError> {
+        self.checkpoint_now(&mut self.maintenance.lock())
+    }
+
+    /// Ends the use of the pool: everything becomes durable, the next open has nothing to replay.
+    ///
+    /// # Errors
+    /// As [`Store::checkpoint`].
+    pub fn close(&self) -> Result<(), WriteError> {
+        let mut maintenance = self.maintenance.lock();
+        self.lanes.seal_all()?;
+        maintenance.superblock.clean = 1.into();
+        self.checkpoint_now(&mut maintenance)?;
+        // Room that is held for later goes back to the host.
+        self.pool
+            .space
+            .lock()
+            .trim(&*self.pool.device, usize::MAX)
+            .map_err(|error| self.pool.fail(&error))
+    }
+
+    /// Replaces the key slot: the cluster key wrapped by another master key. Nothing of the old slot remains in the
+    /// anchors.
+    ///
+    /// # Errors
+    /// A failure of the device: the old or the new slot is in force, and the pool is read-only until it is opened
+    /// again.
+    pub fn replace_key_slot(
+        &self,
+        slot: cfs_format::superblock::KeySlot,
+    ) -> Result<(), WriteError> {
+        let mut maintenance = self.maintenance.lock();
+        self.pool.writable()?;
+        let Maintenance {
+            superblock,
+            anchors,
+            ..
+        } = &mut *maintenance;
+        superblock.key_slot = slot;
+        superblock.generation += 1;
+        anchors
+            .replace(&*self.pool.device, superblock, &self.pool.cluster_key)
+            .map_err(|error| self.pool.fail(&error))
+    }
+
+    /// The cluster key, wrapped by another master key into `slot`, whose other fields are set.
+    pub fn wrap_cluster_key(
+        &self,
+        master: &cfs_seal::keys::MasterKey,
+        slot: &mut cfs_format::superblock::KeySlot,
+    ) {
+        cfs_seal::keys::wrap_cluster_key(master, &self.pool.cluster_key, slot);
+    }
+
+    pub(crate) fn checkpoint_now(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
+        self.pool.writable()?;
+        let (position, timestamp, mut retired) = {
+            let mut writer = self.writer.lock();
+            let position = self.journal().cut()?;
+            self.put_counters(&mut writer);
+            self.meta_tree.rotate();
+            self.chunk_tree.rotate();
+            let mut space = self.pool.space.lock();
+            let in_use = self.journal().current_segments();
+            let old_journal: Vec<SegmentId> = space
+                .entries()
+                .filter(|(segment, entry)| {
+                    matches!(
+                        entry.state,
+                        State::Open(Stream::Journal) | State::Full(Stream::Journal)
+                    ) && !in_use.contains(segment)
+                })
+                .map(|(segment, _)| segment)
+                .collect();
+            for segment in old_journal {
+                space.retire(segment);
+            }
+            for segment in std::mem::take(&mut maintenance.manifest_segments) {
+                space.retire(segment);
+            }
+            (position, writer.last_timestamp, space.take_pending())
+        };
+        let result = self.write_checkpoint(maintenance, position, timestamp, &mut retired);
+        match result {
+            Ok(()) => self.free_retired(retired),
+            Err(error) => {
+                self.pool.space.lock().put_back_pending(retired);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_checkpoint(
+        &self,
+        maintenance: &mut Maintenance,
+        position: cfs_format::superblock::JournalPosition,
+        timestamp: cfs_format::Timestamp,
+        retired: &mut Vec<SegmentId>,
+    ) -> Result<(), WriteError> {
+        self.meta_tree.flush_rotated()?;
+        self.chunk_tree.flush_rotated()?;
+        let (pointer, copy) = self.write_manifests(maintenance)?;
+        {
+            // Runs that the new manifests do not name.
+            let mut space = self.pool.space.lock();
+            for segment in self.runs.take_released() {
+                space.retire(segment);
+                retired.extend(space.take_pending_one(segment));
+            }
+        }
+        self.lanes.write_out()?;
+        self.pool.flush()?;
+        let superblock = &mut maintenance.superblock;
+        superblock.generation += 1;
+        superblock.journal = position;
+        superblock.manifest = pointer;
+        superblock.manifest_copy = copy;
+        superblock.checkpoint_timestamp = timestamp.0.into();
+        maintenance
+            .anchors
+            .append(&*self.pool.device, superblock, &self.pool.cluster_key)
+            .map_err(|error| self.pool.fail(&error))?;
+        maintenance.checkpoint_lsn = cfs_format::Lsn(position.lsn.get() - 1);
+        maintenance.last_checkpoint_ns = self.pool.host.now_ns();
+        self.journal().note_durable(maintenance.checkpoint_lsn);
+        Ok(())
+    }
+
+    /// Puts what is counted in memory into the meta tree.
+    fn put_counters(&self, writer: &mut crate::store::WriterState) {
+        let mut batch = Batch::new();
+        for (segment, entry) in self.pool.space.lock().take_changed() {
+            let key = system_key(tag::SEGMENT, &segment.0.to_be_bytes());
+            match entry.data_record() {
+                Some(record) => batch.put(key, record.as_bytes().to_vec()),
+                None => batch.delete(key),
+            }
+        }
+        batch.put(system_key(tag::POOL, &[]), writer.pool.as_bytes().to_vec());
+        batch.put(
+            system_key(tag::NEXT_INO, &[0]),
+            self.next_ino.load(Ordering::Relaxed).to_le_bytes().to_vec(),
+        );
+        let volumes = self.volumes.read();
+        for volume in std::mem::take(&mut writer.volumes_changed) {
+            batch.put(
+                system_key(tag::VOLUME, &volume.0.to_be_bytes()),
+                volumes[&volume].as_bytes().to_vec(),
+            );
+        }
+        self.meta_tree.apply(&batch);
+    }
+
+    fn write_manifests(
+        &self,
+        maintenance: &mut Maintenance,
+    ) -> Result<(BlobPointer, BlobPointer), WriteError> {
+        let meta = self.meta_tree.manifest();
+        let chunk = self.chunk_tree.manifest();
+        let mut segments = Vec::new();
+        {
+            let space = self.pool.space.lock();
+            for extent in self
+                .meta_tree
+                .extents()
+                .into_iter()
+                .chain(self.chunk_tree.extents())
+            {
+                let entry = space
+                    .entry(SegmentId(extent as u32))
+                    .expect("a run's segments are in use");
+                segments.push((extent as u32, entry.seq.0, entry.used_bytes));
+            }
+        }
+        let manifest = postcard::to_stdvec(&Manifest {
+            meta,
+            chunk,
+            segments,
+        })
+        .expect("a manifest can be encoded");
+        let first = self.write_manifest(&manifest, maintenance)?;
+        let second = self.write_manifest(&manifest, maintenance)?;
+        Ok((first, second))
+    }
+
+    fn write_manifest(
+        &self,
+        manifest: &[u8],
+        maintenance: &mut Maintenance,
+    ) -> Result<BlobPointer, WriteError> {
+        let mut writer = self.runs.writer();
+        let mut pieces = Vec::new();
+        for piece in manifest.chunks(MANIFEST_PIECE_BYTES) {
+            let block = writer.append(piece)?;
+            pieces.push((block.place, block.stored_len, writer.current_seq().0));
+        }
+        let root =
+            postcard::to_stdvec(&ManifestRoot { pieces }).expect("a manifest root can be encoded");
+        let block = writer.append(&root)?;
+        let seq = writer.current_seq();
+        maintenance.manifest_segments.extend(writer.finish()?);
+        Ok(BlobPointer {
+            segment: ((block.place / u64::from(SEGMENT_BYTES)) as u32).into(),
+            offset: ((block.place % u64::from(SEGMENT_BYTES)) as u32).into(),
+            seq: seq.0.into(),
+            stored_len: block.stored_len.into(),
+            reserved: 0.into(),
+        })
+    }
+
+    fn free_retired(&self, retired: Vec<SegmentId>) -> Result<(), WriteError> {
+        for segment in retired {
+            let keep = self.pool.space.lock().prepared_count() < PREPARED_KEPT;
+            if !keep {
+                self.pool
+                    .device
+                    .discard_from(segment, 0)
+                    .map_err(|error| self.pool.fail(&error))?;
+            }
+            self.pool.space.lock().free(segment, keep);
+        }
+        Ok(())
+    }
+
+    /// Reads a manifest.
+    pub(crate) fn read_manifest(
+        pool: &crate::pool::Pool,
+        pointer: &BlobPointer,
+    ) -> Result<(Manifest, Vec<SegmentId>), crate::error::ReadError> {
+        use cfs_format::SegmentSeq;
+        let bad = || crate::error::ReadError::Record { what: "manifest" };
+        let place = u64::from(pointer.segment.get()) * u64::from(SEGMENT_BYTES)
+            + u64::from(pointer.offset.get());
+        let root = SegmentRuns::open_block(
+            pool,
+            place,
+            pointer.stored_len.get(),
+            SegmentSeq(pointer.seq.get()),
+        )?;
+        let root: ManifestRoot = postcard::from_bytes(&root).map_err(|_| bad())?;
+        let mut segments = vec![SegmentId(pointer.segment.get())];
+        let mut bytes = Vec::new();
+        for (place, stored_len, seq) in root.pieces {
+            bytes.extend(SegmentRuns::open_block(
+                pool,
+                place,
+                stored_len,
+                SegmentSeq(seq),
+            )?);
+            let segment = SegmentId((place / u64::from(SEGMENT_BYTES)) as u32);
+            if !segments.contains(&segment) {
+                segments.push(segment);
+            }
+        }
+        let manifest = postcard::from_bytes(&bytes).map_err(|_| bad())?;
+        Ok((manifest, segments))
+    }
+
+    /// Does background work that is due, a bounded amount of it. To be called by one thread about ten times a second,
+    /// or by a simulation.
+    ///
+    /// # Errors
+    /// The pool is, or goes, read-only, or has no room for tables.
+    pub fn tick(&self) -> Result<(), WriteError> {
+        let now = self.pool.host.now_ns();
+        let journal = self.journal();
+        if journal.durable_lsn() < journal.last_lsn() {
+            let since = self.unflushed_since_ns.load(Ordering::Relaxed);
+            if since == 0 {
+                self.unflushed_since_ns.store(now, Ordering::Relaxed);
+            } else if now.saturating_sub(since) >= FLUSH_AFTER_NS
+                || journal.queued_bytes() > 4 << 20
+            {
+                self.unflushed_since_ns.store(0, Ordering::Relaxed);
+                self.sync()?;
+            }
+        } else {
+            self.unflushed_since_ns.store(0, Ordering::Relaxed);
+        }
+        self.drop_dead_chunks()?;
+        self.clean_segments()?;
+        let mut maintenance = self.maintenance.lock();
+        let age = now.saturating_sub(maintenance.last_checkpoint_ns);
+        let (pending, low) = {
+            let space = self.pool.space.lock();
+            (
+                space.pending_count(),
+                space.available_bytes() < 64 * u64::from(SEGMENT_BYTES),
+            )
+        };
+        let due = journal.replay_bytes() > self.replay_bytes_soft()
+            || self.memtable_bytes() > self.memtable_bytes_soft()
+            || (age > CHECKPOINT_AFTER_NS && journal.last_lsn() > maintenance.checkpoint_lsn)
+            || (pending > 0 && (age > CHECKPOINT_FOR_SPACE_AFTER_NS || low));
+        if due {
+            self.checkpoint_now(&mut maintenance)?;
+        }
+        for _ in 0..COMPACT_STEPS {
+            if !(self.meta_tree.compact_step()? | self.chunk_tree.compact_step()?) {
+                break;
+            }
+        }
+        drop(maintenance);
+        self.pool
+            .space
+            .lock()
+            .trim(&*self.pool.device, 16)
+            .map_err(|error| self.pool.fail(&error))
+    }
+}
+
+impl Entry {
+    /// The record of a data segment that is in use.
+    pub(crate) fn data_record(&self) -> Option<SegmentRecord> {
+        let (State::Open(stream) | State::Full(stream)) = self.state else {
+            return None;
+        };
+        matches!(stream, Stream::Data | Stream::ColdData).then(|| SegmentRecord {
+            seq: self.seq.0.into(),
+            live_bytes: self.live_bytes.into(),
+            used_bytes: self.used_bytes.into(),
+            stream: stream as u8,
+            reserved: [0; 7],
+        })
+    }
+
+    pub(crate) fn is_data(&self) -> bool {
+        self.data_record().is_some()
+    }
+}

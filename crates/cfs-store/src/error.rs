@@ -1,0 +1,167 @@
+//! What can go wrong in the store, one type an operation.
+
+use std::sync::Arc;
+
+use cfs_device::DeviceError;
+use cfs_format::{Fingerprint, SegmentId};
+use cfs_kv::RunError;
+
+/// Why something could not be read. Nothing changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// An extent points to a chunk that the index does not know.
+    #[error("chunk {fingerprint} is not in the index; run `cfs admin fsck`")]
+    Missing {
+        /// The chunk.
+        fingerprint: Fingerprint,
+    },
+    /// Stored bytes do not verify.
+    #[error("{what} in {segment:?} at offset {offset} is damaged: {reason}")]
+    Damaged {
+        /// The structure.
+        what: &'static str,
+        /// Where.
+        segment: SegmentId,
+        /// Where in the segment, bytes.
+        offset: u32,
+        /// What did not hold.
+        reason: String,
+    },
+    /// The device failed.
+    #[error("{0}")]
+    Device(Arc<DeviceError>),
+    /// A table could not be read.
+    #[error("table: {0}")]
+    Table(#[from] RunError),
+    /// A value in a table has the wrong form.
+    #[error("table record {what} has the wrong form")]
+    Record {
+        /// The record.
+        what: &'static str,
+    },
+}
+
+impl From<DeviceError> for ReadError {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(Arc::new(error))
+    }
+}
+
+/// There is no room for what was asked. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the pool has no room for {needed_bytes} more bytes ({available_bytes} available)")]
+pub struct NoSpace {
+    /// Bytes asked for.
+    pub needed_bytes: u64,
+    /// Bytes that could have been given.
+    pub available_bytes: u64,
+}
+
+/// Why something was not written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// No room. Nothing changed.
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
+    /// The pool has gone read-only after a device failure. Nothing changed; what was not yet durable may be lost.
+    #[error("the pool is read-only: {reason}")]
+    ReadOnly {
+        /// The failure.
+        reason: Arc<str>,
+    },
+    /// Something that had to be read first could not be read. Nothing changed.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl From<RunError> for WriteError {
+    fn from(error: RunError) -> Self {
+        Self::Read(ReadError::Table(error))
+    }
+}
+
+/// Why a pool could not be made. The device may hold parts of one.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatPoolError {
+    /// There is a pool on the device already. Nothing changed.
+    #[error("there is a pool on this device already")]
+    Exists,
+    /// Too few segments. Nothing changed.
+    #[error("a pool needs at least {needed_bytes} bytes, the device has {device_bytes}")]
+    TooSmall {
+        /// Least size.
+        needed_bytes: u64,
+        /// Size of the device.
+        device_bytes: u64,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Writing the first checkpoint failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// Why a pool could not be opened. Nothing changed, unless said otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No superblock in either anchor.
+    #[error("there is no ClaudeFS pool here")]
+    NotAPool,
+    /// The superblock's version is newer than this build reads.
+    #[error("the pool has format version {found}; this build reads versions up to {supported}")]
+    NewerFormat {
+        /// Version of the pool.
+        found: u32,
+        /// Newest version that this build reads.
+        supported: u32,
+    },
+    /// The passphrase or key file does not open the pool.
+    #[error("wrong passphrase or key file for this pool")]
+    WrongKey,
+    /// The key could not be had.
+    #[error("{0}")]
+    Unlock(String),
+    /// A superblock is there, but its content is damaged or forged.
+    #[error("the superblock is damaged: {0}")]
+    Superblock(String),
+    /// The last checkpoint does not verify.
+    #[error("the checkpoint is damaged: {0}")]
+    Checkpoint(String),
+    /// The device ends before segments that are in use.
+    #[error(
+        "the pool's device is too short: {segment:?} is in use and the device has {segment_count} segments"
+    )]
+    Truncated {
+        /// A segment in use.
+        segment: SegmentId,
+        /// Segments on the device.
+        segment_count: u32,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A table could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A command of the log could not be applied.
+    #[error("replay stopped at log position {lsn}: {reason}")]
+    Replay {
+        /// Log position.
+        lsn: u64,
+        /// What was wrong.
+        reason: String,
+    },
+    /// The checkpoint after recovery could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// Why the key was not had; given by the caller's unlock function.
+#[derive(Debug)]
+pub enum UnlockError {
+    /// It does not fit.
+    WrongKey,
+    /// It could not be read or asked for.
+    Unavailable(String),
+}

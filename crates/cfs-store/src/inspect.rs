@@ -1,0 +1,127 @@
+//! Looking at the store from outside: consistent views for checks, and reports of what is in a segment.
+
+use cfs_format::segment::{RecordHeader, SegmentHeader, Stream};
+use cfs_format::table::{ChunkRecord, PoolRecord, SegmentRecord, VolumeRecord};
+use cfs_format::{Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq, VolumeId};
+use cfs_kv::View;
+use std::ops::Bound;
+
+use crate::chunks::decode_chunk_record;
+use crate::error::ReadError;
+use crate::store::Store;
+
+/// Both trees and all counters at one moment, between two commands.
+pub struct Frozen {
+    /// The meta tree.
+    pub meta: View,
+    /// The chunk tree.
+    pub chunk: View,
+    /// Counters of the pool.
+    pub pool: PoolRecord,
+    /// Volumes.
+    pub volumes: Vec<(VolumeId, VolumeRecord)>,
+    /// Data segments.
+    pub segments: Vec<(SegmentId, SegmentRecord)>,
+}
+
+impl Frozen {
+    /// All chunks, in the order of their fingerprints.
+    pub fn chunks(
+        &self,
+    ) -> impl Iterator<Item = Result<(Fingerprint, ChunkRecord), ReadError>> + use<> {
+        self.chunk
+            .range(Bound::Unbounded, Bound::Unbounded)
+            .map(|row| {
+                let (key, value) = row?;
+                let fingerprint = <[u8; 32]>::try_from(&key[..])
+                    .map_err(|_| ReadError::Record { what: "chunk key" })?;
+                Ok((Fingerprint(fingerprint), decode_chunk_record(&value)?))
+            })
+    }
+}
+
+/// What is in a segment.
+pub struct SegmentReport {
+    /// What the segment table says: sequence number, state.
+    pub table_entry: String,
+    /// The header, if it verifies.
+    pub header: Option<SegmentHeader>,
+    /// Records of a data segment, with their offsets, and whether the index points to them.
+    pub records: Vec<(u32, RecordHeader, bool)>,
+}
+
+impl Store {
+    /// Views of everything at one moment.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen {
+        let writer = self.writer.lock();
+        let segments = self
+            .pool
+            .space
+            .lock()
+            .entries()
+            .filter_map(|(segment, entry)| Some((segment, entry.data_record()?)))
+            .collect();
+        Frozen {
+            meta: self.meta_tree.view(),
+            chunk: self.chunk_tree.view(),
+            pool: writer.pool,
+            volumes: self.volumes(),
+            segments,
+        }
+    }
+
+    /// Where a chunk lies, and how often it is referenced.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn chunk_location(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<ChunkRecord>, ReadError> {
+        self.chunk_record(fingerprint)
+    }
+
+    /// Reads a segment and tells what is in it.
+    ///
+    /// # Errors
+    /// The device fails, or there is no such segment.
+    pub fn segment_report(&self, segment: SegmentId) -> Result<SegmentReport, ReadError> {
+        let table_entry = {
+            let space = self.pool.space.lock();
+            if segment.0 >= space.segment_count() {
+                return Err(ReadError::Record {
+                    what: "segment number",
+                });
+            }
+            space
+                .entry(segment)
+                .map_or_else(|| "never used".to_owned(), |entry| format!("{entry:?}"))
+        };
+        let mut content = vec![0; SEGMENT_BYTES as usize];
+        self.pool.device.read_at(segment, 0, &mut content)?;
+        let header = cfs_seal::keys::open_segment_header(&content, &self.pool.cluster_key).ok();
+        let is_data = header.as_ref().is_some_and(|header| {
+            matches!(
+                Stream::from_number(header.stream),
+                Some(Stream::Data | Stream::ColdData)
+            )
+        });
+        let mut records = Vec::new();
+        if let Some(header) = header.as_ref().filter(|_| is_data) {
+            for found in self.records_in(SegmentSeq(header.seq.get()), &content) {
+                let live = self
+                    .chunk_record(&Fingerprint(found.header.fingerprint))?
+                    .is_some_and(|record| {
+                        (record.segment.get(), record.offset.get()) == (segment.0, found.offset)
+                    });
+                records.push((found.offset, found.header, live));
+            }
+        }
+        Ok(SegmentReport {
+            table_entry,
+            header,
+            records,
+        })
+    }
+}

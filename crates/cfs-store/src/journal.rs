@@ -1,0 +1,424 @@
+//! The log: commands in the order in which they were applied, in batches, in a chain of segments.
+//!
+//! Invariants:
+//! - LSNs are dense; a batch starts at the LSN after the one that the batch before it ended with.
+//! - Before a batch is written, every chunk that its commands refer to has been written (see `Lanes::write_out`);
+//!   both are flushed together. A batch says which LSN was durable when it was written; the commands after that one
+//!   are believed on replay only while their chunks verify.
+//! - Each journal segment names the one that follows it, which is taken when this one is started. A follower is
+//!   believed when its header verifies, is of the same incarnation and starts at the very LSN that is due.
+//!
+//! Group commit: who wants durability takes the writer's lock; the first one writes and flushes for all who wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cfs_device::{AlignedBuf, Device};
+use cfs_format::journal::{BATCH_MAGIC, BatchHeader, RECORD_PREFIX_BYTES};
+use cfs_format::segment::{SegmentHeader, Stream};
+use cfs_format::superblock::JournalPosition;
+use cfs_format::{BLOCK_BYTES, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp};
+use cfs_seal::block::BlockCipher;
+use cfs_seal::keys::ClusterKey;
+use parking_lot::Mutex;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::error::WriteError;
+use crate::lanes::Lanes;
+use crate::pool::{Pool, block_ceil};
+use crate::space::Purpose;
+
+/// Longest command, bytes.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+
+/// Most payload bytes in one batch, unless a single command is longer.
+const BATCH_PAYLOAD_BYTES: usize = 512 << 10;
+
+/// Commands that have been applied and not yet written.
+struct Queue {
+    /// Encoded records.
+    bytes: Vec<u8>,
+    /// End of each record in `bytes`.
+    ends: Vec<usize>,
+    next_lsn: u64,
+}
+
+struct Writer {
+    segment: SegmentId,
+    seq: SegmentSeq,
+    offset: u32,
+    /// Taken for the time when this segment is full.
+    follower: SegmentId,
+    follower_seq: SegmentSeq,
+    written_lsn: u64,
+    buffer: AlignedBuf,
+}
+
+pub(crate) struct Journal {
+    pool: Arc<Pool>,
+    lanes: Arc<Lanes>,
+    queue: Mutex<Queue>,
+    writer: Mutex<Writer>,
+    durable_lsn: AtomicU64,
+    /// Bytes written since the last checkpoint's position.
+    bytes_since_checkpoint: AtomicU64,
+}
+
+impl Journal {
+    /// Starts a new chain; the first command will have `next_lsn`. The caller makes the superblock point to
+    /// [`Journal::position`].
+    pub fn start(pool: Arc<Pool>, lanes: Arc<Lanes>, next_lsn: u64) -> Result<Self, WriteError> {
+        let (segment, seq) = pool.take_segment(Stream::Journal, Purpose::Upkeep)?;
+        let (follower, follower_seq) = pool.take_segment(Stream::Journal, Purpose::Upkeep)?;
+        let mut writer = Writer {
+            segment,
+            seq,
+            offset: BLOCK_BYTES,
+            follower,
+            follower_seq,
+            written_lsn: next_lsn - 1,
+            buffer: AlignedBuf::with_capacity(BLOCK_BYTES as usize),
+        };
+        writer.write_header(&pool, next_lsn)?;
+        Ok(Self {
+            pool,
+            lanes,
+            queue: Mutex::new(Queue {
+                bytes: Vec::new(),
+                ends: Vec::new(),
+                next_lsn,
+            }),
+            writer: Mutex::new(writer),
+            durable_lsn: AtomicU64::new(next_lsn - 1),
+            bytes_since_checkpoint: AtomicU64::new(0),
+        })
+    }
+
+    /// Appends a command to the queue. The caller holds the store's writer lock, which makes the order of LSNs that
+    /// of application.
+    pub fn enqueue(&self, timestamp: Timestamp, kind: u8, command: &[u8]) -> Lsn {
+        assert!(
+            command.len() <= COMMAND_BYTES_MAX,
+            "commands are bounded where they are made"
+        );
+        let mut queue = self.queue.lock();
+        queue.bytes.extend_from_slice(&timestamp.0.to_le_bytes());
+        queue.bytes.push(kind);
+        queue
+            .bytes
+            .extend_from_slice(&(command.len() as u32).to_le_bytes());
+        queue.bytes.extend_from_slice(command);
+        let end = queue.bytes.len();
+        queue.ends.push(end);
+        let lsn = queue.next_lsn;
+        queue.next_lsn += 1;
+        Lsn(lsn)
+    }
+
+    /// The newest command's LSN.
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn(self.queue.lock().next_lsn - 1)
+    }
+
+    /// Everything up to here survives a crash.
+    pub fn durable_lsn(&self) -> Lsn {
+        Lsn(self.durable_lsn.load(Ordering::Acquire))
+    }
+
+    /// Bytes of commands that are queued and not written.
+    pub fn queued_bytes(&self) -> usize {
+        self.queue.lock().bytes.len()
+    }
+
+    /// Bytes that a replay from the last checkpoint would read.
+    pub fn replay_bytes(&self) -> u64 {
+        self.bytes_since_checkpoint.load(Ordering::Relaxed)
+    }
+
+    /// Returns when `lsn` is durable.
+    ///
+    /// # Errors
+    /// The pool is, or goes, read-only: whether the commands are durable is then unknown.
+    pub fn sync_to(&self, lsn: Lsn) -> Result<(), WriteError> {
+        if self.durable_lsn() >= lsn {
+            return Ok(());
+        }
+        let mut writer = self.writer.lock();
+        if self.durable_lsn() >= lsn {
+            return Ok(());
+        }
+        let written = self.write_queue(&mut writer)?;
+        self.pool.flush()?;
+        self.durable_lsn.store(written, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes what is queued and tells where the log goes on. No command may be enqueued meanwhile (the caller holds
+    /// the store's writer lock).
+    pub fn cut(&self) -> Result<JournalPosition, WriteError> {
+        let mut writer = self.writer.lock();
+        let written = self.write_queue(&mut writer)?;
+        self.bytes_since_checkpoint.store(0, Ordering::Relaxed);
+        Ok(writer.position(written + 1))
+    }
+
+    /// Where the log goes on, when nothing is queued.
+    pub fn position(&self) -> JournalPosition {
+        let writer = self.writer.lock();
+        writer.position(writer.written_lsn + 1)
+    }
+
+    /// The journal segments that are in use from the current one on.
+    pub fn current_segments(&self) -> [SegmentId; 2] {
+        let writer = self.writer.lock();
+        [writer.segment, writer.follower]
+    }
+
+    /// The caller has flushed the device after everything up to `lsn` had been written.
+    pub fn note_durable(&self, lsn: Lsn) {
+        self.durable_lsn.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    fn write_queue(&self, writer: &mut Writer) -> Result<u64, WriteError> {
+        let (bytes, ends) = {
+            let mut queue = self.queue.lock();
+            (
+                std::mem::take(&mut queue.bytes),
+                std::mem::take(&mut queue.ends),
+            )
+        };
+        // After the queue was taken: the chunks of its commands are in the lanes by now.
+        self.lanes.write_out()?;
+        let durable = self.durable_lsn().0;
+        let mut start = 0;
+        let mut index = 0;
+        while index < ends.len() {
+            let mut count = 1;
+            while index + count < ends.len() && ends[index + count] - start <= BATCH_PAYLOAD_BYTES {
+                count += 1;
+            }
+            let end = ends[index + count - 1];
+            let written =
+                writer.write_batch(&self.pool, &bytes[start..end], count as u32, durable)?;
+            self.bytes_since_checkpoint
+                .fetch_add(u64::from(written), Ordering::Relaxed);
+            start = end;
+            index += count;
+        }
+        Ok(writer.written_lsn)
+    }
+}
+
+impl Writer {
+    fn position(&self, lsn: u64) -> JournalPosition {
+        JournalPosition {
+            segment: self.segment.0.into(),
+            offset: self.offset.into(),
+            seq: self.seq.0.into(),
+            lsn: lsn.into(),
+        }
+    }
+
+    fn write_header(&mut self, pool: &Pool, first_lsn: u64) -> Result<(), WriteError> {
+        let header = pool.segment_header(
+            Stream::Journal,
+            self.segment,
+            self.seq,
+            self.follower,
+            first_lsn,
+        );
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&header);
+        self.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+        pool.write(self.segment, 0, self.buffer.as_slice())
+    }
+
+    fn write_batch(
+        &mut self,
+        pool: &Pool,
+        payload: &[u8],
+        record_count: u32,
+        durable_lsn: u64,
+    ) -> Result<u32, WriteError> {
+        let len = block_ceil((size_of::<BatchHeader>() + payload.len() + 16) as u32);
+        assert!(len <= SEGMENT_BYTES - BLOCK_BYTES, "a batch fits a segment");
+        if self.offset + len > SEGMENT_BYTES {
+            self.next_segment(pool)?;
+        }
+        let header = BatchHeader {
+            magic: BATCH_MAGIC.into(),
+            payload_len: (payload.len() as u32).into(),
+            first_lsn: (self.written_lsn + 1).into(),
+            durable_lsn: durable_lsn.into(),
+            record_count: record_count.into(),
+            last_in_segment: 0.into(),
+            seq: self.seq.0.into(),
+            reserved: 0.into(),
+        };
+        let mut batch = Vec::with_capacity(len as usize);
+        batch.extend_from_slice(header.as_bytes());
+        batch.extend_from_slice(payload);
+        pool.ciphers.journal.seal_in_place(
+            self.seq,
+            self.offset,
+            header.as_bytes(),
+            &mut batch,
+            size_of::<BatchHeader>(),
+        );
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&batch);
+        self.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+        pool.write(self.segment, self.offset, self.buffer.as_slice())?;
+        pool.space.lock().set_used(self.segment, self.offset + len);
+        self.offset += len;
+        self.written_lsn += u64::from(record_count);
+        Ok(len)
+    }
+
+    fn next_segment(&mut self, pool: &Pool) -> Result<(), WriteError> {
+        let (follower, follower_seq) = pool
+            .take_segment(Stream::Journal, Purpose::Upkeep)
+            .map_err(|error| pool.fail(&error))?;
+        pool.space.lock().close(self.segment, self.offset);
+        self.segment = self.follower;
+        self.seq = self.follower_seq;
+        self.follower = follower;
+        self.follower_seq = follower_seq;
+        self.offset = BLOCK_BYTES;
+        self.write_header(pool, self.written_lsn + 1)
+    }
+}
+
+/// One command read back from the log.
+pub(crate) struct LoggedRecord {
+    pub lsn: Lsn,
+    pub timestamp: Timestamp,
+    pub kind: u8,
+    pub command: Vec<u8>,
+}
+
+/// What a reading of the log found.
+pub(crate) struct LogTail {
+    pub records: Vec<LoggedRecord>,
+    /// Segments of the chain, with their sequence numbers.
+    pub segments: Vec<(SegmentId, SegmentSeq)>,
+    /// Commands up to here were durable; those after it are believed while their chunks verify.
+    pub durable_lsn: Lsn,
+}
+
+/// Reads the log from a checkpoint's position to its end. The end is where no valid batch follows: nothing there was
+/// ever acknowledged, or it lies beyond damage, which cannot be told apart from it.
+pub(crate) fn read_log(
+    device: &dyn Device,
+    cipher: &BlockCipher,
+    key: &ClusterKey,
+    uuid: &[u8; 16],
+    position: &JournalPosition,
+) -> Result<LogTail, cfs_device::DeviceError> {
+    let mut tail = LogTail {
+        records: Vec::new(),
+        segments: Vec::new(),
+        durable_lsn: Lsn(position.lsn.get() - 1),
+    };
+    let mut segment = SegmentId(position.segment.get());
+    let mut offset = position.offset.get();
+    let mut due_lsn = position.lsn.get();
+    let incarnation = position.seq.get() >> 40;
+    let mut content = vec![0; SEGMENT_BYTES as usize];
+    let segment_count = device.geometry().segment_count;
+    while segment.0 < segment_count {
+        device.read_at(segment, 0, &mut content)?;
+        let first = tail.segments.is_empty();
+        let Some(header) = open_header(&content, key, uuid, segment) else {
+            break;
+        };
+        let fits = if first {
+            header.seq.get() == position.seq.get()
+        } else {
+            header.first_lsn.get() == due_lsn && header.seq.get() >> 40 == incarnation
+        };
+        if !fits || tail.segments.iter().any(|(seen, _)| *seen == segment) {
+            break;
+        }
+        let seq = SegmentSeq(header.seq.get());
+        tail.segments.push((segment, seq));
+        while let Some(batch) = open_batch(&mut content, offset, seq, cipher, due_lsn) {
+            tail.durable_lsn = tail.durable_lsn.max(Lsn(batch.durable_lsn));
+            due_lsn += batch.records.len() as u64;
+            tail.records.extend(batch.records);
+            offset += batch.len;
+        }
+        segment = SegmentId(header.next.get());
+        offset = BLOCK_BYTES;
+    }
+    Ok(tail)
+}
+
+fn open_header(
+    content: &[u8],
+    key: &ClusterKey,
+    uuid: &[u8; 16],
+    segment: SegmentId,
+) -> Option<SegmentHeader> {
+    cfs_seal::keys::open_segment_header(content, key)
+        .ok()
+        .filter(|header| {
+            header.pool_uuid == *uuid
+                && header.segment.get() == segment.0
+                && header.stream == Stream::Journal as u8
+        })
+}
+
+struct OpenedBatch {
+    records: Vec<LoggedRecord>,
+    durable_lsn: u64,
+    len: u32,
+}
+
+fn open_batch(
+    content: &mut [u8],
+    offset: u32,
+    seq: SegmentSeq,
+    cipher: &BlockCipher,
+    due_lsn: u64,
+) -> Option<OpenedBatch> {
+    let batch = content.get_mut(offset as usize..)?;
+    let (header_bytes, rest) = batch.split_at_mut_checked(size_of::<BatchHeader>())?;
+    let header = BatchHeader::read_from_bytes(header_bytes).ok()?;
+    if header.magic.get() != BATCH_MAGIC
+        || header.seq.get() != seq.0
+        || header.first_lsn.get() != due_lsn
+    {
+        return None;
+    }
+    let sealed_len = (header.payload_len.get() as usize).checked_add(16)?;
+    let sealed = rest.get_mut(..sealed_len)?;
+    let payload = cipher
+        .open_in_place(seq, offset, header_bytes, sealed)
+        .ok()?;
+    let records = decode_records(payload, due_lsn, header.record_count.get())?;
+    Some(OpenedBatch {
+        records,
+        durable_lsn: header.durable_lsn.get(),
+        len: block_ceil((size_of::<BatchHeader>() + sealed_len) as u32),
+    })
+}
+
+fn decode_records(mut payload: &[u8], first_lsn: u64, count: u32) -> Option<Vec<LoggedRecord>> {
+    let mut records = Vec::new();
+    for index in 0..u64::from(count) {
+        let (prefix, rest) = payload.split_at_checked(RECORD_PREFIX_BYTES)?;
+        let (timestamp, prefix) = prefix.split_first_chunk::<8>()?;
+        let (kind, len) = prefix.split_first()?;
+        let len = u32::from_le_bytes(len.try_into().ok()?) as usize;
+        let (command, rest) = rest.split_at_checked(len)?;
+        records.push(LoggedRecord {
+            lsn: Lsn(first_lsn + index),
+            timestamp: Timestamp(u64::from_le_bytes(*timestamp)),
+            kind: *kind,
+            command: command.to_vec(),
+        });
+        payload = rest;
+    }
+    payload.is_empty().then_some(records)
+}

@@ -1,0 +1,291 @@
+//! Lanes: each appends sealed chunks to an open data segment of its own, so that workers share nothing on the way to
+//! the device.
+//!
+//! A record is first in the lane's buffer and readable from there; it reaches the device when the segment is full or
+//! when [`Lanes::write_out`] is called, which every flush of the log does before it writes commands. What has been
+//! written is never written again: a partial write-out is padded to the block boundary.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cfs_device::AlignedBuf;
+use cfs_format::segment::{
+    FooterEntry, FooterTrailer, RECORD_ALIGN, RecordHeader, Stream, TAG_BYTES,
+};
+use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_seal::chunk::RecordPlace;
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::WriteError;
+use crate::pool::{Pool, block_ceil};
+use crate::space::Purpose;
+
+struct OpenSegment {
+    segment: SegmentId,
+    seq: SegmentSeq,
+    /// The segment's bytes from its start.
+    buffer: AlignedBuf,
+    /// How many of them are on the device (not necessarily flushed); a multiple of the block size.
+    written: u32,
+    entries: Vec<FooterEntry>,
+}
+
+struct Lane {
+    stream: Stream,
+    purpose: Purpose,
+    open: Option<OpenSegment>,
+    /// A record on its way into the buffer; kept because first-touch memory is slow.
+    scratch: Vec<u8>,
+}
+
+/// Where a record has been put.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub segment: SegmentId,
+    pub seq: SegmentSeq,
+    pub offset: u32,
+    pub record_len: u32,
+}
+
+pub(crate) struct Lanes {
+    pool: Arc<Pool>,
+    lanes: Vec<Mutex<Lane>>,
+    /// Lane number by open segment.
+    open: RwLock<HashMap<SegmentId, usize>>,
+}
+
+/// Bytes that the footer of `count` entries takes at the end of a segment.
+fn footer_bytes(count: usize) -> u32 {
+    (count * size_of::<FooterEntry>() + size_of::<FooterTrailer>()) as u32 + TAG_BYTES
+}
+
+impl Lanes {
+    /// `count` lanes for arriving chunks and one more, the last, for those that compaction moves.
+    pub fn new(pool: Arc<Pool>, count: usize) -> Self {
+        let lane = |stream, purpose| {
+            Mutex::new(Lane {
+                stream,
+                purpose,
+                open: None,
+                scratch: Vec::new(),
+            })
+        };
+        let mut lanes: Vec<_> = (0..count)
+            .map(|_| lane(Stream::Data, Purpose::Data))
+            .collect();
+        lanes.push(lane(Stream::ColdData, Purpose::Upkeep));
+        Self {
+            pool,
+            lanes,
+            open: RwLock::new(HashMap::new()),
+        }
+    }
+
+    /// The lane for chunks that compaction moves.
+    pub fn cold_lane(&self) -> usize {
+        self.lanes.len() - 1
+    }
+
+    /// Number of lanes for arriving chunks.
+    pub fn data_lanes(&self) -> usize {
+        self.lanes.len() - 1
+    }
+
+    /// Appends a record of `record_len` bytes, which `fill` appends to the buffer it is given, and pins its segment.
+    /// `header` gives the record's footer entry.
+    ///
+    /// # Errors
+    /// No space, or a device failure; the record is then nowhere.
+    pub fn append(
+        &self,
+        lane: usize,
+        record_len: u32,
+        header: &RecordHeader,
+        fill: impl FnOnce(RecordPlace, &mut Vec<u8>),
+    ) -> Result<Placed, WriteError> {
+        self.pool.writable()?;
+        let mut guard = self.lanes[lane].lock();
+        let lane_state = &mut *guard;
+        if let Some(open) = &lane_state.open
+            && !open.has_room(record_len)
+        {
+            self.seal(lane_state)?;
+        }
+        if lane_state.open.is_none() {
+            lane_state.open = Some(self.start(lane, lane_state.stream, lane_state.purpose)?);
+        }
+        let open = lane_state.open.as_mut().expect("opened just above");
+        let offset = open.buffer.as_slice().len() as u32;
+        debug_assert!(offset.is_multiple_of(RECORD_ALIGN));
+        let record = &mut lane_state.scratch;
+        record.clear();
+        fill(
+            RecordPlace {
+                seq: open.seq,
+                offset,
+            },
+            record,
+        );
+        assert_eq!(
+            record.len(),
+            record_len as usize,
+            "a record has the length it was announced with"
+        );
+        open.buffer.extend_from_slice(record);
+        open.buffer.pad_to_multiple(RECORD_ALIGN as usize);
+        open.entries.push(FooterEntry {
+            fingerprint: header.fingerprint,
+            offset: offset.into(),
+            record_len: record_len.into(),
+            raw_len: header.raw_len,
+            domain: header.domain,
+            codec: header.codec,
+            reserved: 0,
+        });
+        let placed = Placed {
+            segment: open.segment,
+            seq: open.seq,
+            offset,
+            record_len,
+        };
+        self.pool.space.lock().pin(open.segment);
+        Ok(placed)
+    }
+
+    fn start(
+        &self,
+        lane: usize,
+        stream: Stream,
+        purpose: Purpose,
+    ) -> Result<OpenSegment, WriteError> {
+        let (segment, seq) = self.pool.take_segment(stream, purpose)?;
+        let mut buffer = self.pool.buffer();
+        buffer.extend_from_slice(
+            &self
+                .pool
+                .segment_header(stream, segment, seq, SegmentId(0), 0),
+        );
+        buffer.pad_to_multiple(BLOCK_BYTES as usize);
+        self.open.write().insert(segment, lane);
+        Ok(OpenSegment {
+            segment,
+            seq,
+            buffer,
+            written: 0,
+            entries: Vec::new(),
+        })
+    }
+
+    /// Writes what is left of the open segment, with its footer, and closes it.
+    fn seal(&self, lane: &mut Lane) -> Result<(), WriteError> {
+        let Some(mut open) = lane.open.take() else {
+            return Ok(());
+        };
+        let used = open.buffer.as_slice().len() as u32;
+        let footer_len = footer_bytes(open.entries.len());
+        let footer_offset = SEGMENT_BYTES - footer_len;
+        assert!(used <= footer_offset, "room for the footer was kept");
+        // The gap between the last record and the footer's first block is left unwritten.
+        let tail_start = (footer_offset / BLOCK_BYTES * BLOCK_BYTES).max(open.written);
+        let body_end = block_ceil(used).min(tail_start).max(open.written);
+        if body_end < tail_start {
+            open.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+            self.pool.write(
+                open.segment,
+                open.written,
+                &open.buffer.as_slice()[open.written as usize..body_end as usize],
+            )?;
+            open.written = tail_start;
+        }
+        open.buffer.resize(footer_offset as usize);
+        let sealed = cfs_seal::footer::seal_footer(
+            &open.entries,
+            open.seq,
+            footer_offset,
+            &self.pool.ciphers.footer,
+        );
+        open.buffer.extend_from_slice(&sealed);
+        let trailer =
+            cfs_seal::footer::encode_trailer(open.seq, footer_offset, open.entries.len() as u32);
+        open.buffer.extend_from_slice(&trailer);
+        assert_eq!(open.buffer.as_slice().len(), SEGMENT_BYTES as usize);
+        self.pool.write(
+            open.segment,
+            open.written,
+            &open.buffer.as_slice()[open.written as usize..],
+        )?;
+        self.pool.space.lock().close(open.segment, used);
+        self.open.write().remove(&open.segment);
+        self.pool.recycle(open.buffer);
+        Ok(())
+    }
+
+    /// Writes every lane's buffered records to the device, without flushing it.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn write_out(&self) -> Result<(), WriteError> {
+        for lane in &self.lanes {
+            let mut lane = lane.lock();
+            let Some(open) = &mut lane.open else {
+                continue;
+            };
+            if open.buffer.as_slice().len() as u32 <= open.written {
+                continue;
+            }
+            open.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+            let end = open.buffer.as_slice().len() as u32;
+            self.pool.write(
+                open.segment,
+                open.written,
+                &open.buffer.as_slice()[open.written as usize..],
+            )?;
+            open.written = end;
+            self.pool.space.lock().set_used(open.segment, end);
+        }
+        Ok(())
+    }
+
+    /// Seals every lane's segment.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn seal_all(&self) -> Result<(), WriteError> {
+        for lane in &self.lanes {
+            self.seal(&mut lane.lock())?;
+        }
+        Ok(())
+    }
+
+    /// Copies a record out of an open segment; false when the segment is not open, so that it is on the device.
+    pub fn read(&self, segment: SegmentId, offset: u32, len: u32, out: &mut Vec<u8>) -> bool {
+        let Some(lane) = self.open.read().get(&segment).copied() else {
+            return false;
+        };
+        let lane = self.lanes[lane].lock();
+        let Some(open) = lane.open.as_ref().filter(|open| open.segment == segment) else {
+            return false;
+        };
+        match open
+            .buffer
+            .as_slice()
+            .get(offset as usize..offset as usize + len as usize)
+        {
+            Some(record) => {
+                out.clear();
+                out.extend_from_slice(record);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl OpenSegment {
+    fn has_room(&self, record_len: u32) -> bool {
+        self.buffer.as_slice().len() as u32
+            + record_len.next_multiple_of(RECORD_ALIGN)
+            + footer_bytes(self.entries.len() + 1)
+            <= SEGMENT_BYTES
+    }
+}

@@ -1,0 +1,46 @@
+//! ClaudeFS's store: everything durable is a segment, every change is a command in a log.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `anchor` | the superblock, twice |
+//! | `space` | the segment table: free, promised, in use, waiting |
+//! | `lanes` | open data segments, one a worker |
+//! | `chunks` | chunks in and out, pins |
+//! | `journal` | the log |
+//! | `runs` | the tables' blocks in segments |
+//! | `txn` | one command |
+//! | `checkpoint` | tables and superblock at one log position |
+//! | `open` | making, opening and recovering a pool |
+//! | `reclaim` | dropping dead chunks, compaction |
+//! | `inspect` | what `cfs debug` and `fsck` look at |
+//!
+//! Locks are taken in this order and never the other way: maintenance, writer (a command in the making), pins,
+//! the journal's writer, a seal lane, a lane, the segment table.
+
+#![forbid(unsafe_code)]
+
+mod anchor;
+mod checkpoint;
+mod chunks;
+mod error;
+mod inspect;
+mod journal;
+mod lanes;
+mod open;
+mod pool;
+mod reclaim;
+mod runs;
+mod space;
+mod store;
+mod txn;
+
+pub use anchor::{UnverifiedSuperblock, read_superblock};
+pub use chunks::{CHUNK_BYTES_MAX, ChunkPin, NewChunk};
+pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, WriteError};
+pub use inspect::{Frozen, SegmentReport};
+pub use journal::COMMAND_BYTES_MAX;
+pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
+pub use pool::Host;
+pub use space::SegmentCounts;
+pub use store::{Health, Reservation, Store, StoreOptions, StoreStats};
+pub use txn::{Txn, VolumeDelta};

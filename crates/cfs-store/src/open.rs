@@ -1,0 +1,488 @@
+//! Making a pool, opening one, and recovering what the last process left.
+//!
+//! Opening never trusts a byte that is not authenticated: the superblock's MAC needs the right key, the manifest and
+//! the table blocks their tags, the log its batches. Until the incarnation has been counted up in the superblock
+//! nothing else is written; from then on no nonce of the process before can come again.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cfs_device::Device;
+use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
+use cfs_format::segment::Stream;
+use cfs_format::superblock::{ANCHORS, ChunkParams, KeySlot, Superblock};
+use cfs_format::table::{PoolRecord, SegmentRecord, VolumeRecord, system_key, tag};
+use cfs_format::{
+    DomainId, FORMAT_VERSION, Ino, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId,
+};
+use cfs_kv::{Batch, BlockCache, Tree, TreeOptions};
+use cfs_seal::block::Cipher;
+use cfs_seal::keys::{ClusterKey, DomainSecret};
+use parking_lot::{Mutex, RwLock};
+use zerocopy::FromBytes;
+
+use crate::anchor::{self, Anchors};
+use crate::chunks::{Pins, SealLane};
+use crate::error::{FormatPoolError, OpenError, ReadError, UnlockError};
+use crate::journal::{Journal, LoggedRecord, read_log};
+use crate::lanes::Lanes;
+use crate::pool::{Host, Pool};
+use crate::runs::SegmentRuns;
+use crate::space::{Entry, Space, State};
+use crate::store::{Maintenance, Store, StoreOptions, WriterState};
+use crate::txn::{Mode, Txn};
+
+/// Smallest pool, bytes: the reserve, the log, the tables, and a little data.
+pub const POOL_BYTES_MIN: u64 = 64 * SEGMENT_BYTES as u64;
+
+/// Block size of the tables, bytes before compression.
+const TABLE_BLOCK_BYTES: usize = 8 << 10;
+
+/// What a new pool is told.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatOptions {
+    /// Cipher of everything in it.
+    pub cipher: Cipher,
+    /// Chunker parameters.
+    pub chunk: ChunkParams,
+    /// Most bytes it may take; 0 when the device alone decides.
+    pub pool_bytes_max: u64,
+}
+
+impl Store {
+    /// Makes a pool on a device. `slot` holds the cluster key, wrapped.
+    ///
+    /// # Errors
+    /// There is a pool already (nothing changed), the device is too small (nothing changed) or fails.
+    pub fn format(
+        device: &Arc<dyn Device>,
+        host: &Arc<dyn Host>,
+        cluster_key: ClusterKey,
+        slot: KeySlot,
+        options: &FormatOptions,
+    ) -> Result<(), FormatPoolError> {
+        let segments_max = options.pool_bytes_max / u64::from(SEGMENT_BYTES);
+        let segment_count = usable_segments(&**device, segments_max);
+        let device_bytes = u64::from(segment_count) * u64::from(SEGMENT_BYTES);
+        if device_bytes < POOL_BYTES_MIN {
+            return Err(FormatPoolError::TooSmall {
+                needed_bytes: POOL_BYTES_MIN,
+                device_bytes,
+            });
+        }
+        match anchor::read_superblock(&**device) {
+            Err(OpenError::NotAPool) => {}
+            Err(OpenError::Device(error)) => return Err(error.into()),
+            _ => return Err(FormatPoolError::Exists),
+        }
+        let zeros = vec![0; SEGMENT_BYTES as usize];
+        for segment in 0..ANCHORS {
+            device.prepare(SegmentId(segment))?;
+            device.write_at(SegmentId(segment), 0, &zeros)?;
+        }
+        device.flush()?;
+        let mut uuid = [0; 16];
+        host.fill_random(&mut uuid);
+        let superblock = Superblock {
+            magic: cfs_format::superblock::MAGIC,
+            version: FORMAT_VERSION.into(),
+            segment_bytes: SEGMENT_BYTES.into(),
+            pool_uuid: uuid,
+            created_ns: host.now_ns().into(),
+            cipher: options.cipher.number(),
+            reserved: [0; 7],
+            chunk: options.chunk,
+            segments_max: segments_max.into(),
+            key_slot: slot,
+            generation: 0.into(),
+            incarnation: 1.into(),
+            clean: 1.into(),
+            journal: Default::default(),
+            manifest: Default::default(),
+            manifest_copy: Default::default(),
+            checkpoint_timestamp: 0.into(),
+        };
+        let mut secret = [0; 32];
+        host.fill_random(&mut secret);
+        let secret = DomainSecret::from_bytes(secret);
+        let stored_secret = cluster_key.wrap_domain_secret(DomainId::DEFAULT, &secret);
+        let mut space = Space::new(segment_count, device.geometry().sparse);
+        space.end_replay();
+        let pool = Arc::new(Pool::new(
+            Arc::clone(device),
+            Arc::clone(host),
+            cluster_key,
+            options.cipher,
+            uuid,
+            1,
+            space,
+        ));
+        let store = Self::assemble(
+            pool,
+            superblock,
+            Anchors::empty(),
+            StoreOptions::default(),
+            None,
+        )
+        .expect("new trees read nothing");
+        let mut batch = Batch::new();
+        batch.put(
+            system_key(tag::DOMAIN, &DomainId::DEFAULT.0.to_be_bytes()),
+            stored_secret.to_vec(),
+        );
+        store.meta_tree.apply(&batch);
+        store.next_ino.store(Ino::ROOT.0, Ordering::Relaxed);
+        store.start_journal(1)?;
+        store.close()?;
+        Ok(())
+    }
+
+    /// Opens a pool and replays its log: `replay` applies each namespace command to the transaction it is given,
+    /// which is then committed.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Up to and including [`OpenError::WrongKey`] nothing has changed on the device.
+    pub fn open(
+        device: Arc<dyn Device>,
+        host: Arc<dyn Host>,
+        unlock: impl FnOnce(&Superblock) -> Result<ClusterKey, UnlockError>,
+        options: StoreOptions,
+        mut replay: impl FnMut(&mut Txn<'_>, &[u8]) -> Result<(), ReplayError>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let (unverified, mut anchors) = anchor::scan(&*device)?;
+        let mut superblock = unverified.superblock;
+        let cipher = Cipher::from_number(superblock.cipher)
+            .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
+        let cluster_key = unlock(&superblock).map_err(|error| match error {
+            UnlockError::WrongKey => OpenError::WrongKey,
+            UnlockError::Unavailable(reason) => OpenError::Unlock(reason),
+        })?;
+        if !unverified.is_authentic(&cluster_key) {
+            return Err(OpenError::Superblock(
+                "it was not written by this pool's key".into(),
+            ));
+        }
+        let segment_count = usable_segments(&*device, superblock.segments_max.get());
+        let space = Space::new(segment_count, device.geometry().sparse);
+        let incarnation = superblock.incarnation.get() + 1;
+        let pool = Arc::new(Pool::new(
+            device,
+            host,
+            cluster_key,
+            cipher,
+            superblock.pool_uuid,
+            incarnation,
+            space,
+        ));
+        let position = superblock.journal;
+        let was_clean = superblock.clean.get() == 1;
+        let tail = read_log(
+            &*pool.device,
+            &pool.ciphers.journal,
+            &pool.cluster_key,
+            &pool.uuid,
+            &position,
+        )?;
+        let (manifest, manifest_segments) = Self::read_manifest(&pool, &superblock.manifest)
+            .or_else(|_| Self::read_manifest(&pool, &superblock.manifest_copy))
+            .map_err(|error| OpenError::Checkpoint(error.to_string()))?;
+
+        superblock.incarnation = incarnation.into();
+        superblock.clean = 0.into();
+        superblock.generation += 1;
+        anchors.append(&*pool.device, &superblock, &pool.cluster_key)?;
+
+        {
+            let mut space = pool.space.lock();
+            let table = |seq, used_bytes| Entry {
+                seq: SegmentSeq(seq),
+                live_bytes: 0,
+                used_bytes,
+                pins: 0,
+                state: State::Full(Stream::Table),
+            };
+            for (segment, seq, used_bytes) in &manifest.segments {
+                claim(&mut space, SegmentId(*segment), table(*seq, *used_bytes))?;
+            }
+            for segment in &manifest_segments {
+                claim(&mut space, *segment, table(0, SEGMENT_BYTES))?;
+            }
+            for pointer in [superblock.manifest, superblock.manifest_copy] {
+                let segment = SegmentId(pointer.segment.get());
+                claim(&mut space, segment, table(pointer.seq.get(), SEGMENT_BYTES))?;
+            }
+            for (segment, seq) in &tail.segments {
+                let entry = Entry {
+                    seq: *seq,
+                    live_bytes: 0,
+                    used_bytes: SEGMENT_BYTES,
+                    pins: 0,
+                    state: State::Full(Stream::Journal),
+                };
+                claim(&mut space, *segment, entry)?;
+            }
+        }
+        let mut all_manifest_segments: BTreeSet<SegmentId> =
+            manifest_segments.into_iter().collect();
+        all_manifest_segments.insert(SegmentId(superblock.manifest.segment.get()));
+        all_manifest_segments.insert(SegmentId(superblock.manifest_copy.segment.get()));
+        let store = Self::assemble(pool, superblock, anchors, options, Some(&manifest))?;
+        store.maintenance.lock().manifest_segments = all_manifest_segments.into_iter().collect();
+        store.load_system_records()?;
+        let next_lsn = store.replay(
+            tail.records,
+            tail.durable_lsn,
+            position.lsn.get(),
+            &mut replay,
+        )?;
+        store.pool.space.lock().end_replay();
+        store.start_journal(next_lsn)?;
+        if was_clean && next_lsn == position.lsn.get() {
+            store.point_superblock_at_journal()?;
+        } else {
+            store.checkpoint()?;
+        }
+        Ok(Arc::new(store))
+    }
+
+    fn assemble(
+        pool: Arc<Pool>,
+        superblock: Superblock,
+        anchors: Anchors,
+        options: StoreOptions,
+        manifest: Option<&crate::checkpoint::Manifest>,
+    ) -> Result<Self, OpenError> {
+        let runs = Arc::new(SegmentRuns::new(Arc::clone(&pool)));
+        let block_cache = Arc::new(BlockCache::new(options.block_cache_bytes));
+        let tree_options = TreeOptions {
+            memtable_bytes_max: options.memtable_bytes_max,
+            block_bytes: TABLE_BLOCK_BYTES,
+            ..TreeOptions::default()
+        };
+        let tree = |bytes: Option<&[u8]>| {
+            let runs: Arc<dyn cfs_kv::RunStore> = Arc::<SegmentRuns>::clone(&runs);
+            match bytes {
+                None => Ok(Tree::create(
+                    runs,
+                    Arc::clone(&block_cache),
+                    tree_options.clone(),
+                )),
+                Some(bytes) => {
+                    Tree::open(runs, Arc::clone(&block_cache), tree_options.clone(), bytes)
+                        .map_err(|error| OpenError::Checkpoint(error.to_string()))
+                }
+            }
+        };
+        let lanes = Arc::new(Lanes::new(Arc::clone(&pool), options.lanes));
+        let last_checkpoint_ns = pool.host.now_ns();
+        Ok(Self {
+            seal_lanes: (0..=options.lanes)
+                .map(|_| Mutex::new(SealLane::new(&pool)))
+                .collect(),
+            lanes,
+            pins: Arc::new(Pins::new()),
+            meta_tree: tree(manifest.map(|manifest| &manifest.meta[..]))?,
+            chunk_tree: tree(manifest.map(|manifest| &manifest.chunk[..]))?,
+            runs,
+            block_cache,
+            journal: std::sync::OnceLock::new(),
+            writer: Mutex::new(WriterState {
+                last_timestamp: Timestamp(superblock.checkpoint_timestamp.get()),
+                pool: PoolRecord::default(),
+                volumes_changed: BTreeSet::new(),
+            }),
+            volumes: RwLock::new(HashMap::new()),
+            domains: RwLock::new(HashMap::new()),
+            next_ino: AtomicU64::new(0),
+            maintenance: Mutex::new(Maintenance {
+                checkpoint_lsn: Lsn(superblock.journal.lsn.get().saturating_sub(1)),
+                superblock,
+                anchors,
+                manifest_segments: Vec::new(),
+                last_checkpoint_ns,
+            }),
+            options,
+            unflushed_since_ns: AtomicU64::new(0),
+            pool,
+        })
+    }
+
+    fn start_journal(&self, next_lsn: u64) -> Result<(), crate::error::WriteError> {
+        let journal = Journal::start(Arc::clone(&self.pool), Arc::clone(&self.lanes), next_lsn)?;
+        assert!(
+            self.journal.set(journal).is_ok(),
+            "the journal is started once"
+        );
+        Ok(())
+    }
+
+    /// After a clean shutdown the checkpoint is good as it is; only the log goes on elsewhere.
+    fn point_superblock_at_journal(&self) -> Result<(), OpenError> {
+        let mut maintenance = self.maintenance.lock();
+        self.pool.flush()?;
+        let Maintenance {
+            superblock,
+            anchors,
+            ..
+        } = &mut *maintenance;
+        superblock.journal = self.journal().position();
+        superblock.generation += 1;
+        anchors.append(&*self.pool.device, superblock, &self.pool.cluster_key)?;
+        drop(maintenance);
+        // The log of the process before.
+        let mut space = self.pool.space.lock();
+        let in_use = self.journal().current_segments();
+        let old: Vec<SegmentId> = space
+            .entries()
+            .filter(|(segment, entry)| {
+                entry.state == State::Full(Stream::Journal) && !in_use.contains(segment)
+            })
+            .map(|(segment, _)| segment)
+            .collect();
+        for segment in old {
+            space.retire(segment);
+        }
+        Ok(())
+    }
+
+    /// Segment table, volumes, domains and counters, as of the checkpoint.
+    fn load_system_records(&self) -> Result<(), OpenError> {
+        let bad = |what| OpenError::Read(ReadError::Record { what });
+        let lo = system_key(0, &[]);
+        let hi = cfs_format::table::key(Ino(1), 0, &[]);
+        for row in self.range(&lo, &hi) {
+            let (key, value) = row.map_err(ReadError::from)?;
+            let (_, tag, suffix) =
+                cfs_format::table::split_key(&key).map_err(|_| bad("key of a system record"))?;
+            match tag {
+                tag::SEGMENT => {
+                    let segment = suffix.try_into().map_err(|_| bad("segment key"))?;
+                    let segment = SegmentId(u32::from_be_bytes(segment));
+                    let record =
+                        SegmentRecord::read_from_bytes(&value).map_err(|_| bad("segment"))?;
+                    let stream =
+                        Stream::from_number(record.stream).ok_or_else(|| bad("segment stream"))?;
+                    let entry = Entry {
+                        seq: SegmentSeq(record.seq.get()),
+                        live_bytes: record.live_bytes.get(),
+                        used_bytes: record.used_bytes.get(),
+                        pins: 0,
+                        state: State::Full(stream),
+                    };
+                    claim(&mut self.pool.space.lock(), segment, entry)?;
+                }
+                tag::POOL => {
+                    self.writer.lock().pool =
+                        PoolRecord::read_from_bytes(&value).map_err(|_| bad("pool counters"))?;
+                }
+                tag::VOLUME => {
+                    let volume = suffix.try_into().map_err(|_| bad("volume key"))?;
+                    let volume = VolumeId(u32::from_be_bytes(volume));
+                    let record =
+                        VolumeRecord::read_from_bytes(&value).map_err(|_| bad("volume"))?;
+                    self.volumes.write().insert(volume, record);
+                }
+                tag::DOMAIN => {
+                    let domain = suffix.try_into().map_err(|_| bad("domain key"))?;
+                    let domain = DomainId(u16::from_be_bytes(domain));
+                    let stored: [u8; 32] =
+                        value.as_slice().try_into().map_err(|_| bad("domain"))?;
+                    let secret = self.pool.cluster_key.unwrap_domain_secret(domain, &stored);
+                    self.domains.write().insert(domain, Arc::new(secret));
+                }
+                tag::NEXT_INO => {
+                    let next: [u8; 8] = value
+                        .as_slice()
+                        .try_into()
+                        .map_err(|_| bad("next inode number"))?;
+                    self.next_ino
+                        .store(u64::from_le_bytes(next), Ordering::Relaxed);
+                }
+                // Lists that are read where they are worked off; they may be long.
+                tag::ORPHAN | tag::DEAD_CHUNK | tag::FRAGMENTED => {}
+                _ => return Err(bad("system record of an unknown kind")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the log. Returns the LSN of the first command after it.
+    fn replay(
+        &self,
+        records: Vec<LoggedRecord>,
+        durable_lsn: Lsn,
+        first_lsn: u64,
+        replay: &mut impl FnMut(&mut Txn<'_>, &[u8]) -> Result<(), ReplayError>,
+    ) -> Result<u64, OpenError> {
+        let mut next_lsn = first_lsn;
+        for record in records {
+            let verify = record.lsn > durable_lsn;
+            let error = |reason: String| OpenError::Replay {
+                lsn: record.lsn.0,
+                reason,
+            };
+            let mut txn = Txn::new(
+                self,
+                self.writer.lock(),
+                Mode::Replay { verify },
+                record.timestamp,
+            );
+            let applied = match record.kind {
+                KIND_NAMESPACE => replay(&mut txn, &record.command),
+                KIND_STORE => self.apply_store_command(&mut txn, &record.command),
+                kind => return Err(error(format!("a command of unknown kind {kind}"))),
+            };
+            match applied {
+                Ok(()) => {}
+                Err(ReplayError::Read(read_error)) if verify => {
+                    tracing::warn!(
+                        lsn = record.lsn.0,
+                        error = %read_error,
+                        "the log ends here: what follows was never flushed"
+                    );
+                    break;
+                }
+                Err(ReplayError::Read(read_error)) => return Err(error(read_error.to_string())),
+                Err(ReplayError::Other(reason)) => return Err(error(reason)),
+            }
+            txn.commit(&record.command)?;
+            next_lsn = record.lsn.0 + 1;
+        }
+        Ok(next_lsn)
+    }
+}
+
+/// Why a command of the log was not applied.
+#[derive(Debug)]
+pub enum ReplayError {
+    /// Something that it needs cannot be read; for commands that may not have been flushed this ends the log.
+    Read(ReadError),
+    /// It does not fit the tables, or is not a command.
+    Other(String),
+}
+
+impl From<ReadError> for ReplayError {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
+}
+
+fn usable_segments(device: &dyn Device, segments_max: u64) -> u32 {
+    let count = device.geometry().segment_count;
+    match u32::try_from(segments_max) {
+        Ok(max) if max > 0 => count.min(max),
+        _ => count,
+    }
+}
+
+fn claim(space: &mut Space, segment: SegmentId, entry: Entry) -> Result<(), OpenError> {
+    if segment.0 >= space.segment_count() {
+        return Err(OpenError::Truncated {
+            segment,
+            segment_count: space.segment_count(),
+        });
+    }
+    space.claim(segment, entry);
+    Ok(())
+}

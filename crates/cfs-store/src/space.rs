@@ -1,0 +1,457 @@
+//! The segment table: which segments are free, what is in the others, and what has been promised.
+//!
+//! Invariants:
+//! - A segment is in exactly one state; only `Free` segments are handed out.
+//! - A segment whose content is no longer needed is `Pending` until a checkpoint that does not need it is durable;
+//!   so replay never meets a segment that was used twice since the checkpoint.
+//! - `promised_bytes` is the sum of all living reservations; together with the reserve it never exceeds what is free.
+
+use std::collections::BTreeSet;
+
+use cfs_device::{Device, DeviceError};
+use cfs_format::segment::Stream;
+use cfs_format::superblock::ANCHORS;
+use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
+
+use crate::error::NoSpace;
+
+/// Bytes of a data segment that can be counted on for chunks: header, footer and the unused end are taken off.
+pub(crate) const SEGMENT_PAYLOAD_BYTES: u64 = (SEGMENT_BYTES - 2 * BLOCK_BYTES) as u64 * 7 / 8;
+
+/// Free segments that are kept prepared (given room by the host) between uses.
+const PREPARED_IDLE: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// May be handed out.
+    Free,
+    /// Being appended to.
+    Open(Stream),
+    /// Written, in use.
+    Full(Stream),
+    /// Not needed any more, but perhaps by a replay from the last checkpoint.
+    Pending,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub seq: SegmentSeq,
+    /// Bytes of records that the chunk tree points to.
+    pub live_bytes: u32,
+    /// Bytes written.
+    pub used_bytes: u32,
+    /// Chunks in it that a command in the making refers to.
+    pub pins: u32,
+    pub state: State,
+}
+
+const FREE: Entry = Entry {
+    seq: SegmentSeq(0),
+    live_bytes: 0,
+    used_bytes: 0,
+    pins: 0,
+    state: State::Free,
+};
+
+/// Who asks for a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// User data: leaves the reserve alone.
+    Data,
+    /// Log, tables, compaction: may use the reserve.
+    Upkeep,
+}
+
+pub(crate) struct Space {
+    /// Segments `0..entries.len()`; those beyond have never been used.
+    entries: Vec<Entry>,
+    /// Free segments below `entries.len()`.
+    free: BTreeSet<u32>,
+    /// Those of `free` that the host has given room to.
+    prepared: BTreeSet<u32>,
+    pending: Vec<SegmentId>,
+    segment_count: u32,
+    reserve_segments: u32,
+    promised_bytes: u64,
+    sparse: bool,
+    /// Data segments whose record in the tables is out of date.
+    changed: BTreeSet<u32>,
+    /// While the log is replayed an empty segment may still get chunks from a later command.
+    replaying: bool,
+}
+
+/// Segments by state, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentCounts {
+    /// Segments that the pool may use.
+    pub total: u64,
+    /// Free ones.
+    pub free: u64,
+    /// Waiting for a checkpoint to become free.
+    pub pending: u64,
+    /// Journal.
+    pub journal: u64,
+    /// Tables.
+    pub table: u64,
+    /// Chunks.
+    pub data: u64,
+}
+
+impl Space {
+    pub fn new(segment_count: u32, sparse: bool) -> Self {
+        let mut entries = vec![FREE; ANCHORS as usize];
+        for entry in &mut entries {
+            entry.state = State::Full(Stream::Journal);
+        }
+        Self {
+            entries,
+            free: BTreeSet::new(),
+            prepared: BTreeSet::new(),
+            pending: Vec::new(),
+            segment_count,
+            reserve_segments: (segment_count / 16).clamp(12, 96),
+            promised_bytes: 0,
+            sparse,
+            changed: BTreeSet::new(),
+            replaying: true,
+        }
+    }
+
+    /// The log has been replayed: data segments that nothing refers to are retired, now and from now on.
+    pub fn end_replay(&mut self) {
+        self.replaying = false;
+        for index in ANCHORS..self.entries.len() as u32 {
+            self.release_if_empty(SegmentId(index));
+        }
+    }
+
+    pub fn reserve_segments(&self) -> u32 {
+        self.reserve_segments
+    }
+
+    pub fn segment_count(&self) -> u32 {
+        self.segment_count
+    }
+
+    pub fn entry(&self, segment: SegmentId) -> Option<&Entry> {
+        self.entries.get(segment.0 as usize)
+    }
+
+    pub fn seq(&self, segment: SegmentId) -> Option<SegmentSeq> {
+        self.entry(segment).map(|entry| entry.seq)
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = (SegmentId, &Entry)> {
+        self.entries
+            .iter()
+            .enumerate()
+            .skip(ANCHORS as usize)
+            .map(|(index, entry)| (SegmentId(index as u32), entry))
+    }
+
+    fn entry_mut(&mut self, segment: SegmentId) -> &mut Entry {
+        let index = segment.0 as usize;
+        while self.entries.len() <= index {
+            if self.entries.len() >= ANCHORS as usize {
+                self.free.insert(self.entries.len() as u32);
+            }
+            self.entries.push(FREE);
+        }
+        &mut self.entries[index]
+    }
+
+    fn free_segments(&self) -> u64 {
+        self.free.len() as u64 + u64::from(self.segment_count) - self.entries.len() as u64
+    }
+
+    /// Bytes that could be promised now.
+    pub fn available_bytes(&self) -> u64 {
+        (self
+            .free_segments()
+            .saturating_sub(u64::from(self.reserve_segments))
+            * SEGMENT_PAYLOAD_BYTES)
+            .saturating_sub(self.promised_bytes)
+    }
+
+    /// Hands out a free segment that has room on the host.
+    pub fn take(
+        &mut self,
+        device: &dyn Device,
+        stream: Stream,
+        purpose: Purpose,
+        seq: SegmentSeq,
+    ) -> Result<SegmentId, NoSpaceOr<DeviceError>> {
+        if purpose == Purpose::Data && self.free_segments() <= u64::from(self.reserve_segments / 2)
+        {
+            return Err(NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))));
+        }
+        let segment = match self.prepared.pop_first() {
+            Some(index) => SegmentId(index),
+            None => {
+                let segment = self
+                    .pick()
+                    .ok_or_else(|| NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))?;
+                self.prepare(device, segment)?;
+                self.prepared.remove(&segment.0);
+                segment
+            }
+        };
+        self.entry_mut(segment);
+        self.free.remove(&segment.0);
+        *self.entry_mut(segment) = Entry {
+            seq,
+            state: State::Open(stream),
+            ..FREE
+        };
+        Ok(segment)
+    }
+
+    /// The lowest free segment that is not prepared.
+    fn pick(&self) -> Option<SegmentId> {
+        self.free
+            .iter()
+            .find(|index| !self.prepared.contains(index))
+            .copied()
+            .or_else(|| {
+                ((self.entries.len() as u32) < self.segment_count)
+                    .then_some(self.entries.len() as u32)
+            })
+            .map(SegmentId)
+    }
+
+    fn prepare(
+        &mut self,
+        device: &dyn Device,
+        segment: SegmentId,
+    ) -> Result<(), NoSpaceOr<DeviceError>> {
+        match device.prepare(segment) {
+            Ok(()) => {
+                self.entry_mut(segment);
+                self.free.insert(segment.0);
+                self.prepared.insert(segment.0);
+                Ok(())
+            }
+            Err(DeviceError::NoSpace { .. }) => {
+                Err(NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))
+            }
+            Err(error) => Err(NoSpaceOr::Other(error)),
+        }
+    }
+
+    fn no_space(&self, needed_bytes: u64) -> NoSpace {
+        NoSpace {
+            needed_bytes,
+            available_bytes: self.available_bytes(),
+        }
+    }
+
+    /// Promises room for `bytes`, on a sparse device by having the host give it.
+    pub fn promise(
+        &mut self,
+        device: &dyn Device,
+        bytes: u64,
+    ) -> Result<(), NoSpaceOr<DeviceError>> {
+        if bytes > self.available_bytes() {
+            return Err(NoSpaceOr::NoSpace(self.no_space(bytes)));
+        }
+        if self.sparse {
+            let wanted = (self.promised_bytes + bytes).div_ceil(SEGMENT_PAYLOAD_BYTES) as usize
+                + PREPARED_IDLE;
+            while self.prepared.len() < wanted {
+                let Some(segment) = self.pick() else {
+                    break;
+                };
+                self.prepare(device, segment)?;
+            }
+        }
+        self.promised_bytes += bytes;
+        Ok(())
+    }
+
+    pub fn unpromise(&mut self, bytes: u64) {
+        self.promised_bytes = self
+            .promised_bytes
+            .checked_sub(bytes)
+            .expect("a reservation is given back once");
+    }
+
+    pub fn promised_bytes(&self) -> u64 {
+        self.promised_bytes
+    }
+
+    /// Gives prepared segments that no promise needs back to the host. At most `limit` in one call.
+    pub fn trim(&mut self, device: &dyn Device, limit: usize) -> Result<(), DeviceError> {
+        if !self.sparse {
+            return Ok(());
+        }
+        let wanted = self.promised_bytes.div_ceil(SEGMENT_PAYLOAD_BYTES) as usize + PREPARED_IDLE;
+        for _ in 0..limit {
+            if self.prepared.len() <= wanted {
+                break;
+            }
+            let Some(index) = self.prepared.pop_last() else {
+                break;
+            };
+            device.discard_from(SegmentId(index), 0)?;
+        }
+        Ok(())
+    }
+
+    /// An open segment is full.
+    pub fn close(&mut self, segment: SegmentId, used_bytes: u32) {
+        let entry = self.entry_mut(segment);
+        let State::Open(stream) = entry.state else {
+            panic!("{segment:?} is closed in state {:?}", entry.state);
+        };
+        entry.state = State::Full(stream);
+        entry.used_bytes = used_bytes;
+        self.changed.insert(segment.0);
+        self.release_if_empty(segment);
+    }
+
+    pub fn set_used(&mut self, segment: SegmentId, used_bytes: u32) {
+        self.entry_mut(segment).used_bytes = used_bytes;
+        self.changed.insert(segment.0);
+    }
+
+    /// Marks a segment as in use while a pool is being opened.
+    pub fn claim(&mut self, segment: SegmentId, entry: Entry) {
+        self.entry_mut(segment);
+        self.free.remove(&segment.0);
+        self.prepared.remove(&segment.0);
+        *self.entry_mut(segment) = entry;
+    }
+
+    /// A command in the log refers to the segment, so it was filled since the checkpoint.
+    pub fn claim_replayed(&mut self, segment: SegmentId, seq: SegmentSeq) {
+        self.claim(
+            segment,
+            Entry {
+                seq,
+                used_bytes: SEGMENT_BYTES,
+                state: State::Full(Stream::Data),
+                ..FREE
+            },
+        );
+        self.changed.insert(segment.0);
+    }
+
+    pub fn is_free(&self, segment: SegmentId) -> bool {
+        self.entry(segment)
+            .is_none_or(|entry| entry.state == State::Free)
+    }
+
+    /// The content of a segment is no longer needed once the next checkpoint is durable.
+    pub fn retire(&mut self, segment: SegmentId) {
+        let entry = self.entry_mut(segment);
+        assert!(
+            matches!(entry.state, State::Open(_) | State::Full(_)),
+            "{segment:?} is retired in state {:?}",
+            entry.state
+        );
+        entry.state = State::Pending;
+        entry.live_bytes = 0;
+        self.changed.insert(segment.0);
+        self.pending.push(segment);
+    }
+
+    pub fn pin(&mut self, segment: SegmentId) {
+        self.entry_mut(segment).pins += 1;
+    }
+
+    pub fn unpin(&mut self, segment: SegmentId) {
+        let entry = self.entry_mut(segment);
+        entry.pins = entry.pins.checked_sub(1).expect("unpinned once a pin");
+        self.release_if_empty(segment);
+    }
+
+    /// Changes the live bytes of a data segment. One that becomes empty is retired.
+    pub fn add_live(&mut self, segment: SegmentId, delta: i64) {
+        let entry = self.entry_mut(segment);
+        let live = i64::from(entry.live_bytes) + delta;
+        entry.live_bytes = u32::try_from(live).expect("live bytes stay within the segment");
+        self.changed.insert(segment.0);
+        self.release_if_empty(segment);
+    }
+
+    fn release_if_empty(&mut self, segment: SegmentId) {
+        if self.replaying {
+            return;
+        }
+        let entry = self.entry_mut(segment);
+        if entry.live_bytes == 0
+            && entry.pins == 0
+            && matches!(entry.state, State::Full(Stream::Data | Stream::ColdData))
+        {
+            self.retire(segment);
+        }
+    }
+
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub fn take_pending(&mut self) -> Vec<SegmentId> {
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Takes one retired segment out of the list.
+    pub fn take_pending_one(&mut self, segment: SegmentId) -> Option<SegmentId> {
+        let index = self.pending.iter().rposition(|other| *other == segment)?;
+        Some(self.pending.swap_remove(index))
+    }
+
+    /// The checkpoint that was to free these failed.
+    pub fn put_back_pending(&mut self, retired: Vec<SegmentId>) {
+        self.pending.extend(retired);
+    }
+
+    /// A retired segment may be used again.
+    pub fn free(&mut self, segment: SegmentId, still_prepared: bool) {
+        let entry = self.entry_mut(segment);
+        assert_eq!(entry.state, State::Pending, "{segment:?} is freed");
+        *entry = FREE;
+        self.free.insert(segment.0);
+        if still_prepared {
+            self.prepared.insert(segment.0);
+        }
+    }
+
+    pub fn prepared_count(&self) -> usize {
+        self.prepared.len()
+    }
+
+    /// Data segments whose records are out of date, with their entry; free ones have none.
+    pub fn take_changed(&mut self) -> Vec<(SegmentId, Entry)> {
+        std::mem::take(&mut self.changed)
+            .into_iter()
+            .map(|index| (SegmentId(index), self.entries[index as usize]))
+            .collect()
+    }
+
+    pub fn counts(&self) -> SegmentCounts {
+        let mut counts = SegmentCounts {
+            total: u64::from(self.segment_count),
+            free: self.free_segments(),
+            pending: self.pending.len() as u64,
+            ..SegmentCounts::default()
+        };
+        for (_, entry) in self.entries() {
+            match entry.state {
+                State::Open(stream) | State::Full(stream) => match stream {
+                    Stream::Journal => counts.journal += 1,
+                    Stream::Table => counts.table += 1,
+                    Stream::Data | Stream::ColdData => counts.data += 1,
+                },
+                State::Free | State::Pending => {}
+            }
+        }
+        counts
+    }
+}
+
+/// No room, or another error.
+pub(crate) enum NoSpaceOr<E> {
+    NoSpace(NoSpace),
+    Other(E),
+}

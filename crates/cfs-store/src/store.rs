@@ -1,0 +1,309 @@
+//! The store as its users see it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cfs_format::superblock::Superblock;
+use cfs_format::table::{PoolRecord, VolumeRecord};
+use cfs_format::{DomainId, Ino, Lsn, SegmentId, Timestamp, VolumeId};
+use cfs_kv::{BlockCache, Tree, View};
+use cfs_seal::keys::DomainSecret;
+use parking_lot::{Mutex, RwLock};
+
+use crate::anchor::Anchors;
+use crate::chunks::{Pins, SealLane};
+use crate::error::{NoSpace, ReadError, WriteError};
+use crate::journal::Journal;
+use crate::lanes::Lanes;
+use crate::pool::Pool;
+use crate::runs::SegmentRuns;
+use crate::space::SegmentCounts;
+
+/// How a store uses memory and threads.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Workers that may call [`Store::put_chunk`] at the same time without waiting for each other.
+    pub lanes: usize,
+    /// Budget of the tables' block cache, bytes.
+    pub block_cache_bytes: u64,
+    /// Size at which a memtable is written out, bytes.
+    pub memtable_bytes_max: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            lanes: 2,
+            block_cache_bytes: 64 << 20,
+            memtable_bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// What a command in the making holds alone.
+pub(crate) struct WriterState {
+    pub last_timestamp: Timestamp,
+    pub pool: PoolRecord,
+    pub volumes_changed: BTreeSet<VolumeId>,
+}
+
+/// What checkpoints and compaction hold alone.
+pub(crate) struct Maintenance {
+    pub superblock: Superblock,
+    pub anchors: Anchors,
+    /// Segments of the last checkpoint's manifests.
+    pub manifest_segments: Vec<SegmentId>,
+    pub last_checkpoint_ns: u64,
+    /// Log position of the last checkpoint.
+    pub checkpoint_lsn: Lsn,
+}
+
+/// A pool that is open.
+pub struct Store {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) seal_lanes: Vec<Mutex<SealLane>>,
+    pub(crate) pins: Arc<Pins>,
+    pub(crate) runs: Arc<SegmentRuns>,
+    pub(crate) meta_tree: Tree,
+    pub(crate) chunk_tree: Tree,
+    pub(crate) block_cache: Arc<BlockCache>,
+    pub(crate) journal: std::sync::OnceLock<Journal>,
+    pub(crate) writer: Mutex<WriterState>,
+    pub(crate) volumes: RwLock<HashMap<VolumeId, VolumeRecord>>,
+    pub(crate) domains: RwLock<HashMap<DomainId, Arc<DomainSecret>>>,
+    pub(crate) next_ino: AtomicU64,
+    pub(crate) maintenance: Mutex<Maintenance>,
+    pub(crate) options: StoreOptions,
+    /// Nanoseconds since 1970 at which the oldest unflushed command was seen by `tick`; 0 when there is none.
+    pub(crate) unflushed_since_ns: AtomicU64,
+}
+
+/// Whether the pool can be written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Yes.
+    Good,
+    /// No: the device failed.
+    ReadOnly {
+        /// The failure.
+        reason: Arc<str>,
+    },
+}
+
+/// Figures for `status`.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreStats {
+    /// Chunks and references.
+    pub pool: PoolRecord,
+    /// Segments by use.
+    pub segments: SegmentCounts,
+    /// Bytes that the device takes from its host, where it is sparse.
+    pub host_allocated_bytes: Option<u64>,
+    /// Bytes that could still be accepted.
+    pub available_bytes: u64,
+    /// Bytes promised to writes that are on their way.
+    pub promised_bytes: u64,
+    /// Live bytes in data segments.
+    pub live_bytes: u64,
+    /// Bytes written in data segments.
+    pub data_used_bytes: u64,
+    /// Bytes of the log that a replay would read.
+    pub replay_bytes: u64,
+    /// Memtables, bytes.
+    pub memtable_bytes: u64,
+    /// Newest command.
+    pub last_lsn: Lsn,
+    /// Newest durable command.
+    pub durable_lsn: Lsn,
+    /// The tables' block cache, bytes.
+    pub block_cache_bytes: u64,
+}
+
+/// Room that has been promised; given back when dropped.
+pub struct Reservation {
+    pool: Arc<Pool>,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// Bytes promised.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives back all but `bytes`.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        if bytes < self.bytes {
+            self.pool.space.lock().unpromise(self.bytes - bytes);
+            self.bytes = bytes;
+        }
+    }
+
+    /// Takes over another one's room.
+    pub fn merge(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.pool.space.lock().unpromise(self.bytes);
+        }
+    }
+}
+
+impl Store {
+    pub(crate) fn journal(&self) -> &Journal {
+        self.journal
+            .get()
+            .expect("set before the store is handed out")
+    }
+
+    /// The newest committed value at `key` of the meta tree.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        Ok(self.meta_tree.get(key)?)
+    }
+
+    /// Rows of the meta tree in `[lo, hi)`, as of now.
+    #[must_use]
+    pub fn range(&self, lo: &[u8], hi: &[u8]) -> cfs_kv::Range {
+        self.meta_tree
+            .range(std::ops::Bound::Included(lo), std::ops::Bound::Excluded(hi))
+    }
+
+    /// The meta tree as of now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.meta_tree.view()
+    }
+
+    /// A volume, with its counters as of the newest command.
+    #[must_use]
+    pub fn volume(&self, volume: VolumeId) -> Option<VolumeRecord> {
+        self.volumes.read().get(&volume).copied()
+    }
+
+    /// All volumes.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(VolumeId, VolumeRecord)> {
+        let mut volumes: Vec<_> = self
+            .volumes
+            .read()
+            .iter()
+            .map(|(id, record)| (*id, *record))
+            .collect();
+        volumes.sort_unstable_by_key(|(id, _)| *id);
+        volumes
+    }
+
+    /// The dedup domains of the pool.
+    #[must_use]
+    pub fn domains(&self) -> Vec<DomainId> {
+        let mut domains: Vec<_> = self.domains.read().keys().copied().collect();
+        domains.sort_unstable();
+        domains
+    }
+
+    /// The pool's superblock as of the last checkpoint.
+    #[must_use]
+    pub fn superblock(&self) -> Superblock {
+        self.maintenance.lock().superblock
+    }
+
+    /// An inode number that was never used. The command that uses it calls [`crate::Txn::note_ino`].
+    pub fn allocate_ino(&self) -> Ino {
+        Ino(self.next_ino.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Promises room for `bytes` of data that have been accepted and not yet been stored.
+    ///
+    /// # Errors
+    /// There is not enough room.
+    pub fn admit(&self, bytes: u64) -> Result<Reservation, NoSpace> {
+        self.pool.promise(bytes)?;
+        Ok(Reservation {
+            pool: Arc::clone(&self.pool),
+            bytes,
+        })
+    }
+
+    /// Bytes that could be accepted now.
+    #[must_use]
+    pub fn available_bytes(&self) -> u64 {
+        let available = self.pool.space.lock().available_bytes();
+        match self.pool.device.host_space() {
+            Ok(Some(host)) => available.min(host.available_bytes),
+            _ => available,
+        }
+    }
+
+    /// Returns when everything that was committed before the call is durable. Those who wait at the same time share
+    /// one flush.
+    ///
+    /// # Errors
+    /// The pool is, or goes, read-only: whether the commands are durable is then unknown.
+    pub fn sync(&self) -> Result<(), WriteError> {
+        self.sync_to(self.journal().last_lsn())
+    }
+
+    /// Returns when `lsn` is durable.
+    ///
+    /// # Errors
+    /// As [`Store::sync`].
+    pub fn sync_to(&self, lsn: Lsn) -> Result<(), WriteError> {
+        self.journal().sync_to(lsn)
+    }
+
+    /// Number of lanes for [`Store::put_chunk`].
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.lanes.data_lanes()
+    }
+
+    /// Whether the pool can be written to.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        match self.pool.failure() {
+            None => Health::Good,
+            Some(reason) => Health::ReadOnly { reason },
+        }
+    }
+
+    /// Figures for `status`.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let pool = self.writer.lock().pool;
+        let host = self.pool.device.host_space().ok().flatten();
+        let space = self.pool.space.lock();
+        let (mut live_bytes, mut data_used_bytes) = (0, 0);
+        for (_, entry) in space.entries() {
+            if entry.is_data() {
+                live_bytes += u64::from(entry.live_bytes);
+                data_used_bytes += u64::from(entry.used_bytes);
+            }
+        }
+        let available = space.available_bytes();
+        StoreStats {
+            pool,
+            segments: space.counts(),
+            host_allocated_bytes: host.map(|host| host.allocated_bytes),
+            available_bytes: host.map_or(available, |host| available.min(host.available_bytes)),
+            promised_bytes: space.promised_bytes(),
+            live_bytes,
+            data_used_bytes,
+            replay_bytes: self.journal().replay_bytes(),
+            memtable_bytes: (self.meta_tree.memtable_bytes() + self.chunk_tree.memtable_bytes())
+                as u64,
+            last_lsn: self.journal().last_lsn(),
+            durable_lsn: self.journal().durable_lsn(),
+            block_cache_bytes: self.block_cache.bytes(),
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! One command: what it reads and what it changes in the tables, as a whole or not at all.
+//!
+//! A transaction holds the store's writer lock from [`Store::begin`] to [`Txn::commit`]. It collects its changes and
+//! touches nothing before it commits; dropping it changes nothing. In replay the same code runs with the timestamp
+//! that was recorded.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
+use cfs_format::table::{ChunkRecord, PoolRecord, VolumeRecord, system_key, tag};
+use cfs_format::{Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
+use cfs_kv::Batch;
+use parking_lot::MutexGuard;
+use zerocopy::IntoBytes;
+
+use crate::chunks::NewChunk;
+use crate::error::{ReadError, WriteError};
+use crate::store::{Store, WriterState};
+
+/// A change of a volume's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeDelta {
+    /// Bytes of content.
+    pub logical_bytes: i64,
+    /// Bytes that extents and inline data hold.
+    pub allocated_bytes: i64,
+    /// Inodes.
+    pub inodes: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A new command: it is logged.
+    Live,
+    /// A command from the log. `verify`: it may not have been flushed, so the chunks it brings are checked.
+    Replay { verify: bool },
+}
+
+/// A command in the making.
+pub struct Txn<'a> {
+    store: &'a Store,
+    writer: MutexGuard<'a, WriterState>,
+    mode: Mode,
+    timestamp: Timestamp,
+    meta: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    chunks: HashMap<Fingerprint, ChunkChange>,
+    volumes: HashMap<VolumeId, VolumeRecord>,
+    pool: PoolRecord,
+    next_ino: u64,
+}
+
+/// A chunk record before and after the command.
+struct ChunkChange {
+    before: Option<ChunkRecord>,
+    after: Option<ChunkRecord>,
+}
+
+impl<'a> Txn<'a> {
+    pub(crate) fn new(
+        store: &'a Store,
+        writer: MutexGuard<'a, WriterState>,
+        mode: Mode,
+        timestamp: Timestamp,
+    ) -> Self {
+        Self {
+            store,
+            mode,
+            timestamp,
+            meta: BTreeMap::new(),
+            chunks: HashMap::new(),
+            volumes: HashMap::new(),
+            pool: writer.pool,
+            next_ino: 0,
+            writer,
+        }
+    }
+
+    /// The command's place in time; larger than that of every command before it.
+    #[must_use]
+    pub fn timestamp(&self) -> Timestamp {
+        self.timestamp
+    }
+
+    /// The value at `key` of the meta tree, as this command has left it so far.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        match self.meta.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => self.store.get(key),
+        }
+    }
+
+    /// Rows of the meta tree in `[lo, hi)` as they were before this command.
+    #[must_use]
+    pub fn range(&self, lo: &[u8], hi: &[u8]) -> cfs_kv::Range {
+        self.store.range(lo, hi)
+    }
+
+    /// Sets the value at `key` of the meta tree.
+    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.meta.insert(key, Some(value));
+    }
+
+    /// Removes `key` from the meta tree; nothing happens where it is not there.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.meta.insert(key, None);
+    }
+
+    fn chunk(&mut self, fingerprint: &Fingerprint) -> Result<&mut ChunkChange, ReadError> {
+        if !self.chunks.contains_key(fingerprint) {
+            let before = self.store.chunk_record(fingerprint)?;
+            self.chunks.insert(
+                *fingerprint,
+                ChunkChange {
+                    before,
+                    after: before,
+                },
+            );
+        }
+        Ok(self
+            .chunks
+            .get_mut(fingerprint)
+            .expect("inserted just above"))
+    }
+
+    /// Counts one more reference to a chunk; `new` describes it where the index may not know it yet.
+    ///
+    /// # Errors
+    /// The index does not know it and `new` is missing, or, in replay, the chunk does not verify.
+    pub fn chunk_ref(
+        &mut self,
+        fingerprint: &Fingerprint,
+        new: Option<&NewChunk>,
+    ) -> Result<(), ReadError> {
+        let known = self.chunk(fingerprint)?.after;
+        let mut record = match known {
+            Some(record) => record,
+            None => {
+                let new = new.ok_or(ReadError::Missing {
+                    fingerprint: *fingerprint,
+                })?;
+                if let Mode::Replay { verify } = self.mode {
+                    self.store.accept_replayed_chunk(new, verify)?;
+                }
+                self.pool.chunk_count += 1;
+                self.pool.chunk_raw_bytes += u64::from(new.raw_len);
+                self.pool.chunk_stored_bytes += u64::from(new.record_len);
+                ChunkRecord {
+                    segment: new.segment.0.into(),
+                    offset: new.offset.into(),
+                    record_len: new.record_len.into(),
+                    raw_len: new.raw_len.into(),
+                    refs: 0.into(),
+                    domain: new.domain.0.into(),
+                    codec: new.codec,
+                    reserved: 0,
+                }
+            }
+        };
+        if known.is_some() && record.refs.get() == 0 {
+            self.meta
+                .insert(system_key(tag::DEAD_CHUNK, &fingerprint.0), None);
+        }
+        record.refs.set(
+            record
+                .refs
+                .get()
+                .checked_add(1)
+                .expect("references of a chunk fit 32 bits"),
+        );
+        self.pool.reference_count += 1;
+        self.pool.referenced_bytes += u64::from(record.raw_len.get());
+        self.chunk(fingerprint)?.after = Some(record);
+        Ok(())
+    }
+
+    /// Counts one reference less. At none the chunk becomes a candidate for reclaim.
+    ///
+    /// # Errors
+    /// The index does not know the chunk, or counts no reference.
+    pub fn chunk_unref(&mut self, fingerprint: &Fingerprint) -> Result<(), ReadError> {
+        let change = self.chunk(fingerprint)?;
+        let record = change.after.as_mut().ok_or(ReadError::Missing {
+            fingerprint: *fingerprint,
+        })?;
+        let refs = record.refs.get().checked_sub(1).ok_or(ReadError::Record {
+            what: "chunk reference count",
+        })?;
+        record.refs.set(refs);
+        let raw_len = u64::from(record.raw_len.get());
+        self.pool.reference_count -= 1;
+        self.pool.referenced_bytes -= raw_len;
+        if refs == 0 {
+            self.meta.insert(
+                system_key(tag::DEAD_CHUNK, &fingerprint.0),
+                Some(Vec::new()),
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes an unreferenced chunk out of the index; false when it is referenced or gone.
+    pub(crate) fn chunk_drop(&mut self, fingerprint: &Fingerprint) -> Result<bool, ReadError> {
+        let change = self.chunk(fingerprint)?;
+        let Some(record) = change.after.filter(|record| record.refs.get() == 0) else {
+            return Ok(false);
+        };
+        change.after = None;
+        self.pool.chunk_count -= 1;
+        self.pool.chunk_raw_bytes -= u64::from(record.raw_len.get());
+        self.pool.chunk_stored_bytes -= u64::from(record.record_len.get());
+        self.meta
+            .insert(system_key(tag::DEAD_CHUNK, &fingerprint.0), None);
+        Ok(true)
+    }
+
+    /// Points the index to another record of the same chunk, if it still points to `from`.
+    pub(crate) fn chunk_move(
+        &mut self,
+        fingerprint: &Fingerprint,
+        from: (SegmentId, u32),
+        to: &NewChunk,
+    ) -> Result<bool, ReadError> {
+        let change = self.chunk(fingerprint)?;
+        let Some(record) = change
+            .after
+            .as_mut()
+            .filter(|record| (record.segment.get(), record.offset.get()) == (from.0.0, from.1))
+        else {
+            return Ok(false);
+        };
+        let old_len = u64::from(record.record_len.get());
+        record.segment = to.segment.0.into();
+        record.offset = to.offset.into();
+        record.record_len = to.record_len.into();
+        record.codec = to.codec;
+        if let Mode::Replay { verify } = self.mode {
+            self.store.accept_replayed_chunk(to, verify)?;
+        }
+        self.pool.chunk_stored_bytes += u64::from(to.record_len);
+        self.pool.chunk_stored_bytes -= old_len;
+        Ok(true)
+    }
+
+    /// The volume's record with what this command has changed so far.
+    #[must_use]
+    pub fn volume(&self, volume: VolumeId) -> Option<VolumeRecord> {
+        self.volumes
+            .get(&volume)
+            .copied()
+            .or_else(|| self.store.volume(volume))
+    }
+
+    /// Makes or replaces a volume.
+    pub fn volume_put(&mut self, volume: VolumeId, record: VolumeRecord) {
+        self.volumes.insert(volume, record);
+    }
+
+    /// Changes a volume's counters.
+    ///
+    /// # Panics
+    /// When the volume does not exist or a counter would become negative: the tables contradict themselves then.
+    pub fn volume_add(&mut self, volume: VolumeId, delta: VolumeDelta) {
+        let mut record = self.volume(volume).expect("the volume of an inode exists");
+        let add = |counter: &mut zerocopy::little_endian::U64, delta: i64| {
+            counter.set(
+                counter
+                    .get()
+                    .checked_add_signed(delta)
+                    .expect("a volume's counters do not become negative"),
+            );
+        };
+        add(&mut record.logical_bytes, delta.logical_bytes);
+        add(&mut record.allocated_bytes, delta.allocated_bytes);
+        add(&mut record.inode_count, delta.inodes);
+        self.volumes.insert(volume, record);
+    }
+
+    /// The command uses this inode number; it will not be given out again.
+    pub fn note_ino(&mut self, ino: Ino) {
+        self.next_ino = self.next_ino.max(ino.0 + 1);
+    }
+
+    /// Applies and logs a namespace command: readers see it at once, it is durable after [`Store::sync_to`].
+    ///
+    /// # Errors
+    /// [`WriteError::ReadOnly`]: nothing changed.
+    pub fn commit(self, command: &[u8]) -> Result<Lsn, WriteError> {
+        self.commit_kind(KIND_NAMESPACE, command)
+    }
+
+    pub(crate) fn commit_store(self, command: &[u8]) -> Result<Lsn, WriteError> {
+        self.commit_kind(KIND_STORE, command)
+    }
+
+    fn commit_kind(self, kind: u8, command: &[u8]) -> Result<Lsn, WriteError> {
+        let Self {
+            store,
+            mut writer,
+            mode,
+            timestamp,
+            meta,
+            chunks,
+            volumes,
+            pool,
+            next_ino,
+        } = self;
+        if mode == Mode::Live {
+            store.pool.writable()?;
+        }
+        let mut chunk_batch = Batch::new();
+        let mut live = Vec::new();
+        for (fingerprint, change) in chunks {
+            if change.before == change.after {
+                continue;
+            }
+            if let Some(record) = change.before {
+                live.push((record.segment.get(), -i64::from(record.record_len.get())));
+            }
+            match change.after {
+                Some(record) => {
+                    live.push((record.segment.get(), i64::from(record.record_len.get())));
+                    chunk_batch.put(fingerprint.0.to_vec(), record.as_bytes().to_vec());
+                }
+                None => chunk_batch.delete(fingerprint.0.to_vec()),
+            }
+        }
+        // Additions first, so that a segment is not taken for empty in between.
+        live.sort_unstable_by_key(|(_, delta)| std::cmp::Reverse(*delta));
+        {
+            let mut space = store.pool.space.lock();
+            for (segment, delta) in live {
+                space.add_live(SegmentId(segment), delta);
+            }
+        }
+        let mut meta_batch = Batch::new();
+        for (key, value) in meta {
+            match value {
+                Some(value) => meta_batch.put(key, value),
+                None => meta_batch.delete(key),
+            }
+        }
+        if !volumes.is_empty() {
+            let mut all = store.volumes.write();
+            for (volume, record) in volumes {
+                all.insert(volume, record);
+                writer.volumes_changed.insert(volume);
+            }
+        }
+        writer.pool = pool;
+        writer.last_timestamp = timestamp;
+        if next_ino > 0 {
+            store
+                .next_ino
+                .fetch_max(next_ino, std::sync::atomic::Ordering::Relaxed);
+        }
+        // The index first: whoever sees an extent finds its chunk.
+        store.chunk_tree.apply(&chunk_batch);
+        store.meta_tree.apply(&meta_batch);
+        Ok(match mode {
+            Mode::Live => store.journal().enqueue(timestamp, kind, command),
+            Mode::Replay { .. } => Lsn(0),
+        })
+    }
+}
+
+impl Store {
+    /// Starts a command. Waits until the one before it is committed or dropped.
+    pub fn begin(&self) -> Txn<'_> {
+        self.throttle();
+        let writer = self.writer.lock();
+        let now = Timestamp((self.pool.host.now_ns() / 1_000_000) << 16);
+        let timestamp = now.max(Timestamp(writer.last_timestamp.0 + 1));
+        Txn::new(self, writer, Mode::Live, timestamp)
+    }
+
+    /// A chunk that a replayed command brings: its segment is in use; if it may not have been flushed, it is read.
+    fn accept_replayed_chunk(&self, new: &NewChunk, verify: bool) -> Result<(), ReadError> {
+        let damaged = |reason: &str| ReadError::Damaged {
+            what: "chunk of a command in the log",
+            segment: new.segment,
+            offset: new.offset,
+            reason: reason.into(),
+        };
+        {
+            let mut space = self.pool.space.lock();
+            if new.segment.0 >= space.segment_count() {
+                return Err(damaged("the device has no such segment"));
+            }
+            if space.is_free(new.segment) {
+                space.claim_replayed(new.segment, new.seq);
+            } else if space.seq(new.segment) != Some(new.seq) {
+                return Err(damaged("its segment has been used for something else"));
+            }
+        }
+        if verify {
+            let record = ChunkRecord {
+                segment: new.segment.0.into(),
+                offset: new.offset.into(),
+                record_len: new.record_len.into(),
+                raw_len: new.raw_len.into(),
+                ..ChunkRecord::default()
+            };
+            let mut content = Vec::new();
+            self.read_chunk_at(&new.fingerprint, &record, &mut content)?;
+        }
+        Ok(())
+    }
+}
