@@ -1,0 +1,105 @@
+//! Consistent read views.
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{Range, RunError, filter::key_hash, state::{State, run_of}};
+
+/// Sequence numbers that views read at, and how many views do.
+#[derive(Debug, Default)]
+pub(crate) struct Pins(Mutex<BTreeMap<u64, usize>>);
+
+impl Pins {
+    /// Pins the number that `seq` returns; it is called under the lock that `pinned` takes too.
+    fn pin(&self, seq: impl FnOnce() -> u64) -> u64 {
+        let mut pins = self.0.lock();
+        let seq = seq();
+        *pins.entry(seq).or_insert(0) += 1;
+        seq
+    }
+
+    fn unpin(&self, seq: u64) {
+        let mut pins = self.0.lock();
+        let count = pins.get_mut(&seq).expect("it was pinned");
+        *count -= 1;
+        if *count == 0 {
+            pins.remove(&seq);
+        }
+    }
+
+    /// The pinned numbers, ascending.
+    pub(crate) fn pinned(&self) -> Vec<u64> {
+        self.0.lock().keys().copied().collect()
+    }
+
+    /// How many views there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().values().sum()
+    }
+}
+
+/// The tree as it was when the view was taken. Cheap to take and to clone; while it lives, what it reads takes memory
+/// and space.
+#[derive(Clone)]
+pub struct View(Arc<ViewInner>);
+
+struct ViewInner {
+    state: Arc<State>,
+    seq: u64,
+    pins: Arc<Pins>,
+}
+
+impl Drop for ViewInner {
+    fn drop(&mut self) {
+        self.pins.unpin(self.seq);
+    }
+}
+
+impl View {
+    /// A view of `state`, which was loaded before this call, at the number that `published` returns.
+    pub(crate) fn new(state: Arc<State>, pins: Arc<Pins>, published: impl FnOnce() -> u64) -> Self {
+        let seq = pins.pin(published);
+        Self(Arc::new(ViewInner { state, seq, pins }))
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// [`RunError`] when a run cannot be read.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, RunError> {
+        get(&self.0.state, key, || self.0.seq)
+    }
+
+    /// Entries within the bounds, from both ends.
+    #[must_use]
+    pub fn range(&self, low: Bound<&[u8]>, high: Bound<&[u8]>) -> Range {
+        Range::new(self.clone(), low.map(<[u8]>::to_vec), high.map(<[u8]>::to_vec))
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.0.state
+    }
+
+    pub(crate) fn seq(&self) -> u64 {
+        self.0.seq
+    }
+}
+
+/// The value of `key` in this state at the number that `seq` returns.
+pub(crate) fn get(state: &State, key: &[u8], seq: impl Fn() -> u64) -> Result<Option<Vec<u8>>, RunError> {
+    for memtable in std::iter::once(&state.active).chain(&state.sealed) {
+        if let Some(value) = memtable.get(key, &seq) {
+            return Ok(value);
+        }
+    }
+    let hash = key_hash(key);
+    for sorted in state.sorted_runs() {
+        if let Some(run) = run_of(sorted, key)
+            && let Some(value) = run.get(key, hash)?
+        {
+            return Ok(value);
+        }
+    }
+    Ok(None)
+}
