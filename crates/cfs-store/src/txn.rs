@@ -5,11 +5,13 @@
 //! that was recorded.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
 use cfs_format::table::{ChunkRecord, PoolRecord, VolumeRecord, system_key, tag};
-use cfs_format::{Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
+use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::Batch;
+use cfs_seal::keys::DomainSecret;
 use parking_lot::MutexGuard;
 use zerocopy::IntoBytes;
 
@@ -251,6 +253,12 @@ impl<'a> Txn<'a> {
             .get(&volume)
             .copied()
             .or_else(|| self.store.volume(volume))
+    }
+
+    /// The secret of a dedup domain.
+    #[must_use]
+    pub fn domain_secret(&self, domain: DomainId) -> Option<Arc<DomainSecret>> {
+        self.store.domain_secret(domain)
     }
 
     /// Makes or replaces a volume.

@@ -1,4 +1,4 @@
-//! Power cuts: commands and chunks go in, the device loses, tears or keeps what was not flushed, the pool is opened
+//! Power cuts: commands and chunks go in, sometimes a write or a flush fails, the device loses, tears or keeps what was not flushed, the pool is opened
 //! again and must hold a prefix of the commands that is at least as long as what was synced, with counts that agree
 //! with a recount.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cfs_device::{Device, MemDevice};
+use cfs_device::{Device, FaultPlan, MemDevice};
 use cfs_format::superblock::{ChunkParams, KeySlot, UNLOCK_KEY_FILE};
 use cfs_format::table::{VolumeRecord, key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
@@ -16,7 +16,8 @@ use cfs_seal::keys::{
     ClusterKey, MasterKey, render_key_file, unwrap_cluster_key, wrap_cluster_key,
 };
 use cfs_store::{
-    FormatOptions, Host, NewChunk, ReplayError, Store, StoreOptions, Txn, UnlockError,
+    FormatOptions, Health, Host, NewChunk, ReplayError, Store, StoreOptions, Txn, UnlockError,
+    WriteError,
 };
 use zerocopy::FromZeros;
 
@@ -188,36 +189,55 @@ fn run(seed: u64) {
             now.insert(*slot, *seed);
         }
         check_counts(&store);
+        let fails = next(&mut state).is_multiple_of(2);
+        if fails {
+            let mut plan = FaultPlan::default();
+            let nth = 1 + next(&mut state) % 12;
+            if next(&mut state).is_multiple_of(2) {
+                plan.failing_flushes.push(nth);
+            } else {
+                plan.failing_writes.push(nth);
+            }
+            device.set_faults(plan);
+        }
         for _ in 0..next(&mut state) % 120 {
-            match next(&mut state) % 16 {
-                0 => {
-                    store.sync().expect("sync");
-                    synced = history.len();
+            let step = (|| -> Result<(), WriteError> {
+                match next(&mut state) % 16 {
+                    0 => {
+                        store.sync()?;
+                        synced = history.len();
+                    }
+                    1 => store.tick()?,
+                    2 if next(&mut state).is_multiple_of(4) => {
+                        store.checkpoint()?;
+                        synced = history.len();
+                    }
+                    _ => {
+                        let slot = 1 + next(&mut state) % 20;
+                        let seed = next(&mut state) % 40;
+                        let pin =
+                            store.put_chunk(0, DomainId::DEFAULT, Codec::Lz4, &content(seed))?;
+                        let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+                        let command = postcard::to_stdvec(&command).expect("encode");
+                        let mut txn = store.begin();
+                        apply(&mut txn, &command).expect("apply");
+                        txn.commit(&command)?;
+                        history.push((slot, seed));
+                    }
                 }
-                1 => store.tick().expect("tick"),
-                2 if next(&mut state).is_multiple_of(4) => {
-                    store.checkpoint().expect("checkpoint");
-                    synced = history.len();
-                }
-                _ => {
-                    let slot = 1 + next(&mut state) % 20;
-                    let seed = next(&mut state) % 40;
-                    let pin = store
-                        .put_chunk(0, DomainId::DEFAULT, Codec::Lz4, &content(seed))
-                        .expect("put");
-                    let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
-                    let command = postcard::to_stdvec(&command).expect("encode");
-                    let mut txn = store.begin();
-                    apply(&mut txn, &command).expect("apply");
-                    txn.commit(&command).expect("commit");
-                    history.push((slot, seed));
-                }
+                Ok(())
+            })();
+            if let Err(error) = step {
+                assert!(fails, "seed {seed}: {error}");
+                assert!(matches!(store.health(), Health::ReadOnly { .. }));
+                break;
             }
         }
-        check_counts(&store);
-        if next(&mut state).is_multiple_of(3) {
-            store.close().expect("close");
-            synced = history.len();
+        if store.health() == Health::Good {
+            check_counts(&store);
+            if next(&mut state).is_multiple_of(3) && store.close().is_ok() {
+                synced = history.len();
+            }
         }
         drop(store);
         device = Arc::new(device.power_cut(next(&mut state)));
