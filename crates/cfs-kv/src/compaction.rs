@@ -215,21 +215,20 @@ impl Plan {
 
     /// The plan that merges these into the target; adds what overlaps there.
     fn new(state: &State, level0: Vec<SortedRun>, upper: Option<Arc<Run>>, target: Target) -> Self {
-        let inputs = || level0.iter().flat_map(|sorted| sorted.iter()).chain(&upper);
-        let first = inputs().map(|run| &run.summary().first_key).min().expect("a plan has inputs");
-        let last = inputs().map(|run| &run.summary().last_key).max().expect("a plan has inputs");
-        let overlap = |sorted: &SortedRun| sorted[overlapping(sorted, first, last)].to_vec();
-        let (lower, drop_tombstones) = match target {
-            Target::Level0 => {
-                let older = state.sorted_runs().skip(level0.len());
-                (Vec::new(), older.map(overlap).all(|runs| runs.is_empty()))
-            }
+        let upper_inputs = || level0.iter().flat_map(|sorted| sorted.iter()).chain(&upper);
+        let (first, last) = key_range(upper_inputs());
+        let (lower, older) = match target {
+            Target::Level0 => (Vec::new(), level0.len()),
             Target::Level(index) => {
-                let lower = state.levels.get(index).map(overlap).unwrap_or_default();
-                let deeper = state.levels.iter().skip(index + 1);
-                (lower, deeper.map(overlap).all(|runs| runs.is_empty()))
+                let level = state.levels.get(index);
+                let lower = level.map(|level| level[overlapping(level, first, last)].to_vec());
+                (lower.unwrap_or_default(), state.level0.len() + index + 1)
             }
         };
+        // The runs of the target reach beyond what is merged into them, and so may their tombstones.
+        let (first, last) = key_range(upper_inputs().chain(&lower));
+        let mut older = state.sorted_runs().skip(older);
+        let drop_tombstones = older.all(|sorted| overlapping(sorted, first, last).is_empty());
         Self {
             lower: Arc::new(lower),
             drop_tombstones,
@@ -238,6 +237,13 @@ impl Plan {
             target,
         }
     }
+}
+
+/// First and last key of at least one run.
+fn key_range<'a>(runs: impl Iterator<Item = &'a Arc<Run>> + Clone) -> (&'a [u8], &'a [u8]) {
+    let first = runs.clone().map(|run| run.summary().first_key.as_slice()).min();
+    let last = runs.map(|run| run.summary().last_key.as_slice()).max();
+    first.zip(last).expect("a plan has inputs")
 }
 
 /// The runs of `sorted` that overlap `run`.
