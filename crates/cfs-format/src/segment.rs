@@ -145,7 +145,8 @@ pub struct RecordHeader {
 const _: () = assert!(size_of::<RecordHeader>() == 80);
 
 /// Bytes of a record beside its payload.
-pub const RECORD_OVERHEAD: u32 = (size_of::<RecordPrefix>() + size_of::<RecordHeader>()) as u32 + 2 * TAG_BYTES;
+pub const RECORD_OVERHEAD: u32 =
+    (size_of::<RecordPrefix>() + size_of::<RecordHeader>()) as u32 + 2 * TAG_BYTES;
 
 /// One record in the footer of a data segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

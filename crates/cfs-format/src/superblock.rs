@@ -65,7 +65,9 @@ pub struct KeySlot {
 }
 
 /// Position in the journal: a segment and a byte offset within it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct JournalPosition {
     /// Segment that holds the next journal block to replay.
@@ -79,7 +81,9 @@ pub struct JournalPosition {
 }
 
 /// Where a sealed blob lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct BlobPointer {
     /// Segment.

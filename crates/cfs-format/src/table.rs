@@ -75,7 +75,9 @@ pub fn split_key(key: &[u8]) -> Result<(Ino, u8, &[u8]), FormatError> {
 }
 
 /// Seconds and nanoseconds since 1970; seconds may be negative, nanoseconds are 0..=999,999,999.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct TimeRecord {
     /// Whole seconds.
@@ -85,7 +87,9 @@ pub struct TimeRecord {
 }
 
 /// Attributes of an inode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct InodeRecord {
     /// Type and permission bits, as `st_mode`.
@@ -135,7 +139,9 @@ pub mod inode_flag {
 const _: () = assert!(size_of::<InodeRecord>() == 136);
 
 /// A directory entry, found by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct DirentRecord {
     /// The inode.
@@ -151,7 +157,9 @@ pub struct DirentRecord {
 const _: () = assert!(size_of::<DirentRecord>() == 25);
 
 /// A directory entry, found by cookie; the name follows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct CookieRecord {
     /// The inode.
@@ -161,7 +169,9 @@ pub struct CookieRecord {
 }
 
 /// A range of a file and the part of a chunk that it shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct ExtentRecord {
     /// Bytes of the file that it covers, from the offset in the key.
@@ -183,7 +193,9 @@ pub struct ExtentRecord {
 const _: () = assert!(size_of::<ExtentRecord>() == 56);
 
 /// Where a chunk lies: the value of the chunk tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct ChunkRecord {
     /// Segment.
@@ -207,7 +219,9 @@ pub struct ChunkRecord {
 const _: () = assert!(size_of::<ChunkRecord>() == 24);
 
 /// What is in a segment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct SegmentRecord {
     /// Number of the filling.
@@ -225,7 +239,9 @@ pub struct SegmentRecord {
 const _: () = assert!(size_of::<SegmentRecord>() == 24);
 
 /// Counters of the whole pool, as of the checkpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PoolRecord {
     /// Chunks in the chunk tree.
@@ -241,7 +257,9 @@ pub struct PoolRecord {
 }
 
 /// A volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct VolumeRecord {
     /// Its root directory.
