@@ -8,6 +8,8 @@
 //! holds them. The table comes from a fixed seed; the low 16 bits of its entries are the XOR of one value for each half
 //! of the byte, so that vector code can look them up with shuffles of 16 entries.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod table;
 
 use table::{GearTable, gear_table};
@@ -97,6 +99,8 @@ pub struct Chunker {
     mask_before_avg: u64,
     mask_after_avg: u64,
     table: &'static GearTable,
+    #[cfg(target_arch = "x86_64")]
+    has_avx2: bool,
 }
 
 impl Chunker {
@@ -111,6 +115,8 @@ impl Chunker {
             mask_before_avg: mask(bits + 1),
             mask_after_avg: mask(bits - 1),
             table: gear_table(),
+            #[cfg(target_arch = "x86_64")]
+            has_avx2: is_x86_feature_detected!("avx2"),
         }
     }
 
@@ -137,18 +143,33 @@ impl Chunker {
         if start >= end {
             return None;
         }
-        let mut hash = self.table.hash(&data[start - WINDOW_BYTES..start]);
-        let mut position = start;
-        loop {
-            if hash & mask == 0 {
-                return Some(position);
-            }
-            if position + 1 >= end {
-                return None;
-            }
-            hash = self.table.step(hash, data[position]);
-            position += 1;
+        #[cfg(target_arch = "x86_64")]
+        if self.has_avx2 {
+            // SAFETY: the machine has AVX2.
+            return match unsafe { avx2::find(self.table, data, start, end, mask) } {
+                avx2::Search::Found(cut) => Some(cut),
+                avx2::Search::Reached(rest) => self.find_scalar(data, rest, end, mask),
+            };
         }
+        self.find_scalar(data, start, end, mask)
+    }
+
+    fn find_scalar(&self, data: &[u8], start: usize, end: usize, mask: u64) -> Option<usize> {
+        let window = data.get(..start)?.last_chunk::<WINDOW_BYTES>()?;
+        let mut hash = self.table.hash_window(window);
+        if start >= end {
+            return None;
+        }
+        if hash & mask == 0 {
+            return Some(start);
+        }
+        for (index, byte) in data[start..end - 1].iter().enumerate() {
+            hash = self.table.step(hash, *byte);
+            if hash & mask == 0 {
+                return Some(start + index + 1);
+            }
+        }
+        None
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::sync::LazyLock;
 
+use super::WINDOW_BYTES;
+
 /// Hashed with BLAKE3 in extendable-output mode: 256 entries of 8 bytes, then 16 of 2 for the low and 16 of 2 for the
 /// high half of a byte, all little-endian.
 const SEED: &[u8] = b"ClaudeFS 2026-11 gear table 1";
 
 pub(super) struct GearTable {
     entries: [u64; 256],
+    low_nibble: [u16; 16],
+    high_nibble: [u16; 16],
 }
 
 pub(super) fn gear_table() -> &'static GearTable {
@@ -18,20 +22,32 @@ pub(super) fn gear_table() -> &'static GearTable {
 impl GearTable {
     fn generate() -> Self {
         let mut output = blake3::Hasher::new().update(SEED).finalize_xof();
-        let mut next = || {
+        let mut wide = [0; 256];
+        for entry in &mut wide {
             let mut bytes = [0; 8];
             output.fill(&mut bytes);
-            u64::from_le_bytes(bytes)
-        };
-        let wide: [u64; 256] = std::array::from_fn(|_| next());
-        let quads: [u64; 8] = std::array::from_fn(|_| next());
-        let half = |index: usize| (quads[index / 4] >> (index % 4 * 16)) & 0xffff;
+            *entry = u64::from_le_bytes(bytes);
+        }
+        let mut nibbles = [[0; 16]; 2];
+        for value in nibbles.as_flattened_mut() {
+            let mut bytes = [0; 2];
+            output.fill(&mut bytes);
+            *value = u16::from_le_bytes(bytes);
+        }
+        let [low_nibble, high_nibble] = nibbles;
         Self {
             entries: std::array::from_fn(|byte| {
-                let low_bits = half(byte & 15) ^ half(16 + (byte >> 4));
-                (wide[byte] & !0xffff) | low_bits
+                let low_bits = low_nibble[byte & 15] ^ high_nibble[byte >> 4];
+                (wide[byte] & !0xffff) | u64::from(low_bits)
             }),
+            low_nibble,
+            high_nibble,
         }
+    }
+
+    /// What the low and the high half of a byte contribute to the low 16 bits of its entry, by XOR.
+    pub(super) fn nibble_values(&self) -> (&[u16; 16], &[u16; 16]) {
+        (&self.low_nibble, &self.high_nibble)
     }
 
     /// The hash of the bytes before, and this one; what lies 64 bytes back drops out.
@@ -40,7 +56,17 @@ impl GearTable {
         (hash << 1).wrapping_add(self.entries[usize::from(byte)])
     }
 
-    pub(super) fn hash(&self, window: &[u8]) -> u64 {
-        window.iter().fold(0, |hash, byte| self.step(hash, *byte))
+    /// The hash after these bytes, in four parts that do not wait for each other.
+    #[inline]
+    pub(super) fn hash_window(&self, window: &[u8; WINDOW_BYTES]) -> u64 {
+        let mut quarters = [0u64; 4];
+        for index in 0..16 {
+            for (quarter, hash) in quarters.iter_mut().enumerate() {
+                *hash = self.step(*hash, window[quarter * 16 + index]);
+            }
+        }
+        quarters
+            .into_iter()
+            .fold(0, |hash, quarter| (hash << 16).wrapping_add(quarter))
     }
 }
