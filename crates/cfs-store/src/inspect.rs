@@ -2,12 +2,17 @@
 
 use cfs_format::segment::{RecordHeader, SegmentHeader, Stream};
 use cfs_format::table::{ChunkRecord, PoolRecord, SegmentRecord, VolumeRecord};
-use cfs_format::{Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq, VolumeId};
+use cfs_format::{Fingerprint, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId};
+use cfs_device::Device;
 use cfs_kv::View;
+use cfs_seal::block::Cipher;
+use cfs_seal::keys::{ClusterKey, Purpose};
 use std::ops::Bound;
 
 use crate::chunks::decode_chunk_record;
-use crate::error::ReadError;
+use crate::anchor::read_superblock;
+use crate::error::{OpenError, ReadError};
+use crate::journal::{LoggedRecord, read_log};
 use crate::store::Store;
 
 /// Both trees and all counters at one moment, between two commands.
@@ -50,7 +55,54 @@ pub struct SegmentReport {
     pub records: Vec<(u32, RecordHeader, bool)>,
 }
 
+/// A command in the log.
+#[derive(Clone, Debug)]
+pub struct LoggedCommand {
+    /// Its position.
+    pub lsn: Lsn,
+    /// Its timestamp.
+    pub timestamp: Timestamp,
+    /// `journal::KIND_*`.
+    pub kind: u8,
+    /// Its bytes.
+    pub command: Vec<u8>,
+}
+
+/// The commands that opening the pool on this device would replay. Changes nothing.
+///
+/// # Errors
+/// There is no superblock that this key has written, or the device fails.
+pub fn logged_commands(
+    device: &dyn Device,
+    key: &ClusterKey,
+) -> Result<Vec<LoggedCommand>, OpenError> {
+    let unverified = read_superblock(device)?;
+    if !unverified.is_authentic(key) {
+        return Err(OpenError::WrongKey);
+    }
+    let superblock = unverified.superblock;
+    let cipher = Cipher::from_number(superblock.cipher)
+        .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
+    let cipher = key.block_cipher(Purpose::Journal, cipher);
+    let tail = read_log(device, &cipher, key, &superblock.pool_uuid, &superblock.journal)?;
+    let command = |record: LoggedRecord| LoggedCommand {
+        lsn: record.lsn,
+        timestamp: record.timestamp,
+        kind: record.kind,
+        command: record.command,
+    };
+    Ok(tail.records.into_iter().map(command).collect())
+}
+
 impl Store {
+    /// The commands that a replay would apply, were the process to end now; see [`logged_commands`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn logged_commands(&self) -> Result<Vec<LoggedCommand>, OpenError> {
+        logged_commands(&*self.pool.device, &self.pool.cluster_key)
+    }
+
     /// Views of everything at one moment.
     #[must_use]
     pub fn freeze(&self) -> Frozen {

@@ -37,7 +37,7 @@ mod txn;
 pub use anchor::{UnverifiedSuperblock, read_superblock};
 pub use chunks::{CHUNK_BYTES_MAX, ChunkPin, NewChunk};
 pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, WriteError};
-pub use inspect::{Frozen, SegmentReport};
+pub use inspect::{Frozen, LoggedCommand, SegmentReport, logged_commands};
 pub use journal::COMMAND_BYTES_MAX;
 pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
 pub use pool::Host;
