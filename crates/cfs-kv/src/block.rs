@@ -7,6 +7,8 @@
 //! binary search and a block is walked both ways without decoding what lies before. Compression of what successive
 //! keys have in common beyond the prefix is left to the store's codec.
 
+use std::cmp::Ordering;
+
 use crate::{KEY_BYTES_MAX, VALUE_BYTES_MAX, error::BadBlock};
 
 /// What a block holds; its first byte.
@@ -31,15 +33,26 @@ const ENTRY_OVERHEAD: usize = 2 + 2 + 3;
 #[derive(Debug)]
 pub(crate) struct Block {
     bytes: Vec<u8>,
-    entry_count: usize,
+    slots: Box<[Slot]>,
     prefix_end: usize,
 }
 
-/// An entry: the key without the block's prefix, and the value or a tombstone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry<'a> {
-    pub suffix: &'a [u8],
-    pub value: Option<&'a [u8]>,
+/// Where an entry starts, beside the first bytes of what its key has beyond the prefix: most of a search takes place
+/// in a few cache lines of these.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    head: u32,
+    start: u32,
+}
+
+/// The first four bytes as a number that sorts as they do, zeros where there are fewer.
+fn head(suffix: &[u8]) -> u32 {
+    if let Some(bytes) = suffix.first_chunk::<4>() {
+        return u32::from_be_bytes(*bytes);
+    }
+    let mut bytes = [0; 4];
+    bytes[..suffix.len()].copy_from_slice(suffix);
+    u32::from_be_bytes(bytes)
 }
 
 impl Block {
@@ -67,63 +80,69 @@ impl Block {
             .and_then(|table| table.checked_add(HEADER_BYTES + prefix_len))
             .filter(|end| *end < bytes.len())
             .ok_or(BadBlock("offset table beyond its end"))?;
-        let block = Self {
-            bytes,
-            entry_count,
-            prefix_end,
-        };
+        let mut slots = Vec::with_capacity(entry_count);
         let mut previous: Option<&[u8]> = None;
-        let mut expected = 0;
-        for index in 0..entry_count {
-            if block.offset(index) != expected {
+        let mut start = prefix_end;
+        for offset in bytes[HEADER_BYTES..HEADER_BYTES + 2 * entry_count].chunks_exact(2) {
+            if usize::from(u16::from_le_bytes([offset[0], offset[1]])) != start - prefix_end {
                 return Err(BadBlock("entries with gaps"));
             }
-            let (entry, len) = decode_entry(&block.bytes[prefix_end + expected..])
-                .ok_or(BadBlock("entry beyond its end"))?;
-            if prefix_len + entry.suffix.len() > KEY_BYTES_MAX {
+            let entry = EntryPlace::decode(&bytes, start).ok_or(BadBlock("entry beyond its end"))?;
+            let suffix = &bytes[entry.suffix_start..entry.value_start];
+            if prefix_len + suffix.len() > KEY_BYTES_MAX {
                 return Err(BadBlock("key too long"));
             }
-            if entry.value.is_some_and(|value| value.len() > VALUE_BYTES_MAX) {
+            if entry.end - entry.value_start > VALUE_BYTES_MAX {
                 return Err(BadBlock("value too long"));
             }
-            if previous.is_some_and(|previous| previous >= entry.suffix) {
+            if previous.is_some_and(|previous| previous >= suffix) {
                 return Err(BadBlock("keys out of order"));
             }
-            previous = Some(entry.suffix);
-            expected += len;
+            slots.push(Slot {
+                head: head(suffix),
+                start: start as u32,
+            });
+            previous = Some(suffix);
+            start = entry.end;
         }
-        if prefix_end + expected != block.bytes.len() {
+        if start != bytes.len() {
             return Err(BadBlock("bytes after the last entry"));
         }
-        Ok(block)
+        Ok(Self {
+            bytes,
+            slots: slots.into_boxed_slice(),
+            prefix_end,
+        })
     }
 
     /// Bytes of memory that it takes.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.bytes.len() + size_of::<Self>() + 64
-    }
-
-    /// What it holds, `KIND_*`.
-    pub(crate) fn kind(&self) -> u8 {
-        self.bytes[0]
+        self.bytes.len() + size_of_val(&*self.slots) + size_of::<Self>() + 64
     }
 
     /// Number of entries, at least one.
     pub(crate) fn len(&self) -> usize {
-        self.entry_count
+        self.slots.len()
     }
 
     /// What all keys start with.
     pub(crate) fn prefix(&self) -> &[u8] {
-        &self.bytes[HEADER_BYTES + 2 * self.entry_count..self.prefix_end]
+        &self.bytes[HEADER_BYTES + 2 * self.slots.len()..self.prefix_end]
     }
 
-    /// The entry at `index < len()`.
-    pub(crate) fn entry(&self, index: usize) -> Entry<'_> {
-        let start = self.prefix_end + self.offset(index);
-        decode_entry(&self.bytes[start..])
-            .expect("checked by parse")
-            .0
+    /// Where the entry at `index < len()` is.
+    pub(crate) fn place(&self, index: usize) -> EntryPlace {
+        EntryPlace::decode(&self.bytes, self.slots[index].start as usize).expect("checked by parse")
+    }
+
+    /// Key of an entry of this block, without the prefix.
+    pub(crate) fn suffix(&self, place: EntryPlace) -> &[u8] {
+        &self.bytes[place.suffix_start..place.value_start]
+    }
+
+    /// Value of an entry of this block; `None` for a tombstone.
+    pub(crate) fn value(&self, place: EntryPlace) -> Option<&[u8]> {
+        (!place.is_tombstone).then(|| &self.bytes[place.value_start..place.end])
     }
 
     /// Index of the first entry whose key is at least `key`; `len()` when there is none.
@@ -136,47 +155,59 @@ impl Block {
         let prefix = self.prefix();
         let shared = key.len().min(prefix.len());
         match key[..shared].cmp(&prefix[..shared]) {
-            std::cmp::Ordering::Less => return Err(0),
-            std::cmp::Ordering::Greater => return Err(self.entry_count),
-            std::cmp::Ordering::Equal if shared < prefix.len() => return Err(0),
-            std::cmp::Ordering::Equal => {}
+            Ordering::Less => return Err(0),
+            Ordering::Greater => return Err(self.len()),
+            Ordering::Equal if shared < prefix.len() => return Err(0),
+            Ordering::Equal => {}
         }
         let suffix = &key[shared..];
-        let (mut low, mut high) = (0, self.entry_count);
+        let head = head(suffix);
+        let mut low = self.slots.partition_point(|slot| slot.head < head);
+        if self.slots.get(low).is_none_or(|slot| slot.head != head) {
+            return Err(low);
+        }
+        let mut high = low + self.slots[low..].partition_point(|slot| slot.head == head);
         while low < high {
             let middle = (low + high) / 2;
-            match self.entry(middle).suffix.cmp(suffix) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => return Ok(middle),
+            match self.suffix(self.place(middle)).cmp(suffix) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Ok(middle),
             }
         }
         Err(low)
     }
-
-    fn offset(&self, index: usize) -> usize {
-        let at = HEADER_BYTES + 2 * index;
-        usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]))
-    }
 }
 
-/// The entry at the start of `bytes` and its length: suffix length, value length plus one (0: tombstone), both
-/// LEB128, suffix, value.
-fn decode_entry(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
-    let (suffix_len, a) = decode_varint(bytes)?;
-    let (value_tag, b) = decode_varint(&bytes[a..])?;
-    let suffix_start = a + b;
-    let value_start = suffix_start.checked_add(suffix_len)?;
-    let end = value_start.checked_add(value_tag.saturating_sub(1))?;
-    if end > bytes.len() {
-        return None;
+/// Where an entry is within its block: suffix length, value length plus one (0: tombstone), both LEB128, suffix, value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct EntryPlace {
+    suffix_start: usize,
+    value_start: usize,
+    end: usize,
+    is_tombstone: bool,
+}
+
+impl EntryPlace {
+    /// The entry that starts at `start`.
+    #[inline]
+    fn decode(bytes: &[u8], start: usize) -> Option<Self> {
+        let (suffix_len, a) = decode_varint(bytes.get(start..)?)?;
+        let (value_tag, b) = decode_varint(&bytes[start + a..])?;
+        let suffix_start = start + a + b;
+        let value_start = suffix_start + suffix_len;
+        let end = value_start + value_tag.saturating_sub(1);
+        (end <= bytes.len()).then_some(Self {
+            suffix_start,
+            value_start,
+            end,
+            is_tombstone: value_tag == 0,
+        })
     }
-    let value = (value_tag > 0).then(|| &bytes[value_start..end]);
-    let suffix = &bytes[suffix_start..value_start];
-    Some((Entry { suffix, value }, end))
 }
 
 /// An LEB128 number of up to three bytes, and its length.
+#[inline]
 fn decode_varint(bytes: &[u8]) -> Option<(usize, usize)> {
     let first = usize::from(*bytes.first()?);
     if first < 0x80 {

@@ -1,12 +1,13 @@
 //! Cursors: one over a memtable as a view sees it, one over a sorted run; both walk in either direction.
 
-use std::{collections::VecDeque, ops::Bound, sync::Arc};
+use std::{cmp::Ordering, collections::VecDeque, ops::Bound, sync::Arc};
 
 use crate::{
     RunError,
-    block::Block,
+    block::{Block, EntryPlace},
     memtable::{Change, Memtable},
-    run::{ReadThrough, Run},
+    run::ReadThrough,
+    sorted::head,
     state::SortedRun,
 };
 
@@ -100,13 +101,14 @@ pub(crate) struct RunCursor {
     runs: SortedRun,
     direction: Direction,
     through: ReadThrough,
-    /// Run, partition, position in the index block, and in the data block.
+    /// Run, partition and position in its index: where `data` is.
     run: usize,
     partition: usize,
-    index: Option<Arc<Block>>,
     index_position: usize,
+    /// None at the end.
     data: Option<Arc<Block>>,
     position: usize,
+    place: EntryPlace,
     /// Key of the current entry.
     key: Vec<u8>,
 }
@@ -125,10 +127,10 @@ impl RunCursor {
             through,
             run: 0,
             partition: 0,
-            index: None,
             index_position: 0,
             data: None,
             position: 0,
+            place: EntryPlace::default(),
             key: Vec::new(),
         };
         match direction {
@@ -143,36 +145,19 @@ impl RunCursor {
             Bound::Included(key) | Bound::Excluded(key) => key,
             Bound::Unbounded => &[],
         };
-        self.run = self.runs.partition_point(|run| *run.summary().last_key < *key);
-        let Some(run) = self.runs.get(self.run).cloned() else {
-            return Ok(());
-        };
-        self.partition = run.partition_of(key);
-        // A separator may be above the last key of what it ends, so that each level may turn out to have nothing.
-        if self.partition == run.partition_count() {
-            self.run += 1;
-            return self.enter_run();
-        }
-        let index = run.index_block(self.partition, self.through)?;
-        self.index_position = index.lower_bound(key);
-        if self.index_position == index.len() {
-            self.partition += 1;
-            return self.enter_partition(&run);
-        }
-        let data = run.data_block(self.partition, &index, self.index_position, self.through)?;
-        self.index = Some(index);
-        self.position = match data.search(key) {
-            Ok(found) if matches!(bound, Bound::Excluded(_)) => found + 1,
-            Ok(found) => found,
-            Err(insertion) => insertion,
-        };
-        if self.position == data.len() {
+        if let Some((data, found)) = self.seek(key)? {
+            let position = match found {
+                Ok(found) if matches!(bound, Bound::Excluded(_)) => found + 1,
+                Ok(found) => found,
+                Err(insertion) => insertion,
+            };
+            if position < data.len() {
+                self.enter(data, position);
+                return Ok(());
+            }
             self.index_position += 1;
-            return self.enter_block(&run);
         }
-        self.data = Some(data);
-        self.read_key();
-        Ok(())
+        self.enter_next_block()
     }
 
     fn seek_backward(&mut self, bound: Bound<&[u8]>) -> Result<(), RunError> {
@@ -180,143 +165,120 @@ impl RunCursor {
             Bound::Included(key) | Bound::Excluded(key) => key,
             Bound::Unbounded => {
                 self.run = self.runs.len();
-                return self.leave_run();
+                return self.enter_previous_block();
             }
         };
+        if let Some((data, found)) = self.seek(key)? {
+            let end = match found {
+                Ok(found) if matches!(bound, Bound::Included(_)) => found + 1,
+                Ok(found) => found,
+                Err(insertion) => insertion,
+            };
+            if end > 0 {
+                self.enter(data, end - 1);
+                return Ok(());
+            }
+        }
+        self.enter_previous_block()
+    }
+
+    /// Goes to where `key` would be. Returns the data block there and the place in it; or nothing, when `key` lies
+    /// behind a partition's or run's last block: then the position is behind that block.
+    fn seek(&mut self, key: &[u8]) -> Result<Option<(Arc<Block>, Result<usize, usize>)>, RunError> {
         self.run = self.runs.partition_point(|run| *run.summary().last_key < *key);
-        let Some(run) = self.runs.get(self.run).cloned() else {
-            return self.leave_run();
+        let Some(run) = self.runs.get(self.run) else {
+            return Ok(None);
         };
         self.partition = run.partition_of(key);
         if self.partition == run.partition_count() {
-            return self.leave_partition(&run);
+            return Ok(None);
         }
-        let index = run.index_block(self.partition, self.through)?;
+        let index = &run.partition(self.partition)?.index;
         self.index_position = index.lower_bound(key);
         if self.index_position == index.len() {
-            self.index = Some(index);
-            return self.leave_block(&run);
+            return Ok(None);
         }
-        let data = run.data_block(self.partition, &index, self.index_position, self.through)?;
-        self.index = Some(index);
-        let end = match data.search(key) {
-            Ok(found) if matches!(bound, Bound::Included(_)) => found + 1,
-            Ok(found) => found,
-            Err(insertion) => insertion,
-        };
-        if end == 0 {
-            return self.leave_block(&run);
-        }
-        self.position = end - 1;
-        self.data = Some(data);
-        self.read_key();
-        Ok(())
+        let data = run.data_block(self.partition, self.index_position, self.through)?;
+        let found = data.search(key);
+        Ok(Some((data, found)))
     }
 
-    /// Stands at the first entry of `run`, if there is such a run.
-    fn enter_run(&mut self) -> Result<(), RunError> {
-        self.partition = 0;
-        match self.runs.get(self.run).cloned() {
-            Some(run) => self.enter_partition(&run),
-            None => {
-                self.data = None;
-                Ok(())
+    /// Stands at the first entry of the data block at the current position, or of the first one after it.
+    fn enter_next_block(&mut self) -> Result<(), RunError> {
+        self.data = None;
+        while let Some(run) = self.runs.get(self.run) {
+            if self.partition < run.partition_count() {
+                if self.index_position < run.partition(self.partition)?.index.len() {
+                    let data = run.data_block(self.partition, self.index_position, self.through)?;
+                    self.enter(data, 0);
+                    break;
+                }
+                self.partition += 1;
+            } else {
+                self.run += 1;
+                self.partition = 0;
             }
+            self.index_position = 0;
         }
-    }
-
-    /// Stands at the first entry of `partition`, or of what follows.
-    fn enter_partition(&mut self, run: &Run) -> Result<(), RunError> {
-        if self.partition == run.partition_count() {
-            self.run += 1;
-            return self.enter_run();
-        }
-        self.index = Some(run.index_block(self.partition, self.through)?);
-        self.index_position = 0;
-        self.enter_block(run)
-    }
-
-    /// Stands at the first entry of the data block at `index_position`, or of what follows.
-    fn enter_block(&mut self, run: &Run) -> Result<(), RunError> {
-        let index = self.index.as_ref().expect("stands in a partition");
-        if self.index_position == index.len() {
-            self.partition += 1;
-            return self.enter_partition(run);
-        }
-        self.data = Some(run.data_block(self.partition, index, self.index_position, self.through)?);
-        self.position = 0;
-        self.read_key();
         Ok(())
     }
 
-    /// Stands at the last entry of the run before `run`, if there is one.
-    fn leave_run(&mut self) -> Result<(), RunError> {
-        if self.run == 0 {
-            self.data = None;
-            return Ok(());
-        }
-        self.run -= 1;
-        let run = Arc::clone(&self.runs[self.run]);
-        self.partition = run.partition_count();
-        self.leave_partition(&run)
-    }
-
-    /// Stands at the last entry of the partition before `partition`, or of what precedes.
-    fn leave_partition(&mut self, run: &Run) -> Result<(), RunError> {
-        if self.partition == 0 {
-            return self.leave_run();
-        }
-        self.partition -= 1;
-        let index = run.index_block(self.partition, self.through)?;
-        self.index_position = index.len();
-        self.index = Some(index);
-        self.leave_block(run)
-    }
-
-    /// Stands at the last entry of the data block before `index_position`, or of what precedes.
-    fn leave_block(&mut self, run: &Run) -> Result<(), RunError> {
-        if self.index_position == 0 {
-            return self.leave_partition(run);
+    /// Stands at the last entry of the data block before the current position, if there is one.
+    fn enter_previous_block(&mut self) -> Result<(), RunError> {
+        self.data = None;
+        while self.index_position == 0 {
+            while self.partition == 0 {
+                if self.run == 0 {
+                    return Ok(());
+                }
+                self.run -= 1;
+                self.partition = self.runs[self.run].partition_count();
+            }
+            self.partition -= 1;
+            self.index_position = self.runs[self.run].partition(self.partition)?.index.len();
         }
         self.index_position -= 1;
-        let index = self.index.as_ref().expect("stands in a partition");
-        let data = run.data_block(self.partition, index, self.index_position, self.through)?;
-        self.position = data.len() - 1;
-        self.data = Some(data);
-        self.read_key();
+        let data = self.runs[self.run].data_block(self.partition, self.index_position, self.through)?;
+        let last = data.len() - 1;
+        self.enter(data, last);
         Ok(())
     }
 
-    fn read_key(&mut self) {
-        let data = self.data.as_ref().expect("stands at an entry");
+    fn enter(&mut self, data: Arc<Block>, position: usize) {
         self.key.clear();
         self.key.extend_from_slice(data.prefix());
-        self.key.extend_from_slice(data.entry(self.position).suffix);
+        let prefix_len = self.key.len();
+        self.data = Some(data);
+        self.read_entry(position, prefix_len);
+    }
+
+    fn read_entry(&mut self, position: usize, prefix_len: usize) {
+        let data = self.data.as_ref().expect("stands in a block");
+        self.position = position;
+        self.place = data.place(position);
+        self.key.truncate(prefix_len);
+        self.key.extend_from_slice(data.suffix(self.place));
     }
 
     fn current(&self) -> Option<(&[u8], Option<&[u8]>)> {
         let data = self.data.as_ref()?;
-        Some((&self.key, data.entry(self.position).value))
+        Some((&self.key, data.value(self.place)))
     }
 
     fn advance(&mut self) -> Result<(), RunError> {
         let Some(data) = &self.data else {
             return Ok(());
         };
+        let prefix_len = data.prefix().len();
         match self.direction {
-            Direction::Forward if self.position + 1 < data.len() => self.position += 1,
-            Direction::Backward if self.position > 0 => self.position -= 1,
+            Direction::Forward if self.position + 1 < data.len() => self.read_entry(self.position + 1, prefix_len),
+            Direction::Backward if self.position > 0 => self.read_entry(self.position - 1, prefix_len),
             Direction::Forward => {
-                let run = Arc::clone(&self.runs[self.run]);
                 self.index_position += 1;
-                return self.enter_block(&run);
+                return self.enter_next_block();
             }
-            Direction::Backward => {
-                let run = Arc::clone(&self.runs[self.run]);
-                return self.leave_block(&run);
-            }
+            Direction::Backward => return self.enter_previous_block(),
         }
-        self.read_key();
         Ok(())
     }
 }
@@ -355,18 +317,37 @@ impl Cursor {
 /// Merges cursors of one direction; of several entries for one key it gives that of the first cursor.
 pub(crate) struct Merge {
     /// Newest first, none of them at its end.
-    cursors: Vec<Cursor>,
+    sources: Vec<Source>,
     direction: Direction,
-    /// The cursor whose entry is current.
+    /// The source whose entry is current.
     current: usize,
+}
+
+struct Source {
+    /// Of the cursor's key, so that most comparisons need not look at it.
+    head: u128,
+    cursor: Cursor,
+}
+
+impl Source {
+    fn key(&self) -> &[u8] {
+        self.cursor.current().expect("not at its end").0
+    }
+
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.head.cmp(&other.head).then_with(|| self.key().cmp(other.key()))
+    }
 }
 
 impl Merge {
     /// A merge of these cursors, newest first.
-    pub(crate) fn new(mut cursors: Vec<Cursor>, direction: Direction) -> Self {
-        cursors.retain(|cursor| cursor.current().is_some());
+    pub(crate) fn new(cursors: Vec<Cursor>, direction: Direction) -> Self {
+        let sources = cursors.into_iter().filter_map(|cursor| {
+            let head = head(cursor.current()?.0);
+            Some(Source { head, cursor })
+        });
         let mut merge = Self {
-            cursors,
+            sources: sources.collect(),
             direction,
             current: 0,
         };
@@ -375,35 +356,28 @@ impl Merge {
     }
 
     fn select(&mut self) {
+        let before = match self.direction {
+            Direction::Forward => Ordering::Less,
+            Direction::Backward => Ordering::Greater,
+        };
         self.current = 0;
-        for other in 1..self.cursors.len() {
-            if self.is_before(other, self.current) {
+        for other in 1..self.sources.len() {
+            if self.sources[other].cmp(&self.sources[self.current]) == before {
                 self.current = other;
             }
         }
     }
 
-    fn is_before(&self, a: usize, b: usize) -> bool {
-        let key = |index: usize| self.cursors[index].current().expect("not at its end").0;
-        match self.direction {
-            Direction::Forward => key(a) < key(b),
-            Direction::Backward => key(a) > key(b),
-        }
-    }
-
     /// The current entry; `None` at the end.
     pub(crate) fn current(&self) -> Option<(&[u8], Option<&[u8]>)> {
-        self.cursors.get(self.current)?.current()
+        self.sources.get(self.current)?.cursor.current()
     }
 
     /// Goes to the next key. After an error the merge must not be used.
     pub(crate) fn advance(&mut self) -> Result<(), RunError> {
-        // What the others have for this key is older.
-        let mut other = self.cursors.len();
-        while other > self.current + 1 {
-            other -= 1;
-            let key = |index: usize| self.cursors[index].current().expect("not at its end").0;
-            if key(other) == key(self.current) {
+        // What the sources behind have for this key is older.
+        for other in (self.current + 1..self.sources.len()).rev() {
+            if self.sources[other].cmp(&self.sources[self.current]).is_eq() {
                 self.step(other)?;
             }
         }
@@ -413,9 +387,13 @@ impl Merge {
     }
 
     fn step(&mut self, index: usize) -> Result<(), RunError> {
-        self.cursors[index].advance()?;
-        if self.cursors[index].current().is_none() {
-            self.cursors.remove(index);
+        let source = &mut self.sources[index];
+        source.cursor.advance()?;
+        match source.cursor.current() {
+            Some((key, _)) => source.head = head(key),
+            None => {
+                self.sources.remove(index);
+            }
         }
         Ok(())
     }

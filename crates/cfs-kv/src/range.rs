@@ -96,10 +96,15 @@ impl Range {
                 continue;
             };
             let found = (key.to_vec(), value.to_vec());
-            let passed = Bound::Excluded(key.to_vec());
             match direction {
-                Direction::Forward => (self.low, self.front) = (passed, Some(merge)),
-                Direction::Backward => (self.high, self.back) = (passed, Some(merge)),
+                Direction::Forward => {
+                    exclude(&mut self.low, key);
+                    self.front = Some(merge);
+                }
+                Direction::Backward => {
+                    exclude(&mut self.high, key);
+                    self.back = Some(merge);
+                }
             }
             return Ok(Some(found));
         }
@@ -130,6 +135,17 @@ impl Range {
             self.back = None;
         }
         entry.transpose()
+    }
+}
+
+/// Makes `key` the excluded bound.
+fn exclude(bound: &mut Bound<Vec<u8>>, key: &[u8]) {
+    match bound {
+        Bound::Excluded(old) => {
+            old.clear();
+            old.extend_from_slice(key);
+        }
+        _ => *bound = Bound::Excluded(key.to_vec()),
     }
 }
 

@@ -1,4 +1,8 @@
-//! A sorted, immutable run: its root in memory, its filters too once they were asked, its blocks through the cache.
+//! A sorted, immutable run: its root in memory, the index and filter of a partition from their first use on, its data
+//! blocks through the cache.
+//!
+//! Filters have to stay in memory, or misses would cost reads; an index block takes about a tenth of its filter, so
+//! it stays too, and a read of a key that is not cached costs one block.
 //!
 //! Invariant: a `Run` that has been marked obsolete hands its extents to the graveyard when its last holder drops it,
 //! and no other run does.
@@ -99,7 +103,7 @@ fn decode_root(bytes: &[u8]) -> Result<(RunSummary, Block), BadBlock> {
 }
 
 fn partition_ptrs(partitions: &Block, index: usize) -> Result<PartitionPtrs, BadBlock> {
-    let value = partitions.entry(index).value.unwrap_or_default();
+    let value = partitions.value(partitions.place(index)).unwrap_or_default();
     let value = <[u8; PartitionPtrs::ENCODED_BYTES]>::try_from(value)
         .map_err(|_| BadBlock("root with a malformed partition"))?;
     PartitionPtrs::decode(value).ok_or(BadBlock("root with an empty partition"))
@@ -125,6 +129,14 @@ pub(crate) enum ReadThrough {
     Store,
 }
 
+/// A part of a run that has been used.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    /// Separators to data blocks.
+    pub index: Block,
+    filter: Option<Filter>,
+}
+
 /// A run.
 pub(crate) struct Run {
     context: RunContext,
@@ -133,8 +145,9 @@ pub(crate) struct Run {
     extents: Vec<u64>,
     summary: RunSummary,
     partitions: Block,
-    filters: Box<[OnceLock<Filter>]>,
+    loaded: Box<[OnceLock<Partition>]>,
     filter_bytes: AtomicUsize,
+    index_bytes: AtomicUsize,
     obsolete: AtomicBool,
 }
 
@@ -159,9 +172,10 @@ impl Run {
             root,
             extents,
             summary,
-            filters: (0..partitions.len()).map(|_| OnceLock::new()).collect(),
+            loaded: (0..partitions.len()).map(|_| OnceLock::new()).collect(),
             partitions,
             filter_bytes: AtomicUsize::new(0),
+            index_bytes: AtomicUsize::new(0),
             obsolete: AtomicBool::new(false),
         })
     }
@@ -186,9 +200,9 @@ impl Run {
         self.filter_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of its root in memory.
-    pub(crate) fn root_bytes(&self) -> usize {
-        self.partitions.memory_bytes() + size_of::<Self>()
+    /// Bytes of its root, and of its index blocks that are in memory.
+    pub(crate) fn index_bytes(&self) -> usize {
+        self.partitions.memory_bytes() + size_of::<Self>() + self.index_bytes.load(Ordering::Relaxed)
     }
 
     /// Its extents are to be released when nobody holds it any more.
@@ -208,63 +222,62 @@ impl Run {
 
     /// What the run says about a key with this hash: `None` when nothing, `Some(None)` when it was removed.
     pub(crate) fn get(&self, key: &[u8], hash: u64) -> Result<Option<Option<Vec<u8>>>, RunError> {
-        let partition = self.partition_of(key);
-        if partition == self.partitions.len() || !self.filter_may_contain(partition, hash)? {
+        let number = self.partition_of(key);
+        if number == self.partitions.len() {
             return Ok(None);
         }
-        let index = self.index_block(partition, ReadThrough::Cache)?;
-        let position = index.lower_bound(key);
-        if position == index.len() {
+        let partition = self.partition(number)?;
+        if partition.filter.as_ref().is_some_and(|filter| !filter.may_contain(hash)) {
             return Ok(None);
         }
-        let data = self.data_block(partition, &index, position, ReadThrough::Cache)?;
+        let position = partition.index.lower_bound(key);
+        if position == partition.index.len() {
+            return Ok(None);
+        }
+        let data = self.data_block(number, position, ReadThrough::Cache)?;
         Ok(data
             .search(key)
             .ok()
-            .map(|found| data.entry(found).value.map(<[u8]>::to_vec)))
+            .map(|found| data.value(data.place(found)).map(<[u8]>::to_vec)))
     }
 
-    fn filter_may_contain(&self, partition: usize, hash: u64) -> Result<bool, RunError> {
-        if let Some(filter) = self.filters[partition].get() {
-            return Ok(filter.may_contain(hash));
+    /// A partition, `number < partition_count()`.
+    pub(crate) fn partition(&self, number: usize) -> Result<&Partition, RunError> {
+        match self.loaded[number].get() {
+            Some(partition) => Ok(partition),
+            None => self.load_partition(number),
         }
-        let Some(pointer) = self.pointers(partition).filter else {
-            return Ok(true);
+    }
+
+    #[cold]
+    fn load_partition(&self, number: usize) -> Result<&Partition, RunError> {
+        let pointers = partition_ptrs(&self.partitions, number).expect("checked when the root was decoded");
+        let read = |pointer| self.context.store.read_block(pointer);
+        let index = Block::parse(read(pointers.index)?, KIND_INDEX).map_err(|bad| bad.at(pointers.index))?;
+        for position in 0..index.len() {
+            block_ptr(&index, position).map_err(|bad| bad.at(pointers.index))?;
+        }
+        let filter = match pointers.filter {
+            Some(pointer) => Some(Filter::parse(&read(pointer)?).map_err(|bad| bad.at(pointer))?),
+            None => None,
         };
-        let bytes = self.context.store.read_block(pointer)?;
-        let filter = Filter::parse(&bytes).map_err(|bad| bad.at(pointer))?;
-        let filter = self.filters[partition].get_or_init(|| {
-            self.filter_bytes.fetch_add(filter.memory_bytes(), Ordering::Relaxed);
-            filter
-        });
-        Ok(filter.may_contain(hash))
+        Ok(self.loaded[number].get_or_init(|| {
+            let filter_bytes = filter.as_ref().map_or(0, Filter::memory_bytes);
+            self.filter_bytes.fetch_add(filter_bytes, Ordering::Relaxed);
+            self.index_bytes.fetch_add(index.memory_bytes(), Ordering::Relaxed);
+            Partition { index, filter }
+        }))
     }
 
-    /// The index block of a partition.
-    pub(crate) fn index_block(&self, partition: usize, through: ReadThrough) -> Result<Arc<Block>, RunError> {
-        self.block(self.pointers(partition).index, KIND_INDEX, through)
-    }
-
-    /// The data block at a position of the index block of `partition`.
+    /// The data block at a position of the index of a partition that has been loaded.
     pub(crate) fn data_block(
         &self,
         partition: usize,
-        index: &Block,
         position: usize,
         through: ReadThrough,
     ) -> Result<Arc<Block>, RunError> {
-        let value = index.entry(position).value.unwrap_or_default();
-        let pointer = <[u8; BlockPtr::ENCODED_BYTES]>::try_from(value)
-            .map(BlockPtr::decode)
-            .map_err(|_| BadBlock("index with a malformed pointer").at(self.pointers(partition).index))?;
-        self.block(pointer, KIND_DATA, through)
-    }
-
-    fn pointers(&self, partition: usize) -> PartitionPtrs {
-        partition_ptrs(&self.partitions, partition).expect("checked when the root was decoded")
-    }
-
-    fn block(&self, pointer: BlockPtr, kind: u8, through: ReadThrough) -> Result<Arc<Block>, RunError> {
+        let index = &self.partition(partition)?.index;
+        let pointer = block_ptr(index, position).expect("checked when the partition was loaded");
         let key = CacheKey {
             run: self.number,
             place: pointer.place,
@@ -272,19 +285,22 @@ impl Run {
         if through == ReadThrough::Cache
             && let Some(block) = self.context.cache.get(key)
         {
-            return if block.kind() == kind {
-                Ok(block)
-            } else {
-                Err(BadBlock("pointer to a block of another kind").at(pointer))
-            };
+            return Ok(block);
         }
         let bytes = self.context.store.read_block(pointer)?;
-        let block = Arc::new(Block::parse(bytes, kind).map_err(|bad| bad.at(pointer))?);
+        let block = Arc::new(Block::parse(bytes, KIND_DATA).map_err(|bad| bad.at(pointer))?);
         if through == ReadThrough::Cache {
             self.context.cache.insert(key, Arc::clone(&block));
         }
         Ok(block)
     }
+}
+
+fn block_ptr(index: &Block, position: usize) -> Result<BlockPtr, BadBlock> {
+    let value = index.value(index.place(position)).unwrap_or_default();
+    <[u8; BlockPtr::ENCODED_BYTES]>::try_from(value)
+        .map(BlockPtr::decode)
+        .map_err(|_| BadBlock("index with a malformed pointer"))
 }
 
 impl Drop for Run {

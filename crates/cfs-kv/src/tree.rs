@@ -25,7 +25,6 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     Batch, BlockCache, OpenError, Range, RunError, RunStore, View,
     compaction::Job,
-    cursor::{Cursor, Direction, MemtableCursor},
     manifest::{self, RunName},
     memtable::Memtable,
     run::{Run, RunContext},
@@ -85,8 +84,8 @@ pub struct TreeStats {
     pub run_tombstones: u64,
     /// Memory of filters that have been loaded, bytes.
     pub filter_bytes: u64,
-    /// Memory of the runs' roots, bytes.
-    pub root_bytes: u64,
+    /// Memory of the runs' roots and of indexes that have been loaded, bytes.
+    pub index_bytes: u64,
     /// Memory of the block cache, bytes; shared with other trees.
     pub cache_bytes: u64,
     /// Views that live.
@@ -151,7 +150,7 @@ impl Tree {
         assert!(options.run_bytes_max > 0 && options.level1_bytes_max > 0, "run and level size");
         assert!(options.level_ratio > 1, "level ratio");
         let state = State {
-            active: Arc::new(Memtable::default()),
+            active: Arc::new(Memtable::new(options.memtable_bytes_max)),
             sealed: Vec::new(),
             level0,
             levels,
@@ -193,7 +192,10 @@ impl Tree {
     /// # Errors
     /// [`RunError`] when a run cannot be read.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, RunError> {
-        view::get(&self.state(), key, || self.published.load(Ordering::Acquire))
+        let state = self.state();
+        // What this has seen published, the presence bits of the memtables show.
+        let _ = self.published.load(Ordering::Acquire);
+        view::get(&state, key, || self.published.load(Ordering::Acquire))
     }
 
     /// The tree as it is now.
@@ -227,7 +229,8 @@ impl Tree {
             if state.active.is_empty() {
                 return false;
             }
-            state.sealed.insert(0, std::mem::take(&mut state.active));
+            let fresh = Arc::new(Memtable::new(self.options.memtable_bytes_max));
+            state.sealed.insert(0, std::mem::replace(&mut state.active, fresh));
             true
         })
     }
@@ -261,29 +264,26 @@ impl Tree {
 
     fn write_memtable(
         &self,
-        memtable: &Arc<Memtable>,
+        memtable: &Memtable,
         drop_tombstones: bool,
         written: &mut Vec<Arc<Run>>,
     ) -> Result<(), RunError> {
-        let everything = (Bound::Unbounded, Bound::Unbounded);
-        let cursor = MemtableCursor::new(Arc::clone(memtable), u64::MAX, Direction::Forward, everything);
-        let mut cursor = Cursor::Memtable(cursor);
         let mut started: Option<RunBuilder> = None;
-        while let Some((key, value)) = cursor.current() {
-            if value.is_some() || !drop_tombstones {
-                let builder = match &mut started {
-                    Some(builder) => builder,
-                    None => started.insert(RunBuilder::new(&*self.context.store, self.options.block_bytes)?),
-                };
-                builder.push(key, value)?;
-                if (builder.is_full() || builder.stored_bytes() >= self.options.run_bytes_max)
-                    && let Some(builder) = started.take()
-                {
-                    written.push(Arc::new(builder.finish(self.context.clone())?));
-                }
+        memtable.visit_newest(|key, value| {
+            if value.is_none() && drop_tombstones {
+                return Ok(());
             }
-            cursor.advance()?;
-        }
+            let builder = match &mut started {
+                Some(builder) => builder,
+                None => started.insert(RunBuilder::new(&*self.context.store, self.options.block_bytes)?),
+            };
+            builder.push(key, value)?;
+            let full = builder.is_full() || builder.stored_bytes() >= self.options.run_bytes_max;
+            if full && let Some(builder) = started.take() {
+                written.push(Arc::new(builder.finish(self.context.clone())?));
+            }
+            Ok(())
+        })?;
         if let Some(builder) = started {
             written.push(Arc::new(builder.finish(self.context.clone())?));
         }
@@ -362,7 +362,7 @@ impl Tree {
             run_entries: state.runs().map(|run| run.summary().entry_count).sum(),
             run_tombstones: state.runs().map(|run| run.summary().tombstone_count).sum(),
             filter_bytes: state.runs().map(|run| run.filter_bytes() as u64).sum(),
-            root_bytes: state.runs().map(|run| run.root_bytes() as u64).sum(),
+            index_bytes: state.runs().map(|run| run.index_bytes() as u64).sum(),
             cache_bytes: self.context.cache.bytes(),
             views: self.pins.len() as u64,
         }

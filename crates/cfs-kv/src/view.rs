@@ -88,12 +88,12 @@ impl View {
 
 /// The value of `key` in this state at the number that `seq` returns.
 pub(crate) fn get(state: &State, key: &[u8], seq: impl Fn() -> u64) -> Result<Option<Vec<u8>>, RunError> {
+    let hash = key_hash(key);
     for memtable in std::iter::once(&state.active).chain(&state.sealed) {
-        if let Some(value) = memtable.get(key, &seq) {
+        if let Some(value) = memtable.get(key, hash, &seq) {
             return Ok(value);
         }
     }
-    let hash = key_hash(key);
     for sorted in state.sorted_runs() {
         if let Some(run) = run_of(sorted, key)
             && let Some(value) = run.get(key, hash)?
