@@ -1,0 +1,466 @@
+//! Inodes, names and volumes: link counts, parents, entries by name and by cookie, orphans, sizes, counters.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use cfs_format::table::{InodeRecord, inode_flag, key, tag};
+use cfs_format::{DomainId, Ino, VolumeId};
+use cfs_seal::keys::FileKey;
+use cfs_store::{Frozen, Store};
+
+use super::CheckReport;
+use super::chunks::Chunks;
+use crate::directory::{self, FIRST_COOKIE};
+use crate::error::Result;
+use crate::{extent, inode};
+
+/// What the rows seen so far say about an inode; either side may come first.
+#[derive(Default)]
+struct Seen {
+    /// Type bits and link count of its record.
+    record: Option<(u32, u32)>,
+    /// The parent that a directory's record names.
+    parent: Ino,
+    /// Entries that point to it.
+    names: u32,
+    /// Type bits in the last of them.
+    name_kind: u32,
+    /// Directory of the last of them.
+    name_parent: Ino,
+    /// Directories among its own entries.
+    subdirectories: u32,
+    orphan: bool,
+}
+
+/// Sums over the rows of the inode that the pass is at.
+#[derive(Default)]
+struct Rows {
+    ino: Ino,
+    record: Option<InodeRecord>,
+    file_key: Option<FileKey>,
+    inline: Option<u64>,
+    xattrs: u64,
+    extent_bytes: u64,
+    extents_end: u64,
+    entries: u64,
+    cookies: u64,
+    last_cookie: u64,
+}
+
+#[derive(Default)]
+struct VolumeSums {
+    inodes: u64,
+    logical_bytes: u64,
+    allocated_bytes: u64,
+}
+
+pub(super) struct Inodes<'a> {
+    store: &'a Store,
+    frozen: &'a Frozen,
+    at: Rows,
+    seen: HashMap<Ino, Seen>,
+    volumes: BTreeMap<u32, VolumeSums>,
+}
+
+impl<'a> Inodes<'a> {
+    pub(super) fn new(store: &'a Store, frozen: &'a Frozen) -> Self {
+        Self {
+            store,
+            frozen,
+            at: Rows::default(),
+            seen: HashMap::new(),
+            volumes: BTreeMap::new(),
+        }
+    }
+
+    /// Notes a row that says that an inode has no name.
+    pub(super) fn orphan_row(&mut self, suffix: &[u8], report: &mut CheckReport) {
+        match suffix.try_into() {
+            Ok(ino) => {
+                self.seen
+                    .entry(Ino(u64::from_be_bytes(ino)))
+                    .or_default()
+                    .orphan = true
+            }
+            Err(_) => report.add(
+                "key",
+                "orphan row",
+                format!("its key ends in {suffix:02x?}"),
+            ),
+        }
+    }
+
+    /// Notes a row of an inode. Rows come in key order.
+    pub(super) fn row(
+        &mut self,
+        ino: Ino,
+        row_tag: u8,
+        suffix: &[u8],
+        (row_key, value): (&Vec<u8>, &Vec<u8>),
+        chunks: &mut Chunks,
+        report: &mut CheckReport,
+    ) -> Result<()> {
+        if ino != self.at.ino {
+            self.finish_inode(report);
+            self.at.ino = ino;
+        }
+        match row_tag {
+            tag::INODE => self.inode_row(ino, value, report),
+            tag::INLINE => self.at.inline = Some(value.len() as u64),
+            tag::XATTR => self.at.xattrs += 1,
+            tag::EXTENT => self.extent_row(ino, (row_key, value), chunks, report),
+            tag::DIRENT => self.entry_row(ino, suffix, value, report),
+            tag::COOKIE => return self.cookie_row(ino, row_key, value, report),
+            other => report.add(
+                "key",
+                inode_name(ino),
+                format!("a row has the unknown tag {other:#x}"),
+            ),
+        }
+        Ok(())
+    }
+
+    fn inode_row(&mut self, ino: Ino, value: &[u8], report: &mut CheckReport) {
+        let record = match inode::decode(ino, value) {
+            Ok(record) => record,
+            Err(error) => return report.add("record", inode_name(ino), error.to_string()),
+        };
+        report.inodes += 1;
+        let volume = VolumeId(record.volume.get());
+        let secret = self
+            .frozen
+            .volumes
+            .iter()
+            .find(|(id, _)| *id == volume)
+            .and_then(|(_, volume)| self.store.domain_secret(DomainId(volume.domain.get())));
+        match secret {
+            Some(secret) => self.at.file_key = Some(FileKey::derive(&secret, &record.salt)),
+            None => {
+                let sentence = format!("volume {volume} or its dedup domain is missing");
+                report.add("volume", inode_name(ino), sentence);
+            }
+        }
+        let sums = self.volumes.entry(volume.0).or_default();
+        sums.inodes += 1;
+        if !inode::is_directory(&record) {
+            sums.logical_bytes += record.size.get();
+            sums.allocated_bytes += record.allocated.get();
+        }
+        let seen = self.seen.entry(ino).or_default();
+        seen.record = Some((inode::kind(&record), record.nlink.get()));
+        seen.parent = Ino(record.parent.get());
+        self.at.record = Some(record);
+    }
+
+    fn extent_row(
+        &mut self,
+        ino: Ino,
+        (row_key, value): (&Vec<u8>, &Vec<u8>),
+        chunks: &mut Chunks,
+        report: &mut CheckReport,
+    ) {
+        report.extents += 1;
+        let Some(file_key) = &self.at.file_key else {
+            return;
+        };
+        match extent::decode_row(ino, file_key, &(row_key.clone(), value.clone())) {
+            Ok(extent) => {
+                if extent.offset < self.at.extents_end {
+                    let sentence = format!("extents overlap at offset {}", extent.offset);
+                    report.add("extents", inode_name(ino), sentence);
+                }
+                self.at.extents_end = extent.end();
+                self.at.extent_bytes += u64::from(extent.len);
+                chunks.extent(&extent);
+            }
+            Err(error) => report.add("record", inode_name(ino), error.to_string()),
+        }
+    }
+
+    fn entry_row(&mut self, parent: Ino, name: &[u8], value: &[u8], report: &mut CheckReport) {
+        let entry = match directory::decode(parent, value) {
+            Ok(entry) => entry,
+            Err(error) => return report.add("record", inode_name(parent), error.to_string()),
+        };
+        report.entries += 1;
+        self.at.entries += 1;
+        if directory::check_name(name).is_err() {
+            let sentence = format!("the name {:?} is none", String::from_utf8_lossy(name));
+            report.add("name", inode_name(parent), sentence);
+        }
+        let kind = u32::from(entry.kind) << 12;
+        let target = self.seen.entry(Ino(entry.ino.get())).or_default();
+        target.names += 1;
+        target.name_kind = kind;
+        target.name_parent = parent;
+        if kind == libc::S_IFDIR {
+            self.seen.entry(parent).or_default().subdirectories += 1;
+        }
+    }
+
+    /// A cookie row must belong to an entry that says the same; with equal numbers of both, each has its other.
+    fn cookie_row(
+        &mut self,
+        parent: Ino,
+        row_key: &[u8],
+        value: &[u8],
+        report: &mut CheckReport,
+    ) -> Result<()> {
+        self.at.cookies += 1;
+        let (record, name, cookie) = match directory::decode_cookie(parent, value)
+            .and_then(|(record, name)| Ok((record, name, directory::cookie_of_key(row_key)?)))
+        {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                report.add("record", inode_name(parent), error.to_string());
+                return Ok(());
+            }
+        };
+        self.at.last_cookie = cookie;
+        let entry = self
+            .frozen
+            .meta
+            .get(&key(parent, tag::DIRENT, name))
+            .map_err(cfs_store::ReadError::from)?;
+        let agrees = entry
+            .and_then(|entry| directory::decode(parent, &entry).ok())
+            .is_some_and(|entry| {
+                (entry.ino, entry.kind, entry.cookie.get()) == (record.ino, record.kind, cookie)
+            });
+        if !agrees {
+            let sentence = format!(
+                "cookie {cookie} belongs to {:?}, which is not there or says otherwise",
+                String::from_utf8_lossy(name)
+            );
+            report.add("cookie", inode_name(parent), sentence);
+        }
+        Ok(())
+    }
+
+    /// All rows of the inode that the pass was at have been seen.
+    fn finish_inode(&mut self, report: &mut CheckReport) {
+        let at = std::mem::take(&mut self.at);
+        if at.ino == Ino(0) {
+            return;
+        }
+        let name = inode_name(at.ino);
+        let Some(record) = at.record else {
+            return report.add(
+                "rows",
+                name,
+                "there are rows without an inode record".to_owned(),
+            );
+        };
+        let flags = record.flags.get();
+        if at.inline.is_some() != (flags & inode_flag::INLINE != 0) {
+            report.add(
+                "inline",
+                &name,
+                "its flag for inline content is wrong".to_owned(),
+            );
+        }
+        if at.xattrs > 0 && flags & inode_flag::XATTRS == 0 {
+            report.add(
+                "xattrs",
+                &name,
+                "it has attributes and no flag for them".to_owned(),
+            );
+        }
+        if inode::is_directory(&record) {
+            let next_cookie = record.next_cookie.get();
+            report.expect_equal(
+                "entries",
+                &name,
+                "the count of entries",
+                (record.size.get(), at.entries),
+            );
+            report.expect_equal(
+                "cookie",
+                &name,
+                "the number of cookie rows",
+                (at.cookies, at.entries),
+            );
+            if at.cookies > 0 && !(FIRST_COOKIE..next_cookie).contains(&at.last_cookie) {
+                let sentence = format!("cookie {} is not below {next_cookie}", at.last_cookie);
+                report.add("cookie", &name, sentence);
+            }
+        } else if at.entries + at.cookies > 0 {
+            report.add(
+                "entries",
+                &name,
+                "it is no directory and has entries".to_owned(),
+            );
+        }
+        let is_regular = inode::kind(&record) == libc::S_IFREG;
+        if !is_regular && at.extents_end > 0 {
+            report.add(
+                "extents",
+                &name,
+                "it is no regular file and has extents".to_owned(),
+            );
+        }
+        if at.extents_end > record.size.get() && is_regular {
+            let sentence = format!(
+                "its extents end at {}, beyond its size of {}",
+                at.extents_end,
+                record.size.get()
+            );
+            report.add("extents", &name, sentence);
+        }
+        if at.inline.is_some() && at.extents_end > 0 {
+            report.add(
+                "extents",
+                &name,
+                "it has extents and inline content".to_owned(),
+            );
+        }
+        if let Some(inline) = at.inline {
+            report.expect_equal("size", &name, "the size", (record.size.get(), inline));
+        }
+        let held = at.inline.unwrap_or(0) + at.extent_bytes;
+        report.expect_equal(
+            "allocated",
+            &name,
+            "the count of allocated bytes",
+            (record.allocated.get(), held),
+        );
+    }
+
+    /// All rows have been seen.
+    pub(super) fn finish(mut self, report: &mut CheckReport) {
+        self.finish_inode(report);
+        let mut numbers: Vec<Ino> = self.seen.keys().copied().collect();
+        numbers.sort_unstable();
+        for ino in &numbers {
+            self.check_links(*ino, &self.seen[ino], report);
+        }
+        self.check_circles(&numbers, report);
+        for (volume, record) in &self.frozen.volumes {
+            let sums = self.volumes.remove(&volume.0).unwrap_or_default();
+            for (what, is, should_be) in [
+                ("the count of inodes", record.inode_count, sums.inodes),
+                (
+                    "the bytes of content",
+                    record.logical_bytes,
+                    sums.logical_bytes,
+                ),
+                (
+                    "the allocated bytes",
+                    record.allocated_bytes,
+                    sums.allocated_bytes,
+                ),
+            ] {
+                let object = format!("volume {volume}");
+                report.expect_equal("volume-counters", object, what, (is.get(), should_be));
+            }
+        }
+    }
+
+    fn check_links(&self, ino: Ino, seen: &Seen, report: &mut CheckReport) {
+        let name = inode_name(ino);
+        let Some((kind, nlink)) = seen.record else {
+            if seen.names > 0 {
+                let sentence =
+                    format!("directory {} names it, and it is missing", seen.name_parent);
+                report.add("inode-missing", &name, sentence);
+            }
+            if seen.orphan {
+                report.add(
+                    "orphan",
+                    &name,
+                    "it is listed as an orphan, and it is missing".to_owned(),
+                );
+            }
+            if seen.subdirectories > 0 && seen.names == 0 {
+                report.add(
+                    "inode-missing",
+                    &name,
+                    "it has entries, and it is missing".to_owned(),
+                );
+            }
+            return;
+        };
+        if seen.orphan != (nlink == 0) {
+            let sentence = format!(
+                "its link count is {nlink}, and it is {}listed as an orphan",
+                if seen.orphan { "" } else { "not " }
+            );
+            report.add("orphan", &name, sentence);
+        }
+        if seen.names > 0 && seen.name_kind != kind {
+            let sentence = format!(
+                "its type is {kind:#o}, and its entry in directory {} says {:#o}",
+                seen.name_parent, seen.name_kind
+            );
+            report.add("kind", &name, sentence);
+        }
+        let links = if kind != libc::S_IFDIR {
+            seen.names
+        } else if seen.names > 0 || ino == Ino::ROOT {
+            2 + seen.subdirectories
+        } else {
+            0
+        };
+        report.expect_equal(
+            "links",
+            &name,
+            "the link count",
+            (u64::from(nlink), u64::from(links)),
+        );
+        if kind != libc::S_IFDIR {
+            return;
+        }
+        let names_max = u32::from(ino != Ino::ROOT);
+        if seen.names > names_max {
+            report.add(
+                "directory-names",
+                &name,
+                format!("it is a directory with {} names", seen.names),
+            );
+        }
+        let named_in = if ino == Ino::ROOT {
+            ino
+        } else {
+            seen.name_parent
+        };
+        if (seen.names > 0 || ino == Ino::ROOT) && seen.parent != named_in {
+            let sentence = format!("its parent is {} and should be {named_in}", seen.parent);
+            report.add("parent", &name, sentence);
+        }
+    }
+
+    /// Directories that are named in each other, out of the root's reach.
+    fn check_circles(&self, numbers: &[Ino], report: &mut CheckReport) {
+        let mut good: HashSet<Ino> = HashSet::from([Ino::ROOT]);
+        for start in numbers.iter().filter(|ino| self.is_directory(**ino)) {
+            let mut path = HashSet::new();
+            let mut at = *start;
+            while !good.contains(&at) {
+                if !path.insert(at) {
+                    report.add(
+                        "circle",
+                        inode_name(at),
+                        "the directories above it form a circle".to_owned(),
+                    );
+                    break;
+                }
+                match self.seen.get(&at) {
+                    Some(seen) if seen.names > 0 => at = seen.name_parent,
+                    // Without a name: judged by its link count.
+                    _ => break,
+                }
+            }
+            good.extend(path);
+        }
+    }
+
+    fn is_directory(&self, ino: Ino) -> bool {
+        self.seen
+            .get(&ino)
+            .and_then(|seen| seen.record)
+            .is_some_and(|(kind, _)| kind == libc::S_IFDIR)
+    }
+}
+
+fn inode_name(ino: Ino) -> String {
+    format!("inode {ino}")
+}

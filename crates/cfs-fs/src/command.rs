@@ -1,0 +1,446 @@
+//! Commands: every change of the namespace and of files, as it stands in the log.
+//!
+//! A command holds all that its effect depends on beside the tables: times, inode numbers, salts, chunk locations.
+//! Its bytes are [`COMMAND_VERSION`], then the postcard encoding. **The order of variants and fields is the format**:
+//! add at the end, or count the version up and keep the old decoder.
+
+use cfs_format::{DomainId, Fingerprint, Ino};
+use cfs_store::NewChunk;
+use serde::{Deserialize, Serialize};
+
+use crate::types::Time;
+
+/// First byte of every command that this build writes.
+pub const COMMAND_VERSION: u8 = 1;
+
+/// A change.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Makes the root volume and the root directory, in an empty store.
+    Format(Format),
+    /// Makes an inode of any type with its first name.
+    Make(Make),
+    /// Makes a regular file without a name.
+    MakeUnnamed(MakeUnnamed),
+    /// Gives an inode that is no directory one more name.
+    Link(Link),
+    /// Takes a name from an inode that is no directory.
+    Unlink(Unlink),
+    /// Removes an empty directory.
+    RemoveDirectory(Unlink),
+    /// Moves or swaps names.
+    Rename(Rename),
+    /// Changes attributes other than the size.
+    SetAttributes(SetAttributes),
+    /// Sets an extended attribute.
+    SetXattr(SetXattr),
+    /// Removes an extended attribute.
+    RemoveXattr(RemoveXattr),
+    /// Access times that reading has changed. Inodes that are gone are skipped.
+    TouchTimes(Vec<(Ino, Time)>),
+    /// New content of a file.
+    Write(Write),
+    /// A range of a file becomes a hole.
+    Punch(Punch),
+    /// A range is cut out of a file, or room is made in it.
+    Shift(Shift),
+    /// A range of a file becomes a second reference to a range of another.
+    CloneRange(CloneRange),
+    /// Frees what an inode without a name holds, in steps; the last step removes the inode.
+    Reap(Reap),
+    /// The same content in other chunks.
+    Rechunk(Rechunk),
+}
+
+/// See [`Command::Format`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Format {
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// `segment::CODEC_*` of the root volume.
+    pub codec: u8,
+    /// Level of the codec.
+    pub codec_level: u8,
+    /// Dedup domain of the root volume.
+    pub domain: DomainId,
+    /// When.
+    pub now: Time,
+    /// Salt of the root directory's file key.
+    pub salt: [u8; 16],
+}
+
+/// See [`Command::Make`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Make {
+    /// Directory.
+    pub parent: Ino,
+    /// Name in it.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// Number of the new inode.
+    pub ino: Ino,
+    /// Type and permission bits, before umask and default ACL.
+    pub mode: u32,
+    /// Device number.
+    pub rdev: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory passes its own on.
+    pub gid: u32,
+    /// Used where the directory has no default ACL.
+    pub umask: u32,
+    /// Target of a symbolic link; empty for other types.
+    #[serde(with = "byte_vec")]
+    pub target: Vec<u8>,
+    /// When.
+    pub now: Time,
+    /// Salt of the file key.
+    pub salt: [u8; 16],
+}
+
+/// See [`Command::MakeUnnamed`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MakeUnnamed {
+    /// Directory whose volume, group and default ACL it takes.
+    pub parent: Ino,
+    /// Number of the new inode.
+    pub ino: Ino,
+    /// Permission bits, before umask and default ACL.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory passes its own on.
+    pub gid: u32,
+    /// Used where the directory has no default ACL.
+    pub umask: u32,
+    /// When.
+    pub now: Time,
+    /// Salt of the file key.
+    pub salt: [u8; 16],
+}
+
+/// See [`Command::Link`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// The inode.
+    pub ino: Ino,
+    /// Directory of the new name.
+    pub parent: Ino,
+    /// The new name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// When.
+    pub now: Time,
+}
+
+/// See [`Command::Unlink`] and [`Command::RemoveDirectory`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Unlink {
+    /// Directory.
+    pub parent: Ino,
+    /// Name in it.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// Keep the inode as an orphan if this was its last name: somebody has it open.
+    pub keep: bool,
+    /// When.
+    pub now: Time,
+}
+
+/// See [`Command::Rename`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rename {
+    /// Directory of the old name.
+    pub parent: Ino,
+    /// The old name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// Directory of the new name.
+    pub new_parent: Ino,
+    /// The new name.
+    #[serde(with = "byte_vec")]
+    pub new_name: Vec<u8>,
+    /// Refuse when the new name exists.
+    pub no_replace: bool,
+    /// Swap the names.
+    pub exchange: bool,
+    /// Keep a replaced inode as an orphan if this was its last name: somebody has it open.
+    pub keep: bool,
+    /// When.
+    pub now: Time,
+}
+
+/// See [`Command::SetAttributes`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetAttributes {
+    /// The inode.
+    pub ino: Ino,
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Last access.
+    pub atime: Option<Time>,
+    /// Last change of content.
+    pub mtime: Option<Time>,
+    /// Last change of attributes.
+    pub ctime: Time,
+    /// Clear set-user-id and set-group-id as a write by another does.
+    pub kill_suid_sgid: bool,
+}
+
+/// See [`Command::SetXattr`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetXattr {
+    /// The inode.
+    pub ino: Ino,
+    /// Name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// Value.
+    #[serde(with = "byte_vec")]
+    pub value: Vec<u8>,
+    /// Refuse when it exists.
+    pub create: bool,
+    /// Refuse when it does not.
+    pub replace: bool,
+    /// Clear set-group-id when an access ACL is set.
+    pub kill_sgid: bool,
+    /// When.
+    pub now: Time,
+}
+
+/// See [`Command::RemoveXattr`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoveXattr {
+    /// The inode.
+    pub ino: Ino,
+    /// Name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// When.
+    pub now: Time,
+}
+
+/// A range of a file and the part of a chunk that it is to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewExtent {
+    /// First byte in the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+    /// First byte in the chunk.
+    pub chunk_offset: u32,
+    /// Bytes of the whole chunk.
+    pub chunk_len: u32,
+    /// Dedup domain of the chunk.
+    pub domain: DomainId,
+    /// The chunk.
+    pub fingerprint: Fingerprint,
+}
+
+/// See [`Command::Write`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Write {
+    /// The file.
+    pub ino: Ino,
+    /// Cut it here before anything is written.
+    pub truncate_to: Option<u64>,
+    /// Its size afterwards.
+    pub size: u64,
+    /// Last change of content, if it changes.
+    pub mtime: Option<Time>,
+    /// Last change of attributes, if it changes.
+    pub ctime: Option<Time>,
+    /// Clear set-user-id and set-group-id as a write by another does.
+    pub kill_suid_sgid: bool,
+    /// The whole content, of a small file.
+    #[serde(with = "byte_vec_option")]
+    pub inline: Option<Vec<u8>>,
+    /// New extents, in order of offset, without overlap.
+    pub extents: Vec<NewExtent>,
+    /// Chunks of theirs that may be new.
+    pub chunks: Vec<NewChunk>,
+}
+
+/// See [`Command::Punch`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Punch {
+    /// The file.
+    pub ino: Ino,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Size of the file afterwards.
+    pub size: u64,
+    /// When.
+    pub now: Time,
+    /// Clear set-user-id and set-group-id as a write by another does.
+    pub kill_suid_sgid: bool,
+}
+
+/// See [`Command::Shift`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shift {
+    /// The file.
+    pub ino: Ino,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes cut out, or room made.
+    pub len: u64,
+    /// Make room instead of cutting out.
+    pub insert: bool,
+    /// When.
+    pub now: Time,
+    /// Clear set-user-id and set-group-id as a write by another does.
+    pub kill_suid_sgid: bool,
+}
+
+/// See [`Command::CloneRange`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CloneRange {
+    /// Source file.
+    pub source: Ino,
+    /// First byte in the source.
+    pub source_offset: u64,
+    /// Destination file.
+    pub target: Ino,
+    /// First byte in the destination.
+    pub target_offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// When.
+    pub now: Time,
+    /// Clear set-user-id and set-group-id as a write by another does.
+    pub kill_suid_sgid: bool,
+}
+
+/// See [`Command::Reap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reap {
+    /// The inode.
+    pub ino: Ino,
+    /// Extents to free at most.
+    pub extents_max: u32,
+}
+
+/// See [`Command::Rechunk`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rechunk {
+    /// The file.
+    pub ino: Ino,
+    /// First byte of the range.
+    pub offset: u64,
+    /// Bytes of the range.
+    pub len: u64,
+    /// The range's extents as they were read; if they have changed, the command does nothing.
+    pub old: Vec<NewExtent>,
+    /// The extents to be.
+    pub new: Vec<NewExtent>,
+    /// Chunks of theirs that may be new.
+    pub chunks: Vec<NewChunk>,
+}
+
+/// Bytes that are no command of a version that this build reads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The version byte is missing or unknown.
+    #[error("command of unknown version {0:?}")]
+    Version(Option<u8>),
+    /// The rest does not decode.
+    #[error("command does not decode: {0}")]
+    Encoding(#[from] postcard::Error),
+    /// There is more than the command.
+    #[error("{0} bytes after the command")]
+    Trailing(usize),
+}
+
+impl Command {
+    /// The command's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(192);
+        bytes.push(COMMAND_VERSION);
+        postcard::to_extend(self, bytes).expect("a vector takes any number of bytes")
+    }
+
+    /// The command with these bytes.
+    ///
+    /// # Errors
+    /// When they are not exactly one command of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        match bytes.split_first() {
+            Some((&COMMAND_VERSION, rest)) => match postcard::take_from_bytes(rest)? {
+                (command, []) => Ok(command),
+                (_, trailing) => Err(CommandError::Trailing(trailing.len())),
+            },
+            other => Err(CommandError::Version(other.map(|(version, _)| *version))),
+        }
+    }
+}
+
+/// Byte strings as one length and one copy, instead of byte by byte.
+mod byte_vec {
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        deserializer.deserialize_byte_buf(Visitor)
+    }
+
+    pub struct Visitor;
+
+    impl serde::de::Visitor<'_> for Visitor {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("bytes")
+        }
+
+        fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+            Ok(bytes.to_vec())
+        }
+
+        fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+            Ok(bytes)
+        }
+    }
+}
+
+/// The same for an optional byte string.
+mod byte_vec_option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(
+        bytes: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        struct Bytes<'a>(&'a [u8]);
+        impl Serialize for Bytes<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_bytes(self.0)
+            }
+        }
+        bytes.as_deref().map(Bytes).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
+        struct Bytes(Vec<u8>);
+        impl<'de> Deserialize<'de> for Bytes {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                super::byte_vec::deserialize(deserializer).map(Bytes)
+            }
+        }
+        Ok(Option::<Bytes>::deserialize(deserializer)?.map(|bytes| bytes.0))
+    }
+}

@@ -1,0 +1,132 @@
+//! The methods of [`Fs`] for the content of files.
+
+use cfs_format::Ino;
+
+use super::ranges::{AllocateMode, Seek};
+use crate::Fs;
+use crate::error::Result;
+
+impl Fs {
+    /// Memory that data take which have been accepted and not yet been stored, bytes.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.files.buffers.held_bytes()
+    }
+
+    /// Bytes of opened chunks in memory.
+    #[must_use]
+    pub fn hot_bytes(&self) -> u64 {
+        self.files.hot.bytes()
+    }
+
+    /// Replaces `out` with up to `len` bytes of the file from `offset`; fewer at its end.
+    ///
+    /// # Errors
+    /// [`crate::FsError::NotFound`], [`crate::FsError::IsDirectory`], [`crate::FsError::Invalid`] for what is no
+    /// regular file; [`crate::FsError::Io`]. The content of `out` is then unspecified.
+    pub fn read(&self, ino: Ino, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        if self.files.read(ino, offset, len, out)? {
+            self.touch_atime(ino)?;
+        }
+        Ok(())
+    }
+
+    /// Accepts `data` at `offset`; they are in the log after [`Fs::flush`], a while, or under pressure, and durable
+    /// after [`Fs::fsync`]. Waits while there are too many dirty data. Returns how many bytes were accepted, fewer
+    /// than given only if the rest failed. `kill_suid_sgid` clears these bits as a write by another user does.
+    ///
+    /// # Errors
+    /// [`crate::FsError::NoSpace`], [`crate::FsError::TooLarge`], [`crate::FsError::ReadOnly`],
+    /// [`crate::FsError::NotFound`], [`crate::FsError::IsDirectory`], [`crate::FsError::Invalid`] for what is no
+    /// regular file; nothing was accepted. Accepted data do not meet a lack of space later.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid_sgid: bool) -> Result<usize> {
+        self.files.write(ino, offset, data, kill_suid_sgid)
+    }
+
+    /// Returns when everything written to the file before the call is durable; and with it, since there is one log,
+    /// every change of the namespace before it. With `data_only`, a change of nothing but times is not waited for.
+    ///
+    /// # Errors
+    /// What writing failed with, now or in the background since the last call. The data stay readable, and the next
+    /// call tries again.
+    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        if !(data_only && self.files.has_only_times(ino)) {
+            self.files.flush(ino)?;
+        }
+        self.store.sync()?;
+        Ok(())
+    }
+
+    /// To be called when an opener closes the file. Nothing is waited for, but data that replace what was truncated
+    /// are sent on their way.
+    ///
+    /// # Errors
+    /// What writing in the background has failed with, if nobody was told yet.
+    pub fn flush(&self, ino: Ino) -> Result<()> {
+        self.files.closed(ino)
+    }
+
+    /// Returns when everything written and changed before the call is durable.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn syncfs(&self) -> Result<()> {
+        self.files.flush_all()?;
+        self.write_atimes()?;
+        self.store.sync()?;
+        Ok(())
+    }
+
+    /// Allocates, frees, takes out or makes room for a range of the file. Room is looked for, and not set aside: what
+    /// data need is known when they come. Shifted ranges begin and end at multiples of 4096.
+    ///
+    /// # Errors
+    /// [`crate::FsError::Invalid`], [`crate::FsError::NoSpace`], [`crate::FsError::TooLarge`],
+    /// [`crate::FsError::NotSupported`] (more extents would move than one command takes),
+    /// [`crate::FsError::ReadOnly`].
+    pub fn fallocate(
+        &self,
+        ino: Ino,
+        mode: AllocateMode,
+        offset: u64,
+        len: u64,
+        kill_suid_sgid: bool,
+    ) -> Result<()> {
+        self.files.allocate(ino, mode, offset, len, kill_suid_sgid)
+    }
+
+    /// The first offset from `offset` on that holds data.
+    ///
+    /// # Errors
+    /// [`crate::FsError::NoSuchOffset`] when there is none.
+    pub fn seek_data(&self, ino: Ino, offset: u64) -> Result<u64> {
+        self.files.seek(ino, offset, Seek::Data)
+    }
+
+    /// The first offset from `offset` on that is in a hole; the end of the file is one.
+    ///
+    /// # Errors
+    /// [`crate::FsError::NoSuchOffset`] at or beyond the end.
+    pub fn seek_hole(&self, ino: Ino, offset: u64) -> Result<u64> {
+        self.files.seek(ino, offset, Seek::Hole)
+    }
+
+    /// Has a range of `target` show what is in a range of `source`, by references: nothing is copied. Returns how many
+    /// bytes that were, fewer at the end of the source.
+    ///
+    /// # Errors
+    /// [`crate::FsError::Invalid`] (the ranges overlap in one file, or no regular files),
+    /// [`crate::FsError::TooLarge`], [`crate::FsError::NoSpace`], [`crate::FsError::ReadOnly`],
+    /// [`crate::FsError::NotFound`]. A part may have been copied.
+    pub fn copy_range(
+        &self,
+        source: Ino,
+        source_offset: u64,
+        target: Ino,
+        target_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        self.files
+            .copy_range(source, source_offset, target, target_offset, len)
+    }
+}

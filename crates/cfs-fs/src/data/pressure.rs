@@ -1,0 +1,267 @@
+//! How long data may stay dirty, and how much of it there may be.
+//!
+//! Writers wait for room before they take any lock, so whoever makes room is never behind one that waits. Room comes
+//! from jobs that end; while few are in flight, a writer that waits makes more of them from the file that has been
+//! dirty for longest.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cfs_format::Ino;
+use cfs_store::Health;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Core;
+use super::body::{Body, FileState};
+use super::flush::Take;
+use crate::error::{FsError, Result};
+
+/// How long a writer waits before it looks again whether it can make room itself.
+const WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
+
+/// Files that may be dirty, those that became so first in front. Each is here at most once.
+#[derive(Default)]
+pub(super) struct DirtyList {
+    files: Mutex<VecDeque<Arc<FileState>>>,
+}
+
+impl Core {
+    /// Notes that the file is dirty since now.
+    pub(super) fn note_dirty(&self, file: &Arc<FileState>, body: &mut Body, now_ns: u64) {
+        if body.dirty_since_ns == 0 {
+            body.dirty_since_ns = now_ns.max(1);
+        }
+        if !body.listed {
+            body.listed = true;
+            self.dirty.files.lock().push_back(Arc::clone(file));
+        }
+    }
+
+    /// Jobs have been taken out of the file's runs.
+    pub(super) fn note_taken(&self, body: &mut Body) {
+        body.dirty_since_ns = if body.is_dirty() {
+            self.host.now_ns().max(1)
+        } else {
+            0
+        };
+    }
+
+    /// Waits until `bytes` more may become dirty. They may when nothing is, however many they are.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`] when there will never be room again.
+    pub(super) fn wait_for_room(&self, bytes: u64) -> Result<()> {
+        let full = || {
+            let held = self.buffers.held_bytes();
+            held > 0 && held + bytes > self.dirty_bytes_max
+        };
+        while full() {
+            self.writable()?;
+            let flying = self.flying_bytes.load(Ordering::Relaxed);
+            if flying < self.dirty_bytes_max / 2 && self.relieve() {
+                continue;
+            }
+            if flying == 0 && self.dirty.files.lock().is_empty() {
+                // What is left is held by others that are just about to let go of it, or by failed jobs.
+                self.buffers.wait_for_room(WAIT_FOR_ROOM, full);
+                self.writable()?;
+                if self.flying_bytes.load(Ordering::Relaxed) == 0 {
+                    return Ok(());
+                }
+                continue;
+            }
+            self.buffers.wait_for_room(WAIT_FOR_ROOM, full);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`FsError::ReadOnly`] when the store takes nothing any more.
+    pub(super) fn writable(&self) -> Result<()> {
+        match self.store.health() {
+            Health::Good => Ok(()),
+            Health::ReadOnly { reason } => Err(FsError::ReadOnly(reason)),
+        }
+    }
+
+    /// Sends data of the file that has been dirty for longest on their way; false when there is none.
+    fn relieve(&self) -> bool {
+        loop {
+            let Some(file) = self.dirty.files.lock().pop_front() else {
+                return false;
+            };
+            let mut body = file.lock();
+            body.listed = false;
+            let jobs = self.take(&file, &mut body, Take::Certain);
+            if body.is_dirty() {
+                let now_ns = self.host.now_ns();
+                self.note_dirty(&file, &mut body, now_ns);
+            }
+            drop(body);
+            if !jobs.is_empty() {
+                self.dispatch(&file, jobs);
+                return true;
+            }
+        }
+    }
+
+    /// Sends what has been dirty for too long on its way.
+    pub(super) fn flush_aged(&self) {
+        let now_ns = self.host.now_ns();
+        let count = self.dirty.files.lock().len();
+        for _ in 0..count {
+            let Some(file) = self.dirty.files.lock().pop_front() else {
+                return;
+            };
+            let mut body = file.lock();
+            body.listed = false;
+            if !body.is_dirty() {
+                continue;
+            }
+            let due_ns = body.dirty_since_ns.saturating_add(self.flush_after_ns);
+            if due_ns > now_ns {
+                self.note_dirty(&file, &mut body, now_ns);
+                continue;
+            }
+            let jobs = self.take(&file, &mut body, Take::AllJoiningTail);
+            self.note_taken(&mut body);
+            drop(body);
+            self.dispatch(&file, jobs);
+        }
+    }
+
+    /// Sends all that is dirty of the file on its way.
+    pub(super) fn begin_flush(&self, file: &Arc<FileState>, take: Take) {
+        let mut body = file.lock();
+        let jobs = self.take(file, &mut body, take);
+        self.note_taken(&mut body);
+        drop(body);
+        self.dispatch(file, jobs);
+    }
+
+    /// Returns when all that was written to the file before the call is in the log, though perhaps not durable.
+    ///
+    /// # Errors
+    /// What writing failed with, now or in the background since the last call; the data are kept.
+    pub(crate) fn flush(&self, ino: Ino) -> Result<()> {
+        let Some(file) = self.known(ino) else {
+            return Ok(());
+        };
+        self.retry_failed(&file);
+        let mut body = file.lock();
+        let jobs = self.take(&file, &mut body, Take::All);
+        if jobs.is_empty() && body.jobs.is_empty() {
+            return body.take_error();
+        }
+        self.note_taken(&mut body);
+        drop(body);
+        self.dispatch_for_waiter(&file, jobs);
+        let mut body = file.lock();
+        self.wait_for_jobs(&file, &mut body)?;
+        body.take_error()
+    }
+
+    /// Whether nothing but times is pending of the file.
+    pub(crate) fn has_only_times(&self, ino: Ino) -> bool {
+        self.known(ino).is_some_and(|file| {
+            let body = file.lock();
+            let times_only =
+                body.runs.is_empty() && body.pending.truncate_to.is_none() && !body.pending.resized;
+            times_only && body.jobs.is_empty() && body.error.is_none()
+        })
+    }
+
+    /// An opener has closed the file. Data that replace truncated ones are sent on their way.
+    ///
+    /// # Errors
+    /// What writing in the background has failed with, if nobody was told yet.
+    pub(crate) fn closed(&self, ino: Ino) -> Result<()> {
+        let Some(file) = self.known(ino) else {
+            return Ok(());
+        };
+        let mut body = file.lock();
+        let told = body.take_error();
+        let replaces = body.pending.truncate_to.is_some();
+        drop(body);
+        if replaces {
+            self.begin_flush(&file, Take::All);
+        }
+        told
+    }
+
+    /// As [`Core::flush`] for every file.
+    ///
+    /// # Errors
+    /// The first failure, after all others have been tried. The files that failed report it again.
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        let files = self.all();
+        for file in &files {
+            self.retry_failed(file);
+            self.begin_flush(file, Take::AllJoiningTail);
+        }
+        let mut failure = Ok(());
+        for file in &files {
+            let mut body = file.lock();
+            if let Err(error) = self.wait_for_jobs(file, &mut body) {
+                body.error = Some(error.clone());
+                failure = failure.and(Err(error));
+            }
+        }
+        failure
+    }
+
+    /// Comes back with the lock of a file that has nothing dirty and nothing in flight, from when on and until the
+    /// lock and the returned guard are dropped nobody writes to it.
+    ///
+    /// # Errors
+    /// As [`Core::flush`].
+    pub(super) fn at_rest<'f>(
+        &self,
+        file: &'f Arc<FileState>,
+        barrier: &Barrier<'f>,
+    ) -> Result<MutexGuard<'f, Body>> {
+        debug_assert!(Arc::ptr_eq(file, barrier.file));
+        self.retry_failed(file);
+        loop {
+            let mut body = file.lock();
+            self.load(file, &mut body)?;
+            if body.submitted_inline {
+                self.absorb(file, &mut body)?;
+                body.extents_only = true;
+            }
+            let jobs = self.take(file, &mut body, Take::All);
+            if jobs.is_empty() && body.jobs.is_empty() && !body.committing {
+                return Ok(body);
+            }
+            self.note_taken(&mut body);
+            drop(body);
+            self.dispatch_for_waiter(file, jobs);
+            let mut body = file.lock();
+            self.wait_for_jobs(file, &mut body)?;
+            while body.committing {
+                file.wait(&mut body);
+            }
+        }
+    }
+}
+
+/// Keeps writers of a file waiting.
+pub(super) struct Barrier<'f> {
+    file: &'f Arc<FileState>,
+}
+
+impl<'f> Barrier<'f> {
+    pub(super) fn raise(file: &'f Arc<FileState>) -> Self {
+        file.lock().barriers += 1;
+        Self { file }
+    }
+}
+
+impl Drop for Barrier<'_> {
+    fn drop(&mut self) {
+        self.file.lock().barriers -= 1;
+        self.file.notify();
+    }
+}

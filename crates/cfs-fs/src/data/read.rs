@@ -1,0 +1,429 @@
+//! Reading: a plan is made under the file's lock, chunks are opened outside of it.
+//!
+//! The plan copies what is in memory and names the chunks that show the rest, so it is one state of the file. A chunk
+//! that is gone when it is opened was replaced after the plan was made: then a new plan is made, at last one that is
+//! carried out with the lock held.
+
+use std::sync::Arc;
+
+use cfs_format::table::{key, tag};
+use cfs_format::{Fingerprint, Ino};
+use cfs_store::ReadError;
+
+use super::Core;
+use super::body::{Body, FileState, Job};
+use super::windows::WINDOW_BYTES;
+use crate::error::{FsError, Result};
+use crate::extent::{Extent, scan};
+
+/// Plans that are carried out without the lock before one is carried out with it.
+const UNLOCKED_PLANS: usize = 3;
+
+/// Sequential readers of one file that are told apart.
+const READERS: usize = 4;
+
+/// A read this far from where a reader was expected still belongs to it, bytes: requests overtake each other.
+const READER_SLACK_BYTES: u64 = 1 << 20;
+
+/// Bytes read ahead for a reader that has just begun.
+const AHEAD_BYTES_FIRST: u64 = 512 << 10;
+
+/// A range of a file.
+type Span = (u64, u64);
+
+/// A part of a chunk that belongs into the output.
+struct Fetch {
+    at: usize,
+    len: usize,
+    chunk_offset: usize,
+    chunk_len: u32,
+    fingerprint: Fingerprint,
+}
+
+/// Readers of a file that go through it in order.
+#[derive(Default)]
+pub(crate) struct Readers {
+    readers: [Reader; READERS],
+    turn: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Reader {
+    /// Where the next read is expected; 0 when this one is free.
+    next: u64,
+    /// Read ahead up to here.
+    ahead: u64,
+    ahead_bytes: u64,
+    used_at: u64,
+}
+
+impl Readers {
+    /// Notes a read of `[from, to)`. Returns a range to read ahead.
+    fn note(&mut self, (from, to): Span, ahead_bytes_max: u64) -> Option<Span> {
+        self.turn += 1;
+        let turn = self.turn;
+        let expected = |reader: &&mut Reader| {
+            reader.next > 0 && from.abs_diff(reader.next) <= READER_SLACK_BYTES && to > reader.next
+        };
+        let Some(reader) = self.readers.iter_mut().find(expected) else {
+            let known = self
+                .readers
+                .iter()
+                .any(|reader| from < reader.next && to + READER_SLACK_BYTES > reader.next);
+            if !known {
+                let oldest = self
+                    .readers
+                    .iter_mut()
+                    .min_by_key(|reader| reader.used_at)?;
+                *oldest = Reader {
+                    next: to,
+                    ahead: to,
+                    ahead_bytes: 0,
+                    used_at: turn,
+                };
+            }
+            return None;
+        };
+        reader.used_at = turn;
+        reader.next = to;
+        reader.ahead_bytes = (reader.ahead_bytes * 2)
+            .clamp(AHEAD_BYTES_FIRST, u64::MAX)
+            .min(ahead_bytes_max);
+        let target = to + reader.ahead_bytes;
+        let start = reader.ahead.max(to);
+        if target.saturating_sub(start) < reader.ahead_bytes / 2 || reader.ahead_bytes == 0 {
+            return None;
+        }
+        reader.ahead = target;
+        Some((start, target))
+    }
+}
+
+impl Core {
+    /// Replaces `out` with up to `len` bytes of the file from `offset`; fewer at its end. Returns whether the access
+    /// time may have to change.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no regular file;
+    /// [`FsError::Io`]. The content of `out` is then unspecified.
+    pub(crate) fn read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<bool> {
+        let file = self.file(ino);
+        for attempt in 0.. {
+            let mut body = file.lock();
+            self.load(&file, &mut body)?;
+            let end = offset.saturating_add(len as u64).min(body.size);
+            let now_ns = self.host.now_ns();
+            let touch = now_ns.saturating_sub(body.atime_checked_ns) >= self.atime_interval_ns;
+            if touch {
+                body.atime_checked_ns = now_ns;
+            }
+            if offset >= end {
+                out.clear();
+                return Ok(touch);
+            }
+            out.resize((end - offset) as usize, 0);
+            let fetches = self.plan(&file, &mut body, (offset, end), out)?;
+            let ahead = body
+                .readers
+                .note((offset, end), self.readahead_bytes)
+                .map(|(from, to)| self.extents_of(&file, &mut body, from, to))
+                .transpose()?;
+            let is_last = attempt == UNLOCKED_PLANS;
+            let locked = is_last.then_some(body);
+            for extent in ahead.into_iter().flatten() {
+                self.ask_ahead(&extent.fingerprint, extent.chunk_len);
+            }
+            let result = self.fetch(&fetches, out);
+            drop(locked);
+            match result {
+                Err(ReadError::Missing { .. }) if !is_last => {}
+                result => return Ok(result.map(|()| touch)?),
+            }
+        }
+        unreachable!("the last plan returns")
+    }
+
+    fn ask_ahead(&self, fingerprint: &Fingerprint, chunk_len: u32) {
+        if !self.hot.contains(fingerprint) {
+            self.hot.open_ahead(*fingerprint, chunk_len);
+        }
+    }
+
+    fn fetch(&self, fetches: &[Fetch], out: &mut [u8]) -> std::result::Result<(), ReadError> {
+        // The others are opened by other threads while this one opens the first.
+        for fetch in fetches.iter().skip(1) {
+            self.ask_ahead(&fetch.fingerprint, fetch.chunk_len);
+        }
+        for fetch in fetches {
+            let content = self
+                .hot
+                .get(&self.store, &fetch.fingerprint, fetch.chunk_len)?;
+            out[fetch.at..fetch.at + fetch.len]
+                .copy_from_slice(&content[fetch.chunk_offset..fetch.chunk_offset + fetch.len]);
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with what is in memory and with the zeros of holes, and says what to fetch for the rest. The span
+    /// ends at or before the size.
+    fn plan(
+        &self,
+        file: &FileState,
+        body: &mut Body,
+        span: Span,
+        out: &mut [u8],
+    ) -> Result<Vec<Fetch>> {
+        let start = span.0;
+        let mut gaps = vec![span];
+        if !body.runs.is_empty() {
+            for (offset, run) in runs_within(body, span) {
+                lay(&mut gaps, start, out, offset, run);
+            }
+        }
+        if let Some(cut) = body.pending.truncate_to {
+            cut_gaps(&mut gaps, start, out, cut);
+        }
+        for flight in body.jobs.iter().rev() {
+            lay_job(&mut gaps, start, out, &flight.job);
+        }
+        cut_gaps(&mut gaps, start, out, body.committed_size);
+        if gaps.is_empty() {
+            return Ok(Vec::new());
+        }
+        if body.committed_inline {
+            // Missing when a job that is just being committed has moved it; then that job shows all there is.
+            let content = self.store.get(&key(file.ino, tag::INLINE, &[]))?;
+            lay(&mut gaps, start, out, 0, content.as_deref().unwrap_or(&[]));
+            cut_gaps(&mut gaps, start, out, 0);
+            return Ok(Vec::new());
+        }
+        let mut fetches = Vec::new();
+        for (from, to) in gaps {
+            let mut filled_to = from;
+            self.each_extent(file, body, from, to, |extent| {
+                let Some(part) = extent.part(from, to) else {
+                    return;
+                };
+                zero(start, out, (filled_to, part.offset));
+                filled_to = part.end();
+                fetches.push(Fetch {
+                    at: (part.offset - start) as usize,
+                    len: part.len as usize,
+                    chunk_offset: part.chunk_offset as usize,
+                    chunk_len: part.chunk_len,
+                    fingerprint: part.fingerprint,
+                });
+            })?;
+            zero(start, out, (filled_to, to));
+        }
+        Ok(fetches)
+    }
+
+    /// Calls `each` with the committed extents that show a part of `[from, to)`, in order.
+    pub(super) fn each_extent(
+        &self,
+        file: &FileState,
+        body: &mut Body,
+        from: u64,
+        to: u64,
+        mut each: impl FnMut(&Extent),
+    ) -> Result<()> {
+        let mut at = from;
+        while at < to {
+            let index = at / WINDOW_BYTES;
+            let window_end = (index + 1) * WINDOW_BYTES;
+            let extents = self.window(file, body, index)?;
+            let first = extents.partition_point(|extent| extent.end() <= at);
+            for extent in extents[first..]
+                .iter()
+                .take_while(|extent| extent.offset < to)
+            {
+                // One that reaches over a window's edge is in both.
+                if extent.end() > at {
+                    each(extent);
+                    at = extent.end();
+                }
+            }
+            at = at.max(window_end);
+        }
+        Ok(())
+    }
+
+    /// The extents of a window of the file.
+    pub(super) fn window(
+        &self,
+        file: &FileState,
+        body: &mut Body,
+        index: u64,
+    ) -> Result<Arc<[Extent]>> {
+        let Body {
+            windows, identity, ..
+        } = body;
+        let file_key = &identity.as_ref().expect("loaded first").file_key;
+        windows.get(index, |from, to| {
+            scan(&*self.store, file.ino, file_key, from, to).collect()
+        })
+    }
+
+    /// The committed extents that show a part of `[from, to)` within the file.
+    fn extents_of(
+        &self,
+        file: &FileState,
+        body: &mut Body,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        if !body.committed_inline {
+            let to = to.min(body.committed_size);
+            self.each_extent(file, body, from, to, |extent| extents.push(*extent))?;
+        }
+        Ok(extents)
+    }
+
+    /// The whole content of a file that is small.
+    pub(super) fn read_small(&self, file: &FileState, body: &mut Body) -> Result<Vec<u8>> {
+        let size = body.size;
+        let mut content = vec![0; size as usize];
+        let fetches = self.plan(file, body, (0, size), &mut content)?;
+        self.fetch(&fetches, &mut content).map_err(FsError::from)?;
+        Ok(content)
+    }
+}
+
+fn runs_within(body: &Body, (from, to): Span) -> impl Iterator<Item = (u64, &[u8])> {
+    let first = body
+        .runs
+        .range(..=from)
+        .next_back()
+        .map_or(from, |(start, _)| *start);
+    body.runs
+        .range(first..to)
+        .map(|(start, run)| (*start, &**run))
+}
+
+fn lay_job(gaps: &mut Vec<Span>, start: u64, out: &mut [u8], job: &Job) {
+    if let Some(content) = &job.inline {
+        lay(gaps, start, out, 0, content);
+        cut_gaps(gaps, start, out, 0);
+        return;
+    }
+    let (Some(first), Some(last)) = (gaps.first().copied(), gaps.last().copied()) else {
+        return;
+    };
+    let from = job.pieces.partition_point(|piece| piece.end() <= first.0);
+    for piece in job.pieces[from..]
+        .iter()
+        .take_while(|piece| piece.offset < last.1)
+    {
+        lay(gaps, start, out, piece.offset, piece.bytes());
+    }
+    if let Some(cut) = job.truncate_to {
+        cut_gaps(gaps, start, out, cut);
+    }
+}
+
+/// Copies `data`, which is at `offset` of the file, into the gaps, and takes from the gaps what has been copied.
+/// `start` is the file offset of `out`.
+fn lay(gaps: &mut Vec<Span>, start: u64, out: &mut [u8], offset: u64, data: &[u8]) {
+    let end = offset + data.len() as u64;
+    let touched = |gap: &Span| gap.0 < end && offset < gap.1;
+    if !gaps.iter().any(touched) {
+        return;
+    }
+    let mut left = Vec::with_capacity(gaps.len() + 1);
+    for gap in gaps.iter() {
+        if !touched(gap) {
+            left.push(*gap);
+            continue;
+        }
+        let (from, to) = (gap.0.max(offset), gap.1.min(end));
+        out[(from - start) as usize..(to - start) as usize]
+            .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+        left.extend(
+            [(gap.0, from), (to, gap.1)]
+                .into_iter()
+                .filter(|gap| gap.0 < gap.1),
+        );
+    }
+    *gaps = left;
+}
+
+/// What is at or beyond `cut` in the gaps is a hole.
+fn cut_gaps(gaps: &mut Vec<Span>, start: u64, out: &mut [u8], cut: u64) {
+    while let Some(gap) = gaps.last_mut() {
+        if gap.1 <= cut {
+            return;
+        }
+        zero(start, out, (gap.0.max(cut), gap.1));
+        if gap.0 < cut {
+            gap.1 = cut;
+            return;
+        }
+        gaps.pop();
+    }
+}
+
+fn zero(start: u64, out: &mut [u8], (from, to): Span) {
+    if from < to {
+        out[(from - start) as usize..(to - start) as usize].fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_fill_gaps_once() {
+        let mut out = vec![9; 20];
+        let mut gaps = vec![(100, 120)];
+        lay(&mut gaps, 100, &mut out, 105, &[1; 5]);
+        lay(&mut gaps, 100, &mut out, 90, &[2; 17]);
+        assert_eq!(gaps, [(110, 120)]);
+        lay(&mut gaps, 100, &mut out, 112, &[3; 2]);
+        cut_gaps(&mut gaps, 100, &mut out, 115);
+        assert_eq!(gaps, [(110, 112), (114, 115)]);
+        cut_gaps(&mut gaps, 100, &mut out, 0);
+        assert!(gaps.is_empty());
+        assert_eq!(
+            out,
+            [2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0]
+        );
+    }
+
+    #[test]
+    fn sequential_readers_are_found() {
+        let mut readers = Readers::default();
+        let max = 4 << 20;
+        assert_eq!(readers.note((0, 4096), max), None);
+        let first = readers.note((4096, 8192), max);
+        assert_eq!(first, Some((8192, 8192 + AHEAD_BYTES_FIRST)));
+        assert_eq!(readers.note((1 << 30, (1 << 30) + 4096), max), None);
+        let mut ahead = first.unwrap().1;
+        for at in (8192..8 << 20).step_by(128 << 10) {
+            if let Some((from, to)) = readers.note((at, at + (128 << 10)), max) {
+                assert_eq!(from, ahead);
+                ahead = to;
+            }
+            assert!(ahead >= at + (128 << 10));
+        }
+        for at in [5 << 30, 7 << 30, 6 << 30, 9 << 30] {
+            assert_eq!(readers.note((at, at + 4096), max), None);
+        }
+    }
+
+    #[test]
+    fn without_readahead_none_is_asked_for() {
+        let mut readers = Readers::default();
+        for at in (0..1 << 20).step_by(4096) {
+            assert_eq!(readers.note((at, at + 4096), 0), None);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Accepting data.
+
+use std::sync::Arc;
+
+use cfs_format::Ino;
+use parking_lot::MutexGuard;
+
+use super::Core;
+use super::body::{Body, FileState, Stamp};
+use crate::error::{FsError, Result};
+use crate::extent::FILE_BYTES_MAX;
+use crate::types::Time;
+
+/// Data are accepted in steps of this many bytes, so that one large write keeps to the bound on dirty data.
+const STEP_BYTES: usize = 1 << 20;
+
+impl Core {
+    /// Accepts `data` at `offset`. Returns how many bytes were accepted, fewer than given only if the rest failed.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`], [`FsError::TooLarge`], [`FsError::ReadOnly`], [`FsError::NotFound`],
+    /// [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no regular file; nothing was accepted.
+    pub(crate) fn write(
+        &self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        kill_suid_sgid: bool,
+    ) -> Result<usize> {
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > FILE_BYTES_MAX)
+        {
+            return Err(FsError::TooLarge);
+        }
+        let file = self.file(ino);
+        let mut accepted = 0;
+        for step in data.chunks(STEP_BYTES) {
+            let at = offset + accepted as u64;
+            match self.write_step(&file, at, step, kill_suid_sgid) {
+                Ok(()) => accepted += step.len(),
+                Err(error) if accepted == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(accepted)
+    }
+
+    fn write_step(
+        &self,
+        file: &Arc<FileState>,
+        offset: u64,
+        data: &[u8],
+        kill_suid_sgid: bool,
+    ) -> Result<()> {
+        self.writable()?;
+        self.wait_for_room(data.len() as u64)?;
+        let mut body = self.lock_for_change(file)?;
+        if let Err(error) = self.admit(&mut body, offset, data.len() as u64) {
+            // What is dirty may need less room once it is stored.
+            drop(body);
+            self.flush_all()?;
+            body = self.lock_for_change(file)?;
+            self.admit(&mut body, offset, data.len() as u64)
+                .map_err(|_| error)?;
+        }
+        let now_ns = self.host.now_ns();
+        self.stamp(&mut body, Time::from_ns(now_ns), kill_suid_sgid);
+        body.written_ns = now_ns;
+        let mut jobs = Vec::new();
+        body.put(&self.buffers, offset, data, |body, start| {
+            jobs.extend(self.take_certain(file, body, start));
+        });
+        if !jobs.is_empty() && body.runs.len() <= 1 {
+            // What is left of a stream is as old as this write.
+            self.note_taken(&mut body);
+        }
+        if body.is_dirty() {
+            self.note_dirty(file, &mut body, now_ns);
+        }
+        drop(body);
+        self.dispatch(file, jobs);
+        Ok(())
+    }
+
+    /// The lock of a file that may be changed, with inline content in the runs.
+    pub(super) fn lock_for_change<'f>(
+        &self,
+        file: &'f Arc<FileState>,
+    ) -> Result<MutexGuard<'f, Body>> {
+        let mut body = file.lock();
+        while body.barriers > 0 {
+            file.wait(&mut body);
+        }
+        self.load(file, &mut body)?;
+        if body.submitted_inline {
+            self.absorb(file, &mut body)?;
+        }
+        Ok(body)
+    }
+
+    /// Takes inline content into the runs, from where it goes wherever the next job puts it.
+    pub(super) fn absorb(&self, file: &FileState, body: &mut Body) -> Result<()> {
+        if !body.absorbed {
+            let content = self.read_small(file, body)?;
+            if !content.is_empty() {
+                let mut run = self.buffers.take(content.len());
+                run.extend(&content);
+                body.insert_run(0, run);
+            }
+            body.absorbed = true;
+        }
+        Ok(())
+    }
+
+    fn admit(&self, body: &mut Body, offset: u64, len: u64) -> Result<()> {
+        let (bytes, pieces) = body.gaps_in_runs(offset, len);
+        if bytes > 0 {
+            let more = self.store.admit(Body::bytes_to_admit(bytes, pieces))?;
+            match &mut body.reservation {
+                Some(reservation) => reservation.merge(more),
+                none => *none = Some(more),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a change of content for the next job and for who asks.
+    pub(super) fn stamp(&self, body: &mut Body, time: Time, kill_suid_sgid: bool) {
+        let stamp = |before: Stamp| Stamp {
+            time: Some(time),
+            kill_suid_sgid: kill_suid_sgid || before.kill_suid_sgid,
+        };
+        body.stamp = stamp(body.visible_stamp());
+        body.pending.stamp = stamp(body.pending.stamp);
+        body.atime_checked_ns = 0;
+    }
+}

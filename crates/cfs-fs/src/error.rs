@@ -1,0 +1,142 @@
+//! The one error of the file-system API, each variant with the errno that a front end reports.
+
+use std::sync::Arc;
+
+use cfs_store::{NoSpace, ReadError, WriteError};
+
+/// Why an operation was refused or failed. Nothing changed, unless a variant says otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FsError {
+    /// No such name, or no such inode.
+    #[error("no such file or directory")]
+    NotFound,
+    /// The name is taken.
+    #[error("the name exists already")]
+    Exists,
+    /// A directory is needed here.
+    #[error("not a directory")]
+    NotDirectory,
+    /// A directory cannot be used here.
+    #[error("is a directory")]
+    IsDirectory,
+    /// The directory has entries.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// The kind of file does not allow it.
+    #[error("operation not permitted on this kind of file")]
+    NotPermitted,
+    /// A default ACL belongs to directories alone.
+    #[error("access denied")]
+    AccessDenied,
+    /// A name is longer than 255 bytes, or a symbolic link's target than 4095.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// The pool has no room for it.
+    #[error("no space left in the pool")]
+    NoSpace,
+    /// The store takes no more changes.
+    #[error("the store is read-only: {0}")]
+    ReadOnly(Arc<str>),
+    /// An argument makes no sense.
+    #[error("invalid argument")]
+    Invalid,
+    /// The file would become larger than a file can be.
+    #[error("the file would be too large")]
+    TooLarge,
+    /// The inode has as many names as it can have.
+    #[error("too many links")]
+    TooManyLinks,
+    /// No such extended attribute, or no data beyond the offset.
+    #[error("no such attribute")]
+    NoData,
+    /// No data or hole at or after the offset.
+    #[error("the offset is beyond the end of the file")]
+    NoSuchOffset,
+    /// The name of an extended attribute is too long.
+    #[error("the attribute's name is out of range")]
+    Range,
+    /// The value or the list of extended attributes is too long.
+    #[error("the attributes are too long")]
+    ArgumentTooLong,
+    /// Both names are not in one volume.
+    #[error("the names are in different volumes")]
+    CrossVolume,
+    /// A path passes through a symbolic link, which path resolution does not follow.
+    #[error("the path passes through a symbolic link")]
+    SymbolicLink,
+    /// Not offered.
+    #[error("not supported")]
+    NotSupported,
+    /// Stored data could not be read.
+    #[error(transparent)]
+    Read(ReadError),
+    /// Stored records do not fit together, or earlier data could not be written.
+    #[error("{0}")]
+    Io(Arc<str>),
+}
+
+/// What every operation returns.
+pub type Result<T> = std::result::Result<T, FsError>;
+
+impl FsError {
+    /// The errno that says the same.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NotFound => libc::ENOENT,
+            Self::Exists => libc::EEXIST,
+            Self::NotDirectory => libc::ENOTDIR,
+            Self::IsDirectory => libc::EISDIR,
+            Self::NotEmpty => libc::ENOTEMPTY,
+            Self::NotPermitted => libc::EPERM,
+            Self::AccessDenied => libc::EACCES,
+            Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::NoSpace => libc::ENOSPC,
+            Self::ReadOnly(_) => libc::EROFS,
+            Self::Invalid => libc::EINVAL,
+            Self::TooLarge => libc::EFBIG,
+            Self::TooManyLinks => libc::EMLINK,
+            Self::NoData => libc::ENODATA,
+            Self::NoSuchOffset => libc::ENXIO,
+            Self::Range => libc::ERANGE,
+            Self::ArgumentTooLong => libc::E2BIG,
+            Self::CrossVolume => libc::EXDEV,
+            Self::SymbolicLink => libc::ELOOP,
+            Self::NotSupported => libc::EOPNOTSUPP,
+            Self::Read(_) | Self::Io(_) => libc::EIO,
+        }
+    }
+
+    /// Stored records that do not fit together.
+    pub(crate) fn damaged(what: impl std::fmt::Display) -> Self {
+        Self::Io(format!("damaged: {what}; run `cfs admin fsck`").into())
+    }
+}
+
+impl From<ReadError> for FsError {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<WriteError> for FsError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NoSpace(_) => Self::NoSpace,
+            WriteError::ReadOnly { reason } => Self::ReadOnly(reason),
+            WriteError::Read(error) => error.into(),
+        }
+    }
+}
+
+impl From<NoSpace> for FsError {
+    fn from(_: NoSpace) -> Self {
+        Self::NoSpace
+    }
+}
+
+impl From<cfs_format::FormatError> for FsError {
+    fn from(error: cfs_format::FormatError) -> Self {
+        Self::damaged(error)
+    }
+}

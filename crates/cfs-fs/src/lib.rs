@@ -1,0 +1,168 @@
+//! ClaudeFS as a file system: inodes, directories, extents. The one API of every front end.
+//!
+//! [`Fs`] is shared by all threads of a front end. Each change is one [`command::Command`], applied to the tables in
+//! one transaction of the store and written to its log; opening replays what the last checkpoint does not have.
+//!
+//! # Invariants
+//! - `apply` is deterministic: tables and command in, tables out. It validates before it writes.
+//! - A name and its cookie row are written and removed together; a directory's record counts its entries in `size`.
+//! - An inode with `nlink` 0 has an `ORPHAN` record, and the other way round.
+//! - Lock order: the state of an open file, then the store's writer lock.
+
+mod acl;
+mod apply;
+pub mod check;
+pub mod command;
+mod data;
+mod directory;
+mod error;
+mod extent;
+mod inode;
+mod namespace;
+mod types;
+mod xattr;
+
+use std::sync::Arc;
+
+use cfs_device::Device;
+use cfs_format::superblock::Superblock;
+use cfs_store::{Host, ReplayError, Store, StoreOptions, Txn};
+
+use command::Command;
+
+pub use data::AllocateMode;
+pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
+pub use error::{FsError, Result};
+pub use namespace::format::FormatOptions;
+pub use types::{
+    AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,
+    SetTime, StatFs, Time, XattrFlags,
+};
+pub use xattr::{XATTR_LIST_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+
+/// A mounted pool.
+pub struct Fs {
+    pub(crate) store: Arc<Store>,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) options: FsOptions,
+    pub(crate) files: data::Files,
+    pub(crate) opens: namespace::opens::OpenCounts,
+    pub(crate) atimes: namespace::atime::PendingTimes,
+    pub(crate) reaper: namespace::reap::Reaper,
+}
+
+/// Why a pool could not be opened. Nothing changed, but for what recovery itself writes.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store did not open.
+    #[error(transparent)]
+    Store(#[from] cfs_store::OpenError),
+    /// The store opened, but what the file system needs in it could not be read.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The store has no root directory: formatting was interrupted.
+    #[error("the pool has no root directory; format it again")]
+    NoRoot,
+}
+
+impl Fs {
+    /// Opens a pool that [`Fs::format`] has prepared: recovers the store, replays the log, and leaves the removal of
+    /// inodes without a name to [`Fs::tick`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_pool(
+        device: Arc<dyn Device>,
+        host: Arc<dyn Host>,
+        unlock: impl FnOnce(
+            &Superblock,
+        )
+            -> std::result::Result<cfs_seal::keys::ClusterKey, cfs_store::UnlockError>,
+        store_options: StoreOptions,
+        options: FsOptions,
+    ) -> std::result::Result<Arc<Self>, OpenError> {
+        let store = Store::open(device, Arc::clone(&host), unlock, store_options, replay)?;
+        if inode::committed(&store, cfs_format::Ino::ROOT)?.is_none() {
+            return Err(OpenError::NoRoot);
+        }
+        let fs = Arc::new(Self {
+            files: data::Files::new(Arc::clone(&store), Arc::clone(&host), &options),
+            store,
+            host,
+            options,
+            opens: namespace::opens::OpenCounts::default(),
+            atimes: namespace::atime::PendingTimes::default(),
+            reaper: namespace::reap::Reaper::default(),
+        });
+        fs.queue_orphans()?;
+        Ok(fs)
+    }
+
+    /// The store below.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Does background work that is due, a bounded amount of it: writes aged dirty data and access times, removes
+    /// inodes without a name, re-chunks fragmented files, then the store's own. Called by one thread about every
+    /// 100 ms.
+    ///
+    /// # Errors
+    /// The first failure; the rest of the work stays due.
+    pub fn tick(&self) -> Result<()> {
+        self.files.tick()?;
+        self.write_atimes_if_due()?;
+        self.reap_some()?;
+        self.store.tick()?;
+        Ok(())
+    }
+
+    /// Writes everything that is pending, and a checkpoint. The pool is then marked clean; later changes fail.
+    ///
+    /// # Errors
+    /// What could not be written; it is then recovered from the log at the next open as far as it got there.
+    pub fn close(&self) -> Result<()> {
+        self.files.flush_all()?;
+        self.write_atimes()?;
+        self.store.close()?;
+        Ok(())
+    }
+
+    /// The time now.
+    pub(crate) fn now(&self) -> Time {
+        Time::from_ns(self.host.now_ns())
+    }
+
+    /// Builds a command while the writer lock is held, so that the times in the log do not run backwards, and
+    /// applies and logs it. `build` sees the tables through the transaction.
+    ///
+    /// # Errors
+    /// What `build` or the command refuses, or the store; nothing changed.
+    pub(crate) fn execute(
+        &self,
+        build: impl FnOnce(&Txn<'_>, Time) -> Result<Command>,
+    ) -> Result<apply::Outcome> {
+        let mut txn = self.store.begin();
+        let command = build(&txn, self.now())?;
+        let outcome = apply::apply(&mut txn, &command)?;
+        txn.commit(&command.encode())?;
+        Ok(outcome)
+    }
+}
+
+/// Applies a command of the log again.
+///
+/// # Errors
+/// [`ReplayError::Read`] when something that it needs cannot be read. [`ReplayError::Other`] when it does not decode or
+/// is refused: the log and the tables do not fit together.
+pub fn replay(txn: &mut Txn<'_>, bytes: &[u8]) -> std::result::Result<(), ReplayError> {
+    let command = Command::decode(bytes).map_err(|error| ReplayError::Other(error.to_string()))?;
+    match apply::apply(txn, &command) {
+        Ok(_) => Ok(()),
+        Err(FsError::Read(error)) => Err(ReplayError::Read(error)),
+        Err(error) => Err(ReplayError::Other(format!(
+            "{error}, replaying {command:?}"
+        ))),
+    }
+}

@@ -1,0 +1,26 @@
+//! Operations on names and attributes: each builds one command, and tells the open files what became of them.
+
+pub(crate) mod atime;
+mod attributes;
+pub(crate) mod format;
+mod lookup;
+mod make;
+pub(crate) mod opens;
+pub(crate) mod reap;
+mod remove;
+mod statfs;
+
+use cfs_store::Reservation;
+
+use crate::Fs;
+use crate::error::Result;
+
+/// Bytes that a command of the namespace may add to the tables and the log, beside values that it carries.
+const GROWTH_BYTES: u64 = 4096;
+
+impl Fs {
+    /// Room for a command that adds rows, with `value_bytes` of values; held until it has been committed.
+    pub(crate) fn admit_growth(&self, value_bytes: usize) -> Result<Reservation> {
+        Ok(self.store.admit(GROWTH_BYTES + 2 * value_bytes as u64)?)
+    }
+}

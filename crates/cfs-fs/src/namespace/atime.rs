@@ -1,0 +1,151 @@
+//! Access times, which reading changes: kept in memory and written in batches, so that a read costs no command.
+//!
+//! A crash loses at most [`WRITE_AFTER_MS`] of them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cfs_format::Ino;
+use cfs_format::table::InodeRecord;
+use parking_lot::Mutex;
+
+use crate::command::Command;
+use crate::error::{FsError, Result};
+use crate::types::{AtimePolicy, Time};
+use crate::{Fs, inode};
+
+/// Age at which the oldest pending time is written.
+const WRITE_AFTER_MS: u64 = 30_000;
+/// Pending times at which they are written at once.
+const PENDING_MAX: usize = 4096;
+/// Times in one command.
+const BATCH_MAX: usize = 1024;
+
+/// Access times that are not yet in the tables.
+#[derive(Default)]
+pub(crate) struct PendingTimes {
+    state: Mutex<State>,
+    /// Length of the map, to look at without the lock.
+    count: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    times: HashMap<Ino, Time>,
+    /// When the oldest came, nanoseconds since 1970.
+    since_ns: u64,
+}
+
+impl PendingTimes {
+    /// Replaces the record's access time by the pending one.
+    pub(crate) fn overlay(&self, ino: Ino, record: &mut InodeRecord) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        if let Some(time) = self.state.lock().times.get(&ino) {
+            record.atime = (*time).into();
+        }
+    }
+
+    pub(crate) fn forget(&self, ino: Ino) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.times.remove(&ino);
+        self.count.store(state.times.len(), Ordering::Release);
+    }
+
+    fn set(&self, ino: Ino, time: Time, now_ns: u64) {
+        let mut state = self.state.lock();
+        if state.times.is_empty() {
+            state.since_ns = now_ns;
+        }
+        state.times.insert(ino, time);
+        self.count.store(state.times.len(), Ordering::Release);
+    }
+
+    /// Up to [`BATCH_MAX`] times, which stay pending.
+    fn batch(&self) -> Vec<(Ino, Time)> {
+        let state = self.state.lock();
+        let mut batch: Vec<_> = state
+            .times
+            .iter()
+            .map(|(ino, time)| (*ino, *time))
+            .collect();
+        batch.sort_unstable();
+        batch.truncate(BATCH_MAX);
+        batch
+    }
+
+    /// Forgets times that have been written, unless they have changed since.
+    fn written(&self, batch: &[(Ino, Time)], now_ns: u64) {
+        let mut state = self.state.lock();
+        for (ino, time) in batch {
+            if state.times.get(ino) == Some(time) {
+                state.times.remove(ino);
+            }
+        }
+        state.since_ns = now_ns;
+        self.count.store(state.times.len(), Ordering::Release);
+    }
+
+    fn is_due(&self, now_ns: u64) -> bool {
+        let count = self.count.load(Ordering::Acquire);
+        if count == 0 {
+            return false;
+        }
+        let age_ns = now_ns.saturating_sub(self.state.lock().since_ns);
+        count >= PENDING_MAX || age_ns >= WRITE_AFTER_MS * 1_000_000
+    }
+}
+
+impl Fs {
+    /// Notes that the inode was read, as far as the policy wants to know.
+    ///
+    /// # Errors
+    /// [`FsError::Read`].
+    pub(crate) fn touch_atime(&self, ino: Ino) -> Result<()> {
+        if self.options.atime == AtimePolicy::Noatime {
+            return Ok(());
+        }
+        let now_ns = self.host.now_ns();
+        let now = Time::from_ns(now_ns);
+        if self.options.atime == AtimePolicy::Relatime {
+            let Some(record) = inode::committed(&self.store, ino)? else {
+                return Ok(());
+            };
+            let attr = self.attr(ino, record);
+            let recent = attr.atime.seconds.saturating_add(24 * 3600) > now.seconds;
+            if recent && attr.atime > attr.mtime && attr.atime > attr.ctime {
+                return Ok(());
+            }
+        }
+        self.atimes.set(ino, now, now_ns);
+        Ok(())
+    }
+
+    /// Writes pending access times if they are old or many.
+    pub(crate) fn write_atimes_if_due(&self) -> Result<()> {
+        if self.atimes.is_due(self.host.now_ns()) {
+            self.write_atimes()?;
+        }
+        Ok(())
+    }
+
+    /// Writes all pending access times. On a store that is full or read-only they stay pending.
+    pub(crate) fn write_atimes(&self) -> Result<()> {
+        loop {
+            let batch = self.atimes.batch();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let logged = self.execute(|_, _| Ok(Command::TouchTimes(batch.clone())));
+            match logged {
+                Ok(_) => self.atimes.written(&batch, self.host.now_ns()),
+                Err(FsError::NoSpace | FsError::ReadOnly(_)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

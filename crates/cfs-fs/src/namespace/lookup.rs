@@ -1,0 +1,91 @@
+//! Looking up names, paths, attributes and link targets.
+
+use cfs_format::Ino;
+use cfs_format::table::{DirentRecord, InodeRecord, key, tag};
+
+use crate::directory::{self, NAME_BYTES_MAX};
+use crate::error::{FsError, Result};
+use crate::types::Attr;
+use crate::{Fs, inode};
+
+impl Fs {
+    /// The inode with this name; `.` and `..` are understood.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotDirectory`], [`FsError::NameTooLong`].
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        match name {
+            b"." => return self.getattr(parent),
+            b".." => return self.getattr(self.parent(parent)?),
+            _ => {}
+        }
+        match self.entry(parent, name)? {
+            Some(entry) => self.getattr(Ino(entry.ino.get())),
+            None => match inode::committed(&self.store, parent)? {
+                Some(record) if !inode::is_directory(&record) => Err(FsError::NotDirectory),
+                _ => Err(FsError::NotFound),
+            },
+        }
+    }
+
+    /// Attributes, with what is pending for the inode.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        Ok(self.attr(ino, record))
+    }
+
+    /// The inode that an absolute path names. Symbolic links in it are not followed, but for naming one itself.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotDirectory`], [`FsError::SymbolicLink`] when the path goes on below one.
+    pub fn resolve(&self, path: &[u8]) -> Result<Attr> {
+        let mut at = self.getattr(Ino::ROOT)?;
+        for name in path
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
+            if at.kind() == libc::S_IFLNK {
+                return Err(FsError::SymbolicLink);
+            }
+            at = self.lookup(at.ino, name)?;
+        }
+        Ok(at)
+    }
+
+    /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`]; [`FsError::Invalid`] for what is no symbolic link.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if inode::kind(&record) != libc::S_IFLNK {
+            return Err(FsError::Invalid);
+        }
+        let target = self.store.get(&key(ino, tag::INLINE, &[]))?;
+        self.touch_atime(ino)?;
+        target.ok_or_else(|| FsError::damaged(format_args!("symbolic link {ino} has no target")))
+    }
+
+    /// The committed entry with this name.
+    pub(crate) fn entry(&self, parent: Ino, name: &[u8]) -> Result<Option<DirentRecord>> {
+        match self.store.get(&key(parent, tag::DIRENT, name))? {
+            Some(bytes) => directory::decode(parent, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Attributes from a record, with what is pending for the inode.
+    pub(crate) fn attr(&self, ino: Ino, mut record: InodeRecord) -> Attr {
+        if inode::kind(&record) == libc::S_IFREG {
+            self.files.overlay(ino, &mut record);
+        }
+        self.atimes.overlay(ino, &mut record);
+        Attr::from_record(ino, &record)
+    }
+}

@@ -1,0 +1,248 @@
+//! Making inodes and names.
+
+use cfs_format::Ino;
+
+use crate::Fs;
+use crate::apply::{Lost, Outcome};
+use crate::command::{Command, Link, Make, MakeUnnamed, Rename};
+use crate::error::{FsError, Result};
+use crate::types::{Attr, Caller, RenameFlags};
+
+impl Fs {
+    /// Makes an empty regular file. `mode` is taken without the umask, which is the caller's.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::NotFound`] (the directory), [`FsError::NotDirectory`],
+    /// [`FsError::NameTooLong`], [`FsError::NoSpace`].
+    pub fn create(&self, parent: Ino, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr> {
+        self.make(
+            parent,
+            name,
+            libc::S_IFREG | (mode & 0o7777),
+            0,
+            &[],
+            caller,
+        )
+    }
+
+    /// Makes a regular file, device node, FIFO or socket, by the type bits of `mode` (none: a regular file).
+    ///
+    /// # Errors
+    /// As [`Fs::create`]; [`FsError::Invalid`] for other types.
+    pub fn mknod(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u64,
+        caller: &Caller,
+    ) -> Result<Attr> {
+        let permissions = mode & 0o7777;
+        match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => self.create(parent, name, mode, caller),
+            kind @ (libc::S_IFCHR | libc::S_IFBLK) => {
+                self.make(parent, name, kind | permissions, rdev, &[], caller)
+            }
+            kind @ (libc::S_IFIFO | libc::S_IFSOCK) => {
+                self.make(parent, name, kind | permissions, 0, &[], caller)
+            }
+            _ => Err(FsError::Invalid),
+        }
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`Fs::create`]; [`FsError::TooManyLinks`].
+    pub fn mkdir(&self, parent: Ino, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr> {
+        self.make(
+            parent,
+            name,
+            libc::S_IFDIR | (mode & 0o7777),
+            0,
+            &[],
+            caller,
+        )
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// As [`Fs::create`]; [`FsError::NameTooLong`] also for a target of more than 4095 bytes; [`FsError::NotFound`]
+    /// for an empty one.
+    pub fn symlink(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+        caller: &Caller,
+    ) -> Result<Attr> {
+        if target.is_empty() {
+            return Err(FsError::NotFound);
+        }
+        self.make(parent, name, libc::S_IFLNK | 0o777, 0, target, caller)
+    }
+
+    /// Makes a regular file without a name (`O_TMPFILE`). It counts as opened once: [`Fs::release`] ends it, unless
+    /// [`Fs::link`] has given it a name.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] (the directory), [`FsError::NotDirectory`], [`FsError::NoSpace`].
+    pub fn tmpfile(&self, parent: Ino, mode: u32, caller: &Caller) -> Result<Attr> {
+        let _reservation = self.admit_growth(0)?;
+        let ino = self.store.allocate_ino();
+        let salt = self.salt();
+        self.opens.add_new(ino);
+        let outcome = self.execute(|_, now| {
+            Ok(Command::MakeUnnamed(MakeUnnamed {
+                parent,
+                ino,
+                mode,
+                uid: caller.uid,
+                gid: caller.gid,
+                umask: caller.umask,
+                now,
+                salt,
+            }))
+        });
+        if outcome.is_err() {
+            self.opens.release(ino);
+        }
+        self.attr_of(outcome?)
+    }
+
+    fn make(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u64,
+        target: &[u8],
+        caller: &Caller,
+    ) -> Result<Attr> {
+        let _reservation = self.admit_growth(target.len())?;
+        let ino = self.store.allocate_ino();
+        let salt = self.salt();
+        let outcome = self.execute(|_, now| {
+            Ok(Command::Make(Make {
+                parent,
+                name: name.to_vec(),
+                ino,
+                mode,
+                rdev,
+                uid: caller.uid,
+                gid: caller.gid,
+                umask: caller.umask,
+                target: target.to_vec(),
+                now,
+                salt,
+            }))
+        })?;
+        self.attr_of(outcome)
+    }
+
+    /// Gives an inode one more name. Data of the file that are still in memory are written first.
+    ///
+    /// # Errors
+    /// [`FsError::NotPermitted`] for a directory; [`FsError::Exists`], [`FsError::NotFound`],
+    /// [`FsError::NotDirectory`], [`FsError::TooManyLinks`], [`FsError::NameTooLong`], [`FsError::NoSpace`].
+    pub fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr> {
+        let _reservation = self.admit_growth(0)?;
+        self.files.flush(ino)?;
+        let outcome = self.execute(|txn, now| {
+            let nameless = crate::inode::get(txn, ino)?.nlink.get() == 0;
+            if nameless && !self.opens.is_open(ino) {
+                return Err(FsError::NotFound);
+            }
+            Ok(Command::Link(Link {
+                ino,
+                parent: new_parent,
+                name: new_name.to_vec(),
+                now,
+            }))
+        })?;
+        self.attr_of(outcome)
+    }
+
+    /// Moves a name, replacing what has the new name if the kinds agree, or swaps two names. If a name is replaced,
+    /// the data of the file that takes it are written first, so that it is never empty after a crash.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`]; [`FsError::Exists`] (`no_replace`); [`FsError::NotEmpty`], [`FsError::IsDirectory`],
+    /// [`FsError::NotDirectory`] for what cannot be replaced; [`FsError::Invalid`] for a directory moved into itself;
+    /// [`FsError::TooManyLinks`], [`FsError::NameTooLong`], [`FsError::CrossVolume`], [`FsError::NoSpace`].
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let _reservation = self.admit_growth(0)?;
+        if !flags.no_replace
+            && !flags.exchange
+            && let Some(target) = self.entry(new_parent, new_name)?
+            && u32::from(target.kind) << 12 == libc::S_IFREG
+            && let Some(source) = self.entry(parent, name)?
+            && source.ino != target.ino
+        {
+            self.files.flush(Ino(source.ino.get()))?;
+        }
+        let mut removal = None;
+        let outcome = self.execute(|txn, now| {
+            let mut keep = false;
+            if !flags.exchange && !flags.no_replace {
+                let source = crate::directory::find(txn, parent, name)?.map(|entry| entry.ino);
+                let target = crate::directory::find(txn, new_parent, new_name)?;
+                if let Some(target) = target.filter(|target| Some(target.ino) != source) {
+                    (removal, keep) = self.begin_removal(txn, Ino(target.ino.get()))?;
+                }
+            }
+            Ok(Command::Rename(Rename {
+                parent,
+                name: name.to_vec(),
+                new_parent,
+                new_name: new_name.to_vec(),
+                no_replace: flags.no_replace,
+                exchange: flags.exchange,
+                keep,
+                now,
+            }))
+        });
+        self.end_removal(removal);
+        self.after_loss(outcome?.lost);
+        Ok(())
+    }
+
+    /// Attributes of the inode that a command was about.
+    fn attr_of(&self, outcome: Outcome) -> Result<Attr> {
+        let (ino, record) = outcome
+            .inode
+            .expect("commands that make names report their inode");
+        Ok(self.attr(ino, record))
+    }
+
+    /// Drops what is in memory of an inode that lost its last name and is not open.
+    pub(super) fn after_loss(&self, lost: Option<Lost>) {
+        match lost {
+            Some(Lost::Removed(ino)) => self.drop_memory(ino),
+            Some(Lost::Orphaned(ino)) if !self.opens.is_open(ino) => {
+                self.drop_memory(ino);
+                self.reaper.push(ino);
+            }
+            Some(Lost::Orphaned(_)) | None => {}
+        }
+    }
+
+    fn drop_memory(&self, ino: Ino) {
+        self.files.forget(ino);
+        self.atimes.forget(ino);
+    }
+
+    fn salt(&self) -> [u8; 16] {
+        let mut salt = [0; 16];
+        self.host.fill_random(&mut salt);
+        salt
+    }
+}

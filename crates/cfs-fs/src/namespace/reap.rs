@@ -1,0 +1,83 @@
+//! Removing inodes that have no name and are not open, in bounded steps.
+
+use std::collections::VecDeque;
+
+use cfs_format::Ino;
+use cfs_format::table::{split_key, system_key, tag};
+use parking_lot::Mutex;
+
+use crate::Fs;
+use crate::apply::{Lost, Outcome};
+use crate::command::{Command, Reap};
+use crate::error::{FsError, Result};
+
+/// Extents that one command frees.
+const EXTENTS_MAX: u32 = 1000;
+/// Commands in one tick.
+const STEPS_MAX: usize = 16;
+
+/// Inodes that wait for their removal. Each has an `ORPHAN` row, so that the queue is found again after a crash.
+#[derive(Default)]
+pub(crate) struct Reaper {
+    queue: Mutex<VecDeque<Ino>>,
+}
+
+impl Reaper {
+    pub(crate) fn push(&self, ino: Ino) {
+        self.queue.lock().push_back(ino);
+    }
+}
+
+impl Fs {
+    /// Queues what an earlier run left without a name.
+    pub(crate) fn queue_orphans(&self) -> Result<()> {
+        let lo = system_key(tag::ORPHAN, &[]);
+        let hi = system_key(tag::ORPHAN + 1, &[]);
+        for row in self.store.range(&lo, &hi) {
+            let (key, _) = row.map_err(cfs_store::ReadError::from)?;
+            let (_, _, suffix) = split_key(&key)?;
+            let ino = suffix
+                .try_into()
+                .map_err(|_| FsError::damaged("the key of an orphan"))?;
+            self.reaper.push(Ino(u64::from_be_bytes(ino)));
+        }
+        Ok(())
+    }
+
+    /// Takes some steps of removing queued inodes.
+    pub(crate) fn reap_some(&self) -> Result<()> {
+        for _ in 0..STEPS_MAX {
+            let Some(ino) = self.reaper.queue.lock().pop_front() else {
+                return Ok(());
+            };
+            match self.reap_step(ino) {
+                Ok(Some(Lost::Orphaned(ino))) => self.reaper.queue.lock().push_front(ino),
+                Ok(Some(Lost::Removed(_)) | None) => {}
+                Err(error) => {
+                    self.reaper.push(ino);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One step for one inode; if it is open, the last release queues it again.
+    fn reap_step(&self, ino: Ino) -> Result<Option<Lost>> {
+        let mut txn = self.store.begin();
+        if !self.opens.begin_removal(ino) {
+            return Ok(None);
+        }
+        let command = Command::Reap(Reap {
+            ino,
+            extents_max: EXTENTS_MAX,
+        });
+        let stepped =
+            crate::apply::apply(&mut txn, &command).and_then(|Outcome { lost, .. }| {
+                txn.commit(&command.encode())?;
+                Ok(lost)
+            });
+        self.opens.end_removal(ino);
+        stepped
+    }
+}

@@ -1,0 +1,264 @@
+//! Each rule of the check is seen to fail: one row is damaged, and the finding must be there.
+
+use cfs_format::table::{CookieRecord, DirentRecord, InodeRecord, key, system_key, tag};
+use cfs_format::{Ino, VolumeId};
+use cfs_fs::{Attr, Caller, Fs, XattrFlags};
+use cfs_store::{Txn, VolumeDelta};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::pool::{Pool, assert_clean};
+
+/// What the damages aim at.
+struct Tree {
+    /// A file with extents and two names.
+    file: Attr,
+    /// A small file in `below`.
+    small: Attr,
+    /// A directory in the root, and one in it.
+    above: Attr,
+    below: Attr,
+    link: Attr,
+}
+
+fn tree(fs: &Fs) -> Tree {
+    let caller = Caller::default();
+    let file = fs
+        .create(Ino::ROOT, b"file", 0o644, &caller)
+        .expect("create");
+    let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs.write(file.ino, 0, &data, false).expect("write");
+    fs.link(file.ino, Ino::ROOT, b"other").expect("link");
+    fs.setxattr(file.ino, b"user.a", b"1", XattrFlags::default())
+        .expect("setxattr");
+    let above = fs
+        .mkdir(Ino::ROOT, b"above", 0o755, &caller)
+        .expect("mkdir");
+    let below = fs
+        .mkdir(above.ino, b"below", 0o755, &caller)
+        .expect("mkdir");
+    let small = fs
+        .create(below.ino, b"small", 0o644, &caller)
+        .expect("create");
+    fs.write(small.ino, 0, b"small", false).expect("write");
+    let link = fs
+        .symlink(Ino::ROOT, b"link", b"file", &caller)
+        .expect("symlink");
+    fs.syncfs().expect("syncfs");
+    Tree {
+        file,
+        small,
+        above,
+        below,
+        link,
+    }
+}
+
+/// Changes an inode record.
+fn record(txn: &mut Txn<'_>, ino: Ino, change: impl FnOnce(&mut InodeRecord)) {
+    let row = key(ino, tag::INODE, &[]);
+    let bytes = txn.get(&row).expect("get").expect("the inode is there");
+    let mut record = InodeRecord::read_from_bytes(&bytes).expect("a record");
+    change(&mut record);
+    txn.put(row, record.as_bytes().to_vec());
+}
+
+/// Changes an entry by name.
+fn entry(txn: &mut Txn<'_>, parent: Ino, name: &[u8], change: impl FnOnce(&mut DirentRecord)) {
+    let row = key(parent, tag::DIRENT, name);
+    let bytes = txn.get(&row).expect("get").expect("the entry is there");
+    let mut record = DirentRecord::read_from_bytes(&bytes).expect("a record");
+    change(&mut record);
+    txn.put(row, record.as_bytes().to_vec());
+}
+
+/// First row of an inode with this tag.
+fn first_row(txn: &Txn<'_>, ino: Ino, row_tag: u8) -> (Vec<u8>, Vec<u8>) {
+    let (lo, hi) = (key(ino, row_tag, &[]), key(ino, row_tag + 1, &[]));
+    txn.range(&lo, &hi)
+        .next()
+        .expect("a row")
+        .expect("a row that can be read")
+}
+
+type Damage = fn(&mut Txn<'_>, &Tree);
+
+const DAMAGES: &[(&str, Damage)] = &[
+    ("links", |txn, tree| {
+        record(txn, tree.file.ino, |record| record.nlink = 3.into())
+    }),
+    ("links", |txn, tree| {
+        record(txn, tree.above.ino, |record| record.nlink = 2.into())
+    }),
+    ("links", |txn, _| {
+        record(txn, Ino::ROOT, |record| record.nlink = 2.into())
+    }),
+    ("orphan", |txn, tree| {
+        record(txn, tree.small.ino, |record| record.nlink = 0.into())
+    }),
+    ("orphan", |txn, tree| {
+        txn.put(
+            system_key(tag::ORPHAN, &tree.small.ino.0.to_be_bytes()),
+            Vec::new(),
+        );
+    }),
+    ("orphan", |txn, _| {
+        txn.put(system_key(tag::ORPHAN, &999_u64.to_be_bytes()), Vec::new());
+    }),
+    ("key", |txn, _| {
+        txn.put(system_key(tag::ORPHAN, &[1]), Vec::new())
+    }),
+    ("key", |txn, tree| {
+        txn.put(key(tree.file.ino, 0x77, &[]), Vec::new())
+    }),
+    ("record", |txn, tree| {
+        txn.put(key(tree.file.ino, tag::INODE, &[]), vec![1, 2])
+    }),
+    ("record", |txn, tree| {
+        txn.put(key(tree.above.ino, tag::DIRENT, b"x"), vec![1])
+    }),
+    ("record", |txn, tree| {
+        txn.put(key(tree.above.ino, tag::COOKIE, &[0; 8]), vec![1])
+    }),
+    ("record", |txn, tree| {
+        let (row, mut value) = first_row(txn, tree.file.ino, tag::EXTENT);
+        value.pop();
+        txn.put(row, value);
+    }),
+    ("volume", |txn, tree| {
+        record(txn, tree.file.ino, |record| record.volume = 9.into())
+    }),
+    ("volume-counters", |txn, _| {
+        let delta = VolumeDelta {
+            logical_bytes: 1,
+            allocated_bytes: 0,
+            inodes: 0,
+        };
+        txn.volume_add(VolumeId::ROOT, delta);
+    }),
+    ("inode-missing", |txn, tree| {
+        txn.delete(key(tree.link.ino, tag::INODE, &[]))
+    }),
+    ("rows", |txn, tree| {
+        txn.delete(key(tree.link.ino, tag::INODE, &[]))
+    }),
+    ("inline", |txn, tree| {
+        record(txn, tree.small.ino, |record| record.flags = 0.into())
+    }),
+    ("inline", |txn, tree| {
+        txn.delete(key(tree.link.ino, tag::INLINE, &[]))
+    }),
+    ("size", |txn, tree| {
+        record(txn, tree.small.ino, |record| record.size = 6.into())
+    }),
+    ("allocated", |txn, tree| {
+        record(txn, tree.file.ino, |record| record.allocated += 1)
+    }),
+    ("xattrs", |txn, tree| {
+        record(txn, tree.file.ino, |record| record.flags = 0.into())
+    }),
+    ("extents", |txn, tree| {
+        record(txn, tree.file.ino, |record| record.size = 10.into())
+    }),
+    ("extents", |txn, tree| {
+        txn.put(key(tree.file.ino, tag::INLINE, &[]), vec![0])
+    }),
+    ("entries", |txn, tree| {
+        record(txn, tree.above.ino, |record| record.size = 2.into())
+    }),
+    ("entries", |txn, tree| {
+        record(txn, tree.above.ino, |record| {
+            record.mode = (libc::S_IFREG | 0o644).into();
+        })
+    }),
+    ("cookie", |txn, tree| {
+        entry(txn, tree.above.ino, b"below", |entry| entry.cookie += 1)
+    }),
+    ("cookie", |txn, tree| {
+        record(txn, tree.above.ino, |record| record.next_cookie = 3.into())
+    }),
+    ("cookie", |txn, tree| {
+        let (row, _) = first_row(txn, tree.above.ino, tag::COOKIE);
+        txn.delete(row);
+    }),
+    ("cookie", |txn, tree| {
+        let mut value = CookieRecord::default().as_bytes().to_vec();
+        value.extend_from_slice(b"ghost");
+        txn.put(
+            key(tree.above.ino, tag::COOKIE, &100_u64.to_be_bytes()),
+            value,
+        );
+    }),
+    ("kind", |txn, tree| {
+        entry(txn, tree.above.ino, b"below", |entry| entry.kind = 8)
+    }),
+    ("name", |txn, tree| {
+        let bytes = DirentRecord::default().as_bytes().to_vec();
+        txn.put(key(tree.above.ino, tag::DIRENT, b"a/b"), bytes);
+    }),
+    ("parent", |txn, tree| {
+        record(txn, tree.below.ino, |record| record.parent = 1.into())
+    }),
+    ("directory-names", |txn, tree| {
+        let bytes = txn
+            .get(&key(tree.above.ino, tag::DIRENT, b"below"))
+            .expect("get");
+        txn.put(
+            key(Ino::ROOT, tag::DIRENT, b"again"),
+            bytes.expect("an entry"),
+        );
+    }),
+    ("circle", |txn, tree| {
+        let row = key(Ino::ROOT, tag::DIRENT, b"above");
+        let bytes = txn.get(&row).expect("get").expect("an entry");
+        txn.delete(row);
+        txn.put(key(tree.below.ino, tag::DIRENT, b"above"), bytes);
+    }),
+    ("chunk-references", |txn, tree| {
+        let (row, _) = first_row(txn, tree.file.ino, tag::EXTENT);
+        txn.delete(row);
+    }),
+];
+
+#[test]
+fn every_damage_is_found() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let tree = tree(&fs);
+    assert_clean(&fs);
+    for (index, (id, damage)) in DAMAGES.iter().enumerate() {
+        let pool = pool.power_cut(0);
+        let fs = pool.open();
+        assert_clean(&fs);
+        let mut txn = fs.store().begin();
+        damage(&mut txn, &tree);
+        txn.commit(&[]).expect("commit");
+        let report = fs.check(|_| ()).expect("tables can be read");
+        assert!(
+            report.findings.iter().any(|finding| finding.id == *id),
+            "damage {index} should be found as {id:?}: {:#?}",
+            report.findings
+        );
+    }
+}
+
+#[test]
+fn references_are_counted_against_the_index() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    tree(&fs);
+    let chunk = fs
+        .store()
+        .freeze()
+        .chunks()
+        .next()
+        .expect("a chunk")
+        .expect("a chunk");
+    let mut txn = fs.store().begin();
+    txn.chunk_ref(&chunk.0, None).expect("chunk_ref");
+    txn.commit(&[]).expect("commit");
+    let report = fs.check(|_| ()).expect("tables can be read");
+    let ids: Vec<_> = report.findings.iter().map(|finding| finding.id).collect();
+    assert_eq!(ids, ["chunk-references"]);
+    assert_eq!((report.inodes, report.entries), (6, 6));
+    assert!(report.chunks > 0 && report.extents >= report.chunks);
+}

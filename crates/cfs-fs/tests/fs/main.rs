@@ -1,0 +1,7 @@
+//! The whole crate from outside, on a device in memory.
+
+mod check;
+mod crash;
+mod model;
+mod namespace;
+mod pool;

@@ -1,0 +1,646 @@
+//! Random operations on names and data against a file system made of maps, with restarts in between.
+//!
+//! Each operation must end as the model says, errno included, and every so often all of the tree is compared. A
+//! failing run prints its seed; `CFS_SEED=<seed>` runs it alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cfs_format::Ino;
+use cfs_fs::{AllocateMode, Caller, Fs, FsError, RenameFlags, SetAttr, XattrFlags};
+
+use crate::pool::{Pool, Rng, assert_clean};
+
+const CALLER: Caller = Caller {
+    uid: 3,
+    gid: 4,
+    pid: 1,
+    umask: 0o027,
+};
+const NAMES: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
+const XATTRS: [&str; 3] = ["user.a", "user.b", "trusted.c"];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    File(Vec<u8>),
+    Directory(BTreeMap<String, Ino>),
+    Symlink(Vec<u8>),
+    Fifo,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    content: Content,
+    permissions: u32,
+    nlink: u32,
+    opens: u32,
+    parent: Ino,
+    xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+/// The file system as it should be.
+struct Model {
+    nodes: BTreeMap<Ino, Node>,
+}
+
+type Outcome<T = ()> = Result<T, i32>;
+
+impl Model {
+    fn new() -> Self {
+        let root = Node {
+            content: Content::Directory(BTreeMap::new()),
+            permissions: 0o755,
+            nlink: 2,
+            opens: 0,
+            parent: Ino::ROOT,
+            xattrs: BTreeMap::new(),
+        };
+        Self {
+            nodes: BTreeMap::from([(Ino::ROOT, root)]),
+        }
+    }
+
+    fn entries(&mut self, ino: Ino) -> Outcome<&mut BTreeMap<String, Ino>> {
+        match &mut self.nodes.get_mut(&ino).ok_or(libc::ENOENT)?.content {
+            Content::Directory(entries) => Ok(entries),
+            _ => Err(libc::ENOTDIR),
+        }
+    }
+
+    /// Entries of a directory that still has a name.
+    fn live(&mut self, ino: Ino) -> Outcome<&mut BTreeMap<String, Ino>> {
+        let removed = self.nodes.get(&ino).is_some_and(|node| node.nlink == 0);
+        let entries = self.entries(ino)?;
+        if removed {
+            Err(libc::ENOENT)
+        } else {
+            Ok(entries)
+        }
+    }
+
+    fn is_directory(&self, ino: Ino) -> bool {
+        matches!(self.nodes[&ino].content, Content::Directory(_))
+    }
+
+    fn make(&mut self, parent: Ino, name: &str, ino: Ino, content: Content) -> Outcome {
+        let entries = self.live(parent)?;
+        if entries.contains_key(name) {
+            return Err(libc::EEXIST);
+        }
+        entries.insert(name.to_owned(), ino);
+        let is_directory = matches!(content, Content::Directory(_));
+        let permissions = match content {
+            Content::Symlink(_) => 0o777,
+            _ => 0o777 & !CALLER.umask,
+        };
+        if is_directory {
+            self.node(parent).nlink += 1;
+        }
+        let node = Node {
+            content,
+            permissions,
+            nlink: if is_directory { 2 } else { 1 },
+            opens: 0,
+            parent: if is_directory { parent } else { Ino(0) },
+            xattrs: BTreeMap::new(),
+        };
+        self.nodes.insert(ino, node);
+        Ok(())
+    }
+
+    fn node(&mut self, ino: Ino) -> &mut Node {
+        self.nodes.get_mut(&ino).expect("the model knows the inode")
+    }
+
+    fn lose_name(&mut self, ino: Ino) {
+        let is_directory = self.is_directory(ino);
+        let node = self.node(ino);
+        node.nlink = if is_directory { 0 } else { node.nlink - 1 };
+        self.bury(ino);
+    }
+
+    fn bury(&mut self, ino: Ino) {
+        let node = &self.nodes[&ino];
+        if node.nlink == 0 && node.opens == 0 {
+            self.nodes.remove(&ino);
+        }
+    }
+
+    fn link(&mut self, ino: Ino, parent: Ino, name: &str) -> Outcome {
+        let node = self.nodes.get(&ino).ok_or(libc::ENOENT)?;
+        let (is_directory, nlink) = (self.is_directory(ino), node.nlink);
+        assert!(is_directory || nlink > 0 || node.opens > 0);
+        let entries = self.live(parent)?;
+        if is_directory {
+            return Err(libc::EPERM);
+        }
+        if entries.contains_key(name) {
+            return Err(libc::EEXIST);
+        }
+        entries.insert(name.to_owned(), ino);
+        self.node(ino).nlink += 1;
+        Ok(())
+    }
+
+    fn unlink(&mut self, parent: Ino, name: &str) -> Outcome {
+        let ino = *self.live(parent)?.get(name).ok_or(libc::ENOENT)?;
+        if self.is_directory(ino) {
+            return Err(libc::EISDIR);
+        }
+        self.entries(parent)?.remove(name);
+        self.lose_name(ino);
+        Ok(())
+    }
+
+    fn rmdir(&mut self, parent: Ino, name: &str) -> Outcome {
+        let ino = *self.live(parent)?.get(name).ok_or(libc::ENOENT)?;
+        if !self.entries(ino)?.is_empty() {
+            return Err(libc::ENOTEMPTY);
+        }
+        self.entries(parent)?.remove(name);
+        self.node(parent).nlink -= 1;
+        self.lose_name(ino);
+        Ok(())
+    }
+
+    fn lies_in(&self, inner: Ino, outer: Ino) -> bool {
+        let mut at = inner;
+        loop {
+            if at == outer {
+                return true;
+            }
+            if at == Ino::ROOT {
+                return false;
+            }
+            at = self.nodes[&at].parent;
+        }
+    }
+
+    fn rename(&mut self, from: (Ino, &str), to: (Ino, &str), flags: RenameFlags) -> Outcome {
+        self.live(to.0)?;
+        let source = *self.live(from.0)?.get(from.1).ok_or(libc::ENOENT)?;
+        let target = self.live(to.0)?.get(to.1).copied();
+        if flags.no_replace && target.is_some() {
+            return Err(libc::EEXIST);
+        }
+        if self.is_directory(source) && self.lies_in(to.0, source) {
+            return Err(libc::EINVAL);
+        }
+        if target == Some(source) {
+            return Ok(());
+        }
+        if flags.exchange {
+            let target = target.ok_or(libc::ENOENT)?;
+            if self.is_directory(target) && self.lies_in(from.0, target) {
+                return Err(libc::EINVAL);
+            }
+            self.entries(from.0)?.insert(from.1.to_owned(), target);
+            self.entries(to.0)?.insert(to.1.to_owned(), source);
+            self.moved(source, from.0, to.0);
+            self.moved(target, to.0, from.0);
+            return Ok(());
+        }
+        if let Some(target) = target {
+            match (self.is_directory(source), self.is_directory(target)) {
+                (true, false) => return Err(libc::ENOTDIR),
+                (false, true) => return Err(libc::EISDIR),
+                (true, true) if !self.entries(target)?.is_empty() => return Err(libc::ENOTEMPTY),
+                (true, true) => self.node(to.0).nlink -= 1,
+                (false, false) => {}
+            }
+            self.lose_name(target);
+        }
+        self.entries(from.0)?.remove(from.1);
+        self.entries(to.0)?.insert(to.1.to_owned(), source);
+        self.moved(source, from.0, to.0);
+        Ok(())
+    }
+
+    fn moved(&mut self, ino: Ino, from: Ino, to: Ino) {
+        if self.is_directory(ino) {
+            self.node(from).nlink -= 1;
+            self.node(to).nlink += 1;
+            self.node(ino).parent = to;
+        }
+    }
+
+    fn file(&mut self, ino: Ino) -> Outcome<&mut Vec<u8>> {
+        match &mut self.nodes.get_mut(&ino).ok_or(libc::ENOENT)?.content {
+            Content::File(data) => Ok(data),
+            Content::Directory(_) => Err(libc::EISDIR),
+            _ => Err(libc::EINVAL),
+        }
+    }
+}
+
+/// Both, and what is open.
+struct Run {
+    pool: Pool,
+    fs: Arc<Fs>,
+    model: Model,
+    rng: Rng,
+    open: Vec<Ino>,
+}
+
+impl Run {
+    #[track_caller]
+    fn agree<T: std::fmt::Debug>(what: &str, is: &Result<T, FsError>, should_be: Outcome) {
+        let is = match is {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.errno()),
+        };
+        assert_eq!(is, should_be, "{what}: file system left, model right");
+    }
+
+    fn any_ino(&mut self) -> Ino {
+        let numbers: Vec<Ino> = self.model.nodes.keys().copied().collect();
+        *self.rng.pick(&numbers)
+    }
+
+    /// Mostly a directory.
+    fn any_directory(&mut self) -> Ino {
+        let directories: Vec<Ino> = self
+            .model
+            .nodes
+            .keys()
+            .copied()
+            .filter(|ino| self.model.is_directory(*ino))
+            .collect();
+        match self.rng.below(20) {
+            0 => self.any_ino(),
+            _ => *self.rng.pick(&directories),
+        }
+    }
+
+    fn any_name(&mut self) -> &'static str {
+        NAMES[self.rng.below(NAMES.len() as u64) as usize]
+    }
+
+    fn any_file(&mut self) -> Option<Ino> {
+        let files: Vec<Ino> = self
+            .model
+            .nodes
+            .iter()
+            .filter(|(_, node)| matches!(node.content, Content::File(_)))
+            .map(|(ino, _)| *ino)
+            .collect();
+        (!files.is_empty()).then(|| *self.rng.pick(&files))
+    }
+
+    /// Bytes with a period that chunks, extents and blocks do not share.
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let seed = self.rng.next() as u8;
+        (0..len)
+            .map(|index| seed.wrapping_add((index % 251) as u8))
+            .collect()
+    }
+
+    fn step(&mut self) {
+        match self.rng.below(100) {
+            0..18 => self.make(),
+            18..23 => self.link(),
+            23..31 => self.remove(),
+            31..44 => self.rename(),
+            44..50 => self.attributes(),
+            50..56 => self.open_or_release(),
+            56..75 => self.write(),
+            75..81 => self.truncate(),
+            81..85 => self.punch(),
+            85..89 => self.copy(),
+            89..94 => self.read(),
+            94..97 => {
+                self.pool.sleep_ms(1000);
+                self.fs.tick().expect("tick");
+            }
+            97 => {
+                let ino = self.any_ino();
+                self.fs.fsync(ino, false).expect("fsync");
+            }
+            _ => self.fs.syncfs().expect("syncfs"),
+        }
+    }
+
+    fn make(&mut self) {
+        let (parent, name) = (self.any_directory(), self.any_name());
+        let bytes = name.as_bytes();
+        let (made, content) = match self.rng.below(10) {
+            0..5 => {
+                let made = self.fs.create(parent, bytes, 0o777, &CALLER);
+                (made, Content::File(Vec::new()))
+            }
+            5..8 => {
+                let made = self.fs.mkdir(parent, bytes, 0o777, &CALLER);
+                (made, Content::Directory(BTreeMap::new()))
+            }
+            8 => {
+                let target = b"somewhere/else".to_vec();
+                let made = self.fs.symlink(parent, bytes, &target, &CALLER);
+                (made, Content::Symlink(target))
+            }
+            _ => {
+                let made = self
+                    .fs
+                    .mknod(parent, bytes, libc::S_IFIFO | 0o777, 0, &CALLER);
+                (made, Content::Fifo)
+            }
+        };
+        let ino = made.as_ref().map_or(Ino(0), |attr| attr.ino);
+        assert!(
+            !self.model.nodes.contains_key(&ino),
+            "{ino} was used before"
+        );
+        Self::agree("make", &made, self.model.make(parent, name, ino, content));
+    }
+
+    fn link(&mut self) {
+        let (ino, parent, name) = (self.any_ino(), self.any_directory(), self.any_name());
+        let linked = self.fs.link(ino, parent, name.as_bytes());
+        Self::agree("link", &linked, self.model.link(ino, parent, name));
+    }
+
+    fn remove(&mut self) {
+        let (parent, name) = (self.any_directory(), self.any_name());
+        if self.rng.below(2) == 0 {
+            let removed = self.fs.unlink(parent, name.as_bytes());
+            Self::agree("unlink", &removed, self.model.unlink(parent, name));
+        } else {
+            let removed = self.fs.rmdir(parent, name.as_bytes());
+            Self::agree("rmdir", &removed, self.model.rmdir(parent, name));
+        }
+    }
+
+    fn rename(&mut self) {
+        let (from, to) = (self.any_directory(), self.any_directory());
+        let (name, new_name) = (self.any_name(), self.any_name());
+        let flags = match self.rng.below(6) {
+            0 => RenameFlags {
+                exchange: true,
+                ..RenameFlags::default()
+            },
+            1 => RenameFlags {
+                no_replace: true,
+                ..RenameFlags::default()
+            },
+            _ => RenameFlags::default(),
+        };
+        let renamed = self
+            .fs
+            .rename(from, name.as_bytes(), to, new_name.as_bytes(), flags);
+        let should_be = self.model.rename((from, name), (to, new_name), flags);
+        Self::agree("rename", &renamed, should_be);
+    }
+
+    fn attributes(&mut self) {
+        let ino = self.any_ino();
+        if self.rng.below(2) == 0 {
+            let mode = self.rng.below(0o1000) as u32;
+            let set = SetAttr {
+                mode: Some(mode),
+                ..SetAttr::default()
+            };
+            self.fs.setattr(ino, &set).expect("chmod");
+            self.model.node(ino).permissions = mode;
+            return;
+        }
+        let name = *self.rng.pick(&XATTRS);
+        let had = self.model.nodes[&ino].xattrs.contains_key(name);
+        if self.rng.below(3) == 0 {
+            let removed = self.fs.removexattr(ino, name.as_bytes());
+            Self::agree(
+                "removexattr",
+                &removed,
+                if had { Ok(()) } else { Err(libc::ENODATA) },
+            );
+            self.model.node(ino).xattrs.remove(name);
+        } else {
+            let len = self.rng.below(300) as usize;
+            let value = self.bytes(len);
+            let set = self
+                .fs
+                .setxattr(ino, name.as_bytes(), &value, XattrFlags::default());
+            Self::agree("setxattr", &set, Ok(()));
+            self.model.node(ino).xattrs.insert(name.to_owned(), value);
+        }
+    }
+
+    fn open_or_release(&mut self) {
+        if self.open.len() < 4 || self.rng.below(2) == 0 {
+            let ino = self.any_ino();
+            let opened = self.fs.open(ino);
+            Self::agree("open", &opened, Ok(()));
+            self.model.node(ino).opens += 1;
+            self.open.push(ino);
+        } else {
+            let index = self.rng.below(self.open.len() as u64) as usize;
+            let ino = self.open.swap_remove(index);
+            self.fs.release(ino).expect("release");
+            self.model.node(ino).opens -= 1;
+            self.model.bury(ino);
+        }
+    }
+
+    fn any_len(&mut self) -> u64 {
+        match self.rng.below(4) {
+            0 => self.rng.below(100),
+            1 => self.rng.below(6000),
+            2 => self.rng.below(70_000),
+            _ => self.rng.below(500_000),
+        }
+    }
+
+    fn write(&mut self) {
+        let Some(ino) = self.any_file() else { return };
+        let size = self.model.file(ino).expect("a file").len() as u64;
+        let offset = match self.rng.below(3) {
+            0 => 0,
+            1 => size,
+            _ => self.rng.below(size + 5000),
+        };
+        let len = self.any_len() as usize;
+        let data = self.bytes(len);
+        let written = self.fs.write(ino, offset, &data, false).expect("write");
+        assert_eq!(written, data.len());
+        let file = self.model.file(ino).expect("a file");
+        let end = offset as usize + data.len();
+        if !data.is_empty() {
+            file.resize(file.len().max(end), 0);
+            file[offset as usize..end].copy_from_slice(&data);
+        }
+    }
+
+    fn truncate(&mut self) {
+        let ino = self.any_ino();
+        let size = match self.rng.below(3) {
+            0 => 0,
+            _ => self.any_len(),
+        };
+        let set = SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        };
+        let result = self.fs.setattr(ino, &set);
+        let should_be = self
+            .model
+            .file(ino)
+            .map(|file| file.resize(size as usize, 0));
+        Self::agree("truncate", &result, should_be);
+    }
+
+    fn punch(&mut self) {
+        let Some(ino) = self.any_file() else { return };
+        let (offset, len) = (self.any_len(), 1 + self.any_len());
+        self.fs
+            .fallocate(ino, AllocateMode::Punch, offset, len, false)
+            .expect("punch");
+        let file = self.model.file(ino).expect("a file");
+        let end = (offset + len).min(file.len() as u64) as usize;
+        let start = (offset as usize).min(end);
+        file[start..end].fill(0);
+    }
+
+    fn copy(&mut self) {
+        let (Some(source), Some(target)) = (self.any_file(), self.any_file()) else {
+            return;
+        };
+        if source == target {
+            return;
+        }
+        let data = self.model.file(source).expect("a file").clone();
+        let from = self.rng.below(data.len() as u64 + 1);
+        let len = self.any_len();
+        let to = self.any_len();
+        let copied = self
+            .fs
+            .copy_range(source, from, target, to, len)
+            .expect("copy_range");
+        let part = &data[from as usize..(from + len).min(data.len() as u64) as usize];
+        assert_eq!(copied, part.len() as u64, "bytes copied");
+        if !part.is_empty() {
+            let file = self.model.file(target).expect("a file");
+            let end = to as usize + part.len();
+            file.resize(file.len().max(end), 0);
+            file[to as usize..end].copy_from_slice(part);
+        }
+    }
+
+    fn read(&mut self) {
+        let Some(ino) = self.any_file() else { return };
+        let (offset, len) = (self.any_len(), self.any_len());
+        let mut out = Vec::new();
+        self.fs
+            .read(ino, offset, len as usize, &mut out)
+            .expect("read");
+        let file = self.model.file(ino).expect("a file");
+        let end = (offset + len).min(file.len() as u64) as usize;
+        assert!(
+            out == file[(offset as usize).min(end)..end],
+            "content of {ino} at {offset}"
+        );
+    }
+
+    fn restart(&mut self) {
+        for ino in std::mem::take(&mut self.open) {
+            self.fs.release(ino).expect("release");
+            self.model.node(ino).opens -= 1;
+            self.model.bury(ino);
+        }
+        if self.rng.below(2) == 0 {
+            self.fs.close().expect("close");
+        } else {
+            self.fs.syncfs().expect("syncfs");
+            self.pool = self.pool.power_cut(self.rng.next());
+        }
+        self.fs = self.pool.open();
+        self.fs.tick().expect("tick");
+    }
+
+    /// Compares everything that can be reached, and everything that is open.
+    fn compare(&mut self) {
+        for (ino, node) in &self.model.nodes {
+            let attr = self.fs.getattr(*ino).expect("getattr");
+            assert_eq!(attr.mode & 0o7777, node.permissions, "mode of {ino}");
+            assert_eq!(attr.nlink, node.nlink, "links of {ino}");
+            let names: BTreeSet<Vec<u8>> =
+                self.fs.listxattr(*ino).expect("list").into_iter().collect();
+            assert_eq!(names.len(), node.xattrs.len());
+            for (name, value) in &node.xattrs {
+                assert_eq!(
+                    &self.fs.getxattr(*ino, name.as_bytes()).expect("get"),
+                    value
+                );
+            }
+            match &node.content {
+                Content::File(data) => {
+                    assert_eq!(attr.size, data.len() as u64, "size of {ino}");
+                    let mut out = Vec::new();
+                    self.fs
+                        .read(*ino, 0, data.len() + 1, &mut out)
+                        .expect("read");
+                    assert!(out == *data, "content of {ino}");
+                }
+                Content::Directory(entries) => {
+                    let limit = self.fs.dir_limit(*ino).expect("limit");
+                    let listed = self
+                        .fs
+                        .read_dir(*ino, 0, limit, usize::MAX)
+                        .expect("read_dir");
+                    let listed: BTreeMap<String, Ino> = listed
+                        .into_iter()
+                        .map(|entry| (String::from_utf8(entry.name).expect("utf-8"), entry.ino))
+                        .collect();
+                    assert_eq!(&listed, entries, "entries of {ino}");
+                    for (name, entry) in entries {
+                        let found = self.fs.lookup(*ino, name.as_bytes()).expect("lookup");
+                        assert_eq!(found.ino, *entry);
+                    }
+                    if node.nlink > 0 {
+                        assert_eq!(self.fs.parent(*ino).expect("parent"), node.parent);
+                    }
+                }
+                Content::Symlink(target) => {
+                    assert_eq!(&self.fs.readlink(*ino).expect("readlink"), target);
+                }
+                Content::Fifo => assert_eq!(attr.kind(), libc::S_IFIFO),
+            }
+        }
+        assert_clean(&self.fs);
+    }
+}
+
+fn run(seed: u64, steps: u32) {
+    eprintln!("seed {seed}");
+    let pool = Pool::new(512);
+    let mut run = Run {
+        fs: pool.open(),
+        pool,
+        model: Model::new(),
+        rng: Rng::new(seed),
+        open: Vec::new(),
+    };
+    for step in 1..=steps {
+        run.step();
+        if step % 200 == 0 {
+            run.compare();
+        }
+        if step % 500 == 0 {
+            run.restart();
+            run.compare();
+        }
+    }
+    let inodes = run.model.nodes.len() as u64;
+    run.fs.tick().expect("tick");
+    for _ in 0..100 {
+        run.fs.tick().expect("tick");
+    }
+    assert_eq!(run.fs.statfs().inodes, inodes, "inodes left over");
+}
+
+#[test]
+fn random_operations_agree_with_the_model() {
+    if let Ok(seed) = std::env::var("CFS_SEED") {
+        return run(seed.parse().expect("CFS_SEED is a number"), 4000);
+    }
+    for seed in 1..=6 {
+        run(seed, 1000);
+    }
+}
