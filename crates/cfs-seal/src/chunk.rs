@@ -140,15 +140,18 @@ impl ChunkSealer {
             reserved: [0; 9],
         };
         let start = payload.len();
-        payload.extend_from_slice(plain);
-        let tag = chunk_key(self.cipher, secret, &header)
-            .seal_in_place_separate_tag(
+        payload.resize(start + plain.len() + TAG, 0);
+        let (sealed, tag) = payload[start..].split_at_mut(plain.len());
+        chunk_key(self.cipher, secret, &header)
+            .seal_out_of_place_scatter(
                 zero_nonce(),
                 Aad::from(header.as_bytes()),
-                &mut payload[start..],
+                plain,
+                sealed,
+                &[],
+                tag,
             )
             .expect("a chunk is far below the ciphers' limits");
-        payload.extend_from_slice(tag.as_ref());
         header
     }
 }

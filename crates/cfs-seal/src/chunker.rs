@@ -175,11 +175,11 @@ impl Chunker {
 
 /// Bits 6 to 15, which vector code can test, and as many of the highest as are still needed.
 fn mask(bits: u32) -> u64 {
-    FILTER_MASK | !(u64::MAX >> (bits - FILTER_MASK.count_ones()))
+    u64::from(FILTER_MASK) | !(u64::MAX >> (bits - FILTER_MASK.count_ones()))
 }
 
 /// Positions whose low 16 bits are not zero here are no cuts.
-const FILTER_MASK: u64 = 0xffc0;
+const FILTER_MASK: u16 = 0xffc0;
 
 #[cfg(test)]
 mod tests;

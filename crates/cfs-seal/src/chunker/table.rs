@@ -10,8 +10,7 @@ const SEED: &[u8] = b"ClaudeFS 2026-11 gear table 1";
 
 pub(super) struct GearTable {
     entries: [u64; 256],
-    low_nibble: [u16; 16],
-    high_nibble: [u16; 16],
+    nibble_tables: [[u8; 16]; 4],
 }
 
 pub(super) fn gear_table() -> &'static GearTable {
@@ -35,19 +34,27 @@ impl GearTable {
             *value = u16::from_le_bytes(bytes);
         }
         let [low_nibble, high_nibble] = nibbles;
+        let low_byte = |value: u16| value.to_le_bytes()[0];
+        let high_byte = |value: u16| value.to_le_bytes()[1];
         Self {
             entries: std::array::from_fn(|byte| {
                 let low_bits = low_nibble[byte & 15] ^ high_nibble[byte >> 4];
                 (wide[byte] & !0xffff) | u64::from(low_bits)
             }),
-            low_nibble,
-            high_nibble,
+            nibble_tables: [
+                low_nibble.map(low_byte),
+                low_nibble.map(high_byte),
+                high_nibble.map(low_byte),
+                high_nibble.map(high_byte),
+            ],
         }
     }
 
-    /// What the low and the high half of a byte contribute to the low 16 bits of its entry, by XOR.
-    pub(super) fn nibble_values(&self) -> (&[u16; 16], &[u16; 16]) {
-        (&self.low_nibble, &self.high_nibble)
+    /// What a byte contributes to the low 16 bits of its entry, by XOR: its low half to their low and to their high
+    /// byte, then its high half to the same.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn nibble_tables(&self) -> &[[u8; 16]; 4] {
+        &self.nibble_tables
     }
 
     /// The hash of the bytes before, and this one; what lies 64 bytes back drops out.
