@@ -178,7 +178,8 @@ impl Core {
     }
 
     fn all(&self) -> Vec<Arc<FileState>> {
-        let files = |shard: &Mutex<HashMap<_, _>>| -> Vec<_> { shard.lock().values().cloned().collect() };
+        let files =
+            |shard: &Mutex<HashMap<_, _>>| -> Vec<_> { shard.lock().values().cloned().collect() };
         self.shards.iter().flat_map(files).collect()
     }
 
@@ -267,7 +268,9 @@ impl Core {
             // Files that were made, rather than opened, were not counted.
             let _ = file
                 .opens
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |opens| opens.checked_sub(1));
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |opens| {
+                    opens.checked_sub(1)
+                });
         }
     }
 
@@ -284,12 +287,14 @@ impl Core {
         self.buffers.trim();
         let tick = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         let oldest = tick.saturating_sub(IDLE_TICKS_MAX);
-        self.shards[tick as usize % SHARDS].lock().retain(|_, file| {
-            Arc::strong_count(file) > 1
-                || file.opens.load(Ordering::Relaxed) > 0
-                || file.used_at.load(Ordering::Relaxed) > oldest
-                || !file.is_idle()
-        });
+        self.shards[tick as usize % SHARDS]
+            .lock()
+            .retain(|_, file| {
+                Arc::strong_count(file) > 1
+                    || file.opens.load(Ordering::Relaxed) > 0
+                    || file.used_at.load(Ordering::Relaxed) > oldest
+                    || !file.is_idle()
+            });
         self.rechunk_some()
     }
 }

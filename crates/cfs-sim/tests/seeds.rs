@@ -1,0 +1,17 @@
+//! A fixed set of seeds, and that a seed is a whole description of a run.
+
+#[test]
+fn fixed_seeds_are_clean() {
+    for seed in 0..150 {
+        if let Err(reason) = cfs_sim::run(seed, false) {
+            panic!("{reason}; replay: cargo run --release -p cfs-sim -- --seed {seed} --trace");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [3, 1234] {
+        assert_eq!(cfs_sim::run(seed, true), cfs_sim::run(seed, true));
+    }
+}

@@ -1,0 +1,9 @@
+//! Admin commands: the same handlers in the process that serves a pool and in one that opens it just for the command.
+
+pub mod client;
+pub mod debug;
+pub mod protocol;
+pub mod report;
+pub mod reporter;
+pub mod service;
+pub mod socket;

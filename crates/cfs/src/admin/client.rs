@@ -1,0 +1,281 @@
+//! Commands that go to the process that has the pool, or are done here when there is none.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::debug;
+use super::protocol::{
+    Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, PROTOCOL, Present, Request,
+    TransferSummary,
+};
+use super::reporter::{Reporter, Terminal, print_line};
+use super::service::Service;
+use super::socket;
+use crate::bytes::{count, show};
+use crate::cli::KeyArgs;
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result};
+use crate::interrupt;
+use crate::keys::{Environment, KeyGiven};
+use crate::pool::{self, Pool};
+use crate::serve::Ticker;
+
+/// How long to wait for a process that has the lock and does not answer yet: it starts or ends.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does `request` where the pool is: in the process that has it, or by `here` when none has.
+///
+/// # Errors
+/// What the command meets, or opening the pool.
+pub fn perform(
+    dir: &DataDir,
+    request: Request,
+    json: bool,
+    here: impl FnOnce(Request, &dyn Reporter) -> Result<Answer>,
+) -> Result<ExitCode> {
+    let terminal = Arc::new(Terminal::new(json));
+    let signals = interrupt::listen()
+        .map_err(|error| Failure::new(Code::Host, format!("cannot listen for signals: {error}")))?;
+    std::thread::spawn({
+        let terminal = Arc::clone(&terminal);
+        move || {
+            for _ in signals {
+                terminal.interrupt();
+                if std::io::stderr().is_terminal() {
+                    eprintln!("ending: what was accepted is being written");
+                }
+            }
+        }
+    });
+    let result = ask_or_do(dir, request, &*terminal, here);
+    terminal.finish();
+    show_answer(result?, &terminal, json)
+}
+
+fn ask_or_do(
+    dir: &DataDir,
+    request: Request,
+    reporter: &dyn Reporter,
+    here: impl FnOnce(Request, &dyn Reporter) -> Result<Answer>,
+) -> Result<Answer> {
+    let started = Instant::now();
+    loop {
+        let stream =
+            socket::connect(dir).map_err(|e| Failure::host("connect to", &dir.socket(), &e))?;
+        if let Some(stream) = stream {
+            let envelope = Envelope {
+                protocol: PROTOCOL,
+                request,
+            };
+            return socket::ask(&stream, &envelope, reporter);
+        }
+        if !dir.is_busy() || started.elapsed() > PATIENCE {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    here(request, reporter)
+}
+
+/// Does `request` on a pool that was opened for it, and closes the pool.
+///
+/// # Errors
+/// What the command meets, or closing the pool.
+pub fn on_own_pool(pool: Pool, request: Request, reporter: &dyn Reporter) -> Result<Answer> {
+    let service = Service::new(pool, false);
+    let ticker = Ticker::start(Arc::clone(&service.pool().fs));
+    let answer = service.perform(request, reporter);
+    drop(ticker);
+    let closed = pool::close(&service.pool().fs);
+    let answer = answer?;
+    closed?;
+    Ok(answer)
+}
+
+/// Prints a structure. Without a process that has the pool, the superblock and the journal are read as they lie on the
+/// device, since opening the pool would replay and change them.
+///
+/// # Errors
+/// As for [`perform`].
+pub fn debug(dir: &DataDir, target: DebugTarget, given: KeyGiven) -> Result<ExitCode> {
+    let request = Request::Debug(target);
+    perform(dir, request, false, |request, reporter| {
+        let mut out = |text| {
+            reporter.event(&Event::Line { text });
+            !reporter.cancelled()
+        };
+        match request {
+            Request::Debug(DebugTarget::Superblock) => {
+                debug::superblock(&pool::peek(dir)?.superblock, &mut out);
+                Ok(Answer::Nothing)
+            }
+            Request::Debug(DebugTarget::Journal) => {
+                debug::journal(&pool::peek(dir)?.logged_commands(given)?, &mut out);
+                Ok(Answer::Nothing)
+            }
+            request => {
+                let pool = pool::open(dir, given, pool::Use::default())?;
+                on_own_pool(pool, request, reporter)
+            }
+        }
+    })
+}
+
+/// Changes the passphrase, after asking whichever process has the pool what opens it now.
+///
+/// # Errors
+/// As for [`perform`].
+pub fn change_passphrase(
+    dir: &DataDir,
+    key: &KeyArgs,
+    mut environment: Environment,
+    new_file: Option<&Path>,
+) -> Result<ExitCode> {
+    let new = crate::keys::new_passphrase(new_file, &mut environment)?;
+    let opens_with_passphrase = match socket::connect(dir) {
+        Ok(Some(stream)) => {
+            let envelope = Envelope {
+                protocol: PROTOCOL,
+                request: Request::Status,
+            };
+            match socket::ask(&stream, &envelope, &Terminal::new(true))? {
+                Answer::Status(status) => status.opens_with == "passphrase",
+                _ => {
+                    return Err(Failure::new(
+                        Code::Failed,
+                        "the process that serves the pool gave another answer than asked for",
+                    ));
+                }
+            }
+        }
+        _ => {
+            pool::peek(dir)?.superblock.key_slot.unlock == cfs_format::superblock::UNLOCK_PASSPHRASE
+        }
+    };
+    let given = KeyGiven::new(key.clone(), environment);
+    let (present, opener) = match opens_with_passphrase {
+        true => {
+            let passphrase = given.passphrase(dir)?;
+            (
+                Present::Passphrase(passphrase.to_string()),
+                KeyGiven::known(passphrase),
+            )
+        }
+        false => {
+            let path = given.key_file(dir)?;
+            let path = std::path::absolute(&path).map_err(|e| Failure::host("find", &path, &e))?;
+            (
+                Present::KeyFile((&*path).into()),
+                KeyGiven::known_file(path),
+            )
+        }
+    };
+    let request = Request::ChangePassphrase {
+        present,
+        new: new.to_string(),
+    };
+    let code = perform(dir, request, true, |request, reporter| {
+        let pool = pool::open(dir, opener, pool::Use::default())?;
+        on_own_pool(pool, request, reporter)
+    })?;
+    eprintln!(
+        "the pool in {} opens with the new passphrase from now on",
+        dir.path().display()
+    );
+    Ok(code)
+}
+
+/// Prints the answer; the exit code says whether something was found or not done.
+fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCode> {
+    let lines = match &answer {
+        Answer::Status(status) => or_json(&**status, json, || status.lines()),
+        Answer::Df(df) => or_json(df, json, || df.lines()),
+        Answer::Domains(domains) => or_json(domains, json, || domains.lines()),
+        Answer::Fsck(summary) => {
+            let document = FsckDocument {
+                clean: summary.findings == 0,
+                summary,
+                list: terminal.take_findings(),
+            };
+            or_json(&document, json, || vec![fsck_line(summary)])
+        }
+        Answer::Transfer(summary) => or_json(summary, json, || summary_lines(summary)),
+        Answer::Nothing => Vec::new(),
+    };
+    for line in lines {
+        print_line(&line);
+    }
+    let incomplete = match &answer {
+        Answer::Fsck(summary) => summary.findings > 0,
+        Answer::Transfer(summary) => summary.problems > 0,
+        _ => false,
+    };
+    Ok(match incomplete {
+        true => ExitCode::from(Code::Failed.number()),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+#[derive(Serialize)]
+struct FsckDocument<'a> {
+    clean: bool,
+    #[serde(flatten)]
+    summary: &'a FsckSummary,
+    list: Vec<Finding>,
+}
+
+fn fsck_line(summary: &FsckSummary) -> String {
+    format!(
+        "{}: {} inodes, {} directory entries, {} extents, {} chunks",
+        match summary.findings {
+            0 => "clean".to_owned(),
+            1 => "1 finding".to_owned(),
+            n => format!("{} findings", count(n)),
+        },
+        count(summary.inodes),
+        count(summary.entries),
+        count(summary.extents),
+        count(summary.chunks)
+    )
+}
+
+fn or_json(value: &impl Serialize, json: bool, lines: impl FnOnce() -> Vec<String>) -> Vec<String> {
+    match json {
+        true => vec![serde_json::to_string_pretty(value).expect("reports have only text keys")],
+        false => lines(),
+    }
+}
+
+fn summary_lines(summary: &TransferSummary) -> Vec<String> {
+    let rate = (summary.bytes as f64 / summary.seconds.max(1e-3)) as u64;
+    let mut parts = vec![format!("{} files", count(summary.files))];
+    for (number, name) in [
+        (summary.files_skipped, "unchanged"),
+        (summary.directories, "directories"),
+        (summary.hard_links, "hard links"),
+        (summary.others, "links and special files"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{} {name}", count(number)));
+        }
+    }
+    let mut line = format!(
+        "{}: {} in {:.1} s, {}/s",
+        parts.join(", "),
+        show(summary.bytes),
+        summary.seconds,
+        show(rate)
+    );
+    if summary.new_stored_bytes > 0 {
+        line += &format!("; {} newly stored", show(summary.new_stored_bytes));
+    }
+    if summary.problems > 0 {
+        line += &format!("; {} objects could not be copied", count(summary.problems));
+    }
+    vec![line]
+}

@@ -1,0 +1,328 @@
+//! What is said over the admin socket: one JSON object a line, a request, then events, the last of which ends it.
+//!
+//! Both sides bound the length of a line and refuse what they do not understand.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::report::{Df, Domains, Status};
+use crate::failure::Failure;
+
+/// Version of these messages; both sides must have the same.
+pub const PROTOCOL: u32 = 1;
+/// Longest request line, bytes.
+pub const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// Longest event line, bytes.
+pub const EVENT_BYTES_MAX: u64 = 16 << 20;
+
+/// A path of any bytes: text where it is text, else numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AnyPath {
+    /// UTF-8.
+    Text(String),
+    /// Anything.
+    Bytes(Vec<u8>),
+}
+
+impl AnyPath {
+    /// The path's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+
+    /// The path on the host.
+    pub fn to_host(&self) -> PathBuf {
+        OsString::from_vec(self.bytes().to_vec()).into()
+    }
+}
+
+impl From<&Path> for AnyPath {
+    fn from(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+    }
+}
+
+/// A request with the version of the one who asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`PROTOCOL`].
+    pub protocol: u32,
+    /// The request.
+    pub request: Request,
+}
+
+/// What a process that has the pool open can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "command")]
+pub enum Request {
+    /// Health and figures.
+    Status,
+    /// Bytes by volume.
+    Df,
+    /// Dedup domains.
+    LsDomains,
+    /// Verify everything.
+    Fsck,
+    /// Copy in.
+    Import(Transfer),
+    /// Copy out.
+    Export(Transfer),
+    /// Change the passphrase.
+    ChangePassphrase {
+        /// What opens the pool now.
+        present: Present,
+        /// The new passphrase.
+        new: String,
+    },
+    /// Print a structure.
+    Debug(DebugTarget),
+}
+
+/// What opens the pool now, for a request that must prove it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Present {
+    /// A passphrase.
+    Passphrase(String),
+    /// A key file.
+    KeyFile(AnyPath),
+}
+
+/// What to copy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Transfer {
+    /// From where; absolute.
+    pub sources: Vec<AnyPath>,
+    /// To where; absolute.
+    pub dest: AnyPath,
+    /// `dest` is the copy itself.
+    pub no_target_directory: bool,
+    /// Files at a time.
+    pub workers: u16,
+}
+
+/// What `cfs debug` prints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "structure")]
+pub enum DebugTarget {
+    /// The superblock.
+    Superblock,
+    /// A segment.
+    Segment {
+        /// Its index.
+        segment: u32,
+    },
+    /// The journal.
+    Journal,
+    /// The chunk index.
+    Index,
+    /// An inode.
+    Inode {
+        /// Path or number.
+        object: String,
+    },
+    /// A file's extents.
+    Extents {
+        /// Path or number.
+        object: String,
+    },
+}
+
+/// What the process that works says while it works.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Event {
+    /// How far it is.
+    Progress(Progress),
+    /// Something that fsck found.
+    Finding(Finding),
+    /// A file that could not be copied, or something the user should know.
+    Problem {
+        /// The object.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A line of text.
+    Line {
+        /// The line.
+        text: String,
+    },
+    /// It is done.
+    Done {
+        /// The result.
+        answer: Answer,
+    },
+    /// It failed.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// How far a long command is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// What it does now.
+    pub phase: String,
+    /// Objects done.
+    pub objects: u64,
+    /// Objects in all, where known.
+    pub objects_total: Option<u64>,
+    /// Bytes done.
+    pub bytes: u64,
+}
+
+/// Something that does not fit together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The rule that does not hold; stable.
+    pub id: String,
+    /// The object that it concerns.
+    pub object: String,
+    /// What is wrong with it.
+    pub sentence: String,
+}
+
+/// What a command results in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Answer {
+    /// Of `status`.
+    Status(Box<Status>),
+    /// Of `df`.
+    Df(Df),
+    /// Of `ls-domains`.
+    Domains(Domains),
+    /// Of `fsck`.
+    Fsck(FsckSummary),
+    /// Of `import` and `export`.
+    Transfer(TransferSummary),
+    /// Of what only succeeds.
+    Nothing,
+}
+
+/// What fsck looked at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FsckSummary {
+    /// Inodes.
+    pub inodes: u64,
+    /// Directory entries.
+    pub entries: u64,
+    /// Extents.
+    pub extents: u64,
+    /// Chunks.
+    pub chunks: u64,
+    /// Findings; of very many only the first are sent.
+    pub findings: u64,
+}
+
+/// What was copied.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TransferSummary {
+    /// Regular files copied.
+    pub files: u64,
+    /// Regular files that matched already.
+    pub files_skipped: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Symbolic links, devices, named pipes, sockets.
+    pub others: u64,
+    /// Further names of files already counted.
+    pub hard_links: u64,
+    /// Bytes of content copied, without holes.
+    pub bytes: u64,
+    /// Objects that could not be copied; each was reported.
+    pub problems: u64,
+    /// Bytes that the pool stores more than before (import).
+    pub new_stored_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Writes one message.
+///
+/// # Errors
+/// When the other side has gone.
+pub fn send(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+/// Reads one message; `None` at the end of the stream.
+///
+/// # Errors
+/// `InvalidData` for a line that is longer than `bytes_max` or not a message.
+pub fn receive<T: for<'a> Deserialize<'a>>(
+    stream: &mut impl BufRead,
+    bytes_max: u64,
+) -> io::Result<Option<T>> {
+    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    let mut line = Vec::new();
+    stream.take(bytes_max).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.pop() != Some(b'\n') {
+        return Err(invalid(format!(
+            "a line that does not end within {bytes_max} bytes"
+        )));
+    }
+    serde_json::from_slice(&line)
+        .map(Some)
+        .map_err(|error| invalid(format!("not a message: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_back_and_garbage_is_refused() {
+        let request = Envelope {
+            protocol: PROTOCOL,
+            request: Request::Import(Transfer {
+                sources: vec![Path::new("/a b").into(), AnyPath::Bytes(vec![b'/', 0xff])],
+                dest: Path::new("/").into(),
+                no_target_directory: true,
+                workers: 2,
+            }),
+        };
+        let mut bytes = Vec::new();
+        send(&mut bytes, &request).expect("a vector takes all");
+        let back: Envelope = receive(&mut &bytes[..], REQUEST_BYTES_MAX)
+            .expect("valid")
+            .expect("one message");
+        assert_eq!(format!("{request:?}"), format!("{back:?}"));
+
+        let long = vec![b'x'; 100];
+        for garbage in [
+            &b"{}\n"[..],
+            b"\n",
+            b"[[[[\n",
+            b"no newline",
+            b"\xff\xfe\n",
+            &long,
+        ] {
+            let result = receive::<Envelope>(&mut &garbage[..], 64);
+            assert!(result.is_err(), "{garbage:?}");
+        }
+        assert!(
+            receive::<Envelope>(&mut &b""[..], 64)
+                .expect("end")
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,338 @@
+//! What `status`, `df` and `ls-domains` report: the figures, named once, as JSON and as tables.
+//!
+//! The words: **logical** is what files hold as readers see it, **unique** is the content of distinct chunks,
+//! **stored** is what those chunks take after compression and encryption, **pool** is what the pool takes from the
+//! host, with tables, journal and room not yet reclaimed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::{count, show};
+
+/// Health and figures of a pool.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program that has the pool open.
+    pub version: String,
+    /// Version of the pool's format.
+    pub format_version: u32,
+    /// Identity of the pool.
+    pub pool_uuid: String,
+    /// Data directory.
+    pub data: String,
+    /// Block device, where the pool is on one.
+    pub device: Option<String>,
+    /// Where it is mounted.
+    pub mount: Option<String>,
+    /// Process that serves it.
+    pub pid: Option<u32>,
+    /// `good`, or `read-only`.
+    pub health: String,
+    /// Why it is not good.
+    pub health_reason: Option<String>,
+    /// Cipher of everything in it.
+    pub cipher: String,
+    /// Compression of new data in the root volume.
+    pub codec: String,
+    /// What opens the pool: `passphrase` or `key-file`.
+    pub opens_with: String,
+    /// Seconds since it was opened.
+    pub uptime_seconds: f64,
+    /// Segments.
+    pub segments: Segments,
+    /// Files, directories and all else that has an inode.
+    pub inodes: u64,
+    /// Bytes of content that files hold.
+    pub logical_bytes: u64,
+    /// Bytes of content of all chunks, each once.
+    pub unique_bytes: u64,
+    /// Bytes that the chunks take, compressed and encrypted.
+    pub stored_bytes: u64,
+    /// Bytes that the pool takes from the host.
+    pub pool_bytes: u64,
+    /// Bytes that may still be written, if nothing shrinks.
+    pub available_bytes: u64,
+    /// Distinct chunks.
+    pub chunks: u64,
+    /// References to chunks.
+    pub chunk_references: u64,
+    /// Bytes that the references stand for.
+    pub referenced_bytes: u64,
+    /// Referenced by unique bytes.
+    pub dedup_ratio: f64,
+    /// Unique by stored bytes.
+    pub compression_ratio: f64,
+    /// Bytes of the log that an open after a crash would replay.
+    pub journal_bytes: u64,
+    /// Bytes accepted and not yet stored.
+    pub dirty_bytes: u64,
+    /// Bytes of opened chunks in memory.
+    pub hot_bytes: u64,
+}
+
+/// Segments of a pool by what they hold.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Segments {
+    /// All that the pool may have.
+    pub total: u64,
+    /// Free ones.
+    pub free: u64,
+    /// Of the log.
+    pub journal: u64,
+    /// Of tables.
+    pub table: u64,
+    /// Of chunks.
+    pub data: u64,
+    /// Emptied, and free after the next checkpoint.
+    pub pending: u64,
+}
+
+/// Bytes by volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Df {
+    /// The volumes.
+    pub volumes: Vec<VolumeUse>,
+    /// Bytes of content that files hold, in all.
+    pub logical_bytes: u64,
+    /// Bytes of content of all chunks, each once.
+    pub unique_bytes: u64,
+    /// Bytes that the chunks take, compressed and encrypted.
+    pub stored_bytes: u64,
+    /// Bytes that the pool takes from the host.
+    pub pool_bytes: u64,
+    /// Bytes that may still be written, if nothing shrinks.
+    pub available_bytes: u64,
+}
+
+/// A volume's share.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// Its number.
+    pub volume: u32,
+    /// Where it is.
+    pub path: String,
+    /// Bytes of content that its files hold.
+    pub logical_bytes: u64,
+    /// The same without holes.
+    pub allocated_bytes: u64,
+    /// Its inodes.
+    pub inodes: u64,
+    /// Its compression.
+    pub codec: String,
+    /// Its dedup domain.
+    pub domain: u16,
+}
+
+/// The dedup domains.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Domains {
+    /// Each of them.
+    pub domains: Vec<DomainUse>,
+}
+
+/// A dedup domain.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DomainUse {
+    /// Its number.
+    pub domain: u16,
+    /// Volumes whose new data go there.
+    pub volumes: Vec<u32>,
+    /// Bytes of content that the files of these volumes hold.
+    pub logical_bytes: u64,
+}
+
+/// Quotient for people; 1 when nothing is there.
+pub fn ratio(numerator: u64, denominator: u64) -> f64 {
+    match denominator {
+        0 => 1.0,
+        _ => (numerator as f64 / denominator as f64 * 1000.0).round() / 1000.0,
+    }
+}
+
+impl Status {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows: Vec<[String; 2]> = Vec::new();
+        let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+        row("pool", self.pool_uuid.clone());
+        row("data", self.data.clone());
+        if let Some(device) = &self.device {
+            row("device", device.clone());
+        }
+        row(
+            "served by",
+            match (self.pid, &self.mount) {
+                (Some(pid), Some(mount)) => format!("process {pid}, at {mount}"),
+                (Some(pid), None) => format!("process {pid}, not mounted"),
+                (None, _) => "nobody; opened for this report".to_owned(),
+            },
+        );
+        row(
+            "health",
+            match &self.health_reason {
+                Some(reason) => format!("{}: {reason}", self.health),
+                None => self.health.clone(),
+            },
+        );
+        row(
+            "format",
+            format!(
+                "version {}, {}, {}, opens with a {}",
+                self.format_version, self.cipher, self.codec, self.opens_with
+            ),
+        );
+        row("up", format!("{:.0} s", self.uptime_seconds));
+        row("inodes", count(self.inodes));
+        row("logical", show(self.logical_bytes));
+        row("unique", show(self.unique_bytes));
+        row("stored", show(self.stored_bytes));
+        row(
+            "pool",
+            format!(
+                "{}, room for {} more",
+                show(self.pool_bytes),
+                show(self.available_bytes)
+            ),
+        );
+        row(
+            "deduplication",
+            format!(
+                "{:.2}x ({} references to {} chunks)",
+                self.dedup_ratio,
+                count(self.chunk_references),
+                count(self.chunks)
+            ),
+        );
+        row("compression", format!("{:.2}x", self.compression_ratio));
+        row(
+            "segments",
+            format!(
+                "data {}, tables {}, journal {}, soon free {}; {} of {} free",
+                count(self.segments.data),
+                count(self.segments.table),
+                count(self.segments.journal),
+                count(self.segments.pending),
+                count(self.segments.free),
+                count(self.segments.total)
+            ),
+        );
+        row("journal", format!("{} to replay", show(self.journal_bytes)));
+        row("dirty", show(self.dirty_bytes));
+        row("hot", show(self.hot_bytes));
+        table(&rows, &[Align::Left, Align::Left])
+    }
+}
+
+impl Df {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows = vec![
+            [
+                "volume",
+                "path",
+                "inodes",
+                "logical",
+                "without holes",
+                "codec",
+                "domain",
+            ]
+            .map(str::to_owned),
+        ];
+        rows.extend(self.volumes.iter().map(|it| {
+            [
+                it.volume.to_string(),
+                it.path.clone(),
+                count(it.inodes),
+                show(it.logical_bytes),
+                show(it.allocated_bytes),
+                it.codec.clone(),
+                it.domain.to_string(),
+            ]
+        }));
+        let mut lines = table(
+            &rows,
+            &[
+                Align::Right,
+                Align::Left,
+                Align::Right,
+                Align::Right,
+                Align::Right,
+                Align::Left,
+                Align::Right,
+            ],
+        );
+        lines.push(format!(
+            "in all: {} logical, {} unique, {} stored, {} pool, {} available",
+            show(self.logical_bytes),
+            show(self.unique_bytes),
+            show(self.stored_bytes),
+            show(self.pool_bytes),
+            show(self.available_bytes)
+        ));
+        lines
+    }
+}
+
+impl Domains {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows = vec![["domain", "volumes", "logical"].map(str::to_owned)];
+        rows.extend(self.domains.iter().map(|it| {
+            let volumes: Vec<String> = it.volumes.iter().map(u32::to_string).collect();
+            [
+                it.domain.to_string(),
+                volumes.join(","),
+                show(it.logical_bytes),
+            ]
+        }));
+        table(&rows, &[Align::Right, Align::Left, Align::Right])
+    }
+}
+
+/// To which side a column goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows with their columns aligned.
+pub fn table<const COLUMNS: usize>(
+    rows: &[[String; COLUMNS]],
+    align: &[Align; COLUMNS],
+) -> Vec<String> {
+    let mut widths = [0; COLUMNS];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |row: &[String; COLUMNS]| {
+        let cells: Vec<String> = (0..COLUMNS)
+            .map(|i| {
+                let width = widths[i];
+                match align[i] {
+                    Align::Left => format!("{:<width$}", row[i]),
+                    Align::Right => format!("{:>width$}", row[i]),
+                }
+            })
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [["a", "1"], ["long", "23"]].map(|row| row.map(str::to_owned));
+        assert_eq!(
+            table(&rows, &[Align::Left, Align::Right]),
+            ["a      1", "long  23"]
+        );
+    }
+}

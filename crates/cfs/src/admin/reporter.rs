@@ -1,0 +1,147 @@
+//! How work under way speaks to whoever asked for it, and learns that it should stop.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
+
+use super::protocol::{Event, Progress, send};
+use crate::bytes::{count, show};
+
+/// The one who asked. Called from several threads.
+pub trait Reporter: Send + Sync {
+    /// Passes an event on. A reporter that cannot becomes cancelled.
+    fn event(&self, event: &Event);
+
+    /// Whether the work should end at the next good point.
+    fn cancelled(&self) -> bool;
+}
+
+/// The events go over a stream; a client that hangs up cancels.
+pub struct Remote<'a, W: Write + Send> {
+    stream: Mutex<W>,
+    gone: AtomicBool,
+    stopping: &'a AtomicBool,
+}
+
+impl<'a, W: Write + Send> Remote<'a, W> {
+    /// Events to `stream` until `stopping`.
+    pub fn new(stream: W, stopping: &'a AtomicBool) -> Self {
+        Self {
+            stream: Mutex::new(stream),
+            gone: AtomicBool::new(false),
+            stopping,
+        }
+    }
+}
+
+impl<W: Write + Send> Reporter for Remote<'_, W> {
+    fn event(&self, event: &Event) {
+        if !self.gone.load(Ordering::Relaxed) && send(&mut *self.stream.lock(), event).is_err() {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) || self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// The events go to the terminal: lines to standard output, problems and a progress bar to standard error.
+pub struct Terminal {
+    bar: ProgressBar,
+    interrupted: AtomicBool,
+    /// Findings go into one JSON document at the end instead.
+    findings: Mutex<Vec<super::protocol::Finding>>,
+    json: bool,
+}
+
+impl Terminal {
+    /// With `json`, findings are kept for [`Terminal::take_findings`] and not printed.
+    pub fn new(json: bool) -> Self {
+        let bar = if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(
+                ProgressStyle::with_template("{spinner} {msg} [{elapsed}]")
+                    .expect("the template is a constant"),
+            );
+            bar
+        } else {
+            ProgressBar::hidden()
+        };
+        Self {
+            bar,
+            interrupted: AtomicBool::new(false),
+            findings: Mutex::default(),
+            json,
+        }
+    }
+
+    /// Asks the work to end.
+    pub fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Relaxed);
+    }
+
+    /// What fsck found, where it was not printed.
+    pub fn take_findings(&self) -> Vec<super::protocol::Finding> {
+        std::mem::take(&mut self.findings.lock())
+    }
+
+    /// Removes the progress bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn show_progress(&self, progress: &Progress) {
+        let objects = match progress.objects_total {
+            Some(total) => format!("{} of {}", count(progress.objects), count(total)),
+            None => count(progress.objects),
+        };
+        let mut message = format!("{}: {objects}", progress.phase);
+        if progress.bytes > 0 {
+            let seconds = self
+                .bar
+                .elapsed()
+                .max(Duration::from_millis(1))
+                .as_secs_f64();
+            let rate = (progress.bytes as f64 / seconds) as u64;
+            message += &format!(", {}, {}/s", show(progress.bytes), show(rate));
+        }
+        self.bar.set_message(message);
+        self.bar.tick();
+    }
+}
+
+impl Reporter for Terminal {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::Progress(progress) => self.show_progress(progress),
+            Event::Finding(finding) if self.json => self.findings.lock().push(finding.clone()),
+            Event::Finding(finding) => self.bar.suspend(|| {
+                print_line(&format!(
+                    "{}  {}  {}",
+                    finding.id, finding.object, finding.sentence
+                ));
+            }),
+            Event::Problem { path, message } => {
+                self.bar.suspend(|| eprintln!("{path}: {message}"));
+            }
+            Event::Line { text } => self.bar.suspend(|| print_line(text)),
+            Event::Done { .. } | Event::Failed { .. } => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+/// Prints to standard output; a reader that has gone away (`cfs .. | head`) ends the process as it would `cat`.
+pub fn print_line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{text}").is_err() {
+        std::process::exit(0);
+    }
+}

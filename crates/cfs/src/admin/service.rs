@@ -1,0 +1,346 @@
+//! What is done for an admin command, in whichever process has the pool.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use cfs_format::superblock::UNLOCK_PASSPHRASE;
+use cfs_format::{DomainId, Ino, SEGMENT_BYTES};
+use cfs_fuse::Mounted;
+use cfs_seal::block::Cipher;
+use cfs_seal::codec::Codec;
+use cfs_seal::keys::unwrap_cluster_key;
+use cfs_store::Health;
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
+use super::debug;
+use super::protocol::{Answer, Event, Finding, FsckSummary, Present, Progress, Request, Transfer};
+use super::report::{Df, DomainUse, Domains, Segments, Status, VolumeUse, ratio};
+use super::reporter::Reporter;
+use crate::failure::{Code, Failure, Result};
+use crate::keys::Secret;
+use crate::pool::{Pool, cipher_name, master_key, new_slot};
+use crate::transfer::export::export;
+use crate::transfer::import::{Excluded, import};
+use crate::transfer::{KernelCaches, Run};
+
+/// The handlers and what they work on.
+pub struct Service {
+    pool: Pool,
+    started: Instant,
+    /// This process stays and serves; else it opened the pool for one command.
+    serves: bool,
+    mounted: OnceLock<Arc<Mounted>>,
+    /// One key change at a time: it reads the slot and writes it.
+    key_change: Mutex<()>,
+}
+
+impl KernelCaches for Mounted {
+    fn inode_changed(&self, ino: Ino) {
+        ignore_unknown(self.invalidate_inode(ino.0));
+    }
+
+    fn entry_changed(&self, parent: Ino, name: &[u8]) {
+        ignore_unknown(self.invalidate_entry(parent.0, name));
+    }
+}
+
+/// What the kernel does not know it need not forget.
+fn ignore_unknown(result: std::io::Result<()>) {
+    if let Err(error) = result
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::debug!("the kernel's cache was not told of a change: {error}");
+    }
+}
+
+impl Service {
+    /// Handlers for a pool.
+    pub fn new(pool: Pool, serves: bool) -> Self {
+        Self {
+            pool,
+            started: Instant::now(),
+            serves,
+            mounted: OnceLock::new(),
+            key_change: Mutex::new(()),
+        }
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// From now on the pool is mounted.
+    pub fn set_mounted(&self, mounted: Arc<Mounted>) {
+        assert!(
+            self.mounted.set(mounted).is_ok(),
+            "a process mounts its pool once"
+        );
+    }
+
+    /// Does what is asked.
+    ///
+    /// # Errors
+    /// What the command meets.
+    pub fn perform(&self, request: Request, reporter: &dyn Reporter) -> Result<Answer> {
+        match request {
+            Request::Status => Ok(Answer::Status(Box::new(self.status()))),
+            Request::Df => Ok(Answer::Df(self.df())),
+            Request::LsDomains => Ok(Answer::Domains(self.domains())),
+            Request::Fsck => self.fsck(reporter),
+            Request::Import(transfer) => {
+                let run = self.run(reporter);
+                import(&run, &transfer, &self.excluded()).map(Answer::Transfer)
+            }
+            Request::Export(transfer) => self.export(&transfer, reporter),
+            Request::ChangePassphrase { present, new } => {
+                self.change_passphrase(&present.into_secret(), Zeroizing::new(new))
+            }
+            Request::Debug(target) => {
+                debug::print(&self.pool.fs, &target, &mut |text| {
+                    reporter.event(&Event::Line { text });
+                    !reporter.cancelled()
+                })?;
+                Ok(Answer::Nothing)
+            }
+        }
+    }
+
+    fn run<'a>(&'a self, reporter: &'a dyn Reporter) -> Run<'a> {
+        let caches = self
+            .mounted
+            .get()
+            .map(|mounted| &**mounted as &dyn KernelCaches);
+        Run::new(&self.pool.fs, caches, reporter)
+    }
+
+    fn mount_dev(&self) -> Option<u64> {
+        let (major, minor) = self.mounted.get()?.device_number();
+        Some(rustix::fs::makedev(major, minor))
+    }
+
+    fn excluded(&self) -> Excluded {
+        use std::os::unix::fs::MetadataExt;
+        Excluded {
+            data_dir: std::fs::metadata(self.pool.dir.path())
+                .ok()
+                .map(|it| (it.dev(), it.ino())),
+            mount_dev: self.mount_dev(),
+        }
+    }
+
+    fn export(&self, transfer: &Transfer, reporter: &dyn Reporter) -> Result<Answer> {
+        let run = self.run(reporter);
+        export(&run, transfer, self.mount_dev()).map(Answer::Transfer)
+    }
+
+    fn mountpoint(&self) -> Option<PathBuf> {
+        self.mounted.get().map(|it| it.mountpoint().to_path_buf())
+    }
+
+    fn status(&self) -> Status {
+        let fs = &self.pool.fs;
+        let store = fs.store();
+        let stats = store.stats();
+        let superblock = store.superblock();
+        let volumes = store.volumes();
+        let (health, health_reason) = match store.health() {
+            Health::Good => ("good", None),
+            Health::ReadOnly { reason } => ("read-only", Some(reason.to_string())),
+        };
+        let segments = stats.segments;
+        let used = segments.total - segments.free;
+        // A pool without a cap has as many segments as the host has room for.
+        let room = stats.available_bytes / u64::from(SEGMENT_BYTES);
+        let free = segments.free.min(room);
+        let (unique, stored) = (
+            stats.pool.chunk_raw_bytes.get(),
+            stats.pool.chunk_stored_bytes.get(),
+        );
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            format_version: superblock.version.get(),
+            pool_uuid: uuid(&superblock.pool_uuid),
+            data: self.pool.dir.path().display().to_string(),
+            device: self.pool.device.as_ref().map(|it| it.display().to_string()),
+            mount: self.mountpoint().map(|it| it.display().to_string()),
+            pid: self.serves.then(std::process::id),
+            health: health.to_owned(),
+            health_reason,
+            cipher: Cipher::from_number(superblock.cipher).map_or_else(String::new, cipher_name),
+            codec: volumes.first().map_or_else(String::new, |(_, volume)| {
+                codec_name(volume.codec, volume.codec_level)
+            }),
+            opens_with: match superblock.key_slot.unlock {
+                UNLOCK_PASSPHRASE => "passphrase",
+                _ => "key-file",
+            }
+            .to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            segments: Segments {
+                total: used + free,
+                free,
+                journal: segments.journal,
+                table: segments.table,
+                data: segments.data,
+                pending: segments.pending,
+            },
+            inodes: volumes.iter().map(|(_, it)| it.inode_count.get()).sum(),
+            logical_bytes: volumes.iter().map(|(_, it)| it.logical_bytes.get()).sum(),
+            unique_bytes: unique,
+            stored_bytes: stored,
+            pool_bytes: self.pool_bytes(),
+            available_bytes: stats.available_bytes,
+            chunks: stats.pool.chunk_count.get(),
+            chunk_references: stats.pool.reference_count.get(),
+            referenced_bytes: stats.pool.referenced_bytes.get(),
+            dedup_ratio: ratio(stats.pool.referenced_bytes.get(), unique),
+            compression_ratio: ratio(unique, stored),
+            journal_bytes: stats.replay_bytes,
+            dirty_bytes: fs.dirty_bytes(),
+            hot_bytes: fs.hot_bytes(),
+        }
+    }
+
+    /// Bytes that the pool takes: of its file what the host has allocated, of a device the segments in use.
+    fn pool_bytes(&self) -> u64 {
+        let stats = self.pool.fs.store().stats();
+        stats.host_allocated_bytes.unwrap_or_else(|| {
+            (stats.segments.total - stats.segments.free) * u64::from(SEGMENT_BYTES)
+        })
+    }
+
+    fn df(&self) -> Df {
+        let store = self.pool.fs.store();
+        let stats = store.stats();
+        let volumes: Vec<_> = store
+            .volumes()
+            .into_iter()
+            .map(|(id, volume)| VolumeUse {
+                volume: id.0,
+                path: match volume.root.get() == Ino::ROOT.0 {
+                    true => "/".to_owned(),
+                    false => format!("inode {}", volume.root),
+                },
+                logical_bytes: volume.logical_bytes.get(),
+                allocated_bytes: volume.allocated_bytes.get(),
+                inodes: volume.inode_count.get(),
+                codec: codec_name(volume.codec, volume.codec_level),
+                domain: volume.domain.get(),
+            })
+            .collect();
+        Df {
+            logical_bytes: volumes.iter().map(|it| it.logical_bytes).sum(),
+            unique_bytes: stats.pool.chunk_raw_bytes.get(),
+            stored_bytes: stats.pool.chunk_stored_bytes.get(),
+            pool_bytes: self.pool_bytes(),
+            available_bytes: stats.available_bytes,
+            volumes,
+        }
+    }
+
+    fn domains(&self) -> Domains {
+        let store = self.pool.fs.store();
+        let volumes = store.volumes();
+        let of = |domain: DomainId| {
+            let members: Vec<_> = volumes
+                .iter()
+                .filter(|(_, volume)| volume.domain.get() == domain.0)
+                .collect();
+            DomainUse {
+                domain: domain.0,
+                volumes: members.iter().map(|(id, _)| id.0).collect(),
+                logical_bytes: members.iter().map(|(_, it)| it.logical_bytes.get()).sum(),
+            }
+        };
+        Domains {
+            domains: store.domains().into_iter().map(of).collect(),
+        }
+    }
+
+    fn fsck(&self, reporter: &dyn Reporter) -> Result<Answer> {
+        let report = self.pool.fs.check(|rows| {
+            reporter.event(&Event::Progress(Progress {
+                phase: "fsck, rows".to_owned(),
+                objects: rows,
+                objects_total: None,
+                bytes: 0,
+            }));
+        });
+        let report = report.map_err(|error| {
+            Failure::new(Code::Failed, format!("the check could not go on: {error}"))
+        })?;
+        for finding in &report.findings {
+            reporter.event(&Event::Finding(Finding {
+                id: finding.id.to_owned(),
+                object: finding.object.clone(),
+                sentence: finding.sentence.clone(),
+            }));
+        }
+        Ok(Answer::Fsck(FsckSummary {
+            inodes: report.inodes,
+            entries: report.entries,
+            extents: report.extents,
+            chunks: report.chunks,
+            findings: report.findings.len() as u64 + report.findings_omitted,
+        }))
+    }
+
+    fn change_passphrase(&self, present: &Secret, new: Zeroizing<String>) -> Result<Answer> {
+        let _alone = self.key_change.lock();
+        let store = self.pool.fs.store();
+        let slot = store.superblock().key_slot;
+        let master = master_key(present, &slot)?;
+        unwrap_cluster_key(&master, &slot).map_err(|_| {
+            Failure::new(
+                Code::WrongKey,
+                "the present passphrase or key file is not the one of this pool",
+            )
+            .hint("nothing was changed; try again with the right one")
+        })?;
+        let new = Secret::Passphrase(new);
+        let mut slot = new_slot(&new);
+        store.wrap_cluster_key(&master_key(&new, &slot)?, &mut slot);
+        store.replace_key_slot(slot).map_err(|error| {
+            Failure::new(
+                Code::Host,
+                format!("cannot write the new key slot: {error}"),
+            )
+            .hint("look at the disk; one of the two passphrases opens the pool")
+        })?;
+        let old_key = self.pool.dir.key();
+        if let Err(error) = std::fs::remove_file(&old_key)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("{} is no longer needed: {error}", old_key.display());
+        }
+        Ok(Answer::Nothing)
+    }
+}
+
+impl Present {
+    fn into_secret(self) -> Secret {
+        match self {
+            Self::Passphrase(text) => Secret::Passphrase(Zeroizing::new(text)),
+            Self::KeyFile(path) => Secret::KeyFile(path.to_host()),
+        }
+    }
+}
+
+fn codec_name(codec: u8, level: u8) -> String {
+    Codec::from_numbers(codec, level).map_or_else(|| "unknown".to_owned(), |it| it.to_string())
+}
+
+/// A UUID as it is usually written.
+pub fn uuid(bytes: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}

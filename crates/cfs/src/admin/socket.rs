@@ -1,0 +1,275 @@
+//! The admin socket of a process that has a pool: accepts, answers, and goes away with the process.
+//!
+//! Invariants: the socket is 0600 in a 0700 directory and answers only its own user and root; it exists only while
+//! the data directory is locked, so that one found there by the next owner is stale; at most [`CLIENTS_MAX`] clients
+//! are served at a time; no input makes it panic or grow without bound.
+
+use std::fs;
+use std::io::{self, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::protocol::{Answer, Envelope, Event, PROTOCOL, REQUEST_BYTES_MAX, receive};
+use super::reporter::{Remote, Reporter};
+use super::service::Service;
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result};
+
+/// Clients at a time.
+const CLIENTS_MAX: usize = 16;
+/// How long a client may take to send its request, and to read an event.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running admin socket. Dropping it ends it.
+pub struct AdminSocket {
+    path: PathBuf,
+    listener: Arc<UnixListener>,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    service: Arc<Service>,
+    stopping: AtomicBool,
+    clients: AtomicUsize,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl AdminSocket {
+    /// Starts to answer. The caller holds the lock of the data directory.
+    ///
+    /// # Errors
+    /// [`Code::Host`] when the socket cannot be made.
+    pub fn start(dir: &DataDir, service: Arc<Service>) -> Result<Self> {
+        let path = dir.socket();
+        let listener = bind(dir).map_err(|e| Failure::host("make the socket", &path, &e))?;
+        let shared = Arc::new(Shared {
+            service,
+            stopping: AtomicBool::new(false),
+            clients: AtomicUsize::new(0),
+            workers: Mutex::default(),
+        });
+        let listener = Arc::new(listener);
+        let acceptor = std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn({
+                let (listener, shared) = (Arc::clone(&listener), Arc::clone(&shared));
+                move || accept(&listener, &shared)
+            })
+            .map_err(|e| Failure::host("start a thread for", &path, &e))?;
+        Ok(Self {
+            path,
+            listener,
+            shared,
+            acceptor: Some(acceptor),
+        })
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        // Ends the `accept` that the acceptor waits in.
+        if let Err(errno) = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both) {
+            tracing::warn!("cannot end the admin socket: {errno}");
+        }
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.join().expect("a panic ends the process");
+        }
+        for worker in std::mem::take(&mut *self.shared.workers.lock()) {
+            worker.join().expect("a panic ends the process");
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Binds under a temporary name that nobody else can open, then gives the socket its name.
+fn bind(dir: &DataDir) -> io::Result<UnixListener> {
+    let path = dir.socket();
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The address of a Unix socket has at most 107 bytes; a path through the open directory has few.
+    let directory = fs::File::open(dir.path())?;
+    let listener = UnixListener::bind(short_path(&directory))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A short name of `socket` in an open directory.
+fn short_path(directory: &fs::File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}/socket", directory.as_raw_fd()).into()
+}
+
+/// Connects to the process that has the pool; `None` when there is none.
+///
+/// # Errors
+/// When the socket is there and refuses for another reason than that nobody listens.
+pub fn connect(dir: &DataDir) -> io::Result<Option<UnixStream>> {
+    let directory = match fs::File::open(dir.path()) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match UnixStream::connect(short_path(&directory)) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
+    loop {
+        let stream = listener.accept();
+        if shared.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let stream = match stream {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("admin socket: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let mut workers = shared.workers.lock();
+        workers.retain(|worker| !worker.is_finished());
+        if shared.clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
+            shared.clients.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let spawned = std::thread::Builder::new()
+            .name("admin client".to_owned())
+            .spawn({
+                let shared = Arc::clone(shared);
+                move || {
+                    if let Err(error) = converse(&stream, &shared) {
+                        tracing::debug!("admin client: {error}");
+                    }
+                    shared.clients.fetch_sub(1, Ordering::Relaxed);
+                }
+            });
+        match spawned {
+            Ok(worker) => workers.push(worker),
+            Err(error) => {
+                shared.clients.fetch_sub(1, Ordering::Relaxed);
+                tracing::warn!("admin client: {error}");
+            }
+        }
+    }
+}
+
+fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
+    let reporter = Remote::new(stream, &shared.stopping);
+    let request = receive::<Envelope>(&mut BufReader::new(stream), REQUEST_BYTES_MAX);
+    let result = match request {
+        Ok(None) => return Ok(()),
+        Ok(Some(envelope)) if envelope.protocol == PROTOCOL => {
+            shared.service.perform(envelope.request, &reporter)
+        }
+        Ok(Some(envelope)) => Err(Failure::new(
+            Code::Usage,
+            format!(
+                "the process that serves the pool is version {} and speaks protocol {PROTOCOL}, not {}",
+                env!("CARGO_PKG_VERSION"),
+                envelope.protocol
+            ),
+        )
+        .hint("use the same version of cfs for both")),
+        Err(error) => Err(Failure::new(
+            Code::Usage,
+            format!("the request was refused: {error}"),
+        )),
+    };
+    reporter.event(&match result {
+        Ok(answer) => Event::Done { answer },
+        Err(failure) => Event::Failed { failure },
+    });
+    Ok(())
+}
+
+/// What the client side of the socket made of an answer.
+pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> Result<Answer> {
+    let lost = |error: io::Error| {
+        Failure::new(
+            Code::Failed,
+            format!("the process that serves the pool went away: {error}"),
+        )
+        .hint("look into its log, then run the command again")
+    };
+    super::protocol::send(&mut &*stream, request).map_err(lost)?;
+    stream
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .map_err(lost)?;
+    let mut lines = PatientLines {
+        stream,
+        reporter,
+        hung_up: false,
+    };
+    let mut reader = BufReader::new(&mut lines);
+    loop {
+        match receive::<Event>(&mut reader, super::protocol::EVENT_BYTES_MAX) {
+            Ok(Some(Event::Done { answer })) => return Ok(answer),
+            Ok(Some(Event::Failed { failure })) => return Err(failure),
+            Ok(Some(event)) => reporter.event(&event),
+            Ok(None) if reporter.cancelled() => {
+                return Err(Failure::new(Code::Interrupted, "interrupted")
+                    .hint("the same command goes on where this one ended"));
+            }
+            Ok(None) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) => return Err(lost(error)),
+        }
+    }
+}
+
+/// Reads from the server for as long as it takes, but hangs up when the user interrupts.
+struct PatientLines<'a> {
+    stream: &'a UnixStream,
+    reporter: &'a dyn Reporter,
+    hung_up: bool,
+}
+
+impl io::Read for PatientLines<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.reporter.cancelled() && !self.hung_up {
+                self.hung_up = true;
+                self.stream.shutdown(std::net::Shutdown::Both)?;
+            }
+            match io::Read::read(&mut &*self.stream, buf) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::Interrupted
+                    ) => {}
+                result => return result,
+            }
+        }
+    }
+}

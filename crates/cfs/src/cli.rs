@@ -1,0 +1,429 @@
+//! The command line: every command and option, with help that teaches by example.
+
+use std::path::PathBuf;
+
+use cfs_seal::codec::Codec;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::bytes;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    done in part, or something was found (fsck findings, files that could not be copied)
+  2    the command line does not make sense
+  3    wrong passphrase or key file
+  4    the pool is in use by another process
+  5    no pool there, or it is damaged, foreign or of a newer format
+  6    the mount point or /dev/fuse cannot be used
+  7    the host has no room, is read-only or denies access
+  130  interrupted by a signal; nothing is lost, the same command goes on";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  cfs server --mount /mnt/cfs                 a pool in ./cfs-data, its files at /mnt/cfs
+  cfs mount --data /srv/pool /mnt/cfs --daemon
+  cfs import ~/photos / --data /srv/pool      copy in without FUSE
+  cfs admin status --data /srv/pool           what it saves
+  cfs admin fsck --data /srv/pool             verify every reference and count
+
+";
+
+const SERVER_EXAMPLES: &str = "\
+Examples:
+  cfs server --mount /mnt/cfs
+      Makes a pool in ./cfs-data if there is none yet, with a key file beside it, and mounts it.
+  CFS_PASSPHRASE='correct horse' cfs server --data /srv/pool --mount /mnt/cfs
+      The key comes from a passphrase; without the variable a terminal is asked.
+  cfs server --data /srv/pool --device /dev/sdx --mount /mnt/cfs
+      Chunks, tables and journal on a block device; DIR keeps the lock and the socket.
+
+One line that starts with \"ready\" appears on standard output when files can be used. SIGTERM or Ctrl-C: everything is
+flushed, the mount is removed, exit code 0.";
+
+const IMPORT_EXAMPLES: &str = "\
+As with `cp -a SRC.. DEST`: if DEST is a directory in the pool, each SRC is copied to DEST/<name of SRC>, and `SRC/.`
+copies the content of SRC into DEST itself. If DEST does not exist, it becomes the copy of the one SRC, and missing
+parents are made. With --no-target-directory DEST is always the copy itself.
+
+Files whose type, size, modification time and mode already match are not read again, so an import that was interrupted
+goes on when the same command is run with --no-target-directory, or with a DEST that was there from the start. Times
+are set last: a file that was copied in part never matches.
+
+Examples:
+  cfs import ~/photos ~/music / --data /srv/pool        /photos and /music in the pool
+  cfs import ~/photos/. /photos-2026 --data /srv/pool
+  cfs import -T /home /backup/home --data /srv/pool     run again: only what changed";
+
+const EXPORT_EXAMPLES: &str = "\
+SRC is a path in the pool, DEST one on the host, with the rules of `cp -a SRC DEST`: into DEST if that is a directory,
+else DEST becomes the copy. With --no-target-directory DEST is always the copy itself. What already matches in type,
+size, modification time and mode is not written again.
+
+Examples:
+  cfs export /photos /tmp --data /srv/pool              /tmp/photos
+  cfs export / /restore -T --data /srv/pool             everything";
+
+const DEBUG_EXAMPLES: &str = "\
+Examples:
+  cfs debug superblock --data /srv/pool
+  cfs debug segment 17 --data /srv/pool
+  cfs debug inode /photos/a.jpg --data /srv/pool
+  cfs debug extents 4711 --data /srv/pool";
+
+/// Files, deduplicated, compressed and encrypted, in a directory that survives a kill.
+#[derive(Debug, Parser)]
+#[command(name = "cfs", version, max_term_width = 110, after_help = TOP_EXAMPLES.to_owned() + EXIT_CODES)]
+pub struct Cli {
+    /// What to log to standard error: error, warn, info, debug, trace, or filters as in `cfs_store=debug`
+    #[arg(long, global = true, env = "RUST_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a pool: make it on the first run, mount it, answer admin commands
+    #[command(after_help = SERVER_EXAMPLES)]
+    Server(ServerArgs),
+    /// Mount a pool, in the foreground or as a daemon
+    #[command(
+        after_help = "Example:\n  cfs mount --data /srv/pool /mnt/cfs --daemon && ls /mnt/cfs"
+    )]
+    Mount(MountArgs),
+    /// Copy files and directories into a pool without a mount, in parallel
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+    /// Copy files and directories out of a pool without a mount, in parallel
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Look after a pool, whether it is being served or not
+    Admin {
+        /// The admin command.
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
+    /// Print the structures on the device
+    #[command(after_help = DEBUG_EXAMPLES)]
+    Debug {
+        /// The structure.
+        #[command(subcommand)]
+        command: DebugCommand,
+    },
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  cfs completions bash > /etc/bash_completion.d/cfs")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(after_help = "Example:\n  cfs man /usr/local/share/man/man1")]
+    Man {
+        /// An existing directory.
+        dir: PathBuf,
+    },
+}
+
+/// Options of `cfs server`.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Data directory: the pool and what belongs to it; made on the first run
+    #[arg(long, value_name = "DIR", default_value = "./cfs-data")]
+    pub data: PathBuf,
+    /// Where the files appear: an empty directory
+    #[arg(long, value_name = "MNT")]
+    pub mount: Option<PathBuf>,
+    /// Options of the mount.
+    #[command(flatten)]
+    pub mounting: MountingArgs,
+    /// Options of the pool.
+    #[command(flatten)]
+    pub pool: PoolArgs,
+}
+
+/// Options of `cfs mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// Data directory: the pool and what belongs to it; made on the first run
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where the files appear: an empty directory
+    #[arg(value_name = "MNT")]
+    pub mount: PathBuf,
+    /// Go to the background when the files can be used; log to DIR/log
+    #[arg(long)]
+    pub daemon: bool,
+    /// Options of the mount.
+    #[command(flatten)]
+    pub mounting: MountingArgs,
+    /// Options of the pool.
+    #[command(flatten)]
+    pub pool: PoolArgs,
+}
+
+/// Options of a mount.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Mount options")]
+pub struct MountingArgs {
+    /// When reading a file updates its access time
+    #[arg(long, value_enum, default_value_t = Atime::Relatime)]
+    pub atime: Atime,
+    /// Let other users than the one who mounts see the files (root does so anyway)
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Refuse all writes through the mount
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+/// When reading updates the access time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Atime {
+    /// When it is older than the last change, or than a day
+    Relatime,
+    /// Never
+    Noatime,
+    /// Always
+    Strict,
+}
+
+/// Options of `cfs import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Files and directories on the host
+    #[arg(required = true, num_args = 1.., value_name = "SRC")]
+    pub sources: Vec<PathBuf>,
+    /// Where they go in the pool
+    #[arg(value_name = "DEST")]
+    pub dest: PathBuf,
+    /// How to copy.
+    #[command(flatten)]
+    pub transfer: TransferArgs,
+    /// Data directory; a pool is made there on the first run
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Options of the pool.
+    #[command(flatten)]
+    pub pool: PoolArgs,
+}
+
+/// Options of `cfs export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A file or directory in the pool
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// Where it goes on the host
+    #[arg(value_name = "DEST")]
+    pub dest: PathBuf,
+    /// How to copy.
+    #[command(flatten)]
+    pub transfer: TransferArgs,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// Options that import and export share.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// DEST is the copy itself, even if it is a directory that exists
+    #[arg(short = 'T', long)]
+    pub no_target_directory: bool,
+    /// Files to copy at a time
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where an existing pool is and what opens it.
+#[derive(Debug, Args)]
+pub struct ExistingArgs {
+    /// Data directory
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// What opens it.
+    #[command(flatten)]
+    pub key: KeyArgs,
+}
+
+/// What opens a pool.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Key")]
+pub struct KeyArgs {
+    /// File whose first line is the passphrase; else CFS_PASSPHRASE, else a prompt
+    #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Key file; DIR/key if the pool has one there
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// Options of a pool: its key, how it is made on the first run, and what it may use.
+#[derive(Debug, Args)]
+pub struct PoolArgs {
+    /// What opens it.
+    #[command(flatten)]
+    pub key: KeyArgs,
+    /// How it is made.
+    #[command(flatten)]
+    pub first_run: FirstRunArgs,
+    /// What it may use.
+    #[command(flatten)]
+    pub budgets: BudgetArgs,
+}
+
+/// How a pool is made.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "First run")]
+pub struct FirstRunArgs {
+    /// Most room that the pool may take on the host; it starts small and grows [default: the host decides]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub pool_size: Option<u64>,
+    /// Put the pool on this block device, which must be blank, instead of into a file
+    #[arg(long, value_name = "/dev/..")]
+    pub device: Option<PathBuf>,
+    /// Cipher [default: aes-256-gcm if the processor has instructions for it]
+    #[arg(long, value_enum)]
+    pub cipher: Option<Cipher>,
+    /// Compression of new data: lz4, zstd:1 to zstd:19, or none [default: lz4]
+    #[arg(long)]
+    pub codec: Option<Codec>,
+}
+
+/// The ciphers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cipher {
+    /// AES-256 in Galois/counter mode
+    #[value(name = "aes-256-gcm")]
+    Aes256Gcm,
+    /// ChaCha20 with Poly1305 (RFC 8439)
+    #[value(name = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+}
+
+/// What a pool may use while it is open.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Budgets")]
+pub struct BudgetArgs {
+    /// Memory for data that are not yet stored [default: 256M]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub dirty_bytes: Option<u64>,
+    /// Memory for opened chunks [default: an eighth of the memory]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub hot_bytes: Option<u64>,
+}
+
+/// The admin commands.
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// Health, room, and what deduplication and compression save
+    #[command(
+        after_help = "Example:\n  cfs admin status --data /srv/pool --json | jq .stored_bytes"
+    )]
+    Status(ReportArgs),
+    /// Bytes of each volume: logical, and in all: unique, stored, taken from the host
+    Df(ReportArgs),
+    /// Dedup domains: data are shared within one and unrelated between two
+    LsDomains(ReportArgs),
+    /// Walk everything and verify every reference and count
+    #[command(
+        after_help = "Exit code 0: nothing found. 1: findings, each with a stable id and the object it concerns."
+    )]
+    Fsck(ReportArgs),
+    /// Change what opens the pool
+    Key {
+        /// The key command.
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+/// Options of a report.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// The key commands.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Give the pool a new passphrase; nothing is encrypted anew, only the key that all others hang from
+    #[command(after_help = "\
+The present key is given as always (prompt, --passphrase-file, CFS_PASSPHRASE, --key-file or DIR/key), also when the
+pool is being served. The new passphrase comes from --new-passphrase-file, CFS_NEW_PASSPHRASE, or a prompt that asks
+twice. A pool with a key file has a passphrase from then on, and DIR/key is removed.
+
+Who kept an old copy of the pool's first blocks and knows the old passphrase can still open the data of today; if it
+leaked together with such a copy, import the files into a new pool.
+
+Example:
+  cfs admin key change-passphrase --data /srv/pool")]
+    ChangePassphrase {
+        /// File whose first line is the new passphrase
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: Option<PathBuf>,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+}
+
+/// The structures that `cfs debug` prints.
+#[derive(Debug, Subcommand)]
+pub enum DebugCommand {
+    /// The superblock: format, keys, last checkpoint
+    Superblock(ExistingArgs),
+    /// One segment: header, records, footer
+    Segment {
+        /// Index of the segment.
+        segment: u32,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+    /// The journal since the last checkpoint
+    Journal(ExistingArgs),
+    /// The chunk index
+    Index(ExistingArgs),
+    /// An inode: attributes, names, where its content is
+    Inode {
+        /// Absolute path in the pool, or inode number.
+        #[arg(value_name = "PATH_OR_INO")]
+        object: String,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+    /// The extents of a file, and where their chunks lie
+    Extents {
+        /// Absolute path in the pool, or inode number.
+        #[arg(value_name = "PATH_OR_INO")]
+        object: String,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,334 @@
+//! The data directory: what lies in it, who has it, and what it is before anything is touched.
+//!
+//! ```text
+//! DIR/            0700
+//!   pool          the device of a pool in a file; `pool.new` while it is being made
+//!   config.json   the path of the block device, where the pool is on one
+//!   key           0600, the key file that the first run made
+//!   lock          0600, held (flock) by the process that has the pool; its process id
+//!   socket        0600, admin socket of that process
+//!   log           log of a daemon
+//! ```
+//! Invariant: a directory that holds anything else and no pool is never written to.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Code, Failure, Result};
+
+/// What an interrupted first run, or a process that served, may have left without a pool. `lost+found` is what an
+/// empty file system has.
+const FOREIGN_TO_NOBODY: [&str; 6] = ["lock", "key", "pool.new", "socket", "log", "lost+found"];
+
+/// What `config.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The block device that holds the pool.
+    pub device: PathBuf,
+}
+
+/// What a directory is.
+#[derive(Debug)]
+pub enum Contents {
+    /// Nothing yet: it does not exist, is empty, or holds the rest of a first run that did not end.
+    Nothing,
+    /// A pool in a file.
+    File,
+    /// A pool on this block device.
+    Device(PathBuf),
+}
+
+/// The paths of a data directory. Making one touches nothing.
+#[derive(Clone, Debug)]
+pub struct DataDir {
+    path: PathBuf,
+}
+
+impl DataDir {
+    /// The directory at `path`, made absolute so that a later change of the working directory does not matter.
+    ///
+    /// # Errors
+    /// When the working directory cannot be had.
+    pub fn at(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(|e| Failure::host("find", path, &e))?;
+        // A path through a symbolic link names the same directory; the sentences name the real one.
+        let path = fs::canonicalize(&path).unwrap_or(path);
+        Ok(Self { path })
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The pool of a pool in a file.
+    pub fn pool(&self) -> PathBuf {
+        self.path.join("pool")
+    }
+
+    /// The pool while it is being made.
+    pub fn new_pool(&self) -> PathBuf {
+        self.path.join("pool.new")
+    }
+
+    /// The key file of the first run.
+    pub fn key(&self) -> PathBuf {
+        self.path.join("key")
+    }
+
+    /// The admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("socket")
+    }
+
+    /// The log of a daemon.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.path.join("config.json")
+    }
+
+    /// What the directory is. Reads only.
+    ///
+    /// # Errors
+    /// When it is no directory, is foreign, or cannot be read.
+    pub fn contents(&self) -> Result<Contents> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(Failure::new(
+                    Code::Pool,
+                    format!("{} is not a directory", self.path.display()),
+                )
+                .hint("give --data a directory that holds a pool, or a new one"));
+            }
+            Err(error) => return Err(Failure::host("read", &self.path, &error)),
+        };
+        let mut foreign = None;
+        let (mut pool, mut config) = (false, false);
+        for entry in entries {
+            let name = entry
+                .map_err(|e| Failure::host("read", &self.path, &e))?
+                .file_name();
+            match name.to_str() {
+                Some("pool") => pool = true,
+                Some("config.json") => config = true,
+                Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
+                _ => foreign = Some(name),
+            }
+        }
+        match (config, pool, foreign) {
+            (true, _, _) => self
+                .read_config()
+                .map(|config| Contents::Device(config.device)),
+            (false, true, _) => Ok(Contents::File),
+            (false, false, None) => Ok(Contents::Nothing),
+            (false, false, Some(name)) => Err(Failure::new(
+                Code::Pool,
+                format!(
+                    "{} holds no ClaudeFS pool but other files ({})",
+                    self.path.display(),
+                    name.to_string_lossy()
+                ),
+            )
+            .hint("give --data the directory of a pool, or an empty or new one")),
+        }
+    }
+
+    fn read_config(&self) -> Result<Config> {
+        const CONFIG_BYTES_MAX: u64 = 64 << 10;
+        let path = self.config();
+        let mut text = String::new();
+        File::open(&path)
+            .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
+            .map_err(|e| Failure::host("read", &path, &e))?;
+        serde_json::from_str(&text).map_err(|error| {
+            Failure::new(
+                Code::Pool,
+                format!(
+                    "{} is not a ClaudeFS configuration: {error}",
+                    path.display()
+                ),
+            )
+            .hint("restore it: {\"device\": \"/dev/..\"} names the block device of the pool")
+        })
+    }
+
+    /// Makes the directory (0700) if it is not there; tells whether it was not.
+    ///
+    /// # Errors
+    /// When the host refuses; parents that were made before stay.
+    pub fn create(&self) -> Result<bool> {
+        let is_new = !self.path.exists();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .and_then(|()| fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)))
+            .map_err(|e| Failure::host("make the directory", &self.path, &e))?;
+        Ok(is_new)
+    }
+
+    /// Takes back what a first run made that did not succeed. What cannot be removed stays, and does not matter.
+    pub fn undo_create(&self, is_new: bool, made_key: bool) {
+        let mut paths = vec![self.new_pool()];
+        if made_key {
+            paths.push(self.key());
+        }
+        if is_new {
+            paths.push(self.path.join("lock"));
+        }
+        for path in paths {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!("{} is left over: {error}", path.display());
+            }
+        }
+        if is_new && let Err(error) = fs::remove_dir(&self.path) {
+            tracing::warn!("{} is left over: {error}", self.path.display());
+        }
+    }
+
+    /// Gives the new pool its name; from then on there is a pool.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn name_new_pool(&self) -> Result<()> {
+        fs::rename(self.new_pool(), self.pool())
+            .and_then(|()| File::open(&self.path)?.sync_all())
+            .map_err(|e| Failure::host("name the pool in", &self.path, &e))
+    }
+
+    /// Writes `config.json` so that it is there whole or not at all.
+    ///
+    /// # Errors
+    /// When the host refuses; then it is not there.
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        let temporary = self.path.join("pool.new");
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(&serde_json::to_vec(config)?)?;
+            file.sync_all()?;
+            fs::rename(&temporary, self.config())?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|e| Failure::host("write", &self.config(), &e))
+    }
+
+    /// Takes the directory for this process until the lock is dropped.
+    ///
+    /// # Errors
+    /// [`Code::Busy`] when another process has it; [`Code::Host`] when the lock file cannot be written.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| Failure::host("write", &path, &e))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(self.busy(&mut file)),
+            Err(errno) => return Err(Failure::host("lock", &path, &errno.into())),
+        }
+        let write_pid = || -> io::Result<()> {
+            file.set_len(0)?;
+            writeln!(&file, "{}", std::process::id())
+        };
+        write_pid().map_err(|e| Failure::host("write", &path, &e))?;
+        Ok(Lock { _file: file })
+    }
+
+    /// Whether a process has the directory.
+    pub fn is_busy(&self) -> bool {
+        let Ok(file) = File::open(self.path.join("lock")) else {
+            return false;
+        };
+        // A shared lock, so that two who look do not take each other for the owner.
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
+            == Err(rustix::io::Errno::WOULDBLOCK)
+    }
+
+    fn busy(&self, lock: &mut File) -> Failure {
+        let mut text = String::new();
+        let pid = match lock.take(32).read_to_string(&mut text) {
+            Ok(_) => text.trim().parse::<u32>().ok(),
+            Err(_) => None,
+        };
+        let by = pid.map_or_else(String::new, |pid| format!(" by process {pid}"));
+        let failure = Failure::new(
+            Code::Busy,
+            format!("the pool in {} is already open{by}", self.path.display()),
+        );
+        match pid {
+            Some(pid) => failure.hint(format!("use its mount, or stop it: kill {pid}")),
+            None => failure.hint("use its mount, or stop it"),
+        }
+    }
+}
+
+/// Holds the data directory; the kernel gives it back when the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_told_apart_and_left_alone() {
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let dir = |name: &str| DataDir::at(&base.path().join(name)).expect("absolute");
+        assert!(matches!(dir("absent").contents(), Ok(Contents::Nothing)));
+        assert!(!base.path().join("absent").exists());
+
+        for (name, files, code) in [
+            ("empty", &[][..], None),
+            ("interrupted", &["lock", "pool.new", "key"][..], None),
+            ("foreign", &["thesis.tex"][..], Some(Code::Pool)),
+            ("broken", &["config.json", "pool"][..], Some(Code::Pool)),
+        ] {
+            fs::create_dir(base.path().join(name)).expect("made");
+            for file in files {
+                fs::write(base.path().join(name).join(file), "{").expect("written");
+            }
+            match (dir(name).contents(), code) {
+                (Ok(Contents::Nothing), None) => {}
+                (Err(failure), Some(code)) => assert_eq!(failure.code, code, "{failure}"),
+                (contents, _) => panic!("{name}: {contents:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn one_process_has_it() {
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let dir = DataDir::at(base.path()).expect("absolute");
+        let lock = dir.lock().expect("free");
+        let failure = dir.lock().expect_err("taken");
+        assert_eq!(failure.code, Code::Busy);
+        assert!(failure.message.contains(&std::process::id().to_string()));
+        drop(lock);
+        dir.lock().expect("free again");
+    }
+}

@@ -1,0 +1,268 @@
+//! Where the master key comes from: a passphrase (file, environment, prompt) or a key file.
+//!
+//! Secrets are wiped when dropped, and passphrases are taken out of the environment before any thread starts, so that
+//! neither child processes nor `/proc/PID/environ` show them.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::cli::KeyArgs;
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result};
+
+/// Longest passphrase, bytes.
+const PASSPHRASE_BYTES_MAX: usize = 4096;
+
+/// A passphrase.
+pub type Passphrase = Zeroizing<String>;
+
+/// Passphrases that the environment held.
+#[derive(Default)]
+pub struct Environment {
+    passphrase: Option<Passphrase>,
+    new_passphrase: Option<Passphrase>,
+}
+
+impl Environment {
+    /// Takes `CFS_PASSPHRASE` and `CFS_NEW_PASSPHRASE` out of the environment and wipes them there.
+    ///
+    /// # Safety
+    /// No other thread may run.
+    pub unsafe fn take() -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            passphrase: unsafe { take_variable(c"CFS_PASSPHRASE") },
+            // SAFETY: the caller's promise.
+            new_passphrase: unsafe { take_variable(c"CFS_NEW_PASSPHRASE") },
+        }
+    }
+}
+
+/// # Safety
+/// No other thread may run.
+unsafe fn take_variable(name: &CStr) -> Option<Passphrase> {
+    // SAFETY: no other thread changes the environment while the pointer is used; the value ends with a zero byte.
+    // Overwriting it in place keeps its length, and it is removed at once.
+    let value = unsafe {
+        let pointer = libc::getenv(name.as_ptr());
+        if pointer.is_null() {
+            return None;
+        }
+        let len = CStr::from_ptr(pointer).to_bytes().len();
+        let bytes = std::slice::from_raw_parts_mut(pointer.cast::<u8>(), len);
+        let value = String::from_utf8_lossy(bytes).into_owned();
+        bytes.fill(0);
+        libc::unsetenv(name.as_ptr());
+        value
+    };
+    Some(Zeroizing::new(value))
+}
+
+/// What opens a pool.
+pub enum Secret {
+    /// Through Argon2id.
+    Passphrase(Passphrase),
+    /// The content of this file.
+    KeyFile(PathBuf),
+}
+
+/// What the user gave, before it is known what the pool wants.
+pub struct KeyGiven {
+    args: KeyArgs,
+    environment: Option<Passphrase>,
+}
+
+impl KeyGiven {
+    /// Options and environment together. An option wins over the environment.
+    pub fn new(args: KeyArgs, environment: Environment) -> Self {
+        Self {
+            args,
+            environment: environment.passphrase,
+        }
+    }
+
+    /// A passphrase that has been asked for already.
+    pub fn known(passphrase: Passphrase) -> Self {
+        Self {
+            args: KeyArgs::default(),
+            environment: Some(passphrase),
+        }
+    }
+
+    /// A key file that has been found already.
+    pub fn known_file(path: PathBuf) -> Self {
+        let args = KeyArgs {
+            key_file: Some(path),
+            ..KeyArgs::default()
+        };
+        Self {
+            args,
+            environment: None,
+        }
+    }
+
+    /// The secret of a pool that is being made: what was given, else `None`, and a key file is to be made.
+    ///
+    /// # Errors
+    /// When the passphrase file cannot be read or is empty.
+    pub fn for_new_pool(self) -> Result<Option<Secret>> {
+        if let Some(path) = self.args.key_file {
+            return Ok(Some(Secret::KeyFile(path)));
+        }
+        if let Some(path) = &self.args.passphrase_file {
+            return read_passphrase(path).map(|it| Some(Secret::Passphrase(it)));
+        }
+        match self.environment {
+            Some(passphrase) => check_passphrase(passphrase, "CFS_PASSPHRASE")
+                .map(|passphrase| Some(Secret::Passphrase(passphrase))),
+            None => Ok(None),
+        }
+    }
+
+    /// The passphrase of a pool that has one; asks the terminal if none was given.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn passphrase(self, dir: &DataDir) -> Result<Passphrase> {
+        if let Some(path) = &self.args.key_file {
+            return Err(Failure::new(
+                Code::WrongKey,
+                format!(
+                    "the pool in {} opens with a passphrase, not with the key file {}",
+                    dir.path().display(),
+                    path.display()
+                ),
+            )
+            .hint("give it with --passphrase-file or CFS_PASSPHRASE, or at the prompt"));
+        }
+        if let Some(path) = &self.args.passphrase_file {
+            return read_passphrase(path);
+        }
+        if let Some(passphrase) = self.environment {
+            return check_passphrase(passphrase, "CFS_PASSPHRASE");
+        }
+        if !io::stdin().is_terminal() {
+            return Err(Failure::new(
+                Code::WrongKey,
+                format!("the pool in {} needs a passphrase", dir.path().display()),
+            )
+            .hint("give it with --passphrase-file or CFS_PASSPHRASE, or run in a terminal"));
+        }
+        prompt(&format!("Passphrase of {}: ", dir.path().display()))
+    }
+
+    /// The key file of a pool that has one: what was given, else `DIR/key`.
+    ///
+    /// # Errors
+    /// When there is none, or a passphrase was given instead.
+    pub fn key_file(self, dir: &DataDir) -> Result<PathBuf> {
+        if let Some(path) = self.args.key_file {
+            return Ok(path);
+        }
+        if self.args.passphrase_file.is_some() {
+            return Err(Failure::new(
+                Code::WrongKey,
+                format!(
+                    "the pool in {} opens with a key file, not with a passphrase",
+                    dir.path().display()
+                ),
+            )
+            .hint("give it with --key-file, or leave --passphrase-file out to use DIR/key"));
+        }
+        let path = dir.key();
+        if path.exists() {
+            return Ok(path);
+        }
+        Err(Failure::new(
+            Code::WrongKey,
+            format!(
+                "the pool in {} needs its key file, and {} is not there",
+                dir.path().display(),
+                path.display()
+            ),
+        )
+        .hint("give it with --key-file; without it the data cannot be read by anybody"))
+    }
+}
+
+/// The new passphrase for `change-passphrase`: file, environment, or a prompt that asks twice.
+///
+/// # Errors
+/// When there is none, or the two answers differ.
+pub fn new_passphrase(file: Option<&Path>, environment: &mut Environment) -> Result<Passphrase> {
+    if let Some(path) = file {
+        return read_passphrase(path);
+    }
+    if let Some(passphrase) = environment.new_passphrase.take() {
+        return check_passphrase(passphrase, "CFS_NEW_PASSPHRASE");
+    }
+    if !io::stdin().is_terminal() {
+        return Err(
+            Failure::new(Code::Usage, "there is no new passphrase").hint(
+                "give it with --new-passphrase-file or CFS_NEW_PASSPHRASE, or run in a terminal",
+            ),
+        );
+    }
+    let first = prompt("New passphrase: ")?;
+    let second = prompt("New passphrase again: ")?;
+    if *first != *second {
+        return Err(Failure::new(
+            Code::Usage,
+            "the two new passphrases differ; nothing was changed",
+        ));
+    }
+    check_passphrase(first, "the new passphrase")
+}
+
+fn prompt(text: &str) -> Result<Passphrase> {
+    let answer = rpassword::prompt_password(text).map_err(|error| {
+        Failure::new(
+            Code::WrongKey,
+            format!("cannot ask for the passphrase: {error}"),
+        )
+        .hint("give it with --passphrase-file or CFS_PASSPHRASE")
+    })?;
+    check_passphrase(Zeroizing::new(answer), "the passphrase")
+}
+
+fn check_passphrase(passphrase: Passphrase, what: &str) -> Result<Passphrase> {
+    if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("{what} must have 1 to {PASSPHRASE_BYTES_MAX} bytes"),
+        ));
+    }
+    Ok(passphrase)
+}
+
+fn read_passphrase(path: &Path) -> Result<Passphrase> {
+    let mut text = Zeroizing::new(String::with_capacity(PASSPHRASE_BYTES_MAX + 2));
+    File::open(path)
+        .and_then(|file| {
+            file.take(PASSPHRASE_BYTES_MAX as u64 + 2)
+                .read_to_string(&mut text)
+        })
+        .map_err(|e| Failure::host("read the passphrase file", path, &e))?;
+    let line = text.lines().next().unwrap_or_default();
+    check_passphrase(
+        Zeroizing::new(line.to_owned()),
+        &format!("the first line of {}", path.display()),
+    )
+}
+
+/// Says so when others than the owner can read a key file.
+pub fn warn_if_readable_by_others(path: &Path) {
+    if let Ok(metadata) = std::fs::metadata(path)
+        && metadata.mode() & 0o077 != 0
+    {
+        tracing::warn!(
+            "others than its owner can use the key file {}; chmod 600 it",
+            path.display()
+        );
+    }
+}

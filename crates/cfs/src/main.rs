@@ -1,0 +1,260 @@
+//! `cfs`: one binary for everything.
+//!
+//! Nothing happens before the passphrases are out of the environment and the command line is understood. A panic
+//! anywhere ends the process at once: what was synced is safe, and a process whose invariants are broken must not
+//! write on.
+
+mod admin;
+mod bytes;
+mod cli;
+mod daemon;
+mod datadir;
+mod failure;
+mod host;
+mod interrupt;
+mod keys;
+mod pool;
+mod serve;
+mod transfer;
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::client;
+use crate::admin::protocol::{AnyPath, DebugTarget, Request, Transfer};
+use crate::cli::{
+    AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
+    MountArgs, ServerArgs,
+};
+use crate::daemon::Side;
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result};
+use crate::keys::{Environment, KeyGiven};
+use crate::pool::Use;
+use crate::serve::{Serving, serve};
+
+fn main() -> ExitCode {
+    end_on_panic();
+    // SAFETY: the process has just started and has one thread.
+    let environment = unsafe { Environment::take() };
+    let cli = Cli::parse();
+    match run(cli, environment) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code.number())
+        }
+    }
+}
+
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
+    let log = cli.log.as_deref();
+    match cli.command {
+        Command::Server(args) => {
+            start_log(log, "info")?;
+            server(args, environment)
+        }
+        Command::Mount(args) => mount(args, environment, log),
+        Command::Import(args) => {
+            start_log(log, "warn")?;
+            import(args, environment)
+        }
+        Command::Export(args) => {
+            start_log(log, "warn")?;
+            export(args, environment)
+        }
+        Command::Admin { command } => {
+            start_log(log, "warn")?;
+            admin(command, environment)
+        }
+        Command::Debug { command } => {
+            start_log(log, "warn")?;
+            debug(command, environment)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut script);
+            // A reader that goes away early wanted no more.
+            let _ = std::io::stdout().write_all(&script);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|e| Failure::host("write the manual pages into", &dir, &e)),
+    }
+}
+
+fn start_log(filter: Option<&str>, default: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter.unwrap_or(default)).map_err(|error| {
+        Failure::new(Code::Usage, format!("--log: {error}"))
+            .hint("write for example info, or cfs_store=debug,info")
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+fn server(args: ServerArgs, environment: Environment) -> Result<ExitCode> {
+    allow_many_files();
+    let serving = Serving {
+        dir: DataDir::at(&args.data)?,
+        mount: args.mount,
+        mounting: args.mounting,
+        pool: args.pool,
+    };
+    serve(serving, environment, None)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mount(args: MountArgs, environment: Environment, log: Option<&str>) -> Result<ExitCode> {
+    allow_many_files();
+    let starting = match args.daemon {
+        // SAFETY: no thread has been started yet.
+        true => match unsafe { daemon::fork() }? {
+            Side::Parent(code) => return Ok(code),
+            Side::Child(starting) => Some(starting),
+        },
+        false => None,
+    };
+    start_log(log, "info")?;
+    let serving = Serving {
+        dir: DataDir::at(&args.data)?,
+        mount: Some(absolute(&args.mount)?),
+        mounting: args.mounting,
+        pool: args.pool,
+    };
+    serve(serving, environment, starting)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn import(args: ImportArgs, environment: Environment) -> Result<ExitCode> {
+    allow_many_files();
+    let dir = DataDir::at(&args.data)?;
+    let sources = args
+        .sources
+        .iter()
+        .map(|source| from_here(source).map(|path| AnyPath::from(&*path)))
+        .collect::<Result<_>>()?;
+    let request = Request::Import(Transfer {
+        sources,
+        dest: AnyPath::from(&*args.dest),
+        no_target_directory: args.transfer.no_target_directory,
+        workers: args.transfer.workers,
+    });
+    let usage = Use {
+        budgets: args.pool.budgets,
+        ..Use::default()
+    };
+    let given = KeyGiven::new(args.pool.key, environment);
+    client::perform(&dir, request, args.transfer.json, |request, reporter| {
+        let pool = pool::open_or_create(&dir, given, &args.pool.first_run, usage)?;
+        client::on_own_pool(pool, request, reporter)
+    })
+}
+
+fn export(args: ExportArgs, environment: Environment) -> Result<ExitCode> {
+    allow_many_files();
+    let request = Request::Export(Transfer {
+        sources: vec![AnyPath::from(&*args.source)],
+        dest: AnyPath::from(&*from_here(&args.dest)?),
+        no_target_directory: args.transfer.no_target_directory,
+        workers: args.transfer.workers,
+    });
+    on_existing(args.existing, environment, request, args.transfer.json)
+}
+
+fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
+    let (args, request) = match command {
+        AdminCommand::Status(args) => (args, Request::Status),
+        AdminCommand::Df(args) => (args, Request::Df),
+        AdminCommand::LsDomains(args) => (args, Request::LsDomains),
+        AdminCommand::Fsck(args) => (args, Request::Fsck),
+        AdminCommand::Key {
+            command:
+                KeyCommand::ChangePassphrase {
+                    new_passphrase_file,
+                    existing,
+                },
+        } => {
+            return client::change_passphrase(
+                &DataDir::at(&existing.data)?,
+                &existing.key,
+                environment,
+                new_passphrase_file.as_deref(),
+            );
+        }
+    };
+    on_existing(args.existing, environment, request, args.json)
+}
+
+fn debug(command: DebugCommand, environment: Environment) -> Result<ExitCode> {
+    let (target, existing) = match command {
+        DebugCommand::Superblock(existing) => (DebugTarget::Superblock, existing),
+        DebugCommand::Segment { segment, existing } => (DebugTarget::Segment { segment }, existing),
+        DebugCommand::Journal(existing) => (DebugTarget::Journal, existing),
+        DebugCommand::Index(existing) => (DebugTarget::Index, existing),
+        DebugCommand::Inode { object, existing } => (DebugTarget::Inode { object }, existing),
+        DebugCommand::Extents { object, existing } => (DebugTarget::Extents { object }, existing),
+    };
+    let dir = DataDir::at(&existing.data)?;
+    client::debug(&dir, target, KeyGiven::new(existing.key, environment))
+}
+
+fn on_existing(
+    existing: ExistingArgs,
+    environment: Environment,
+    request: Request,
+    json: bool,
+) -> Result<ExitCode> {
+    let dir = DataDir::at(&existing.data)?;
+    let given = KeyGiven::new(existing.key, environment);
+    client::perform(&dir, request, json, |request, reporter| {
+        let pool = pool::open(&dir, given, Use::default())?;
+        client::on_own_pool(pool, request, reporter)
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Failure::host("find", path, &e))
+}
+
+/// A path that means the same to a process with another working directory. What it ends with (`/`, `/.`) stays,
+/// because copies depend on it.
+fn from_here(path: &Path) -> Result<PathBuf> {
+    use std::ffi::OsString;
+    if path.is_absolute() {
+        return Ok(path.to_path_buf());
+    }
+    let mut whole: OsString = std::env::current_dir()
+        .map_err(|e| Failure::host("find", path, &e))?
+        .into();
+    whole.push("/");
+    whole.push(path);
+    Ok(whole.into())
+}
+
+/// Copies of deep trees hold many directories open; the usual soft limit of 1024 is for programs that use `select`.
+fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, limit) {
+        eprintln!("notice: the limit of open files stays as it is: {errno}");
+    }
+}

@@ -1,0 +1,464 @@
+//! Making and opening the pool of a data directory, with the sentence for each way in which that fails.
+//!
+//! Invariants: nothing is made before everything that can be checked has been checked; a first run that fails takes
+//! back what it made, and one that is killed leaves only what the next first run replaces.
+
+mod create;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cfs_device::{BlockDevice, Device, DeviceError, FileDevice, OpenDeviceError};
+use cfs_format::superblock::{KeySlot, Superblock, UNLOCK_KEY_FILE, UNLOCK_PASSPHRASE};
+use cfs_format::{SEGMENT_BYTES, VolumeId};
+use cfs_fs::{AtimePolicy, Fs, FsOptions};
+use cfs_seal::block::Cipher;
+use cfs_seal::codec::Codec;
+use cfs_seal::keys::{ClusterKey, MasterKey, unwrap_cluster_key};
+use cfs_store::{Host, LoggedCommand, StoreOptions, UnlockError};
+use zeroize::Zeroizing;
+
+use crate::cli::{self, BudgetArgs, FirstRunArgs};
+use crate::datadir::{Contents, DataDir, Lock};
+use crate::failure::{Code, Failure, Result, plain};
+use crate::host::System;
+use crate::keys::{KeyGiven, Secret, warn_if_readable_by_others};
+
+/// Argon2id for new passphrases: the second recommended choice of RFC 9106.
+const ARGON2_MEMORY_KIB: u32 = 64 << 10;
+const ARGON2_PASSES: u32 = 3;
+const ARGON2_LANES: u32 = 4;
+
+/// A key file is one line.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
+
+/// A pool that this process has.
+pub struct Pool {
+    /// Its files.
+    pub fs: Arc<Fs>,
+    /// Its directory.
+    pub dir: DataDir,
+    /// The block device it is on.
+    pub device: Option<PathBuf>,
+    _lock: Lock,
+}
+
+/// How a pool is used once it is open.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Use {
+    /// Memory.
+    pub budgets: BudgetArgs,
+    /// When reading updates the access time.
+    pub atime: AtimePolicy,
+}
+
+/// Opens the pool of `dir`.
+///
+/// # Errors
+/// Whatever stands in the way; nothing changed then.
+pub fn open(dir: &DataDir, given: KeyGiven, usage: Use) -> Result<Pool> {
+    let contents = dir.contents()?;
+    if matches!(contents, Contents::Nothing) {
+        return Err(no_pool(dir));
+    }
+    let lock = dir.lock()?;
+    let (device, path) = open_device(dir, &contents)?;
+    open_on(dir, device, path, given, usage, lock)
+}
+
+fn no_pool(dir: &DataDir) -> Failure {
+    Failure::new(
+        Code::Pool,
+        format!("there is no pool in {}", dir.path().display()),
+    )
+    .hint(format!(
+        "give --data another directory, or make one: cfs server --data {}",
+        dir.path().display()
+    ))
+}
+
+/// A pool that is looked at as it lies on its device, without being opened.
+pub struct Peek {
+    /// The newest superblock, not yet checked against a key.
+    pub superblock: Superblock,
+    device: Arc<dyn Device>,
+    dir: DataDir,
+    path: PathBuf,
+    _lock: Lock,
+}
+
+/// Looks at the pool of `dir`. Needs no key.
+///
+/// # Errors
+/// As for [`open`].
+pub fn peek(dir: &DataDir) -> Result<Peek> {
+    let contents = dir.contents()?;
+    if matches!(contents, Contents::Nothing) {
+        return Err(no_pool(dir));
+    }
+    let lock = dir.lock()?;
+    let (device, path) = open_device(dir, &contents)?;
+    let path = pool_path(dir, path.as_deref());
+    let superblock = cfs_store::read_superblock(&*device)
+        .map_err(|error| not_opened(&path, error.into()))?
+        .superblock;
+    Ok(Peek {
+        superblock,
+        device,
+        dir: dir.clone(),
+        path,
+        _lock: lock,
+    })
+}
+
+impl Peek {
+    /// The commands that opening the pool would replay.
+    ///
+    /// # Errors
+    /// A wrong key, or what cannot be read.
+    pub fn logged_commands(&self, given: KeyGiven) -> Result<Vec<LoggedCommand>> {
+        let key = cluster_key(&self.dir, given, &self.superblock.key_slot)?;
+        cfs_store::logged_commands(&*self.device, &key)
+            .map_err(|error| not_opened(&self.path, error.into()))
+    }
+}
+
+/// Opens the pool of `dir`, and makes it on the first run.
+///
+/// # Errors
+/// Whatever stands in the way; nothing changed then.
+pub fn open_or_create(
+    dir: &DataDir,
+    given: KeyGiven,
+    first_run: &FirstRunArgs,
+    usage: Use,
+) -> Result<Pool> {
+    match dir.contents()? {
+        Contents::Nothing => create::create(dir, given, first_run, usage),
+        contents => {
+            let lock = dir.lock()?;
+            let (device, path) = open_device(dir, &contents)?;
+            check_wishes(dir, &*device, path.as_deref(), first_run)?;
+            let pool = open_on(dir, device, path, given, usage, lock)?;
+            check_codec(&pool, first_run)?;
+            Ok(pool)
+        }
+    }
+}
+
+/// Options of the first run must not contradict the pool that is there.
+fn check_wishes(
+    dir: &DataDir,
+    device: &dyn Device,
+    path: Option<&Path>,
+    wished: &FirstRunArgs,
+) -> Result<()> {
+    let contradiction = |option: &str, is: String| {
+        Err(Failure::new(
+            Code::Usage,
+            format!(
+                "{option} differs: the pool in {} has {is}",
+                dir.path().display()
+            ),
+        )
+        .hint(format!(
+            "leave {option} out; it counts on the first run only"
+        )))
+    };
+    let pool_path = pool_path(dir, path);
+    let superblock = cfs_store::read_superblock(device)
+        .map_err(|error| not_opened(&pool_path, error.into()))?
+        .superblock;
+    let cipher = Cipher::from_number(superblock.cipher);
+    if let Some(wish) = wished.cipher
+        && cipher != Some(cipher_of(wish))
+    {
+        return contradiction("--cipher", cipher.map_or("another".into(), cipher_name));
+    }
+    if let Some(wish) = wished.pool_size
+        && wish / u64::from(SEGMENT_BYTES) != superblock.segments_max.get()
+    {
+        let bytes = superblock.segments_max.get() * u64::from(SEGMENT_BYTES);
+        return contradiction("--pool-size", crate::bytes::show(bytes));
+    }
+    match (&wished.device, path) {
+        (None, _) => Ok(()),
+        (Some(wish), Some(path)) if wish == path => Ok(()),
+        (Some(_), Some(path)) => contradiction("--device", path.display().to_string()),
+        (Some(_), None) => contradiction("--device", "a file of its own".to_owned()),
+    }
+}
+
+fn check_codec(pool: &Pool, wished: &FirstRunArgs) -> Result<()> {
+    let Some(wish) = wished.codec else {
+        return Ok(());
+    };
+    let codec = volume_codec(&pool.fs);
+    if codec == Some(wish) {
+        return Ok(());
+    }
+    let failure = Failure::new(
+        Code::Usage,
+        format!(
+            "--codec differs: the pool in {} has {}",
+            pool.dir.path().display(),
+            codec.map_or("another".to_owned(), |codec| codec.to_string())
+        ),
+    )
+    .hint("leave --codec out; it counts on the first run only");
+    close(&pool.fs)?;
+    Err(failure)
+}
+
+fn volume_codec(fs: &Fs) -> Option<Codec> {
+    let volume = fs.store().volume(VolumeId::ROOT)?;
+    Codec::from_numbers(volume.codec, volume.codec_level)
+}
+
+/// Writes what is pending and marks the pool clean.
+///
+/// # Errors
+/// What could not be written.
+pub fn close(fs: &Fs) -> Result<()> {
+    fs.close().map_err(|error| {
+        Failure::new(Code::Host, format!("cannot close the pool: {error}"))
+            .hint("what was synced is safe; the next start recovers it")
+    })
+}
+
+fn pool_path(dir: &DataDir, device: Option<&Path>) -> PathBuf {
+    device.map_or_else(|| dir.pool(), Path::to_path_buf)
+}
+
+fn open_device(dir: &DataDir, contents: &Contents) -> Result<(Arc<dyn Device>, Option<PathBuf>)> {
+    match contents {
+        Contents::Device(path) => {
+            let device = BlockDevice::open(path).map_err(device_failure)?;
+            Ok((Arc::new(device), Some(path.clone())))
+        }
+        Contents::File | Contents::Nothing => {
+            let device = FileDevice::open(&dir.pool(), u32::MAX).map_err(device_failure)?;
+            Ok((Arc::new(device), None))
+        }
+    }
+}
+
+fn open_on(
+    dir: &DataDir,
+    device: Arc<dyn Device>,
+    path: Option<PathBuf>,
+    given: KeyGiven,
+    usage: Use,
+    lock: Lock,
+) -> Result<Pool> {
+    let mut refusal = None;
+    let unlock = |superblock: &Superblock| {
+        cluster_key(dir, given, &superblock.key_slot).map_err(|failure| {
+            let error = UnlockError::Unavailable(failure.message.clone());
+            refusal = Some(failure);
+            error
+        })
+    };
+    let (store_options, fs_options) = options(usage);
+    let fs = Fs::open_pool(device, Arc::new(System), unlock, store_options, fs_options);
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    let fs = fs.map_err(|error| not_opened(&pool_path(dir, path.as_deref()), error))?;
+    Ok(Pool {
+        fs,
+        dir: dir.clone(),
+        device: path,
+        _lock: lock,
+    })
+}
+
+/// The cluster key, by what the slot wants and the user gave.
+fn cluster_key(dir: &DataDir, given: KeyGiven, slot: &KeySlot) -> Result<ClusterKey> {
+    let (secret, what) = match slot.unlock {
+        UNLOCK_PASSPHRASE => (
+            Secret::Passphrase(given.passphrase(dir)?),
+            "the passphrase".to_owned(),
+        ),
+        UNLOCK_KEY_FILE => {
+            let path = given.key_file(dir)?;
+            let what = format!("the key file {}", path.display());
+            (Secret::KeyFile(path), what)
+        }
+        other => {
+            return Err(Failure::new(
+                Code::Pool,
+                format!(
+                    "the pool in {} opens in a way (number {other}) that this version does not know",
+                    dir.path().display()
+                ),
+            )
+            .hint("use a newer version of cfs"));
+        }
+    };
+    let master = master_key(&secret, slot)?;
+    unwrap_cluster_key(&master, slot).map_err(|_| {
+        Failure::new(
+            Code::WrongKey,
+            format!("{what} does not open the pool in {}", dir.path().display()),
+        )
+        .hint("nothing was changed; try again with the right one")
+    })
+}
+
+/// The master key from a secret. Takes as long as the slot wants.
+///
+/// # Errors
+/// When the key file cannot be read or is none, or there is not enough memory.
+pub fn master_key(secret: &Secret, slot: &KeySlot) -> Result<MasterKey> {
+    match secret {
+        Secret::Passphrase(passphrase) => MasterKey::from_passphrase(passphrase.as_bytes(), slot)
+            .map_err(|error| Failure::new(Code::Pool, format!("cannot use the key slot: {error}"))),
+        Secret::KeyFile(path) => {
+            warn_if_readable_by_others(path);
+            let content = read_key_file(path)?;
+            MasterKey::from_key_file_bytes(&content).map_err(|error| {
+                Failure::new(Code::WrongKey, format!("{}: {error}", path.display()))
+                    .hint("give the file that the first run made, or a copy of it")
+            })
+        }
+    }
+}
+
+fn read_key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    use std::io::Read;
+    let mut content = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize));
+    fs::File::open(path)
+        .and_then(|file| file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut content))
+        .map_err(|e| Failure::host("read the key file", path, &e))?;
+    Ok(content)
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    System.fill_random(&mut bytes);
+    bytes
+}
+
+/// A key slot for a secret, without the wrapped key.
+pub fn new_slot(secret: &Secret) -> KeySlot {
+    KeySlot {
+        unlock: match secret {
+            Secret::Passphrase(_) => UNLOCK_PASSPHRASE,
+            Secret::KeyFile(_) => UNLOCK_KEY_FILE,
+        },
+        reserved: [0; 3],
+        argon2_memory_kib: ARGON2_MEMORY_KIB.into(),
+        argon2_passes: ARGON2_PASSES.into(),
+        argon2_lanes: ARGON2_LANES.into(),
+        argon2_salt: random(),
+        nonce: random(),
+        reserved2: 0.into(),
+        wrapped_cluster_key: [0; 48],
+    }
+}
+
+fn options(usage: Use) -> (StoreOptions, FsOptions) {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let defaults = FsOptions::default();
+    let store = StoreOptions {
+        lanes: cores,
+        ..StoreOptions::default()
+    };
+    let fs = FsOptions {
+        dirty_bytes_max: usage
+            .budgets
+            .dirty_bytes
+            .unwrap_or(defaults.dirty_bytes_max),
+        hot_bytes: usage
+            .budgets
+            .hot_bytes
+            .unwrap_or_else(|| memory_bytes() / 8),
+        seal_threads: cores,
+        atime: usage.atime,
+        ..defaults
+    };
+    (store, fs)
+}
+
+/// Memory of this machine, or of the control group that this process is in, if that has less.
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    #[allow(
+        clippy::useless_conversion,
+        reason = "`totalram` is narrower on other architectures"
+    )]
+    let machine = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    machine.min(group.unwrap_or(u64::MAX))
+}
+
+fn cipher_of(wish: cli::Cipher) -> Cipher {
+    match wish {
+        cli::Cipher::Aes256Gcm => Cipher::Aes256Gcm,
+        cli::Cipher::ChaCha20Poly1305 => Cipher::ChaCha20Poly1305,
+    }
+}
+
+/// The cipher as the command line names it.
+pub fn cipher_name(cipher: Cipher) -> String {
+    match cipher {
+        Cipher::Aes256Gcm => "aes-256-gcm",
+        Cipher::ChaCha20Poly1305 => "chacha20-poly1305",
+    }
+    .to_owned()
+}
+
+fn device_failure(error: OpenDeviceError) -> Failure {
+    match &error {
+        OpenDeviceError::Busy { .. } => Failure::new(Code::Busy, error.to_string())
+            .hint("stop the process that uses it, or unmount it"),
+        OpenDeviceError::WrongKind { .. } => Failure::new(Code::Pool, error.to_string())
+            .hint("give the directory of a pool, or a block device with --device"),
+        OpenDeviceError::Exists { .. } | OpenDeviceError::TooSmall { .. } => {
+            Failure::new(Code::Pool, error.to_string())
+        }
+        OpenDeviceError::Io {
+            operation,
+            path,
+            source,
+        } => Failure::host(operation, path, source),
+    }
+}
+
+fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
+    use cfs_store::OpenError as Store;
+    let path = path.display();
+    let pool = |message: String| Failure::new(Code::Pool, message);
+    let device = |error: &DeviceError| {
+        let cause = match error {
+            DeviceError::Io { source, .. } => plain(source),
+            DeviceError::NoSpace { .. } => error.to_string(),
+        };
+        Failure::new(Code::Host, format!("cannot use {path}: {cause}"))
+            .hint("look at the disk that it is on")
+    };
+    let cfs_fs::OpenError::Store(error) = error else {
+        return pool(format!("{path} is damaged: {error}"))
+            .hint("restore it from a copy; nothing was changed");
+    };
+    match error {
+        Store::NotAPool => pool(format!("{path} is not a ClaudeFS pool")).hint(
+            "restore the file from a copy, or give --data another directory; nothing was changed",
+        ),
+        Store::NewerFormat { .. } => {
+            pool(format!("{path}: {error}")).hint("use a newer version of cfs; nothing was changed")
+        }
+        Store::WrongKey | Store::Unlock(_) => {
+            Failure::new(Code::WrongKey, format!("{path}: {error}"))
+        }
+        Store::Device(error) => device(&error),
+        Store::Write(error) => Failure::new(Code::Host, format!("cannot write to {path}: {error}"))
+            .hint("look at the disk that it is on, and free some room"),
+        error => pool(format!("{path} is damaged: {error}"))
+            .hint("restore it from a copy; nothing was changed"),
+    }
+}

@@ -1,0 +1,287 @@
+//! The first run: making a pool in a file or on a block device, with its key.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use cfs_device::{BlockDevice, Device, FileDevice};
+use cfs_format::superblock::{ChunkParams, KeySlot};
+use cfs_format::{SEGMENT_BYTES, SegmentId};
+use cfs_fs::Fs;
+use cfs_seal::block::Cipher;
+use cfs_seal::keys::{ClusterKey, render_key_file, wrap_cluster_key};
+use cfs_store::{FormatPoolError, Host, POOL_BYTES_MIN, Store, StoreOptions};
+use zeroize::Zeroizing;
+
+use super::{
+    Pool, Use, cipher_of, device_failure, master_key, new_slot, not_opened, open_on, options,
+    pool_path, random,
+};
+use crate::cli::FirstRunArgs;
+use crate::datadir::{Config, Contents, DataDir};
+use crate::failure::{Code, Failure, Result};
+use crate::host::System;
+use crate::keys::{KeyGiven, Secret};
+
+pub(super) fn create(
+    dir: &DataDir,
+    given: KeyGiven,
+    first_run: &FirstRunArgs,
+    usage: Use,
+) -> Result<Pool> {
+    if let Some(bytes) = first_run.pool_size.filter(|it| *it < POOL_BYTES_MIN) {
+        return Err(Failure::new(
+            Code::Usage,
+            format!(
+                "--pool-size {} is too small for a pool",
+                crate::bytes::show(bytes)
+            ),
+        )
+        .hint(format!(
+            "give it {} or more",
+            crate::bytes::show(POOL_BYTES_MIN)
+        )));
+    }
+    if let Some(path) = &first_run.device {
+        let device: Arc<dyn Device> = Arc::new(BlockDevice::open(path).map_err(device_failure)?);
+        if cfs_store::read_superblock(&*device).is_ok() {
+            return adopt(dir, device, path, given, usage);
+        }
+        check_blank(&*device, path)?;
+        drop(device);
+    }
+    let secret = given.for_new_pool()?;
+    if let Some(secret) = &secret {
+        // A key file that is none is refused before anything is made.
+        master_key_check(secret)?;
+    }
+    let is_new_dir = dir.create()?;
+    let mut made_key = false;
+    let made = make(dir, secret, first_run, usage, &mut made_key);
+    if made.is_err() {
+        dir.undo_create(is_new_dir, made_key);
+    }
+    made
+}
+
+fn master_key_check(secret: &Secret) -> Result<()> {
+    match secret {
+        Secret::KeyFile(_) => master_key(secret, &new_slot(secret)).map(drop),
+        Secret::Passphrase(_) => Ok(()),
+    }
+}
+
+/// A device that has a pool already gets a new data directory, if the key is there.
+fn adopt(
+    dir: &DataDir,
+    device: Arc<dyn Device>,
+    path: &Path,
+    given: KeyGiven,
+    usage: Use,
+) -> Result<Pool> {
+    let is_new_dir = dir.create()?;
+    let opened = dir
+        .lock()
+        .and_then(|lock| open_on(dir, device, Some(path.to_path_buf()), given, usage, lock));
+    match opened {
+        Ok(pool) => {
+            dir.write_config(&Config {
+                device: path.to_path_buf(),
+            })?;
+            tracing::info!("took over the pool on {}", path.display());
+            Ok(pool)
+        }
+        Err(failure) => {
+            dir.undo_create(is_new_dir, false);
+            Err(failure)
+        }
+    }
+}
+
+/// What a device held is never overwritten.
+fn check_blank(device: &dyn Device, path: &Path) -> Result<()> {
+    let mut content = vec![0; SEGMENT_BYTES as usize];
+    device
+        .read_at(SegmentId(0), 0, &mut content)
+        .map_err(|error| Failure::new(Code::Host, format!("{}: {error}", path.display())))?;
+    if content.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Pool,
+        format!("{} is not blank: it may hold a file system", path.display()),
+    )
+    .hint(format!(
+        "if nothing on it is needed, erase its start: dd if=/dev/zero of={} bs=2M count=2",
+        path.display()
+    )))
+}
+
+fn make(
+    dir: &DataDir,
+    secret: Option<Secret>,
+    first_run: &FirstRunArgs,
+    usage: Use,
+    made_key: &mut bool,
+) -> Result<Pool> {
+    let lock = dir.lock()?;
+    // Another process may have made it meanwhile.
+    if !matches!(dir.contents()?, Contents::Nothing) {
+        return Err(Failure::new(
+            Code::Busy,
+            format!(
+                "another process has just made a pool in {}",
+                dir.path().display()
+            ),
+        )
+        .hint("run the command again"));
+    }
+    let secret = match secret {
+        Some(secret) => secret,
+        None => {
+            *made_key = make_key_file(&dir.key())?;
+            Secret::KeyFile(dir.key())
+        }
+    };
+    let mut slot = new_slot(&secret);
+    let master = master_key(&secret, &slot)?;
+    let cluster = Zeroizing::new(random::<32>());
+    wrap_cluster_key(&master, &ClusterKey::from_bytes(*cluster), &mut slot);
+
+    let device: Arc<dyn Device> = match &first_run.device {
+        Some(path) => Arc::new(BlockDevice::open(path).map_err(device_failure)?),
+        None => {
+            match fs::remove_file(dir.new_pool()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Failure::host("replace", &dir.new_pool(), &error));
+                }
+                _ => {}
+            }
+            Arc::new(FileDevice::create(&dir.new_pool(), u32::MAX).map_err(device_failure)?)
+        }
+    };
+    format(&device, &cluster, slot, first_run)?;
+    match &first_run.device {
+        Some(path) => dir.write_config(&Config {
+            device: path.clone(),
+        })?,
+        None => dir.name_new_pool()?,
+    }
+    if *made_key {
+        notice(dir);
+    }
+    let (store_options, fs_options) = options(usage);
+    let fs = Fs::open_pool(
+        device,
+        Arc::new(System),
+        |_| Ok(ClusterKey::from_bytes(*cluster)),
+        store_options,
+        fs_options,
+    )
+    .map_err(|error| not_opened(&pool_path(dir, first_run.device.as_deref()), error))?;
+    Ok(Pool {
+        fs,
+        dir: dir.clone(),
+        device: first_run.device.clone(),
+        _lock: lock,
+    })
+}
+
+fn format(
+    device: &Arc<dyn Device>,
+    cluster: &Zeroizing<[u8; 32]>,
+    slot: KeySlot,
+    first_run: &FirstRunArgs,
+) -> Result<()> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(Code::Host, format!("cannot make the pool: {error}"))
+            .hint("free some room, or choose a directory on another disk")
+    };
+    let host: Arc<dyn Host> = Arc::new(System);
+    let chunk = cfs_seal::chunker::ChunkParams::DEFAULT;
+    let options = cfs_store::FormatOptions {
+        cipher: first_run.cipher.map_or_else(best_cipher, cipher_of),
+        chunk: ChunkParams {
+            min: chunk.min().into(),
+            avg: chunk.avg().into(),
+            max: chunk.max().into(),
+            algorithm: 1.into(),
+        },
+        pool_bytes_max: first_run.pool_size.unwrap_or(0),
+    };
+    Store::format(
+        device,
+        &host,
+        ClusterKey::from_bytes(**cluster),
+        slot,
+        &options,
+    )
+    .map_err(|error| match error {
+        FormatPoolError::TooSmall { .. } => Failure::new(Code::Usage, error.to_string())
+            .hint("choose a larger device or --pool-size"),
+        error => failed(&error),
+    })?;
+    let store = Store::open(
+        Arc::clone(device),
+        Arc::clone(&host),
+        |_| Ok(ClusterKey::from_bytes(**cluster)),
+        StoreOptions::default(),
+        |_, _| unreachable!("a pool that was just made has an empty log"),
+    )
+    .map_err(|error| failed(&error))?;
+    let (codec, codec_level) = first_run.codec.unwrap_or_default().numbers();
+    let options = cfs_fs::FormatOptions {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        codec,
+        codec_level,
+    };
+    Fs::format(&store, &*host, &options).map_err(|error| failed(&error))?;
+    store.close().map_err(|error| failed(&error))
+}
+
+/// Makes a key file, unless a first run that was killed has left one.
+fn make_key_file(path: &Path) -> Result<bool> {
+    if path.exists() {
+        return Ok(false);
+    }
+    let random = Zeroizing::new(random::<32>());
+    let write = || -> io::Result<()> {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(&render_key_file(&random))?;
+        file.sync_all()
+    };
+    write().map_err(|e| Failure::host("write the key file", path, &e))?;
+    Ok(true)
+}
+
+fn notice(dir: &DataDir) {
+    eprintln!(
+        "notice: the pool's key is in {} (mode 0600).\n  \
+         It protects the data where the pool goes without it: a disk that is sold, a copy of the pool file.\n  \
+         It does not protect from anyone who can read that directory, and without it the data are lost: copy it to \
+         another place.\n  \
+         For a passphrase instead: cfs admin key change-passphrase --data {}",
+        dir.key().display(),
+        dir.path().display()
+    );
+}
+
+fn best_cipher() -> Cipher {
+    #[cfg(target_arch = "x86_64")]
+    let has_aes = std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    let has_aes = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has_aes = false;
+    match has_aes {
+        true => Cipher::Aes256Gcm,
+        false => Cipher::ChaCha20Poly1305,
+    }
+}

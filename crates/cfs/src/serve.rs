@@ -1,0 +1,289 @@
+//! The process that serves a pool: opens it, mounts it, answers admin commands, and ends in order.
+//!
+//! The order of the end matters: first nobody new (admin socket), then what the kernel still has (sync, unmount), then
+//! the background thread, then the pool, which is marked clean last of all.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cfs_fs::{AtimePolicy, Fs};
+use cfs_fuse::{MountError, MountOptions, Mounted, SessionError, UnmountError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use rustix::fs::{Mode, OFlags};
+
+use crate::admin::service::Service;
+use crate::admin::socket::AdminSocket;
+use crate::bytes::{count, show};
+use crate::cli::{Atime, MountingArgs, PoolArgs};
+use crate::daemon::Starting;
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result};
+use crate::interrupt;
+use crate::keys::{Environment, KeyGiven};
+use crate::pool::{self, Use};
+
+/// How often background work is looked for.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the kernel may take to end a session that was unmounted.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to serve.
+pub struct Serving {
+    /// The data directory.
+    pub dir: DataDir,
+    /// Where to mount it.
+    pub mount: Option<PathBuf>,
+    /// How to mount it.
+    pub mounting: MountingArgs,
+    /// The pool.
+    pub pool: PoolArgs,
+}
+
+/// Serves until a signal comes or the mount is taken away.
+///
+/// # Errors
+/// Why it could not start (nothing changed then), or what could not be written at the end.
+pub fn serve(serving: Serving, environment: Environment, starting: Option<Starting>) -> Result<()> {
+    let signals = interrupt::listen()
+        .map_err(|error| Failure::new(Code::Host, format!("cannot listen for signals: {error}")))?;
+    let mount_options = serving
+        .mount
+        .as_ref()
+        .map(|path| mount_options(path.clone(), &serving.mounting));
+    if let Some(options) = &mount_options {
+        let mountpoint = cfs_fuse::check(options).map_err(mount_failure)?;
+        if serving.dir.path().starts_with(&mountpoint) {
+            return Err(Failure::new(
+                Code::Mount,
+                format!(
+                    "{} lies below the mount point {}, which would hide it",
+                    serving.dir.path().display(),
+                    mountpoint.display()
+                ),
+            )
+            .hint("choose another directory for one of the two"));
+        }
+    }
+    let usage = Use {
+        budgets: serving.pool.budgets,
+        atime: match serving.mounting.atime {
+            Atime::Relatime => AtimePolicy::Relatime,
+            Atime::Noatime => AtimePolicy::Noatime,
+            Atime::Strict => AtimePolicy::Strict,
+        },
+    };
+    let given = KeyGiven::new(serving.pool.key, environment);
+    let pool = pool::open_or_create(&serving.dir, given, &serving.pool.first_run, usage)?;
+    let service = Arc::new(Service::new(pool, true));
+    let served = start(&service, mount_options.as_ref(), &serving.dir, starting);
+    let (mounted, gone, socket, ticker) = match served {
+        Ok(served) => served,
+        Err(failure) => {
+            pool::close(&service.pool().fs)?;
+            return Err(failure);
+        }
+    };
+    select! {
+        recv(signals) -> _ => tracing::info!("a signal asks to end"),
+        recv(gone) -> ended => match ended {
+            Ok(Err(error)) => tracing::error!("{error}"),
+            _ => tracing::info!("the mount was taken away"),
+        },
+    }
+    tell_the_impatient(signals, Arc::clone(&service.pool().fs));
+    drop(socket);
+    if let Some(mounted) = mounted {
+        unmount(&mounted, &gone);
+    }
+    drop(ticker);
+    pool::close(&service.pool().fs)?;
+    tracing::info!("everything is written; good bye");
+    Ok(())
+}
+
+type Served = (
+    Option<Arc<Mounted>>,
+    Receiver<std::result::Result<(), SessionError>>,
+    AdminSocket,
+    Ticker,
+);
+
+fn start(
+    service: &Arc<Service>,
+    options: Option<&MountOptions>,
+    dir: &DataDir,
+    starting: Option<Starting>,
+) -> Result<Served> {
+    let fs = &service.pool().fs;
+    let (sender, gone) = bounded(1);
+    let mounted = match options {
+        Some(options) => {
+            let mounted = cfs_fuse::mount(Arc::clone(fs), options).map_err(mount_failure)?;
+            let mounted = Arc::new(mounted);
+            service.set_mounted(Arc::clone(&mounted));
+            wait_for_end(Arc::clone(&mounted), sender);
+            Some(mounted)
+        }
+        None => {
+            // Without a mount nothing ends by itself.
+            std::mem::forget(sender);
+            None
+        }
+    };
+    let ticker = Ticker::start(Arc::clone(fs));
+    let end = |failure: Failure| {
+        if let Some(mounted) = &mounted {
+            unmount(mounted, &gone);
+        }
+        failure
+    };
+    let socket = AdminSocket::start(dir, Arc::clone(service)).map_err(end)?;
+    let line = ready_line(service, dir, mounted.as_deref());
+    match starting {
+        Some(starting) => starting.ready(&line, &dir.log()).map_err(end)?,
+        None => {
+            let mut out = std::io::stdout().lock();
+            if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+                tracing::warn!("nobody reads standard output: {line}");
+            }
+        }
+    }
+    Ok((mounted, gone, socket, ticker))
+}
+
+fn mount_options(path: PathBuf, args: &MountingArgs) -> MountOptions {
+    let mut options = MountOptions::new(path);
+    options.allow_other |= args.allow_other;
+    options.read_only = args.read_only;
+    options.noatime = args.atime == Atime::Noatime;
+    options
+}
+
+fn mount_failure(error: MountError) -> Failure {
+    Failure::new(Code::Mount, error.to_string())
+}
+
+fn ready_line(service: &Service, dir: &DataDir, mounted: Option<&Mounted>) -> String {
+    let store = service.pool().fs.store();
+    let inodes: u64 = store
+        .volumes()
+        .iter()
+        .map(|(_, volume)| volume.inode_count.get())
+        .sum();
+    let stored = store.stats().pool.chunk_stored_bytes.get();
+    let place = match mounted {
+        Some(mounted) => mounted.mountpoint().display().to_string(),
+        None => "not mounted".to_owned(),
+    };
+    format!(
+        "ready: {place} (pool {}, {} files and directories, {} stored)",
+        dir.path().display(),
+        count(inodes),
+        show(stored)
+    )
+}
+
+fn wait_for_end(mounted: Arc<Mounted>, gone: Sender<std::result::Result<(), SessionError>>) {
+    std::thread::Builder::new()
+        .name("mount".to_owned())
+        .spawn(move || {
+            let ended = mounted.wait();
+            // Nobody listens any more once the process ends.
+            let _ = gone.send(ended);
+        })
+        .expect("the threads of the mount could be started just before");
+}
+
+/// Says on each further signal that the end is under way.
+fn tell_the_impatient(signals: Receiver<i32>, fs: Arc<Fs>) {
+    std::thread::spawn(move || {
+        for _ in signals {
+            eprintln!(
+                "still flushing: {} to write; kill -9 loses what was not synced",
+                show(fs.dirty_bytes())
+            );
+        }
+    });
+}
+
+fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionError>>) {
+    sync_mount(mounted);
+    match mounted.unmount() {
+        Ok(()) => {}
+        Err(error @ UnmountError::Busy(_)) => {
+            tracing::warn!(
+                "{error}; it is taken out of the tree, and open files there fail from now on"
+            );
+            if let Err(error) = mounted.detach() {
+                tracing::error!("{error}");
+            }
+            return;
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            return;
+        }
+    }
+    if matches!(
+        gone.recv_timeout(UNMOUNT_PATIENCE),
+        Err(RecvTimeoutError::Timeout)
+    ) {
+        tracing::warn!("the kernel has not ended the session; going on without it");
+    }
+}
+
+/// Has the kernel hand over what it still holds of memory-mapped files.
+fn sync_mount(mounted: &Mounted) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let synced = rustix::fs::open(mounted.mountpoint(), flags, Mode::empty())
+        .and_then(|root| rustix::fs::syncfs(&root));
+    if let Err(errno) = synced {
+        tracing::debug!("the mount was not synced: {errno}");
+    }
+}
+
+/// The thread that looks for background work. Dropping it ends it.
+pub struct Ticker {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// Starts it.
+    pub fn start(fs: Arc<Fs>) -> Self {
+        let (stop, stopped) = bounded::<()>(0);
+        let thread = std::thread::Builder::new()
+            .name("background".to_owned())
+            .spawn(move || {
+                let mut said = String::new();
+                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                    let text = match fs.tick() {
+                        Ok(()) => String::new(),
+                        Err(error) => error.to_string(),
+                    };
+                    // Ten times a second is enough to be told once.
+                    if !text.is_empty() && text != said {
+                        tracing::error!("background work: {text}");
+                    }
+                    said = text;
+                }
+            })
+            .expect("a process that starts can start a thread");
+        Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("a panic ends the process");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Bulk copies between the host and a pool, without a mount: what import and export share.
+//!
+//! One thread walks and makes directories, several copy files. Invariants: the modification time of an object is set
+//! after everything else of it, so that one that was copied in part never matches its source; directories get their
+//! attributes when everything in them is done; a failure of one object is reported and counted and the rest goes on,
+//! but a full pool or disk ends the run.
+
+pub mod export;
+mod host_tree;
+pub mod import;
+mod pool_path;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cfs_format::Ino;
+use cfs_fs::{Fs, FsError};
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
+
+use crate::admin::protocol::{Event, Progress, TransferSummary};
+use crate::admin::reporter::Reporter;
+use crate::failure::{Code, Failure, Result};
+
+/// Jobs that the walk may be ahead of the workers.
+const JOBS_WAITING_MAX: usize = 4096;
+/// How often progress is told.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// Bytes that one read or write moves.
+const COPY_BYTES: usize = 1 << 20;
+
+/// What a mount's kernel caches must be told when a pool changes beside the mount.
+pub trait KernelCaches: Send + Sync {
+    /// Attributes or content of an inode changed.
+    fn inode_changed(&self, ino: Ino);
+
+    /// A name in a directory came, went, or means another inode.
+    fn entry_changed(&self, parent: Ino, name: &[u8]);
+}
+
+/// What a copy runs with.
+pub struct Run<'a> {
+    fs: &'a Fs,
+    caches: Option<&'a dyn KernelCaches>,
+    reporter: &'a dyn Reporter,
+    /// Owners are kept: this process may give files away.
+    keep_owner: bool,
+    tally: Tally,
+    failed: Mutex<Option<Failure>>,
+    stopped: AtomicBool,
+    started: Instant,
+}
+
+#[derive(Default)]
+struct Tally {
+    files: AtomicU64,
+    files_skipped: AtomicU64,
+    directories: AtomicU64,
+    others: AtomicU64,
+    hard_links: AtomicU64,
+    bytes: AtomicU64,
+    problems: AtomicU64,
+}
+
+/// Why an object was not copied.
+enum Trouble {
+    /// It alone.
+    Object(String),
+    /// There is no sense in going on.
+    Run(Failure),
+}
+
+impl From<FsError> for Trouble {
+    fn from(error: FsError) -> Self {
+        match error {
+            FsError::NoSpace => {
+                Self::Run(Failure::new(Code::Host, "the pool is full").hint(
+                    "delete files in it or give it more room; then run the same command again",
+                ))
+            }
+            FsError::ReadOnly(_) => Self::Run(
+                Failure::new(Code::Host, format!("{error}"))
+                    .hint("the log says which device error it was; restart to try again"),
+            ),
+            error => Self::Object(error.to_string()),
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    /// A run that has not begun.
+    pub fn new(
+        fs: &'a Fs,
+        caches: Option<&'a dyn KernelCaches>,
+        reporter: &'a dyn Reporter,
+    ) -> Self {
+        Self {
+            fs,
+            caches,
+            reporter,
+            keep_owner: rustix::process::geteuid().is_root(),
+            tally: Tally::default(),
+            failed: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+            started: Instant::now(),
+        }
+    }
+
+    /// Whether to end at the next good point.
+    fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed) || self.reporter.cancelled()
+    }
+
+    fn add(&self, counter: impl FnOnce(&Tally) -> &AtomicU64, amount: u64) {
+        counter(&self.tally).fetch_add(amount, Ordering::Relaxed);
+    }
+
+    fn note(&self, path: &str, message: impl Into<String>) {
+        self.reporter.event(&Event::Problem {
+            path: path.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn trouble(&self, path: &str, trouble: Trouble) {
+        match trouble {
+            Trouble::Object(message) => {
+                self.add(|it| &it.problems, 1);
+                self.note(path, message);
+            }
+            Trouble::Run(failure) => {
+                self.failed.lock().get_or_insert(failure);
+                self.stopped.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn progress(&self, phase: &str) {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let tally = &self.tally;
+        self.reporter.event(&Event::Progress(Progress {
+            phase: phase.to_owned(),
+            objects: of(&tally.files)
+                + of(&tally.files_skipped)
+                + of(&tally.directories)
+                + of(&tally.others)
+                + of(&tally.hard_links),
+            objects_total: None,
+            bytes: of(&tally.bytes),
+        }));
+    }
+
+    /// Runs `walk` here, which is given a function to hand jobs over, and `work` in `workers` threads; returns when
+    /// all jobs are done or, after a stop, dropped.
+    fn in_parallel<J: Send>(
+        &self,
+        phase: &str,
+        workers: u16,
+        walk: impl FnOnce(&dyn Fn(J)),
+        work: impl Fn(J, &mut Vec<u8>) + Sync,
+    ) {
+        let (sender, receiver) = bounded::<J>(JOBS_WAITING_MAX);
+        let (end, ended) = bounded::<()>(0);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while ended.recv_timeout(PROGRESS_PERIOD)
+                    == Err(crossbeam_channel::RecvTimeoutError::Timeout)
+                {
+                    self.progress(phase);
+                }
+            });
+            let threads: Vec<_> = (0..workers.max(1))
+                .map(|_| {
+                    let receiver = receiver.clone();
+                    let work = &work;
+                    scope.spawn(move || {
+                        let mut buffer = Vec::new();
+                        for job in receiver {
+                            if !self.stopped() {
+                                work(job, &mut buffer);
+                            }
+                        }
+                    })
+                })
+                .collect();
+            drop(receiver);
+            walk(&|job| {
+                sender
+                    .send(job)
+                    .expect("workers take jobs for as long as there is a sender");
+            });
+            drop(sender);
+            for thread in threads {
+                thread.join().expect("a panic ends the process");
+            }
+            drop(end);
+        });
+    }
+
+    /// The summary, or the failure that ended the run.
+    fn finish(&self, new_stored_bytes: u64) -> Result<TransferSummary> {
+        if self.reporter.cancelled() {
+            return Err(import::interrupted());
+        }
+        if let Some(failure) = self.failed.lock().take() {
+            return Err(failure);
+        }
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let tally = &self.tally;
+        Ok(TransferSummary {
+            files: of(&tally.files),
+            files_skipped: of(&tally.files_skipped),
+            directories: of(&tally.directories),
+            others: of(&tally.others),
+            hard_links: of(&tally.hard_links),
+            bytes: of(&tally.bytes),
+            problems: of(&tally.problems),
+            new_stored_bytes,
+            seconds: self.started.elapsed().as_secs_f64(),
+        })
+    }
+}

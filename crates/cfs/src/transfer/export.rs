@@ -1,0 +1,543 @@
+//! Copies out of a pool to the host.
+//!
+//! Everything on the host is reached through the descriptor of its directory, and no symbolic link that lies there is
+//! followed, so that nobody who can write to the destination leads a copy made by root astray.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use cfs_format::Ino;
+use cfs_fs::{Attr, Fs, FsError, Time};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use super::host_tree::{HostDir, Meta, Xattrs, pool_xattrs};
+use super::import::interrupted;
+use super::pool_path::{PoolPath, join};
+use super::{COPY_BYTES, Run, Trouble};
+use crate::admin::protocol::{Transfer, TransferSummary};
+use crate::failure::{Code, Failure, Result, plain};
+
+/// Entries of a directory that are read at a time.
+const ENTRIES_AT_A_TIME: usize = 1024;
+
+/// An object to copy and its place on the host.
+struct Job {
+    attr: Attr,
+    /// Its path in the pool, for messages.
+    path: String,
+    to: Arc<HostDir>,
+    name: CString,
+}
+
+struct FinishedDir {
+    path: String,
+    to: Arc<HostDir>,
+    name: CString,
+    meta: Meta,
+    xattrs: Xattrs,
+}
+
+struct Export<'a, 'b> {
+    run: &'b Run<'a>,
+    /// Files with several names that have been copied.
+    linked: Mutex<HashMap<Ino, (Arc<HostDir>, CString)>>,
+}
+
+/// Copies what `request` names; the host's file system is synced when it returns. `mount_dev` is the device number of
+/// the pool's own mount, which cannot be a destination.
+///
+/// # Errors
+/// When the request makes no sense, or the host is full. What was copied before stays.
+pub fn export(
+    run: &Run<'_>,
+    request: &Transfer,
+    mount_dev: Option<u64>,
+) -> Result<TransferSummary> {
+    let export = Export {
+        run,
+        linked: Mutex::default(),
+    };
+    let root = export.root(request, mount_dev)?;
+    let dest = Arc::clone(&root.to);
+    let mut finished = Vec::new();
+    let mut further_names = Vec::new();
+    run.in_parallel(
+        "export",
+        request.workers,
+        |send| export.walk(root, send, &mut finished, &mut further_names),
+        |job, buffer| export.copy_reported(&job, buffer),
+    );
+    let mut buffer = Vec::new();
+    for job in &further_names {
+        if run.stopped() {
+            break;
+        }
+        export.link_reported(job, &mut buffer);
+    }
+    for dir in finished.iter().rev() {
+        if run.stopped() {
+            break;
+        }
+        if let Err(trouble) = export.set_attributes(&dir.to, &dir.name, &dir.meta, &dir.xattrs) {
+            run.trouble(&dir.path, trouble);
+        }
+    }
+    rustix::fs::syncfs(&dest.fd)
+        .map_err(|errno| Failure::host("sync", Path::new(&dest.path), &errno.into()))?;
+    run.progress("export");
+    run.finish(0)
+}
+
+impl Export<'_, '_> {
+    fn fs(&self) -> &Fs {
+        self.run.fs
+    }
+
+    /// Where the source goes, by the rules of `cp -a`.
+    fn root(&self, request: &Transfer, mount_dev: Option<u64>) -> Result<Job> {
+        let [source] = &request.sources[..] else {
+            return Err(Failure::new(Code::Usage, "export takes one source"));
+        };
+        let source = PoolPath::parse(source.bytes())?;
+        let attr = source.find(self.fs())?.ok_or_else(|| {
+            Failure::new(
+                Code::Failed,
+                format!("there is no {} in the pool", source.show()),
+            )
+        })?;
+        let is_dir = attr.kind() == libc::S_IFDIR;
+        let dest = request.dest.to_host();
+        let dest_is_dir = dest.is_dir();
+        let into = dest_is_dir && !request.no_target_directory;
+        if dest_is_dir && !is_dir && !into {
+            return Err(Failure::new(
+                Code::Usage,
+                format!(
+                    "{} is a directory and {} in the pool is not",
+                    dest.display(),
+                    source.show()
+                ),
+            ));
+        }
+        let own_name = source.name().filter(|_| into && !source.names_content);
+        let (to, name) = match (own_name, dest_is_dir) {
+            (Some(name), _) => (dest.as_path(), name.to_vec()),
+            // The directory that is there becomes the copy.
+            (None, true) => (dest.as_path(), b".".to_vec()),
+            (None, false) => match (dest.parent(), dest.file_name()) {
+                (Some(parent), Some(name)) => (parent, name.as_bytes().to_vec()),
+                _ => {
+                    return Err(Failure::new(
+                        Code::Usage,
+                        format!("{} is no place for a copy", dest.display()),
+                    ));
+                }
+            },
+        };
+        let dir = HostDir::open(to).map_err(|errno| {
+            Failure::host("open the directory", to, &errno.into())
+                .hint("DEST, or the directory that it is to be made in, must exist")
+        })?;
+        let dir_stat = rustix::fs::fstat(&dir.fd)
+            .map_err(|errno| Failure::host("examine", to, &errno.into()))?;
+        if mount_dev == Some(Meta::from(&dir_stat).dev) {
+            return Err(Failure::new(
+                Code::Usage,
+                format!("{} is in the mount of the same pool", dest.display()),
+            )
+            .hint("use cp there: copies within a pool take no room"));
+        }
+        Ok(Job {
+            attr,
+            path: source.show(),
+            to: Arc::new(dir),
+            name: c_name(&name)
+                .map_err(|_| Failure::new(Code::Usage, format!("{} is no path", dest.display())))?,
+        })
+    }
+
+    fn walk(
+        &self,
+        root: Job,
+        send: &dyn Fn(Job),
+        finished: &mut Vec<FinishedDir>,
+        further_names: &mut Vec<Job>,
+    ) {
+        let mut seen = HashSet::new();
+        let mut pending = Vec::new();
+        let mut place = |job: Job, pending: &mut Vec<Job>| match job.attr.kind() {
+            libc::S_IFDIR => pending.push(job),
+            _ if job.attr.nlink > 1 && !seen.insert(job.attr.ino) => further_names.push(job),
+            _ => send(job),
+        };
+        place(root, &mut pending);
+        while let Some(dir) = pending.pop() {
+            if self.run.stopped() {
+                return;
+            }
+            let listed = self
+                .enter(&dir, finished)
+                .and_then(|to| self.list(&dir, &to, &mut |job| place(job, &mut pending)));
+            if let Err(trouble) = listed {
+                self.run.trouble(&dir.path, trouble);
+            }
+        }
+    }
+
+    /// Makes or finds the directory on the host.
+    fn enter(
+        &self,
+        dir: &Job,
+        finished: &mut Vec<FinishedDir>,
+    ) -> std::result::Result<Arc<HostDir>, Trouble> {
+        let to = &dir.to;
+        if dir.name.as_c_str() != c"." {
+            match rustix::fs::mkdirat(&to.fd, &*dir.name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(host("make", errno)),
+            }
+        }
+        let own = to
+            .open_dir(&dir.name)
+            .map_err(|errno| host("open the directory", errno))?;
+        let own = Arc::new(own);
+        finished.push(FinishedDir {
+            path: dir.path.clone(),
+            to: Arc::clone(&own),
+            name: c".".to_owned(),
+            meta: Meta::from(&dir.attr),
+            xattrs: pool_xattrs(self.fs(), dir.attr.ino)?,
+        });
+        self.run.add(|it| &it.directories, 1);
+        Ok(own)
+    }
+
+    fn list(
+        &self,
+        dir: &Job,
+        to: &Arc<HostDir>,
+        place: &mut dyn FnMut(Job),
+    ) -> std::result::Result<(), Trouble> {
+        let ino = dir.attr.ino;
+        let limit = self.fs().dir_limit(ino)?;
+        let mut cookie = 0;
+        loop {
+            let entries = self.fs().read_dir(ino, cookie, limit, ENTRIES_AT_A_TIME)?;
+            let Some(last) = entries.last() else {
+                return Ok(());
+            };
+            cookie = last.cookie;
+            for entry in entries {
+                if self.run.stopped() {
+                    return Ok(());
+                }
+                let path = join(&dir.path, &entry.name);
+                let attr = match self.fs().getattr(entry.ino) {
+                    Ok(attr) => attr,
+                    // It went between the listing and now.
+                    Err(FsError::NotFound) => continue,
+                    Err(error) => {
+                        self.run.trouble(&path, error.into());
+                        continue;
+                    }
+                };
+                match c_name(&entry.name) {
+                    Ok(name) => place(Job {
+                        attr,
+                        path,
+                        to: Arc::clone(to),
+                        name,
+                    }),
+                    Err(trouble) => self.run.trouble(&path, trouble),
+                }
+            }
+        }
+    }
+
+    fn copy_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+        if let Err(trouble) = self.copy(job, buffer) {
+            self.run.trouble(&job.path, trouble);
+        }
+    }
+
+    fn link_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+        if let Err(trouble) = self.link(job, buffer) {
+            self.run.trouble(&job.path, trouble);
+        }
+    }
+
+    fn existing(job: &Job) -> std::result::Result<Option<Meta>, Trouble> {
+        match job.to.stat(&job.name) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(host("examine", errno)),
+        }
+    }
+
+    /// Makes a further name of a file that has been copied, or copies it if that failed.
+    fn link(&self, job: &Job, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
+        let first = self.linked.lock().get(&job.attr.ino).cloned();
+        let Some((dir, name)) = first else {
+            return self.copy(job, buffer);
+        };
+        if let Some(present) = Self::existing(job)? {
+            let first = dir.stat(&name).map_err(|errno| host("examine", errno))?;
+            if (first.dev, first.ino) == (present.dev, present.ino) {
+                self.run.add(|it| &it.hard_links, 1);
+                return Ok(());
+            }
+            Self::remove(job, &present)?;
+        }
+        rustix::fs::linkat(&dir.fd, &*name, &job.to.fd, &*job.name, AtFlags::empty())
+            .map_err(|errno| host("link", errno))?;
+        self.run.add(|it| &it.hard_links, 1);
+        Ok(())
+    }
+
+    fn copy(&self, job: &Job, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
+        let meta = Meta::from(&job.attr);
+        let existing = Self::existing(job)?;
+        let is_same = match &existing {
+            Some(present) if meta.matches(present, self.run.keep_owner) => {
+                meta.kind() != libc::S_IFLNK || self.same_target(job)?
+            }
+            _ => false,
+        };
+        match (meta.kind(), is_same) {
+            (libc::S_IFREG, true) => self.run.add(|it| &it.files_skipped, 1),
+            (_, true) => self.run.add(|it| &it.others, 1),
+            (libc::S_IFREG, false) => {
+                self.copy_file(job, &meta, existing, buffer)?;
+                self.run.add(|it| &it.files, 1);
+            }
+            (_, false) => {
+                self.copy_other(job, &meta, existing)?;
+                self.run.add(|it| &it.others, 1);
+            }
+        }
+        if job.attr.nlink > 1 {
+            self.linked
+                .lock()
+                .insert(job.attr.ino, (Arc::clone(&job.to), job.name.clone()));
+        }
+        Ok(())
+    }
+
+    fn same_target(&self, job: &Job) -> std::result::Result<bool, Trouble> {
+        let present = rustix::fs::readlinkat(&job.to.fd, &*job.name, Vec::new())
+            .map_err(|errno| host("read the link", errno))?;
+        Ok(self.fs().readlink(job.attr.ino)? == present.to_bytes())
+    }
+
+    fn remove(job: &Job, present: &Meta) -> std::result::Result<(), Trouble> {
+        if present.kind() == libc::S_IFDIR {
+            return Err(Trouble::Object(
+                "on the host there is a directory".to_owned(),
+            ));
+        }
+        rustix::fs::unlinkat(&job.to.fd, &*job.name, AtFlags::empty())
+            .map_err(|errno| host("replace", errno))
+    }
+
+    fn copy_file(
+        &self,
+        job: &Job,
+        meta: &Meta,
+        existing: Option<Meta>,
+        buffer: &mut Vec<u8>,
+    ) -> std::result::Result<(), Trouble> {
+        if let Some(present) = &existing
+            && present.kind() != libc::S_IFREG
+        {
+            Self::remove(job, present)?;
+        }
+        let file = rustix::fs::openat(
+            &job.to.fd,
+            &*job.name,
+            // A named pipe that took the place must not hold the worker up.
+            OFlags::WRONLY
+                | OFlags::CREATE
+                | OFlags::TRUNC
+                | OFlags::NOFOLLOW
+                | OFlags::NONBLOCK
+                | OFlags::CLOEXEC,
+            Mode::RUSR | Mode::WUSR,
+        )
+        .map_err(|errno| host("create", errno))?;
+        let written = self.copy_content(job, meta, &file, buffer).and_then(|()| {
+            let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
+            self.set_attributes(&job.to, &job.name, meta, &xattrs)
+        });
+        if written.is_err() && existing.is_none() {
+            // Half a file helps nobody who finds it.
+            if let Err(errno) = rustix::fs::unlinkat(&job.to.fd, &*job.name, AtFlags::empty()) {
+                self.run.note(
+                    &job.path,
+                    format!("the half copy could not be removed: {errno}"),
+                );
+            }
+        }
+        written
+    }
+
+    /// Copies all that is not a hole.
+    fn copy_content(
+        &self,
+        job: &Job,
+        meta: &Meta,
+        file: &OwnedFd,
+        buffer: &mut Vec<u8>,
+    ) -> std::result::Result<(), Trouble> {
+        rustix::fs::ftruncate(file, meta.size).map_err(|errno| host("lengthen", errno))?;
+        let ino = job.attr.ino;
+        let mut offset = 0;
+        while offset < meta.size {
+            let start = match self.fs().seek_data(ino, offset) {
+                Ok(start) => start,
+                Err(FsError::NoSuchOffset) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let end = self.fs().seek_hole(ino, start)?.min(meta.size);
+            offset = start;
+            while offset < end {
+                if self.run.stopped() {
+                    return Err(Trouble::Run(interrupted()));
+                }
+                let wanted = (end - offset).min(COPY_BYTES as u64) as usize;
+                self.fs().read(ino, offset, wanted, buffer)?;
+                if buffer.is_empty() {
+                    return Err(changed());
+                }
+                let mut rest = &buffer[..];
+                while !rest.is_empty() {
+                    let written = rustix::io::pwrite(file, rest, offset)
+                        .map_err(|errno| host("write", errno))?;
+                    rest = &rest[written..];
+                    offset += written as u64;
+                }
+                self.run.add(|it| &it.bytes, buffer.len() as u64);
+            }
+        }
+        let after = self.fs().getattr(ino)?;
+        if (after.size, after.mtime) != (meta.size, meta.mtime) {
+            return Err(changed());
+        }
+        Ok(())
+    }
+
+    fn copy_other(
+        &self,
+        job: &Job,
+        meta: &Meta,
+        existing: Option<Meta>,
+    ) -> std::result::Result<(), Trouble> {
+        if let Some(present) = &existing {
+            Self::remove(job, present)?;
+        }
+        let (fd, name) = (&job.to.fd, &*job.name);
+        match meta.kind() {
+            libc::S_IFLNK => {
+                let target = self.fs().readlink(job.attr.ino)?;
+                rustix::fs::symlinkat(&target[..], fd, name)
+            }
+            _ => rustix::fs::mknodat(
+                fd,
+                name,
+                FileType::from_raw_mode(meta.mode),
+                Mode::RUSR | Mode::WUSR,
+                meta.rdev,
+            ),
+        }
+        .map_err(|errno| host("create", errno))?;
+        let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
+        self.set_attributes(&job.to, &job.name, meta, &xattrs)
+    }
+
+    /// Owner, extended attributes, mode, and last of all the times.
+    fn set_attributes(
+        &self,
+        dir: &HostDir,
+        name: &CString,
+        meta: &Meta,
+        xattrs: &Xattrs,
+    ) -> std::result::Result<(), Trouble> {
+        let name = name.as_c_str();
+        if self.run.keep_owner {
+            rustix::fs::chownat(
+                &dir.fd,
+                name,
+                Some(Uid::from_raw(meta.uid)),
+                Some(Gid::from_raw(meta.gid)),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .map_err(|errno| host("give away", errno))?;
+        }
+        let refused = dir
+            .set_xattrs(name, xattrs)
+            .map_err(|errno| host("set the extended attributes of", errno))?;
+        // `security.` and `trusted.` belong to root; `cp -a` leaves them out without a word too.
+        let missed: Vec<_> = refused
+            .iter()
+            .filter(|name| {
+                self.run.keep_owner
+                    || !(name.starts_with(b"security.") || name.starts_with(b"trusted."))
+            })
+            .map(|name| String::from_utf8_lossy(name))
+            .collect();
+        if !missed.is_empty() {
+            return Err(Trouble::Object(format!(
+                "the host refuses the extended attributes {}",
+                missed.join(", ")
+            )));
+        }
+        if meta.kind() != libc::S_IFLNK {
+            rustix::fs::chmodat(
+                &dir.fd,
+                name,
+                Mode::from_raw_mode(meta.permissions()),
+                AtFlags::empty(),
+            )
+            .map_err(|errno| host("set the mode of", errno))?;
+        }
+        let times = Timestamps {
+            last_access: timespec(meta.atime),
+            last_modification: timespec(meta.mtime),
+        };
+        rustix::fs::utimensat(&dir.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| host("set the times of", errno))
+    }
+}
+
+fn timespec(time: Time) -> Timespec {
+    Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanos.into(),
+    }
+}
+
+fn c_name(name: &[u8]) -> std::result::Result<CString, Trouble> {
+    CString::new(name).map_err(|_| Trouble::Object("its name has a zero byte".to_owned()))
+}
+
+fn host(action: &str, errno: Errno) -> Trouble {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT | Errno::ROFS => Trouble::Run(
+            Failure::new(
+                Code::Host,
+                format!("cannot write the copy: {}", plain(&errno.into())),
+            )
+            .hint("free some room or choose another DEST; then run the same command again"),
+        ),
+        _ => Trouble::Object(format!("cannot {action} it: {}", plain(&errno.into()))),
+    }
+}
+
+fn changed() -> Trouble {
+    Trouble::Object("it changed while it was copied; run the same command again".to_owned())
+}

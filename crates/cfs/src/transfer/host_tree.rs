@@ -1,0 +1,284 @@
+//! The host's side of a copy: directories by descriptor, so that a tree that changes meanwhile leads nowhere else,
+//! and attributes in one form for both sides.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use cfs_format::Ino;
+use cfs_fs::{Attr, Fs, FsError, Time};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, XattrFlags};
+use rustix::io::Errno;
+
+/// Longest value and list of extended attributes, bytes (Linux).
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// An open directory of the host.
+pub struct HostDir {
+    /// The directory.
+    pub fd: OwnedFd,
+    /// Its path, for messages.
+    pub path: String,
+}
+
+/// Extended attributes, names without zero bytes, sorted by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Attributes of an object on either side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u64,
+    /// Bytes of content.
+    pub size: u64,
+    /// Bytes of content that are not holes.
+    pub allocated_bytes: u64,
+    /// Names.
+    pub nlink: u64,
+    /// Identity on the host: device.
+    pub dev: u64,
+    /// Identity on the host, or in the pool: inode.
+    pub ino: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of content.
+    pub mtime: Time,
+}
+
+impl Meta {
+    /// Type bits.
+    pub fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+
+    /// Permission bits.
+    pub fn permissions(&self) -> u32 {
+        self.mode & 0o7777
+    }
+
+    /// Whether a copy with these attributes needs no second look.
+    pub fn matches(&self, copy: &Self, with_owner: bool) -> bool {
+        self.mode == copy.mode
+            && self.mtime == copy.mtime
+            && (self.kind() != libc::S_IFREG || self.size == copy.size)
+            && self.rdev == copy.rdev
+            && (!with_owner || (self.uid, self.gid) == (copy.uid, copy.gid))
+    }
+}
+
+impl From<&Stat> for Meta {
+    // The types of the fields differ between architectures; none is wider than what they become.
+    #[allow(
+        clippy::unnecessary_cast,
+        clippy::useless_conversion,
+        reason = "the fields of `Stat` have other types on other architectures"
+    )]
+    fn from(stat: &Stat) -> Self {
+        let kind = stat.st_mode & libc::S_IFMT;
+        let is_node = kind == libc::S_IFCHR || kind == libc::S_IFBLK;
+        Self {
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: if is_node { stat.st_rdev } else { 0 },
+            size: stat.st_size.max(0) as u64,
+            allocated_bytes: (stat.st_blocks as u64).saturating_mul(512),
+            nlink: stat.st_nlink.into(),
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            atime: Time {
+                seconds: stat.st_atime,
+                nanos: stat.st_atime_nsec as u32,
+            },
+            mtime: Time {
+                seconds: stat.st_mtime,
+                nanos: stat.st_mtime_nsec as u32,
+            },
+        }
+    }
+}
+
+impl From<&Attr> for Meta {
+    fn from(attr: &Attr) -> Self {
+        let is_node = attr.kind() == libc::S_IFCHR || attr.kind() == libc::S_IFBLK;
+        Self {
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            rdev: if is_node { attr.rdev } else { 0 },
+            size: attr.size,
+            allocated_bytes: attr.allocated_bytes,
+            nlink: attr.nlink.into(),
+            dev: 0,
+            ino: attr.ino.0,
+            atime: attr.atime,
+            mtime: attr.mtime,
+        }
+    }
+}
+
+impl HostDir {
+    /// Opens a directory by path, following symbolic links.
+    pub fn open(path: &std::path::Path) -> rustix::io::Result<Self> {
+        let fd = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self {
+            fd,
+            path: path.to_string_lossy().into_owned(),
+        })
+    }
+
+    /// Opens a directory in this one, not following a symbolic link.
+    pub fn open_dir(&self, name: &CStr) -> rustix::io::Result<Self> {
+        let fd = rustix::fs::openat(
+            &self.fd,
+            name,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self {
+            fd,
+            path: self.path_of(name),
+        })
+    }
+
+    /// The path of an entry, for messages.
+    pub fn path_of(&self, name: &CStr) -> String {
+        super::pool_path::join(&self.path, name.to_bytes())
+    }
+
+    /// Attributes of an entry itself, not of what it may point to.
+    pub fn stat(&self, name: &CStr) -> rustix::io::Result<Meta> {
+        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Meta::from(&stat))
+    }
+
+    /// The names in it, without `.` and `..`.
+    pub fn names(&self) -> rustix::io::Result<Vec<CString>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// A path of the entry that needs no search: for the calls that know no descriptors.
+    fn magic_path(&self, name: &CStr) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        let mut path = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        path
+    }
+
+    /// Extended attributes of an entry; none where the file system knows none.
+    pub fn xattrs(&self, name: &CStr) -> rustix::io::Result<Xattrs> {
+        let path = self.magic_path(name);
+        let list = match read_growing(|buf| rustix::fs::llistxattr(&path, buf)) {
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            list => list?,
+        };
+        let mut xattrs = Xattrs::new();
+        for name in list.split(|byte| *byte == 0).filter(|it| !it.is_empty()) {
+            match read_growing(|buf| rustix::fs::lgetxattr(&path, name, buf)) {
+                Ok(value) => xattrs.push((name.to_vec(), value)),
+                // It went meanwhile, or is one that only root reads.
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        xattrs.sort();
+        Ok(xattrs)
+    }
+
+    /// Gives an entry exactly these extended attributes. One that the host refuses to this user or file system is
+    /// returned by name, and the others are still set.
+    pub fn set_xattrs(&self, name: &CStr, wanted: &Xattrs) -> rustix::io::Result<Vec<Vec<u8>>> {
+        let present = self.xattrs(name)?;
+        let path = self.magic_path(name);
+        let mut refused = Vec::new();
+        for (name, value) in wanted {
+            if present.iter().any(|it| &it.0 == name && &it.1 == value) {
+                continue;
+            }
+            match rustix::fs::lsetxattr(&path, &name[..], value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => refused.push(name.clone()),
+                Err(errno) => return Err(errno),
+            }
+        }
+        for (name, _) in &present {
+            if !wanted.iter().any(|it| &it.0 == name) {
+                match rustix::fs::lremovexattr(&path, &name[..]) {
+                    // What the host's security modules give every file cannot be taken away, and need not be.
+                    Ok(())
+                    | Err(Errno::NODATA | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+        }
+        Ok(refused)
+    }
+}
+
+/// Bytes of a call that fills a buffer and says `ERANGE` when that is too small.
+fn read_growing(
+    call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
+    let mut buf = vec![0; 256];
+    loop {
+        match call(&mut buf) {
+            Ok(len) => {
+                buf.truncate(len);
+                return Ok(buf);
+            }
+            Err(Errno::RANGE) if buf.len() < XATTR_BYTES_MAX => buf.resize(XATTR_BYTES_MAX, 0),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Extended attributes of an inode of the pool.
+pub fn pool_xattrs(fs: &Fs, ino: Ino) -> Result<Xattrs, FsError> {
+    let mut xattrs = Xattrs::new();
+    for name in fs.listxattr(ino)? {
+        match fs.getxattr(ino, &name) {
+            Ok(value) => xattrs.push((name, value)),
+            Err(FsError::NoData) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    xattrs.sort();
+    Ok(xattrs)
+}
+
+/// Gives an inode of the pool exactly these extended attributes.
+pub fn set_pool_xattrs(fs: &Fs, ino: Ino, wanted: &Xattrs) -> Result<(), FsError> {
+    let present = pool_xattrs(fs, ino)?;
+    for (name, value) in wanted {
+        if !present.iter().any(|it| &it.0 == name && &it.1 == value) {
+            fs.setxattr(ino, name, value, cfs_fs::XattrFlags::default())?;
+        }
+    }
+    for (name, _) in &present {
+        if !wanted.iter().any(|it| &it.0 == name) {
+            match fs.removexattr(ino, name) {
+                Ok(()) | Err(FsError::NoData) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,415 @@
+//! Copies from the host into a pool.
+//!
+//! The walk goes depth first, one thread; what it finds that is no directory goes to the workers. Further names of a
+//! file that has several are made when all files are there.
+
+mod object;
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cfs_format::Ino;
+use cfs_fs::Fs;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::host_tree::{HostDir, Meta, Xattrs, set_pool_xattrs};
+use super::pool_path::PoolPath;
+use super::{Run, Trouble};
+use crate::admin::protocol::{Transfer, TransferSummary};
+use crate::failure::{Code, Failure, Result, plain};
+
+/// What is not copied although it lies below a source.
+#[derive(Clone, Debug, Default)]
+pub struct Excluded {
+    /// The data directory of the pool itself: device and inode.
+    pub data_dir: Option<(u64, u64)>,
+    /// The device number of the pool's own mount.
+    pub mount_dev: Option<u64>,
+}
+
+/// An object to copy and its place in the pool.
+struct Job {
+    from: Arc<HostDir>,
+    name: CString,
+    meta: Meta,
+    to: Ino,
+    to_name: Vec<u8>,
+    /// The directory was made by this run, so nothing is there yet.
+    fresh: bool,
+}
+
+struct FinishedDir {
+    path: String,
+    ino: Ino,
+    meta: Meta,
+    xattrs: Xattrs,
+}
+
+struct Import<'a, 'b> {
+    run: &'b Run<'a>,
+    excluded: &'b Excluded,
+    /// Files with several names that have been copied.
+    linked: Mutex<HashMap<(u64, u64), Ino>>,
+}
+
+/// Copies what `request` names; the pool is synced when it returns.
+///
+/// # Errors
+/// When the request makes no sense, or the pool is full. What was copied before stays.
+pub fn import(run: &Run<'_>, request: &Transfer, excluded: &Excluded) -> Result<TransferSummary> {
+    let import = Import {
+        run,
+        excluded,
+        linked: Mutex::default(),
+    };
+    let roots = import.roots(request)?;
+    // What others have written before does not count as newly stored.
+    sync(run.fs)?;
+    let stored_before = stored_bytes(run.fs);
+    let mut finished = Vec::new();
+    let mut further_names = Vec::new();
+    run.in_parallel(
+        "import",
+        request.workers,
+        |send| import.walk(roots, send, &mut finished, &mut further_names),
+        |job, buffer| import.copy_reported(&job, buffer),
+    );
+    let mut buffer = Vec::new();
+    for job in &further_names {
+        if run.stopped() {
+            break;
+        }
+        import.link_reported(job, &mut buffer);
+    }
+    // Children before parents, so that a parent's times are set when nothing below it changes any more.
+    for dir in finished.iter().rev() {
+        if run.stopped() {
+            break;
+        }
+        if let Err(trouble) = import.finish_dir(dir) {
+            run.trouble(&dir.path, trouble);
+        }
+    }
+    sync(run.fs)?;
+    run.progress("import");
+    run.finish(stored_bytes(run.fs).saturating_sub(stored_before))
+}
+
+fn sync(fs: &Fs) -> Result<()> {
+    fs.syncfs()
+        .map_err(|error| Failure::new(Code::Host, format!("cannot sync the pool: {error}")))
+}
+
+fn stored_bytes(fs: &Fs) -> u64 {
+    fs.store().stats().pool.chunk_stored_bytes.get()
+}
+
+impl Import<'_, '_> {
+    fn fs(&self) -> &Fs {
+        self.run.fs
+    }
+
+    /// Where each source goes, by the rules of `cp -a`.
+    fn roots(&self, request: &Transfer) -> Result<Vec<Job>> {
+        let dest = PoolPath::parse(request.dest.bytes())?;
+        let existing = dest.find(self.fs())?;
+        let is_dir = existing.is_some_and(|attr| attr.kind() == libc::S_IFDIR);
+        let into = is_dir && !request.no_target_directory;
+        if request.sources.len() > 1 && !into {
+            return Err(Failure::new(
+                Code::Usage,
+                format!(
+                    "{} in the pool is not a directory, and there are several sources",
+                    dest.show()
+                ),
+            )
+            .hint("give a DEST that exists, as / does, or import one source at a time"));
+        }
+        let mut roots = Vec::new();
+        let mut taken = HashSet::new();
+        for source in &request.sources {
+            let source = source.to_host();
+            let (from, name, meta) = open_source(&source)?;
+            let own_name = name_of(&source).filter(|_| into);
+            if let Some(name) = &own_name
+                && !taken.insert(name.clone())
+            {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!(
+                        "two sources would become {} in the pool",
+                        super::pool_path::join(&dest.show(), name)
+                    ),
+                )
+                .hint("import them one at a time"));
+            }
+            let merges = own_name.is_none() && is_dir;
+            if merges && meta.kind() != libc::S_IFDIR {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!(
+                        "{} in the pool is a directory and {} is not",
+                        dest.show(),
+                        source.display()
+                    ),
+                ));
+            }
+            if existing.is_none() && dest.trailing_slash && meta.kind() != libc::S_IFDIR {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("there is no directory {} in the pool", dest.show()),
+                ));
+            }
+            let (to, to_name) = match (own_name, &existing) {
+                (Some(name), Some(dir)) => (dir.ino, name),
+                // An empty name stands for the directory itself.
+                (None, Some(dir)) if is_dir => (dir.ino, Vec::new()),
+                _ => {
+                    let name = dest.name().expect("the root exists and is a directory");
+                    (
+                        dest.make_parent(self.fs(), &self.caller(&meta))?,
+                        name.to_vec(),
+                    )
+                }
+            };
+            roots.push(Job {
+                from: Arc::new(from),
+                name,
+                meta,
+                to,
+                to_name,
+                fresh: false,
+            });
+        }
+        Ok(roots)
+    }
+
+    fn walk(
+        &self,
+        roots: Vec<Job>,
+        send: &dyn Fn(Job),
+        finished: &mut Vec<FinishedDir>,
+        further_names: &mut Vec<Job>,
+    ) {
+        let mut seen = HashSet::new();
+        let mut pending = Vec::new();
+        let mut place = |job: Job, pending: &mut Vec<Job>| match job.meta.kind() {
+            libc::S_IFDIR => pending.push(job),
+            _ if job.meta.nlink > 1 && !seen.insert((job.meta.dev, job.meta.ino)) => {
+                further_names.push(job);
+            }
+            _ => send(job),
+        };
+        for root in roots {
+            place(root, &mut pending);
+        }
+        while let Some(dir) = pending.pop() {
+            if self.run.stopped() {
+                return;
+            }
+            let path = dir.from.path_of(&dir.name);
+            if self.is_excluded(&dir.meta) {
+                self.run.note(&path, "left out: it belongs to this pool");
+                continue;
+            }
+            let (from, names, place_in_pool) = match self.enter(&dir, finished) {
+                Ok(entered) => entered,
+                Err(trouble) => {
+                    self.run.trouble(&path, trouble);
+                    continue;
+                }
+            };
+            let (to, fresh) = place_in_pool;
+            for name in names {
+                if self.run.stopped() {
+                    return;
+                }
+                match from.stat(&name) {
+                    Ok(meta) => {
+                        let to_name = name.to_bytes().to_vec();
+                        let from = Arc::clone(&from);
+                        place(
+                            Job {
+                                from,
+                                name,
+                                meta,
+                                to,
+                                to_name,
+                                fresh,
+                            },
+                            &mut pending,
+                        );
+                    }
+                    // It went between the listing and now: then it is not there to be copied.
+                    Err(Errno::NOENT) => {}
+                    Err(errno) => self
+                        .run
+                        .trouble(&from.path_of(&name), host("examine", errno)),
+                }
+            }
+        }
+    }
+
+    fn is_excluded(&self, meta: &Meta) -> bool {
+        self.excluded.data_dir == Some((meta.dev, meta.ino))
+            || self.excluded.mount_dev == Some(meta.dev)
+    }
+
+    /// Opens a directory of the host and makes or finds the one in the pool.
+    #[allow(
+        clippy::type_complexity,
+        reason = "taken apart at the one place that calls it"
+    )]
+    fn enter(
+        &self,
+        dir: &Job,
+        finished: &mut Vec<FinishedDir>,
+    ) -> std::result::Result<(Arc<HostDir>, Vec<CString>, (Ino, bool)), Trouble> {
+        let from = dir
+            .from
+            .open_dir(&dir.name)
+            .map_err(|errno| host("open", errno))?;
+        let names = from.names().map_err(|errno| host("list", errno))?;
+        let xattrs = from
+            .xattrs(c".")
+            .map_err(|errno| host("read the extended attributes", errno))?;
+        let existing = match dir.to_name.is_empty() {
+            true => Some(self.fs().getattr(dir.to)?),
+            false => self.existing(dir)?,
+        };
+        let (ino, fresh) = match existing {
+            Some(attr) if attr.kind() == libc::S_IFDIR => (attr.ino, false),
+            Some(_) => {
+                return Err(Trouble::Object(
+                    "in the pool there is something else than a directory".to_owned(),
+                ));
+            }
+            None => {
+                let attr = self
+                    .fs()
+                    .mkdir(dir.to, &dir.to_name, 0o700, &self.caller(&dir.meta))?;
+                self.entry_changed(dir);
+                (attr.ino, true)
+            }
+        };
+        finished.push(FinishedDir {
+            path: from.path.clone(),
+            ino,
+            meta: dir.meta,
+            xattrs,
+        });
+        self.run.add(|it| &it.directories, 1);
+        Ok((Arc::new(from), names, (ino, fresh)))
+    }
+
+    fn finish_dir(&self, dir: &FinishedDir) -> std::result::Result<(), Trouble> {
+        set_pool_xattrs(self.fs(), dir.ino, &dir.xattrs)?;
+        let present = Meta::from(&self.fs().getattr(dir.ino)?);
+        if !dir.meta.matches(&present, self.run.keep_owner) {
+            self.set_attributes(dir.ino, &dir.meta)?;
+        }
+        self.inode_changed(dir.ino);
+        Ok(())
+    }
+
+    fn copy_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+        if let Err(trouble) = self.copy(job, buffer) {
+            self.run.trouble(&job.from.path_of(&job.name), trouble);
+        }
+    }
+
+    fn link_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+        if let Err(trouble) = self.link(job, buffer) {
+            self.run.trouble(&job.from.path_of(&job.name), trouble);
+        }
+    }
+
+    fn entry_changed(&self, job: &Job) {
+        if let Some(caches) = self.run.caches {
+            caches.entry_changed(job.to, &job.to_name);
+            caches.inode_changed(job.to);
+        }
+    }
+
+    fn inode_changed(&self, ino: Ino) {
+        if let Some(caches) = self.run.caches {
+            caches.inode_changed(ino);
+        }
+    }
+}
+
+/// The directory that holds a source, the name by which it is opened there, and what it is.
+fn open_source(source: &Path) -> Result<(HostDir, CString, Meta)> {
+    let failed = |errno: Errno| Failure::host("read", source, &errno.into());
+    let (dir, name) = match (source.parent(), source.file_name()) {
+        (Some(parent), Some(name)) if !means_content(source) && !ends_with_slash(source) => {
+            (parent.to_path_buf(), name.as_bytes().to_vec())
+        }
+        _ => (PathBuf::from(source), b".".to_vec()),
+    };
+    let name = CString::new(name).map_err(|_| failed(Errno::INVAL))?;
+    let dir = HostDir::open(&dir).map_err(failed)?;
+    let meta = dir.stat(&name).map_err(failed)?;
+    Ok((dir, name, meta))
+}
+
+/// The name that a source has in a directory; none where its content is meant: `/`, `x/.`, `x/..`.
+fn name_of(source: &Path) -> Option<Vec<u8>> {
+    match means_content(source) {
+        true => None,
+        false => source.file_name().map(|name| name.as_bytes().to_vec()),
+    }
+}
+
+fn means_content(source: &Path) -> bool {
+    let bytes = source.as_os_str().as_bytes();
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != b'/')
+        .map_or(0, |last| last + 1);
+    let last = bytes[..end].rsplit(|byte| *byte == b'/').next();
+    matches!(last, None | Some(b"" | b"." | b".."))
+}
+
+fn ends_with_slash(source: &Path) -> bool {
+    source.as_os_str().as_bytes().ends_with(b"/")
+}
+
+fn host(action: &str, errno: Errno) -> Trouble {
+    Trouble::Object(format!("cannot {action} it: {}", plain(&errno.into())))
+}
+
+/// What ends a file whose copy was interrupted.
+pub(super) fn interrupted() -> Failure {
+    Failure::new(Code::Interrupted, "interrupted; what was copied is safe")
+        .hint("the same command goes on where this one ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_cp_would_choose() {
+        for (source, name) in [
+            ("/a/b", Some("b")),
+            ("/a/b/", Some("b")),
+            ("/a/b//", Some("b")),
+            ("/a/b/.", None),
+            ("/a/b/./", None),
+            ("/a/..", None),
+            ("/", None),
+            ("/a/.b", Some(".b")),
+        ] {
+            assert_eq!(
+                name_of(Path::new(source)),
+                name.map(|it| it.as_bytes().to_vec()),
+                "{source}"
+            );
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! `cargo xtask bench mount`: the mounted file system beside its ceiling (the toy), gocryptfs and a plain directory.
+//!
+//! All systems are mounted at once over the same disk and take turns at each workload, round after round, in
+//! changing order; a figure is the median of the rounds. What matters are the ratios within one run: the machine may
+//! be another one tomorrow.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::workload::{self, Material, Unit, WORKLOADS, Workload};
+
+/// What to compare, and how much of it.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The release binary of ClaudeFS; by default the one beside this program.
+    #[arg(long)]
+    cfs: Option<PathBuf>,
+    /// Directory for data and mount points; by default the system's temporary directory.
+    #[arg(long)]
+    scratch: Option<PathBuf>,
+    /// Rounds; the table shows medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// MiB in each large file.
+    #[arg(long, default_value_t = 512)]
+    size_mib: usize,
+    /// Files in the metadata workloads.
+    #[arg(long, default_value_t = 5000)]
+    files: usize,
+    /// Systems to run, of: cfs, toy, gocryptfs, plain.
+    #[arg(long, value_delimiter = ',', default_value = "cfs,toy,gocryptfs,plain")]
+    systems: Vec<String>,
+    /// Workloads to run: all whose title has this in it.
+    #[arg(long, default_value = "")]
+    workloads: String,
+}
+
+/// Runs the bench and prints the table.
+///
+/// # Errors
+/// When a system does not mount or a workload fails. Everything is unmounted in any case.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    ensure!(options.rounds > 0, "at least one round");
+    let scratch = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = scratch.join(format!("cfs-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch)?;
+    let result = run_in(options, &scratch);
+    std::fs::remove_dir_all(&scratch).context("cleaning up")?;
+    result
+}
+
+fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
+    let mut systems = Vec::new();
+    for name in &options.systems {
+        match System::start(name, scratch, options) {
+            Ok(system) => systems.push(system),
+            Err(error) => eprintln!("without {name}: {error:#}"),
+        }
+    }
+    ensure!(!systems.is_empty(), "no system to run");
+    let mut material = Material::new(options.size_mib << 20, options.files);
+    let chosen: Vec<Workload> = WORKLOADS
+        .into_iter()
+        .filter(|workload| workload.title().contains(&options.workloads))
+        .collect();
+    let mut figures = vec![vec![Vec::new(); systems.len()]; chosen.len()];
+    for round in 0..options.rounds {
+        for (row, workload) in chosen.iter().enumerate() {
+            material.prepare(*workload);
+            for turn in 0..systems.len() {
+                let column = (turn + round) % systems.len();
+                let system = &systems[column];
+                let figure = workload::run(*workload, &system.root, &mut material)
+                    .with_context(|| format!("{}: {}", system.name, workload.title()))?;
+                figures[row][column].push(figure);
+                eprint!(".");
+                std::io::stderr().flush()?;
+            }
+        }
+        for system in &systems {
+            workload::clean(&system.root)?;
+        }
+        eprintln!(" round {} of {}", round + 1, options.rounds);
+    }
+    print_table(&systems, &chosen, &figures);
+    Ok(())
+}
+
+fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// The first system is compared with the others: how many times as quick as they it is.
+fn print_table(systems: &[System], workloads: &[Workload], figures: &[Vec<Vec<f64>>]) {
+    let (first, others) = systems.split_first().expect("at least one");
+    let mut head = format!("| workload | {} |", first.name);
+    let mut rule = "| --- | ---: |".to_owned();
+    for other in others {
+        head += &format!(" {} / {} |", first.name, other.name);
+        rule += " ---: |";
+    }
+    for other in others {
+        head += &format!(" {} |", other.name);
+        rule += " ---: |";
+    }
+    println!("{head}\n{rule}");
+    for (workload, row) in workloads.iter().zip(figures) {
+        let medians: Vec<f64> = row.iter().map(|figures| median(figures)).collect();
+        let cell = |value: f64| match workload.unit() {
+            Unit::Megabytes => format!("{value:.0} MB/s"),
+            Unit::Operations => format!("{value:.0} /s"),
+            Unit::Microseconds => format!("{value:.0} us"),
+        };
+        let spread = {
+            let low = row[0].iter().copied().fold(f64::INFINITY, f64::min);
+            let high = row[0].iter().copied().fold(0.0, f64::max);
+            (high - low) / medians[0] * 100.0
+        };
+        let mut line = format!("| {} | {} (spread {spread:.0} %) |", workload.title(), cell(medians[0]));
+        for other in &medians[1..] {
+            let quicker = match workload.unit() {
+                Unit::Microseconds => other / medians[0],
+                Unit::Megabytes | Unit::Operations => medians[0] / other,
+            };
+            line += &format!(" {quicker:.2} |");
+        }
+        for other in &medians[1..] {
+            line += &format!(" {} |", cell(*other));
+        }
+        println!("{line}");
+    }
+}
+
+/// A directory that workloads can run in. Dropping it unmounts.
+struct System {
+    name: String,
+    root: PathBuf,
+    /// The process that serves the mount, and whether a signal makes it unmount.
+    server: Option<Child>,
+    mounted: bool,
+}
+
+impl System {
+    fn start(name: &str, scratch: &Path, options: &Options) -> anyhow::Result<Self> {
+        let root = scratch.join(name);
+        let data = scratch.join(format!("{name}-data"));
+        std::fs::create_dir_all(&root)?;
+        let mut system = Self {
+            name: name.to_owned(),
+            root: root.clone(),
+            server: None,
+            mounted: name != "plain",
+        };
+        let own = std::env::current_exe()?;
+        match name {
+            "plain" => {}
+            "toy" => {
+                let warm_mib = options.size_mib * 3 + 64;
+                let mut command = Command::new(own);
+                command.arg("toyfs").arg(&root).arg("--warm-mib").arg(warm_mib.to_string());
+                system.serve(command)?;
+            }
+            "cfs" => {
+                let beside = own.with_file_name("cfs");
+                let binary = options.cfs.as_ref().unwrap_or(&beside);
+                ensure!(binary.is_file(), "{} does not exist", binary.display());
+                let mut command = Command::new(binary);
+                command.arg("mount").arg("--data").arg(&data).arg(&root);
+                system.serve(command)?;
+            }
+            "gocryptfs" => {
+                std::fs::create_dir_all(&data)?;
+                let secret = ["-q", "-extpass", "echo bench"];
+                checked(Command::new("gocryptfs").args(["-init", "-scryptn", "10"]).args(secret).arg(&data))?;
+                checked(Command::new("gocryptfs").args(secret).arg(&data).arg(&root))?;
+            }
+            other => bail!("no system of this name: {other}"),
+        }
+        Ok(system)
+    }
+
+    /// Starts a server in the foreground and waits until it has mounted.
+    fn serve(&mut self, mut command: Command) -> anyhow::Result<()> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
+        self.server = Some(child);
+        let before = device_of(self.root.parent().expect("in the scratch directory"))?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut line = String::new();
+        while device_of(&self.root)? == before {
+            let child = self.server.as_mut().expect("just set");
+            if let Some(status) = child.try_wait()? {
+                bail!("{command:?} ended with {status}");
+            }
+            ensure!(Instant::now() < deadline, "{command:?} did not mount within a minute");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Nobody reads what it prints later, and it must not block on a full pipe.
+        std::thread::spawn(move || while output.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {});
+        Ok(())
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = Command::new("umount").arg(&self.root).stderr(Stdio::null()).status();
+            let _ = Command::new("umount").arg("-l").arg(&self.root).stderr(Stdio::null()).status();
+        }
+        if let Some(mut server) = self.server.take() {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while matches!(server.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+fn device_of(path: &Path) -> anyhow::Result<u64> {
+    Ok(rustix::fs::stat(path)?.st_dev)
+}
+
+fn checked(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}", message.trim());
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Checks and benches that developers run: `cargo xtask --help`.
+
+mod bench_mount;
+mod toyfs;
+mod workload;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Checks and benches for developers")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Mount a file system that lives in memory: the ceiling of the mount benches.
+    Toyfs {
+        /// Where to mount it.
+        mountpoint: PathBuf,
+        /// Threads that answer the kernel.
+        #[arg(long, default_value_t = 4)]
+        threads: usize,
+        /// MiB of memory to touch beforehand.
+        #[arg(long, default_value_t = 0)]
+        warm_mib: u64,
+    },
+    /// Measure, and print a table.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The mount, beside its ceiling, gocryptfs and a plain directory.
+    Mount(bench_mount::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Toyfs {
+            mountpoint,
+            threads,
+            warm_mib,
+        } => toyfs::run(&mountpoint, threads, warm_mib << 20),
+        Task::Bench {
+            bench: Bench::Mount(options),
+        } => bench_mount::run(&options),
+    }
+}

@@ -1,0 +1,424 @@
+//! What the mount bench does with a directory: each workload returns one figure.
+//!
+//! The data are written from memory that was touched and filled beforehand, so that neither page faults nor the
+//! generator are part of a figure.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, fadvise};
+
+const BLOCK_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 4096;
+/// Files in a directory of the metadata workloads.
+const FILES_PER_DIRECTORY: usize = 500;
+/// Bytes in a small file.
+const SMALL_FILE_BYTES: usize = 2048;
+/// How long a workload with a fixed duration runs.
+const DURATION: Duration = Duration::from_millis(1500);
+
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// 10^6 bytes a second.
+    Megabytes,
+    /// Operations a second.
+    Operations,
+    /// Median microseconds an operation; less is better.
+    Microseconds,
+}
+
+/// A workload by name. They run in this order on each system, later ones on what earlier ones left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Incompressible data, never seen before, to a new file.
+    WriteUnique,
+    /// The same, until it is durable.
+    WriteUniqueSync,
+    /// The data of the last file again, to a new file.
+    WriteDuplicate,
+    /// A file, after the kernel has forgotten it.
+    ReadCold,
+    /// The same file again.
+    ReadAgain,
+    /// A page at a random place of a file that the kernel has forgotten.
+    RandomRead,
+    /// A page to a random place of a file.
+    RandomWrite,
+    /// A page appended and made durable.
+    WriteFsync,
+    /// An empty file made and closed.
+    Create,
+    /// The same from two threads, each in its own directory.
+    CreateTwo,
+    /// The attributes of a file that the kernel has forgotten.
+    StatCold,
+    /// The same from two threads.
+    StatColdTwo,
+    /// Names and attributes of all files of a directory that the kernel has forgotten.
+    ListCold,
+    /// A file removed.
+    Unlink,
+    /// A file of 2 KiB made, written and closed.
+    SmallWrite,
+    /// A file of 2 KiB that the kernel has forgotten opened, read and closed.
+    SmallRead,
+}
+
+/// All workloads, in order.
+pub const WORKLOADS: [Workload; 16] = [
+    Workload::WriteUnique,
+    Workload::WriteUniqueSync,
+    Workload::WriteDuplicate,
+    Workload::ReadCold,
+    Workload::ReadAgain,
+    Workload::RandomRead,
+    Workload::RandomWrite,
+    Workload::WriteFsync,
+    Workload::Create,
+    Workload::CreateTwo,
+    Workload::StatCold,
+    Workload::StatColdTwo,
+    Workload::ListCold,
+    Workload::Unlink,
+    Workload::SmallWrite,
+    Workload::SmallRead,
+];
+
+impl Workload {
+    /// For the table.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::WriteUnique => "write, incompressible, 1 MiB",
+            Self::WriteUniqueSync => "the same with fsync at the end",
+            Self::WriteDuplicate => "write, duplicate data, 1 MiB",
+            Self::ReadCold => "read cold, 1 MiB",
+            Self::ReadAgain => "read again, 1 MiB",
+            Self::RandomRead => "random read, 4 KiB, cold",
+            Self::RandomWrite => "random write, 4 KiB",
+            Self::WriteFsync => "append 4 KiB + fsync, median",
+            Self::Create => "create + close",
+            Self::CreateTwo => "create + close, 2 threads",
+            Self::StatCold => "stat, cold",
+            Self::StatColdTwo => "stat, cold, 2 threads",
+            Self::ListCold => "list with attributes, cold, entries",
+            Self::Unlink => "unlink",
+            Self::SmallWrite => "write 2 KiB files",
+            Self::SmallRead => "read 2 KiB files, cold",
+        }
+    }
+
+    /// What its figure counts.
+    pub fn unit(self) -> Unit {
+        match self {
+            Self::WriteUnique
+            | Self::WriteUniqueSync
+            | Self::WriteDuplicate
+            | Self::ReadCold
+            | Self::ReadAgain => Unit::Megabytes,
+            Self::WriteFsync => Unit::Microseconds,
+            _ => Unit::Operations,
+        }
+    }
+}
+
+/// xorshift64* (Vigna, 2016).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// The data of the large files, and how many small ones there are.
+pub struct Material {
+    data: Vec<u8>,
+    random: Random,
+    files: usize,
+}
+
+impl Material {
+    /// `bytes` of data (rounded down to whole blocks) for each large file, `files` small ones.
+    pub fn new(bytes: usize, files: usize) -> Self {
+        let mut random = Random::new(0x5eed_c1a0_de00_0001);
+        let mut data = Vec::with_capacity(bytes);
+        while data.len() < bytes / BLOCK_BYTES * BLOCK_BYTES {
+            data.extend_from_slice(&random.next().to_le_bytes());
+        }
+        Self {
+            data,
+            random,
+            files,
+        }
+    }
+
+    /// Gets ready for `workload`: where it wants data never seen before, makes them differ from all before, in each
+    /// block. Called once for all systems, so that each finds the data that it wrote itself.
+    pub fn prepare(&mut self, workload: Workload) {
+        if !matches!(workload, Workload::WriteUnique | Workload::WriteUniqueSync) {
+            return;
+        }
+        for block in self.data.chunks_exact_mut(BLOCK_BYTES) {
+            let key = self.random.next();
+            for word in block.chunks_exact_mut(8) {
+                let value = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+                word.copy_from_slice(&value.wrapping_add(key).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Runs one workload in `root` and returns its figure.
+///
+/// # Errors
+/// What the file system refuses, and dropping the kernel's caches without being root.
+pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Result<f64> {
+    let megabytes = material.data.len() as f64 / 1e6;
+    let files = material.files;
+    match workload {
+        Workload::WriteUnique => {
+            let (written, _) = write_file(&root.join("first"), &material.data, false)?;
+            Ok(megabytes / written)
+        }
+        Workload::WriteUniqueSync => {
+            let (written, synced) = write_file(&root.join("large"), &material.data, true)?;
+            Ok(megabytes / (written + synced))
+        }
+        Workload::WriteDuplicate => {
+            let (written, _) = write_file(&root.join("copy"), &material.data, false)?;
+            Ok(megabytes / written)
+        }
+        Workload::ReadCold => {
+            drop_caches()?;
+            Ok(megabytes / read_file(&root.join("large"), &material.data)?)
+        }
+        Workload::ReadAgain => Ok(megabytes / read_file(&root.join("large"), &material.data)?),
+        Workload::RandomRead => {
+            drop_caches()?;
+            random_pages(&root.join("large"), material, false)
+        }
+        Workload::RandomWrite => random_pages(&root.join("copy"), material, true),
+        Workload::WriteFsync => append_and_sync(&root.join("log"), &material.data),
+        Workload::Create => {
+            let directories = make_directories(&root.join("one"), files)?;
+            rate(files, || create_in(&directories, b""))
+        }
+        Workload::CreateTwo => {
+            let directories = make_directories(&root.join("two"), files)?;
+            rate(files, || two_threads(&directories, |half| create_in(half, b"")))
+        }
+        Workload::StatCold => {
+            drop_caches()?;
+            rate(files, || stat_in(&directories_of(&root.join("one"), files)))
+        }
+        Workload::StatColdTwo => {
+            drop_caches()?;
+            let directories = directories_of(&root.join("two"), files);
+            rate(files, || two_threads(&directories, stat_in))
+        }
+        Workload::ListCold => {
+            drop_caches()?;
+            rate(files, || list_in(&directories_of(&root.join("one"), files)))
+        }
+        Workload::Unlink => {
+            let figure = rate(files, || unlink_in(&directories_of(&root.join("one"), files)));
+            fs::remove_dir_all(root.join("one"))?;
+            fs::remove_dir_all(root.join("two"))?;
+            figure
+        }
+        Workload::SmallWrite => {
+            let content = &material.data[..SMALL_FILE_BYTES];
+            let directories = make_directories(&root.join("small"), files)?;
+            rate(files, || create_in(&directories, content))
+        }
+        Workload::SmallRead => {
+            drop_caches()?;
+            let figure = rate(files, || read_in(&directories_of(&root.join("small"), files)));
+            fs::remove_dir_all(root.join("small"))?;
+            figure
+        }
+    }
+}
+
+/// Removes what the workloads left in `root`.
+pub fn clean(root: &Path) -> io::Result<()> {
+    for name in ["first", "large", "copy", "log"] {
+        match fs::remove_file(root.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn drop_caches() -> io::Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
+fn rate(operations: usize, work: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
+    let start = Instant::now();
+    work()?;
+    Ok(operations as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Seconds for writing, and for the fsync if asked for.
+fn write_file(path: &Path, data: &[u8], sync: bool) -> io::Result<(f64, f64)> {
+    if path.exists() {
+        fs::remove_file(path)?;
+    }
+    let start = Instant::now();
+    let file = File::create(path)?;
+    for (index, block) in data.chunks(BLOCK_BYTES).enumerate() {
+        file.write_all_at(block, (index * BLOCK_BYTES) as u64)?;
+    }
+    let written = start.elapsed();
+    if sync {
+        file.sync_all()?;
+    }
+    let synced = start.elapsed() - written;
+    drop(file);
+    Ok((written.as_secs_f64(), synced.as_secs_f64()))
+}
+
+/// Seconds for reading all of it; the content is compared at a few places.
+fn read_file(path: &Path, expected: &[u8]) -> io::Result<f64> {
+    let mut block = vec![1; BLOCK_BYTES];
+    let start = Instant::now();
+    let file = File::open(path)?;
+    for (index, expected) in expected.chunks(BLOCK_BYTES).enumerate() {
+        file.read_exact_at(&mut block, (index * BLOCK_BYTES) as u64)?;
+        if block[..64] != expected[..64] {
+            return Err(io::Error::other(format!("wrong content in block {index}")));
+        }
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn random_pages(path: &Path, material: &mut Material, write: bool) -> io::Result<f64> {
+    let file = File::options().read(true).write(write).open(path)?;
+    fadvise(&file, 0, None, Advice::Random)?;
+    let pages = (material.data.len() / PAGE_BYTES) as u64;
+    let mut page = [0; PAGE_BYTES];
+    let (start, mut operations) = (Instant::now(), 0_u64);
+    while start.elapsed() < DURATION {
+        let at = material.random.next() % pages * PAGE_BYTES as u64;
+        if write {
+            page[..8].copy_from_slice(&material.random.next().to_le_bytes());
+            file.write_all_at(&page, at)?;
+        } else {
+            file.read_exact_at(&mut page, at)?;
+        }
+        operations += 1;
+    }
+    Ok(operations as f64 / start.elapsed().as_secs_f64())
+}
+
+fn append_and_sync(path: &Path, data: &[u8]) -> io::Result<f64> {
+    let file = File::create(path)?;
+    let mut latencies = Vec::new();
+    let start = Instant::now();
+    for (index, page) in data.chunks_exact(PAGE_BYTES).enumerate() {
+        let before = Instant::now();
+        file.write_all_at(page, (index * PAGE_BYTES) as u64)?;
+        file.sync_data()?;
+        latencies.push(before.elapsed());
+        if start.elapsed() > DURATION {
+            break;
+        }
+    }
+    latencies.sort_unstable();
+    Ok(latencies[latencies.len() / 2].as_secs_f64() * 1e6)
+}
+
+/// Directories of `root` with the numbers of the files in each.
+type Directories = [(PathBuf, std::ops::Range<usize>)];
+
+fn directories_of(root: &Path, files: usize) -> Vec<(PathBuf, std::ops::Range<usize>)> {
+    (0..files.div_ceil(FILES_PER_DIRECTORY))
+        .map(|index| {
+            let first = index * FILES_PER_DIRECTORY;
+            let range = first..files.min(first + FILES_PER_DIRECTORY);
+            (root.join(format!("d{index}")), range)
+        })
+        .collect()
+}
+
+fn make_directories(root: &Path, files: usize) -> io::Result<Vec<(PathBuf, std::ops::Range<usize>)>> {
+    let directories = directories_of(root, files);
+    for (path, _) in &directories {
+        fs::create_dir_all(path)?;
+    }
+    Ok(directories)
+}
+
+fn each_file(directories: &Directories, mut visit: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    for (directory, range) in directories {
+        for index in range.clone() {
+            visit(&directory.join(format!("file{index:06}")))?;
+        }
+    }
+    Ok(())
+}
+
+fn create_in(directories: &Directories, content: &[u8]) -> io::Result<()> {
+    each_file(directories, |path| {
+        let file = File::create_new(path)?;
+        if content.is_empty() {
+            return Ok(());
+        }
+        // Each file has content of its own.
+        let mut own = [0; SMALL_FILE_BYTES];
+        own[..content.len()].copy_from_slice(content);
+        let name = path.as_os_str().as_encoded_bytes();
+        own[..name.len().min(64)].copy_from_slice(&name[name.len().saturating_sub(64)..]);
+        file.write_all_at(&own[..content.len()], 0)
+    })
+}
+
+fn stat_in(directories: &Directories) -> io::Result<()> {
+    each_file(directories, |path| fs::symlink_metadata(path).map(drop))
+}
+
+fn unlink_in(directories: &Directories) -> io::Result<()> {
+    each_file(directories, |path| fs::remove_file(path))
+}
+
+fn read_in(directories: &Directories) -> io::Result<()> {
+    let mut buffer = [0; SMALL_FILE_BYTES];
+    each_file(directories, |path| File::open(path)?.read_exact_at(&mut buffer, 0))
+}
+
+fn list_in(directories: &Directories) -> io::Result<()> {
+    for (directory, range) in directories {
+        let mut entries = 0;
+        for entry in fs::read_dir(directory)? {
+            entry?.metadata()?;
+            entries += 1;
+        }
+        if entries != range.len() {
+            return Err(io::Error::other(format!("{entries} entries in {}", directory.display())));
+        }
+    }
+    Ok(())
+}
+
+fn two_threads(directories: &Directories, work: impl Fn(&Directories) -> io::Result<()> + Sync) -> io::Result<()> {
+    let (left, right) = directories.split_at(directories.len() / 2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| work(right));
+        work(left)?;
+        other.join().expect("a workload thread does not panic")
+    })
+}
