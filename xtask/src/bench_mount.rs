@@ -122,7 +122,11 @@ fn print_table(systems: &[System], workloads: &[Workload], figures: &[Vec<Vec<f6
             let high = row[0].iter().copied().fold(0.0, f64::max);
             (high - low) / medians[0] * 100.0
         };
-        let mut line = format!("| {} | {} (spread {spread:.0} %) |", workload.title(), cell(medians[0]));
+        let mut line = format!(
+            "| {} | {} (spread {spread:.0} %) |",
+            workload.title(),
+            cell(medians[0])
+        );
         for other in &medians[1..] {
             let quicker = match workload.unit() {
                 Unit::Microseconds => other / medians[0],
@@ -163,7 +167,11 @@ impl System {
             "toy" => {
                 let warm_mib = options.size_mib * 3 + 64;
                 let mut command = Command::new(own);
-                command.arg("toyfs").arg(&root).arg("--warm-mib").arg(warm_mib.to_string());
+                command
+                    .arg("toyfs")
+                    .arg(&root)
+                    .arg("--warm-mib")
+                    .arg(warm_mib.to_string());
                 system.serve(command)?;
             }
             "cfs" => {
@@ -177,7 +185,12 @@ impl System {
             "gocryptfs" => {
                 std::fs::create_dir_all(&data)?;
                 let secret = ["-q", "-extpass", "echo bench"];
-                checked(Command::new("gocryptfs").args(["-init", "-scryptn", "10"]).args(secret).arg(&data))?;
+                checked(
+                    Command::new("gocryptfs")
+                        .args(["-init", "-scryptn", "10"])
+                        .args(secret)
+                        .arg(&data),
+                )?;
                 checked(Command::new("gocryptfs").args(secret).arg(&data).arg(&root))?;
             }
             other => bail!("no system of this name: {other}"),
@@ -198,11 +211,16 @@ impl System {
             if let Some(status) = child.try_wait()? {
                 bail!("{command:?} ended with {status}");
             }
-            ensure!(Instant::now() < deadline, "{command:?} did not mount within a minute");
+            ensure!(
+                Instant::now() < deadline,
+                "{command:?} did not mount within a minute"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         // Nobody reads what it prints later, and it must not block on a full pipe.
-        std::thread::spawn(move || while output.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {});
+        std::thread::spawn(
+            move || while output.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {},
+        );
         Ok(())
     }
 }
@@ -210,8 +228,15 @@ impl System {
 impl Drop for System {
     fn drop(&mut self) {
         if self.mounted {
-            let _ = Command::new("umount").arg(&self.root).stderr(Stdio::null()).status();
-            let _ = Command::new("umount").arg("-l").arg(&self.root).stderr(Stdio::null()).status();
+            let _ = Command::new("umount")
+                .arg(&self.root)
+                .stderr(Stdio::null())
+                .status();
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(&self.root)
+                .stderr(Stdio::null())
+                .status();
         }
         if let Some(mut server) = self.server.take() {
             let deadline = Instant::now() + Duration::from_secs(30);
@@ -229,7 +254,10 @@ fn device_of(path: &Path) -> anyhow::Result<u64> {
 }
 
 fn checked(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{command:?}"))?;
     let message = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}", message.trim());
     Ok(())

@@ -140,7 +140,13 @@ impl Toy {
         ino.map(|ino| self.attr(INodeNo(ino))).transpose()
     }
 
-    fn make(&self, parent: INodeNo, name: &OsStr, kind: FileType, mode: u32) -> Result<FileAttr, Errno> {
+    fn make(
+        &self,
+        parent: INodeNo,
+        name: &OsStr,
+        kind: FileType,
+        mode: u32,
+    ) -> Result<FileAttr, Errno> {
         let parent = self.node(parent)?;
         let mut names = names(&parent)?.write();
         if names.contains_key(name) {
@@ -282,8 +288,19 @@ impl Filesystem for Toy {
         reply.attr(&CACHE_TIME, &attr);
     }
 
-    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let attr = or_error!(self.make(parent, name, FileType::Directory, mode & !umask), reply);
+    fn mkdir(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let attr = or_error!(
+            self.make(parent, name, FileType::Directory, mode & !umask),
+            reply
+        );
         reply.entry(&CACHE_TIME, &attr, GENERATION);
     }
 
@@ -311,7 +328,9 @@ impl Filesystem for Toy {
         let to = or_error!(self.node(newparent), reply);
         let taken = or_error!(names(&from), reply).write().remove(name);
         let ino = or_error!(taken.ok_or(Errno::ENOENT), reply);
-        or_error!(names(&to), reply).write().insert(newname.to_owned(), ino);
+        or_error!(names(&to), reply)
+            .write()
+            .insert(newname.to_owned(), ino);
         reply.ok();
     }
 
@@ -335,7 +354,10 @@ impl Filesystem for Toy {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let attr = or_error!(self.make(parent, name, FileType::RegularFile, mode & !umask), reply);
+        let attr = or_error!(
+            self.make(parent, name, FileType::RegularFile, mode & !umask),
+            reply
+        );
         reply.created(&CACHE_TIME, &attr, GENERATION, FileHandle(0), file_flags());
     }
 
@@ -362,7 +384,10 @@ impl Filesystem for Toy {
         }
         let byte = |at: usize| {
             let block = blocks.get(at / BLOCK_BYTES).and_then(Option::as_ref);
-            block.and_then(|block| block.get(at % BLOCK_BYTES)).copied().unwrap_or(0)
+            block
+                .and_then(|block| block.get(at % BLOCK_BYTES))
+                .copied()
+                .unwrap_or(0)
         };
         let data: Vec<u8> = (start..end).map(byte).collect();
         reply.data(&data);
@@ -395,13 +420,23 @@ impl Filesystem for Toy {
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let node = or_error!(self.node(ino), reply);
         let entries = or_error!(names(&node), reply).read();
-        let listing = entries.iter().map(|(name, ino)| (name.clone(), *ino)).collect();
+        let listing = entries
+            .iter()
+            .map(|(name, ino)| (name.clone(), *ino))
+            .collect();
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.listings.lock().insert(handle, Arc::new(listing));
         reply.opened(FileHandle(handle), FopenFlags::empty());
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let listing = or_error!(self.listing(fh).ok_or(Errno::EBADF), reply);
         for (index, (name, ino)) in listing.iter().enumerate().skip(offset as usize) {
             let Ok(attr) = self.attr(INodeNo(*ino)) else {
@@ -414,13 +449,27 @@ impl Filesystem for Toy {
         reply.ok();
     }
 
-    fn readdirplus(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let listing = or_error!(self.listing(fh).ok_or(Errno::EBADF), reply);
         for (index, (name, ino)) in listing.iter().enumerate().skip(offset as usize) {
             let Ok(attr) = self.attr(INodeNo(*ino)) else {
                 continue;
             };
-            if reply.add(attr.ino, index as u64 + 1, name, &CACHE_TIME, &attr, GENERATION) {
+            if reply.add(
+                attr.ino,
+                index as u64 + 1,
+                name,
+                &CACHE_TIME,
+                &attr,
+                GENERATION,
+            ) {
                 break;
             }
         }

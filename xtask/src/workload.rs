@@ -216,7 +216,9 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
         }
         Workload::CreateTwo => {
             let directories = make_directories(&root.join("two"), files)?;
-            rate(files, || two_threads(&directories, |half| create_in(half, b"")))
+            rate(files, || {
+                two_threads(&directories, |half| create_in(half, b""))
+            })
         }
         Workload::StatCold => {
             drop_caches()?;
@@ -232,7 +234,9 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
             rate(files, || list_in(&directories_of(&root.join("one"), files)))
         }
         Workload::Unlink => {
-            let figure = rate(files, || unlink_in(&directories_of(&root.join("one"), files)));
+            let figure = rate(files, || {
+                unlink_in(&directories_of(&root.join("one"), files))
+            });
             fs::remove_dir_all(root.join("one"))?;
             fs::remove_dir_all(root.join("two"))?;
             figure
@@ -244,7 +248,9 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
         }
         Workload::SmallRead => {
             drop_caches()?;
-            let figure = rate(files, || read_in(&directories_of(&root.join("small"), files)));
+            let figure = rate(files, || {
+                read_in(&directories_of(&root.join("small"), files))
+            });
             fs::remove_dir_all(root.join("small"))?;
             figure
         }
@@ -355,7 +361,10 @@ fn directories_of(root: &Path, files: usize) -> Vec<(PathBuf, std::ops::Range<us
         .collect()
 }
 
-fn make_directories(root: &Path, files: usize) -> io::Result<Vec<(PathBuf, std::ops::Range<usize>)>> {
+fn make_directories(
+    root: &Path,
+    files: usize,
+) -> io::Result<Vec<(PathBuf, std::ops::Range<usize>)>> {
     let directories = directories_of(root, files);
     for (path, _) in &directories {
         fs::create_dir_all(path)?;
@@ -363,7 +372,10 @@ fn make_directories(root: &Path, files: usize) -> io::Result<Vec<(PathBuf, std::
     Ok(directories)
 }
 
-fn each_file(directories: &Directories, mut visit: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+fn each_file(
+    directories: &Directories,
+    mut visit: impl FnMut(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     for (directory, range) in directories {
         for index in range.clone() {
             visit(&directory.join(format!("file{index:06}")))?;
@@ -397,7 +409,9 @@ fn unlink_in(directories: &Directories) -> io::Result<()> {
 
 fn read_in(directories: &Directories) -> io::Result<()> {
     let mut buffer = [0; SMALL_FILE_BYTES];
-    each_file(directories, |path| File::open(path)?.read_exact_at(&mut buffer, 0))
+    each_file(directories, |path| {
+        File::open(path)?.read_exact_at(&mut buffer, 0)
+    })
 }
 
 fn list_in(directories: &Directories) -> io::Result<()> {
@@ -408,13 +422,19 @@ fn list_in(directories: &Directories) -> io::Result<()> {
             entries += 1;
         }
         if entries != range.len() {
-            return Err(io::Error::other(format!("{entries} entries in {}", directory.display())));
+            return Err(io::Error::other(format!(
+                "{entries} entries in {}",
+                directory.display()
+            )));
         }
     }
     Ok(())
 }
 
-fn two_threads(directories: &Directories, work: impl Fn(&Directories) -> io::Result<()> + Sync) -> io::Result<()> {
+fn two_threads(
+    directories: &Directories,
+    work: impl Fn(&Directories) -> io::Result<()> + Sync,
+) -> io::Result<()> {
     let (left, right) = directories.split_at(directories.len() / 2);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| work(right));

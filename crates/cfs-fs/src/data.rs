@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `buffer` | warm memory, and the count of what is in use |
 //! | `body` | one file's dirty runs and jobs in flight, and how they lie on the tables |
-//! | `flush` | runs to chunks to commands |
+//! | `flush` | runs to chunks to jobs |
+//! | `commit` | jobs to commands |
 //! | `lanes` | the sealing threads |
 //! | `pressure` | the list of dirty files, back-pressure, aged flushes |
 //! | `read`, `windows`, `hot` | reading, decoded extents, opened chunks |
@@ -19,6 +20,7 @@
 mod api;
 mod body;
 mod buffer;
+mod commit;
 mod flush;
 mod hot;
 mod lanes;
@@ -65,6 +67,9 @@ const IDLE_TICKS_MAX: u64 = 100;
 /// A file that is read all the time has its access time looked at this often, nanoseconds; at once after any change.
 const ATIME_INTERVAL_NS: u64 = 1_000_000_000;
 
+/// A file takes at most the hot area's size divided by this of it when it is read in order.
+const STREAM_SHARE: u64 = 16;
+
 /// Everything in memory of files, and the threads that work on it. Dropping it stops the threads; what is dirty then
 /// is lost, as in a crash.
 pub(crate) struct Files {
@@ -81,6 +86,8 @@ pub(crate) struct Core {
     dirty_bytes_max: u64,
     flush_after_ns: u64,
     readahead_bytes: u64,
+    /// Who reads a file of this size in order lets go of the chunks behind.
+    stream_bytes_min: u64,
     /// How often reading looks at the access time.
     atime_interval_ns: u64,
     shards: [Mutex<HashMap<Ino, Arc<FileState>>>; SHARDS],
@@ -133,6 +140,7 @@ impl Files {
             dirty_bytes_max: options.dirty_bytes_max,
             flush_after_ns: options.flush_after_ms.saturating_mul(1_000_000),
             readahead_bytes: options.readahead_bytes,
+            stream_bytes_min: options.hot_bytes / STREAM_SHARE,
             atime_interval_ns: match options.atime {
                 AtimePolicy::Strict => 0,
                 AtimePolicy::Relatime => ATIME_INTERVAL_NS,

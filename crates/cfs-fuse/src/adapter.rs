@@ -101,6 +101,20 @@ impl Adapter {
         }
     }
 
+    /// Clears set-user-id and set-group-id of a file that a caller other than root changes in another way than those
+    /// whose calls do it themselves.
+    fn kill_suid_sgid(&self, request: &Request, ino: Ino) -> Result<(), FsError> {
+        let special = libc::S_ISUID | libc::S_ISGID;
+        if request.uid() == 0 || self.fs.getattr(ino)?.mode & special == 0 {
+            return Ok(());
+        }
+        let set = SetAttr {
+            kill_suid_sgid: true,
+            ..SetAttr::default()
+        };
+        self.fs.setattr(ino, &set).map(drop)
+    }
+
     /// Whether an access ACL that this caller sets takes the set-group-id bit from the file: when the caller is not in
     /// the file's group.
     fn acl_kills_sgid(&self, request: &Request, ino: Ino) -> Result<bool, FsError> {
@@ -253,7 +267,9 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let caller = caller(request, umask);
-        let made = self.fs.mknod(ino(parent), name.as_bytes(), mode, rdev.into(), &caller);
+        let made = self
+            .fs
+            .mknod(ino(parent), name.as_bytes(), mode, rdev.into(), &caller);
         Self::answer_entry("mknod", ino(parent), made, reply);
     }
 
@@ -291,7 +307,9 @@ impl Filesystem for Adapter {
     ) {
         let target = target.as_os_str().as_bytes();
         let caller = caller(request, 0);
-        let made = self.fs.symlink(ino(parent), link_name.as_bytes(), target, &caller);
+        let made = self
+            .fs
+            .symlink(ino(parent), link_name.as_bytes(), target, &caller);
         Self::answer_entry("symlink", ino(parent), made, reply);
     }
 
@@ -314,7 +332,9 @@ impl Filesystem for Adapter {
             exchange: flags.contains(fuser::RenameFlags::RENAME_EXCHANGE),
         };
         let (name, newname) = (name.as_bytes(), newname.as_bytes());
-        let result = self.fs.rename(ino(parent), name, ino(newparent), newname, flags);
+        let result = self
+            .fs
+            .rename(ino(parent), name, ino(newparent), newname, flags);
         Self::answer_empty("rename", ino(parent), result, reply);
     }
 
@@ -351,7 +371,13 @@ impl Filesystem for Adapter {
         match self.create_file(request, ino(parent), name, mode, umask, flags) {
             Ok(attr) => {
                 let attr = file_attr(&attr);
-                reply.created(&CACHE_TIME, &attr, GENERATION, FileHandle(0), open_flags(flags));
+                reply.created(
+                    &CACHE_TIME,
+                    &attr,
+                    GENERATION,
+                    FileHandle(0),
+                    open_flags(flags),
+                );
             }
             Err(error) => reply.error(errno("create", ino(parent), &error)),
         }
@@ -434,11 +460,13 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = self.directories.list(&self.fs, ino(inode), handle.0, offset, |entry| {
-            let kind = file_type(entry.kind);
-            let name = OsStr::from_bytes(&entry.name);
-            Ok(reply.add(INodeNo(entry.ino.0), entry.cookie, kind, name))
-        });
+        let listed = self
+            .directories
+            .list(&self.fs, ino(inode), handle.0, offset, |entry| {
+                let kind = file_type(entry.kind);
+                let name = OsStr::from_bytes(&entry.name);
+                Ok(reply.add(INodeNo(entry.ino.0), entry.cookie, kind, name))
+            });
         match listed {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno("readdir", ino(inode), &error)),
@@ -453,16 +481,18 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.directories.list(&self.fs, ino(inode), handle.0, offset, |entry| {
-            let attr = match self.fs.getattr(entry.ino) {
-                Ok(attr) => file_attr(&attr),
-                // It went away between the listing and now.
-                Err(FsError::NotFound) => return Ok(false),
-                Err(error) => return Err(error),
-            };
-            let name = OsStr::from_bytes(&entry.name);
-            Ok(reply.add(attr.ino, entry.cookie, name, &CACHE_TIME, &attr, GENERATION))
-        });
+        let listed = self
+            .directories
+            .list(&self.fs, ino(inode), handle.0, offset, |entry| {
+                let attr = match self.fs.getattr(entry.ino) {
+                    Ok(attr) => file_attr(&attr),
+                    // It went away between the listing and now.
+                    Err(FsError::NotFound) => return Ok(false),
+                    Err(error) => return Err(error),
+                };
+                let name = OsStr::from_bytes(&entry.name);
+                Ok(reply.add(attr.ino, entry.cookie, name, &CACHE_TIME, &attr, GENERATION))
+            });
         match listed {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno("readdirplus", ino(inode), &error)),
@@ -544,7 +574,11 @@ impl Filesystem for Adapter {
     fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         match self.fs.listxattr(ino(inode)) {
             Ok(names) => {
-                let list: Vec<u8> = names.iter().flat_map(|name| name.iter().chain(&[0])).copied().collect();
+                let list: Vec<u8> = names
+                    .iter()
+                    .flat_map(|name| name.iter().chain(&[0]))
+                    .copied()
+                    .collect();
                 reply_sized(reply, &list, size);
             }
             Err(error) => reply.error(errno("listxattr", ino(inode), &error)),
@@ -569,7 +603,9 @@ impl Filesystem for Adapter {
         let Some(mode) = AllocateMode::from_flags(mode) else {
             return reply.error(Errno::EOPNOTSUPP);
         };
-        let result = self.fs.fallocate(ino(inode), mode, offset, length, request.uid() != 0);
+        let result = self
+            .fs
+            .fallocate(ino(inode), mode, offset, length, request.uid() != 0);
         Self::answer_empty("fallocate", ino(inode), result, reply);
     }
 
@@ -599,7 +635,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _: FileHandle,
         offset_in: u64,
@@ -610,10 +646,16 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let (source, target) = (ino(ino_in), ino(ino_out));
         let len = len.min(COPY_BYTES_MAX);
-        match self.fs.copy_range(ino(ino_in), offset_in, ino(ino_out), offset_out, len) {
+        let killed = self.kill_suid_sgid(request, target);
+        let copied = killed.and_then(|()| {
+            self.fs
+                .copy_range(source, offset_in, target, offset_out, len)
+        });
+        match copied {
             Ok(bytes) => reply.written(bytes as u32),
-            Err(error) => reply.error(errno("copy_file_range", ino(ino_out), &error)),
+            Err(error) => reply.error(errno("copy_file_range", target, &error)),
         }
     }
 

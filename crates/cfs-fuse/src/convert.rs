@@ -125,10 +125,15 @@ mod tests {
         let check = |seconds: i64, nanos: u32| {
             let time = system_time(Time { seconds, nanos });
             let expected = match time.duration_since(UNIX_EPOCH) {
-                Ok(since) => i128::from(since.as_secs()) * 1_000_000_000 + i128::from(since.subsec_nanos()),
+                Ok(since) => {
+                    i128::from(since.as_secs()) * 1_000_000_000 + i128::from(since.subsec_nanos())
+                }
                 Err(before) => -(before.duration().as_nanos() as i128),
             };
-            assert_eq!(expected, i128::from(seconds) * 1_000_000_000 + i128::from(nanos));
+            assert_eq!(
+                expected,
+                i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
+            );
         };
         for seconds in [0, 1, -1, -2, 1 << 33, -(1 << 33), i64::MAX, i64::MIN] {
             for nanos in [0, 1, 999_999_999] {

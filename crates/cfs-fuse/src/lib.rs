@@ -19,7 +19,8 @@ use cfs_fs::Fs;
 
 pub use mountpoint::{MountError, check};
 pub use session::{
-    CACHE_TIME, MountOptions, Mounted, SessionError, UnmountError, configure_kernel, mount_filesystem,
+    CACHE_TIME, MountOptions, Mounted, SessionError, UnmountError, configure_kernel,
+    mount_filesystem,
 };
 
 /// Mounts `fs` and starts to answer requests. The caller goes on calling [`Fs::tick`], and closes `fs` after

@@ -43,7 +43,9 @@ pub enum MountError {
         source: io::Error,
     },
     /// Files would be hidden by the mount.
-    #[error("the mount point {0} is not empty; use an empty directory, or allow mounting over its content")]
+    #[error(
+        "the mount point {0} is not empty; use an empty directory, or allow mounting over its content"
+    )]
     NotEmpty(PathBuf),
     /// Something is mounted there.
     #[error("{kind} is mounted at {path} already; unmount it first")]
@@ -62,7 +64,9 @@ pub enum MountError {
         kind: String,
     },
     /// The kernel has no FUSE here.
-    #[error("{FUSE_DEVICE} does not exist; load the kernel module `fuse`, or give the container the device")]
+    #[error(
+        "{FUSE_DEVICE} does not exist; load the kernel module `fuse`, or give the container the device"
+    )]
     NoDevice,
     /// The device is there but may not be used.
     #[error(
@@ -224,15 +228,17 @@ fn detach_dead(path: &Path) -> Result<(), MountError> {
 
 fn open_device() -> Result<File, MountError> {
     let opened = File::options().read(true).write(true).open(FUSE_DEVICE);
-    opened.map_err(|source| match source.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => MountError::NoDevice,
-        _ => MountError::DeviceForbidden {
-            mode: fs::metadata(FUSE_DEVICE)
-                .map_or(0, |metadata| metadata.permissions().mode() & 0o7777),
-            uid: rustix::process::geteuid().as_raw(),
-            source,
+    opened.map_err(
+        |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => MountError::NoDevice,
+            _ => MountError::DeviceForbidden {
+                mode: fs::metadata(FUSE_DEVICE)
+                    .map_or(0, |metadata| metadata.permissions().mode() & 0o7777),
+                uid: rustix::process::geteuid().as_raw(),
+                source,
+            },
         },
-    })
+    )
 }
 
 /// How to come to a session: the kernel has the mount and this is its descriptor, or the helper is still to be asked.
@@ -245,7 +251,11 @@ pub(crate) enum Attachment {
 
 /// Mounts directly when this process may, and says that the helper is needed otherwise.
 pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Attachment, MountError> {
-    if let Some(bad) = options.fsname.chars().find(|c| matches!(c, ',' | '\\' | '\0' | '\n')) {
+    if let Some(bad) = options
+        .fsname
+        .chars()
+        .find(|c| matches!(c, ',' | '\\' | '\0' | '\n'))
+    {
         return Err(MountError::BadName(bad.to_string()));
     }
     let device = open_device()?;

@@ -258,7 +258,8 @@ impl Mounted {
 
     fn unmount_with(&self, detach: bool) -> Result<(), UnmountError> {
         // Something else may have been mounted here after ours went away.
-        let ours = mountpoint::mounted_at(&self.path).map(|entry| entry.device) == Some(self.device);
+        let ours =
+            mountpoint::mounted_at(&self.path).map(|entry| entry.device) == Some(self.device);
         if !ours {
             return Ok(());
         }

@@ -24,7 +24,11 @@ impl Batch {
     /// When the key is longer than [`KEY_BYTES_MAX`] or the value than [`VALUE_BYTES_MAX`].
     pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         assert!(key.len() <= KEY_BYTES_MAX, "key of {} bytes", key.len());
-        assert!(value.len() <= VALUE_BYTES_MAX, "value of {} bytes", value.len());
+        assert!(
+            value.len() <= VALUE_BYTES_MAX,
+            "value of {} bytes",
+            value.len()
+        );
         self.changes.push((key, Some(value)));
     }
 

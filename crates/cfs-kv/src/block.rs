@@ -9,7 +9,11 @@
 
 use std::cmp::Ordering;
 
-use crate::{KEY_BYTES_MAX, VALUE_BYTES_MAX, error::BadBlock};
+use crate::{
+    KEY_BYTES_MAX, VALUE_BYTES_MAX,
+    error::BadBlock,
+    search::{guess_u32, lower_bound},
+};
 
 /// What a block holds; its first byte.
 pub(crate) const KIND_DATA: u8 = 1;
@@ -87,7 +91,8 @@ impl Block {
             if usize::from(u16::from_le_bytes([offset[0], offset[1]])) != start - prefix_end {
                 return Err(BadBlock("entries with gaps"));
             }
-            let entry = EntryPlace::decode(&bytes, start).ok_or(BadBlock("entry beyond its end"))?;
+            let entry =
+                EntryPlace::decode(&bytes, start).ok_or(BadBlock("entry beyond its end"))?;
             let suffix = &bytes[entry.suffix_start..entry.value_start];
             if prefix_len + suffix.len() > KEY_BYTES_MAX {
                 return Err(BadBlock("key too long"));
@@ -162,7 +167,9 @@ impl Block {
         }
         let suffix = &key[shared..];
         let head = head(suffix);
-        let mut low = self.slots.partition_point(|slot| slot.head < head);
+        let slots = &self.slots;
+        let guess = guess_u32(slots.len(), slots[0].head, slots[slots.len() - 1].head, head);
+        let mut low = lower_bound(slots.len(), |index| slots[index].head, &head, guess);
         if self.slots.get(low).is_none_or(|slot| slot.head != head) {
             return Err(low);
         }
@@ -263,8 +270,10 @@ impl BlockBuilder {
         debug_assert!(self.last_key().is_none_or(|last| last < key), "keys ascend");
         self.content.extend_from_slice(key);
         self.content.extend_from_slice(value.unwrap_or_default());
-        self.lengths
-            .push((key.len() as u32, value.map_or(0, |value| value.len() as u32 + 1)));
+        self.lengths.push((
+            key.len() as u32,
+            value.map_or(0, |value| value.len() as u32 + 1),
+        ));
     }
 
     /// Key of the last entry.
@@ -281,19 +290,23 @@ impl BlockBuilder {
         let prefix_len = shared_prefix_len(first_key, last_key);
         self.output.clear();
         self.output.extend_from_slice(&[kind, BLOCK_VERSION]);
-        self.output.extend_from_slice(&(prefix_len as u16).to_le_bytes());
-        self.output.extend_from_slice(&(self.lengths.len() as u32).to_le_bytes());
+        self.output
+            .extend_from_slice(&(prefix_len as u16).to_le_bytes());
+        self.output
+            .extend_from_slice(&(self.lengths.len() as u32).to_le_bytes());
         self.output.resize(HEADER_BYTES + 2 * self.lengths.len(), 0);
         self.output.extend_from_slice(&first_key[..prefix_len]);
         let entries_start = self.output.len();
         let mut start = 0;
         for (index, &(key_len, value_tag)) in self.lengths.iter().enumerate() {
-            let offset = u16::try_from(self.output.len() - entries_start).expect("fits() was asked");
+            let offset =
+                u16::try_from(self.output.len() - entries_start).expect("fits() was asked");
             self.output[HEADER_BYTES + 2 * index..][..2].copy_from_slice(&offset.to_le_bytes());
             let end = start + (key_len + value_tag.saturating_sub(1)) as usize;
             encode_varint(&mut self.output, key_len as usize - prefix_len);
             encode_varint(&mut self.output, value_tag as usize);
-            self.output.extend_from_slice(&self.content[start + prefix_len..end]);
+            self.output
+                .extend_from_slice(&self.content[start + prefix_len..end]);
             start = end;
         }
         self.content.clear();

@@ -36,7 +36,9 @@ impl BlockCache {
     /// A cache that keeps about `bytes` of blocks.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        let blocks_expected = usize::try_from(bytes / 8192).unwrap_or(usize::MAX).clamp(64, 1 << 24);
+        let blocks_expected = usize::try_from(bytes / 8192)
+            .unwrap_or(usize::MAX)
+            .clamp(64, 1 << 24);
         Self {
             blocks: Cache::with(
                 blocks_expected,

@@ -68,7 +68,12 @@ impl Job {
         let inputs = plan.level0.iter().cloned().chain(upper).chain(lower);
         let cursors = inputs
             .map(|sorted| {
-                let cursor = RunCursor::new(sorted, Direction::Forward, ReadThrough::Store, Bound::Unbounded)?;
+                let cursor = RunCursor::new(
+                    sorted,
+                    Direction::Forward,
+                    ReadThrough::Store,
+                    Bound::Unbounded,
+                )?;
                 Ok(Cursor::Run(cursor))
             })
             .collect::<Result<_, RunError>>()?;
@@ -81,7 +86,11 @@ impl Job {
 
     /// Writes the next run of the output. `true` when it was the last one. After an error the job is of no use but
     /// for [`Job::abandon`].
-    pub(crate) fn step(&mut self, context: &RunContext, options: &TreeOptions) -> Result<bool, RunError> {
+    pub(crate) fn step(
+        &mut self,
+        context: &RunContext,
+        options: &TreeOptions,
+    ) -> Result<bool, RunError> {
         if self.is_move() {
             return Ok(true);
         }
@@ -100,8 +109,12 @@ impl Job {
                 builder.push(key, value)?;
             }
             self.merge.advance()?;
-            let full = |builder: &RunBuilder| builder.is_full() || builder.stored_bytes() >= options.run_bytes_max;
-            if builder.as_ref().is_some_and(full) || input_bytes >= STEP_INPUT_RUNS * options.run_bytes_max {
+            let full = |builder: &RunBuilder| {
+                builder.is_full() || builder.stored_bytes() >= options.run_bytes_max
+            };
+            if builder.as_ref().is_some_and(full)
+                || input_bytes >= STEP_INPUT_RUNS * options.run_bytes_max
+            {
                 break false;
             }
         };
@@ -126,14 +139,26 @@ impl Job {
         let Self { plan, output, .. } = self;
         let position = plan.level0.first().map(|newest| {
             let is_newest = |sorted: &SortedRun| Arc::ptr_eq(sorted, newest);
-            state.level0.iter().position(is_newest).expect("inputs stay in the state")
+            state
+                .level0
+                .iter()
+                .position(is_newest)
+                .expect("inputs stay in the state")
         });
         if let Some(position) = position {
             state.level0.drain(position..position + plan.level0.len());
         }
         let inputs = plan.level0.iter().flat_map(|sorted| sorted.iter());
-        let mut removed: Vec<Arc<Run>> = inputs.chain(&plan.upper).chain(plan.lower.iter()).cloned().collect();
-        let output = if is_move { std::mem::take(&mut removed) } else { output };
+        let mut removed: Vec<Arc<Run>> = inputs
+            .chain(&plan.upper)
+            .chain(plan.lower.iter())
+            .cloned()
+            .collect();
+        let output = if is_move {
+            std::mem::take(&mut removed)
+        } else {
+            output
+        };
         match plan.target {
             Target::Level0 => {
                 let position = position.expect("what goes to level 0 comes from it");
@@ -174,11 +199,20 @@ impl Plan {
         if count < LEVEL0_SORTED_RUNS {
             return None;
         }
-        let bytes: Vec<u64> = state.level0.iter().map(|sorted| stored_bytes(sorted)).collect();
+        let bytes: Vec<u64> = state
+            .level0
+            .iter()
+            .map(|sorted| stored_bytes(sorted))
+            .collect();
         let level1_bytes = state.levels.first().map_or(0, |level| stored_bytes(level));
         let worthwhile = level1_bytes.min(options.level1_bytes_max) / LEVEL0_SHARE;
         if count >= LEVEL0_SORTED_RUNS_MAX || bytes.iter().sum::<u64>() >= worthwhile {
-            return Some(Self::new(state, state.level0.clone(), None, Target::Level(0)));
+            return Some(Self::new(
+                state,
+                state.level0.clone(),
+                None,
+                Target::Level(0),
+            ));
         }
         // The newest ones, as long as none is larger than all that are newer together.
         let mut sum = bytes[0];
@@ -187,7 +221,8 @@ impl Plan {
             sum += bytes[merged];
             merged += 1;
         }
-        (merged > 1).then(|| Self::new(state, state.level0[..merged].to_vec(), None, Target::Level0))
+        (merged > 1)
+            .then(|| Self::new(state, state.level0[..merged].to_vec(), None, Target::Level0))
     }
 
     fn pick_level(state: &State, options: &TreeOptions) -> Option<Self> {
@@ -197,16 +232,31 @@ impl Plan {
             let below = state.levels.get(index + 1);
             if stored_bytes(level) > bytes_max {
                 let cost = |run: &&Arc<Run>| {
-                    let overlap = below.map_or(0, |below| stored_bytes(overlapping_runs(below, run)));
-                    (overlap as u128 * 1024 / u128::from(run.summary().stored_bytes.max(1)), overlap)
+                    let overlap =
+                        below.map_or(0, |below| stored_bytes(overlapping_runs(below, run)));
+                    (
+                        overlap as u128 * 1024 / u128::from(run.summary().stored_bytes.max(1)),
+                        overlap,
+                    )
                 };
                 let run = level.iter().min_by_key(cost)?;
-                return Some(Self::new(state, Vec::new(), Some(Arc::clone(run)), Target::Level(index + 1)));
+                return Some(Self::new(
+                    state,
+                    Vec::new(),
+                    Some(Arc::clone(run)),
+                    Target::Level(index + 1),
+                ));
             }
             // Removed entries take space until their tombstones have come down to them.
-            let mostly_tombstones = |run: &&Arc<Run>| run.summary().tombstone_count * 2 > run.summary().entry_count;
+            let mostly_tombstones =
+                |run: &&Arc<Run>| run.summary().tombstone_count * 2 > run.summary().entry_count;
             if !is_last && let Some(run) = level.iter().find(mostly_tombstones) {
-                return Some(Self::new(state, Vec::new(), Some(Arc::clone(run)), Target::Level(index + 1)));
+                return Some(Self::new(
+                    state,
+                    Vec::new(),
+                    Some(Arc::clone(run)),
+                    Target::Level(index + 1),
+                ));
             }
             bytes_max = bytes_max.saturating_mul(options.level_ratio);
         }
@@ -241,7 +291,10 @@ impl Plan {
 
 /// First and last key of at least one run.
 fn key_range<'a>(runs: impl Iterator<Item = &'a Arc<Run>> + Clone) -> (&'a [u8], &'a [u8]) {
-    let first = runs.clone().map(|run| run.summary().first_key.as_slice()).min();
+    let first = runs
+        .clone()
+        .map(|run| run.summary().first_key.as_slice())
+        .min();
     let last = runs.map(|run| run.summary().last_key.as_slice()).max();
     first.zip(last).expect("a plan has inputs")
 }

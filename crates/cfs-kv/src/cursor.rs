@@ -65,8 +65,14 @@ impl MemtableCursor {
         }
         let bounds = (as_slice(&self.low), as_slice(&self.high));
         match self.direction {
-            Direction::Forward => self.memtable.scan(bounds, self.seq, self.fetch_len, &mut self.fetched),
-            Direction::Backward => self.memtable.scan_back(bounds, self.seq, self.fetch_len, &mut self.fetched),
+            Direction::Forward => {
+                self.memtable
+                    .scan(bounds, self.seq, self.fetch_len, &mut self.fetched)
+            }
+            Direction::Backward => {
+                self.memtable
+                    .scan_back(bounds, self.seq, self.fetch_len, &mut self.fetched)
+            }
         }
         self.exhausted = self.fetched.len() < self.fetch_len;
         self.fetch_len = (self.fetch_len * 2).min(FETCH_MAX);
@@ -185,7 +191,9 @@ impl RunCursor {
     /// Goes to where `key` would be. Returns the data block there and the place in it; or nothing, when `key` lies
     /// behind a partition's or run's last block: then the position is behind that block.
     fn seek(&mut self, key: &[u8]) -> Result<Option<(Arc<Block>, Result<usize, usize>)>, RunError> {
-        self.run = self.runs.partition_point(|run| *run.summary().last_key < *key);
+        self.run = self
+            .runs
+            .partition_point(|run| *run.summary().last_key < *key);
         let Some(run) = self.runs.get(self.run) else {
             return Ok(None);
         };
@@ -238,7 +246,8 @@ impl RunCursor {
             self.index_position = self.runs[self.run].partition(self.partition)?.index.len();
         }
         self.index_position -= 1;
-        let data = self.runs[self.run].data_block(self.partition, self.index_position, self.through)?;
+        let data =
+            self.runs[self.run].data_block(self.partition, self.index_position, self.through)?;
         let last = data.len() - 1;
         self.enter(data, last);
         Ok(())
@@ -271,8 +280,12 @@ impl RunCursor {
         };
         let prefix_len = data.prefix().len();
         match self.direction {
-            Direction::Forward if self.position + 1 < data.len() => self.read_entry(self.position + 1, prefix_len),
-            Direction::Backward if self.position > 0 => self.read_entry(self.position - 1, prefix_len),
+            Direction::Forward if self.position + 1 < data.len() => {
+                self.read_entry(self.position + 1, prefix_len)
+            }
+            Direction::Backward if self.position > 0 => {
+                self.read_entry(self.position - 1, prefix_len)
+            }
             Direction::Forward => {
                 self.index_position += 1;
                 return self.enter_next_block();
@@ -335,7 +348,9 @@ impl Source {
     }
 
     fn cmp(&self, other: &Self) -> Ordering {
-        self.head.cmp(&other.head).then_with(|| self.key().cmp(other.key()))
+        self.head
+            .cmp(&other.head)
+            .then_with(|| self.key().cmp(other.key()))
     }
 }
 

@@ -40,7 +40,9 @@ pub enum OpenError {
         rule: &'static str,
     },
     /// The manifest was written by a newer build.
-    #[error("table manifest has version {found}, this build reads up to {supported}: use a newer build")]
+    #[error(
+        "table manifest has version {found}, this build reads up to {supported}: use a newer build"
+    )]
     Version {
         /// Version found.
         found: u32,

@@ -69,8 +69,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, OpenError> {
     let level0_count = reader.count(4)?;
     let level_count = reader.count(4)?;
     let manifest = Manifest {
-        level0: (0..level0_count).map(|_| reader.sorted_run()).collect::<Result<_, _>>()?,
-        levels: (0..level_count).map(|_| reader.sorted_run()).collect::<Result<_, _>>()?,
+        level0: (0..level0_count)
+            .map(|_| reader.sorted_run())
+            .collect::<Result<_, _>>()?,
+        levels: (0..level_count)
+            .map(|_| reader.sorted_run())
+            .collect::<Result<_, _>>()?,
     };
     if !reader.0.is_empty() {
         return Err(OpenError::Manifest {

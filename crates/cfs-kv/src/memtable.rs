@@ -190,13 +190,19 @@ impl Memtable {
             }
         }
         let bytes = self.bytes.load(Ordering::Relaxed) + grown;
-        self.bytes.store(bytes.saturating_sub(shrunk), Ordering::Relaxed);
+        self.bytes
+            .store(bytes.saturating_sub(shrunk), Ordering::Relaxed);
     }
 
     /// What the newest visible version of `key` says: `None` when there is none, `Some(None)` when it was removed.
     /// `seq` is asked for under the lock, so that the version that it selects has not been dropped; the caller has
     /// seen (with acquire ordering) the last batch that it must see.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, seq: impl FnOnce() -> u64) -> Option<Option<Vec<u8>>> {
+    pub(crate) fn get(
+        &self,
+        key: &[u8],
+        hash: u64,
+        seq: impl FnOnce() -> u64,
+    ) -> Option<Option<Vec<u8>>> {
         if !self.present.may_contain(hash) {
             return None;
         }
@@ -212,7 +218,9 @@ impl Memtable {
         mut visit: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), E>,
     ) -> Result<(), E> {
         let slots = self.slots.read();
-        slots.iter_from(slots.first()).try_for_each(|slot| visit(slot.key(), slot.value()))
+        slots
+            .iter_from(slots.first())
+            .try_for_each(|slot| visit(slot.key(), slot.value()))
     }
 
     /// Appends up to `limit` visible changes from the bounds, in ascending order.
@@ -227,7 +235,9 @@ impl Memtable {
         let from = match low {
             Bound::Unbounded => slots.first(),
             Bound::Included(key) => slots.locate(key).unwrap_or_else(|place| place),
-            Bound::Excluded(key) => slots.locate(key).map_or_else(|place| place, |place| place.next()),
+            Bound::Excluded(key) => slots
+                .locate(key)
+                .map_or_else(|place| place, |place| place.next()),
         };
         let within = |slot: &&Slot| match high {
             Bound::Unbounded => true,
@@ -249,7 +259,9 @@ impl Memtable {
         let slots = self.slots.read();
         let until = match high {
             Bound::Unbounded => slots.end(),
-            Bound::Included(key) => slots.locate(key).map_or_else(|place| place, |place| place.next()),
+            Bound::Included(key) => slots
+                .locate(key)
+                .map_or_else(|place| place, |place| place.next()),
             Bound::Excluded(key) => slots.locate(key).unwrap_or_else(|place| place),
         };
         let within = |slot: &&Slot| match low {
@@ -272,7 +284,10 @@ pub(crate) fn is_empty_range((low, high): (Bound<&[u8]>, Bound<&[u8]>)) -> bool 
     match (low, high) {
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
         (Bound::Included(low), Bound::Included(high)) => low > high,
-        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
+        (
+            Bound::Included(low) | Bound::Excluded(low),
+            Bound::Included(high) | Bound::Excluded(high),
+        ) => low >= high,
     }
 }
 
@@ -292,7 +307,10 @@ impl PresenceBits {
     fn line(&self, hash: u64) -> (&[AtomicU64; 8], impl Iterator<Item = u64>) {
         let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let line = ((u128::from(hash) * self.0.len() as u128) >> 64) as usize;
-        (&self.0[line], (0..8).map(move |word| 1 << (mixed >> (16 + 6 * word) & 63)))
+        (
+            &self.0[line],
+            (0..8).map(move |word| 1 << (mixed >> (16 + 6 * word) & 63)),
+        )
     }
 
     fn insert(&self, hash: u64) {
@@ -305,6 +323,8 @@ impl PresenceBits {
 
     fn may_contain(&self, hash: u64) -> bool {
         let (line, bits) = self.line(hash);
-        line.iter().zip(bits).all(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+        line.iter()
+            .zip(bits)
+            .all(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 }

@@ -60,11 +60,15 @@ impl Range {
                 }
             };
             let touched = match direction {
-                Direction::Forward => sorted[start_run.min(sorted.len())..].iter().take(2).any(|run| touches(run, bounds)),
+                Direction::Forward => sorted[start_run.min(sorted.len())..]
+                    .iter()
+                    .take(2)
+                    .any(|run| touches(run, bounds)),
                 Direction::Backward => sorted.iter().any(|run| touches(run, bounds)),
             };
             if touched {
-                let cursor = RunCursor::new(Arc::clone(sorted), direction, ReadThrough::Cache, start)?;
+                let cursor =
+                    RunCursor::new(Arc::clone(sorted), direction, ReadThrough::Cache, start)?;
                 cursors.push(Cursor::Run(cursor));
             }
         }

@@ -103,7 +103,9 @@ fn decode_root(bytes: &[u8]) -> Result<(RunSummary, Block), BadBlock> {
 }
 
 fn partition_ptrs(partitions: &Block, index: usize) -> Result<PartitionPtrs, BadBlock> {
-    let value = partitions.value(partitions.place(index)).unwrap_or_default();
+    let value = partitions
+        .value(partitions.place(index))
+        .unwrap_or_default();
     let value = <[u8; PartitionPtrs::ENCODED_BYTES]>::try_from(value)
         .map_err(|_| BadBlock("root with a malformed partition"))?;
     PartitionPtrs::decode(value).ok_or(BadBlock("root with an empty partition"))
@@ -153,7 +155,11 @@ pub(crate) struct Run {
 
 impl Run {
     /// Opens a run by its root.
-    pub(crate) fn open(context: RunContext, root: BlockPtr, extents: Vec<u64>) -> Result<Self, RunError> {
+    pub(crate) fn open(
+        context: RunContext,
+        root: BlockPtr,
+        extents: Vec<u64>,
+    ) -> Result<Self, RunError> {
         let bytes = context.store.read_block(root)?;
         Self::from_root_bytes(context, root, extents, &bytes)
     }
@@ -202,7 +208,9 @@ impl Run {
 
     /// Bytes of its root, and of its index blocks that are in memory.
     pub(crate) fn index_bytes(&self) -> usize {
-        self.partitions.memory_bytes() + size_of::<Self>() + self.index_bytes.load(Ordering::Relaxed)
+        self.partitions.memory_bytes()
+            + size_of::<Self>()
+            + self.index_bytes.load(Ordering::Relaxed)
     }
 
     /// Its extents are to be released when nobody holds it any more.
@@ -227,7 +235,11 @@ impl Run {
             return Ok(None);
         }
         let partition = self.partition(number)?;
-        if partition.filter.as_ref().is_some_and(|filter| !filter.may_contain(hash)) {
+        if partition
+            .filter
+            .as_ref()
+            .is_some_and(|filter| !filter.may_contain(hash))
+        {
             return Ok(None);
         }
         let position = partition.index.lower_bound(key);
@@ -251,9 +263,11 @@ impl Run {
 
     #[cold]
     fn load_partition(&self, number: usize) -> Result<&Partition, RunError> {
-        let pointers = partition_ptrs(&self.partitions, number).expect("checked when the root was decoded");
+        let pointers =
+            partition_ptrs(&self.partitions, number).expect("checked when the root was decoded");
         let read = |pointer| self.context.store.read_block(pointer);
-        let index = Block::parse(read(pointers.index)?, KIND_INDEX).map_err(|bad| bad.at(pointers.index))?;
+        let index = Block::parse(read(pointers.index)?, KIND_INDEX)
+            .map_err(|bad| bad.at(pointers.index))?;
         for position in 0..index.len() {
             block_ptr(&index, position).map_err(|bad| bad.at(pointers.index))?;
         }
@@ -264,7 +278,8 @@ impl Run {
         Ok(self.loaded[number].get_or_init(|| {
             let filter_bytes = filter.as_ref().map_or(0, Filter::memory_bytes);
             self.filter_bytes.fetch_add(filter_bytes, Ordering::Relaxed);
-            self.index_bytes.fetch_add(index.memory_bytes(), Ordering::Relaxed);
+            self.index_bytes
+                .fetch_add(index.memory_bytes(), Ordering::Relaxed);
             Partition { index, filter }
         }))
     }
@@ -306,7 +321,10 @@ fn block_ptr(index: &Block, position: usize) -> Result<BlockPtr, BadBlock> {
 impl Drop for Run {
     fn drop(&mut self) {
         if *self.obsolete.get_mut() {
-            self.context.graveyard.lock().extend_from_slice(&self.extents);
+            self.context
+                .graveyard
+                .lock()
+                .extend_from_slice(&self.extents);
         }
     }
 }

@@ -128,8 +128,16 @@ impl<'a> RunBuilder<'a> {
     }
 
     fn end_data_block(&mut self) -> Result<(), RunError> {
-        let last_key = self.data.last_key().expect("a data block has entries").to_vec();
-        let pointer = append_block(&mut *self.writer, &mut self.summary, self.data.finish(KIND_DATA))?;
+        let last_key = self
+            .data
+            .last_key()
+            .expect("a data block has entries")
+            .to_vec();
+        let pointer = append_block(
+            &mut *self.writer,
+            &mut self.summary,
+            self.data.finish(KIND_DATA),
+        )?;
         self.unindexed = Some((last_key, pointer));
         Ok(())
     }
@@ -142,14 +150,26 @@ impl<'a> RunBuilder<'a> {
                 None => &last_key,
             };
             // The shortest prefix of the next key that is above the last key may be the next key itself.
-            let separator = if next_key == Some(separator) { &last_key } else { separator };
+            let separator = if next_key == Some(separator) {
+                &last_key
+            } else {
+                separator
+            };
             self.index.push(separator, Some(&pointer.encode()));
         }
     }
 
     fn end_partition(&mut self) -> Result<(), RunError> {
-        let separator = self.index.last_key().expect("a partition has blocks").to_vec();
-        let index = append_block(&mut *self.writer, &mut self.summary, self.index.finish(KIND_INDEX))?;
+        let separator = self
+            .index
+            .last_key()
+            .expect("a partition has blocks")
+            .to_vec();
+        let index = append_block(
+            &mut *self.writer,
+            &mut self.summary,
+            self.index.finish(KIND_INDEX),
+        )?;
         let filter = match Filter::build(&mut self.hashes) {
             Some(filter) => Some(self.append(&filter.encode())?),
             None => None,
@@ -162,7 +182,11 @@ impl<'a> RunBuilder<'a> {
     }
 }
 
-fn append_block(writer: &mut dyn RunWriter, summary: &mut RunSummary, bytes: &[u8]) -> Result<BlockPtr, RunError> {
+fn append_block(
+    writer: &mut dyn RunWriter,
+    summary: &mut RunSummary,
+    bytes: &[u8],
+) -> Result<BlockPtr, RunError> {
     let pointer = writer.append_block(bytes)?;
     assert!(pointer.stored_len > 0, "the store returns no empty blocks");
     summary.stored_bytes += u64::from(pointer.stored_len);

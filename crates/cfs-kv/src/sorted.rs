@@ -6,7 +6,10 @@
 
 use std::cmp::Ordering;
 
-use crate::memtable::Slot;
+use crate::{
+    memtable::Slot,
+    search::{guess_u128, lower_bound},
+};
 
 /// Entries of a full leaf.
 const LEAF_LEN_MAX: usize = 192;
@@ -42,6 +45,7 @@ impl Leaf {
 #[derive(Debug, Default)]
 pub(crate) struct SortedSlots {
     firsts: Vec<u128>,
+    #[expect(clippy::vec_box, reason = "leaves are large, and inserting one moves all behind it")]
     leaves: Vec<Box<Leaf>>,
     /// In the order of their insertion.
     slots: Vec<Slot>,
@@ -83,8 +87,13 @@ impl SortedSlots {
     /// Where the key is; where it would be otherwise.
     pub(crate) fn locate(&self, key: &[u8]) -> Result<Place, Place> {
         let head = head(key);
-        let first_key_cmp = |leaf: usize| self.slots[self.leaves[leaf].slots[0] as usize].key().cmp(key);
-        let leaf = match search(&self.firsts, head, first_key_cmp) {
+        let first_key_cmp = |leaf: usize| {
+            self.slots[self.leaves[leaf].slots[0] as usize]
+                .key()
+                .cmp(key)
+        };
+        let start = self.firsts.partition_point(|first| *first < head);
+        let leaf = match search_equal(&self.firsts, start, head, first_key_cmp) {
             Ok(leaf) => return Ok(Place { leaf, index: 0 }),
             // What precedes the first leaf goes into it.
             Err(next_leaf) => next_leaf.saturating_sub(1),
@@ -93,7 +102,10 @@ impl SortedSlots {
             return Err(Place { leaf: 0, index: 0 });
         };
         let key_cmp = |index: usize| self.slots[found.slots[index] as usize].key().cmp(key);
-        match search(&found.heads, head, key_cmp) {
+        let heads = &found.heads;
+        let guess = guess_u128(heads.len(), heads[0], heads[heads.len() - 1], head);
+        let start = lower_bound(heads.len(), |index| heads[index], &head, guess);
+        match search_equal(heads, start, head, key_cmp) {
             Ok(index) => Ok(Place { leaf, index }),
             Err(index) => Err(Place { leaf, index }),
         }
@@ -104,18 +116,26 @@ impl SortedSlots {
         let head = head(slot.key());
         let number = u32::try_from(self.slots.len()).expect("a memtable has fewer keys");
         self.slots.push(slot);
-        let Place { mut leaf, mut index } = place;
+        let Place {
+            mut leaf,
+            mut index,
+        } = place;
         if self.leaves.is_empty() {
             self.leaves.push(Box::new(Leaf::with_capacity()));
             self.firsts.push(head);
         }
         if self.leaves[leaf].slots.len() == LEAF_LEN_MAX {
             // Ascending insertions fill leaves wholly; others split them in the middle.
-            let middle = if index == LEAF_LEN_MAX { index } else { LEAF_LEN_MAX / 2 };
+            let middle = if index == LEAF_LEN_MAX {
+                index
+            } else {
+                LEAF_LEN_MAX / 2
+            };
             let mut right = Leaf::with_capacity();
             right.heads.extend(self.leaves[leaf].heads.drain(middle..));
             right.slots.extend(self.leaves[leaf].slots.drain(middle..));
-            self.firsts.insert(leaf + 1, right.heads.first().copied().unwrap_or(head));
+            self.firsts
+                .insert(leaf + 1, right.heads.first().copied().unwrap_or(head));
             self.leaves.insert(leaf + 1, Box::new(right));
             if index >= middle {
                 leaf += 1;
@@ -144,22 +164,44 @@ impl SortedSlots {
 
     /// Slots from `place` on, ascending.
     pub(crate) fn iter_from(&self, place: Place) -> impl Iterator<Item = &Slot> {
-        let this = self.leaves.get(place.leaf).map_or(&[][..], |leaf| &leaf.slots[place.index..]);
-        let rest = self.leaves.iter().skip(place.leaf + 1).flat_map(|leaf| &leaf.slots);
-        this.iter().chain(rest).map(|slot| &self.slots[*slot as usize])
+        let this = self
+            .leaves
+            .get(place.leaf)
+            .map_or(&[][..], |leaf| &leaf.slots[place.index..]);
+        let rest = self
+            .leaves
+            .iter()
+            .skip(place.leaf + 1)
+            .flat_map(|leaf| &leaf.slots);
+        this.iter()
+            .chain(rest)
+            .map(|slot| &self.slots[*slot as usize])
     }
 
     /// Slots before `place`, descending.
     pub(crate) fn iter_back_from(&self, place: Place) -> impl Iterator<Item = &Slot> {
-        let this = self.leaves.get(place.leaf).map_or(&[][..], |leaf| &leaf.slots[..place.index]);
-        let rest = self.leaves[..place.leaf].iter().rev().flat_map(|leaf| leaf.slots.iter().rev());
-        this.iter().rev().chain(rest).map(|slot| &self.slots[*slot as usize])
+        let this = self
+            .leaves
+            .get(place.leaf)
+            .map_or(&[][..], |leaf| &leaf.slots[..place.index]);
+        let rest = self.leaves[..place.leaf]
+            .iter()
+            .rev()
+            .flat_map(|leaf| leaf.slots.iter().rev());
+        this.iter()
+            .rev()
+            .chain(rest)
+            .map(|slot| &self.slots[*slot as usize])
     }
 }
 
-/// Searches ascending heads; `key_cmp` compares the key at an index, and is asked where heads are equal only.
-fn search(heads: &[u128], head: u128, key_cmp: impl Fn(usize) -> Ordering) -> Result<usize, usize> {
-    let start = heads.partition_point(|other| *other < head);
+/// Searches among the heads that equal `head`, from `start` on, the first one that is not below it.
+fn search_equal(
+    heads: &[u128],
+    start: usize,
+    head: u128,
+    key_cmp: impl Fn(usize) -> Ordering,
+) -> Result<usize, usize> {
     let (mut low, mut high) = (start, start);
     if heads.get(start) == Some(&head) {
         high = start + heads[start..].partition_point(|other| *other == head);

@@ -50,7 +50,11 @@ pub(crate) fn stored_bytes(sorted: &[Arc<Run>]) -> u64 {
 }
 
 /// Indices of the runs of a sorted run that have keys from `first` to `last`.
-pub(crate) fn overlapping(sorted: &[Arc<Run>], first: &[u8], last: &[u8]) -> std::ops::Range<usize> {
+pub(crate) fn overlapping(
+    sorted: &[Arc<Run>],
+    first: &[u8],
+    last: &[u8],
+) -> std::ops::Range<usize> {
     let start = sorted.partition_point(|run| *run.summary().last_key < *first);
     let end = sorted.partition_point(|run| *run.summary().first_key <= *last);
     start..end.max(start)

@@ -129,14 +129,31 @@ impl Tree {
     ) -> Result<Self, OpenError> {
         let context = new_context(runs, cache);
         let names = manifest::decode(manifest)?;
-        let open_run = |name: RunName| Ok(Arc::new(Run::open(context.clone(), name.root, name.extents)?));
+        let open_run = |name: RunName| {
+            Ok(Arc::new(Run::open(
+                context.clone(),
+                name.root,
+                name.extents,
+            )?))
+        };
         let open_sorted = |names: Vec<RunName>| {
-            let runs = names.into_iter().map(open_run).collect::<Result<Vec<_>, OpenError>>()?;
+            let runs = names
+                .into_iter()
+                .map(open_run)
+                .collect::<Result<Vec<_>, OpenError>>()?;
             manifest::check_sorted(&runs)?;
             Ok(Arc::new(runs))
         };
-        let level0 = names.level0.into_iter().map(open_sorted).collect::<Result<_, OpenError>>()?;
-        let levels = names.levels.into_iter().map(open_sorted).collect::<Result<_, OpenError>>()?;
+        let level0 = names
+            .level0
+            .into_iter()
+            .map(open_sorted)
+            .collect::<Result<_, OpenError>>()?;
+        let levels = names
+            .levels
+            .into_iter()
+            .map(open_sorted)
+            .collect::<Result<_, OpenError>>()?;
         Ok(Self::with_runs(context, options, level0, levels))
     }
 
@@ -146,8 +163,14 @@ impl Tree {
         level0: Vec<SortedRun>,
         levels: Vec<SortedRun>,
     ) -> Self {
-        assert!((1..=BLOCK_BYTES_MAX).contains(&options.block_bytes), "block size");
-        assert!(options.run_bytes_max > 0 && options.level1_bytes_max > 0, "run and level size");
+        assert!(
+            (1..=BLOCK_BYTES_MAX).contains(&options.block_bytes),
+            "block size"
+        );
+        assert!(
+            options.run_bytes_max > 0 && options.level1_bytes_max > 0,
+            "run and level size"
+        );
         assert!(options.level_ratio > 1, "level ratio");
         let state = State {
             active: Arc::new(Memtable::new(options.memtable_bytes_max)),
@@ -183,7 +206,9 @@ impl Tree {
     pub fn apply(&self, batch: &Batch) {
         let state = self.state();
         let seq = self.published.load(Ordering::Relaxed) + 1;
-        state.active.apply(batch.changes(), seq, &self.pins.pinned());
+        state
+            .active
+            .apply(batch.changes(), seq, &self.pins.pinned());
         self.published.store(seq, Ordering::Release);
     }
 
@@ -202,7 +227,9 @@ impl Tree {
     #[must_use]
     pub fn view(&self) -> View {
         let state = self.state();
-        View::new(state, Arc::clone(&self.pins), || self.published.load(Ordering::Acquire))
+        View::new(state, Arc::clone(&self.pins), || {
+            self.published.load(Ordering::Acquire)
+        })
     }
 
     /// Entries within the bounds, from both ends, of the tree as it is now.
@@ -230,7 +257,9 @@ impl Tree {
                 return false;
             }
             let fresh = Arc::new(Memtable::new(self.options.memtable_bytes_max));
-            state.sealed.insert(0, std::mem::replace(&mut state.active, fresh));
+            state
+                .sealed
+                .insert(0, std::mem::replace(&mut state.active, fresh));
             true
         })
     }
@@ -249,12 +278,17 @@ impl Tree {
             let is_oldest_data = state.sorted_runs().all(|sorted| sorted.is_empty());
             let mut written = Vec::new();
             if let Err(error) = self.write_memtable(memtable, is_oldest_data, &mut written) {
-                written.iter().for_each(|run: &Arc<Run>| run.mark_obsolete());
+                written
+                    .iter()
+                    .for_each(|run: &Arc<Run>| run.mark_obsolete());
                 return Err(error);
             }
             self.replace_state(|state| {
                 let flushed = state.sealed.pop().expect("only this removes memtables");
-                assert!(Arc::ptr_eq(&flushed, memtable), "only this removes memtables");
+                assert!(
+                    Arc::ptr_eq(&flushed, memtable),
+                    "only this removes memtables"
+                );
                 if !written.is_empty() {
                     state.level0.insert(0, Arc::new(written));
                 }
@@ -275,7 +309,10 @@ impl Tree {
             }
             let builder = match &mut started {
                 Some(builder) => builder,
-                None => started.insert(RunBuilder::new(&*self.context.store, self.options.block_bytes)?),
+                None => started.insert(RunBuilder::new(
+                    &*self.context.store,
+                    self.options.block_bytes,
+                )?),
             };
             builder.push(key, value)?;
             let full = builder.is_full() || builder.stored_bytes() >= self.options.run_bytes_max;
@@ -340,7 +377,11 @@ impl Tree {
     #[must_use]
     pub fn extents(&self) -> Vec<u64> {
         let state = self.state();
-        state.runs().flat_map(|run| run.extents()).copied().collect()
+        state
+            .runs()
+            .flat_map(|run| run.extents())
+            .copied()
+            .collect()
     }
 
     /// Figures of the tree.

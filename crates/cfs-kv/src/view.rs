@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::{Range, RunError, filter::key_hash, state::{State, run_of}};
+use crate::{
+    Range, RunError,
+    filter::key_hash,
+    state::{State, run_of},
+};
 
 /// Sequence numbers that views read at, and how many views do.
 #[derive(Debug, Default)]
@@ -74,7 +78,11 @@ impl View {
     /// Entries within the bounds, from both ends.
     #[must_use]
     pub fn range(&self, low: Bound<&[u8]>, high: Bound<&[u8]>) -> Range {
-        Range::new(self.clone(), low.map(<[u8]>::to_vec), high.map(<[u8]>::to_vec))
+        Range::new(
+            self.clone(),
+            low.map(<[u8]>::to_vec),
+            high.map(<[u8]>::to_vec),
+        )
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -87,7 +95,11 @@ impl View {
 }
 
 /// The value of `key` in this state at the number that `seq` returns.
-pub(crate) fn get(state: &State, key: &[u8], seq: impl Fn() -> u64) -> Result<Option<Vec<u8>>, RunError> {
+pub(crate) fn get(
+    state: &State,
+    key: &[u8],
+    seq: impl Fn() -> u64,
+) -> Result<Option<Vec<u8>>, RunError> {
     let hash = key_hash(key);
     for memtable in std::iter::once(&state.active).chain(&state.sealed) {
         if let Some(value) = memtable.get(key, hash, &seq) {

@@ -28,7 +28,9 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let start = Instant::now();
-    let limit = arguments.minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    let limit = arguments
+        .minutes
+        .map(|minutes| Duration::from_secs(60 * minutes));
     let (from, count) = match (arguments.seed, limit) {
         (Some(seed), _) => (seed, 1),
         (None, Some(_)) => (arguments.from, u64::MAX - arguments.from),

@@ -141,7 +141,8 @@ impl Model {
             .collect();
         for name in moved {
             let node = self.names.remove(&name).expect("listed just above");
-            self.names.insert(format!("{to}{}", &name[from.len()..]), node);
+            self.names
+                .insert(format!("{to}{}", &name[from.len()..]), node);
         }
         self.note_names();
     }
@@ -163,17 +164,19 @@ impl Model {
     /// Compares with what was found after a crash, and goes on from there.
     pub fn recover(&mut self, found: &Found) -> Result<(), String> {
         let mut reason = String::new();
-        let matching = self.history.iter().rev().find(|names| {
-            match self.match_names(names, found) {
-                Ok(()) => true,
-                Err(why) => {
-                    if reason.is_empty() {
-                        reason = why;
+        let matching =
+            self.history
+                .iter()
+                .rev()
+                .find(|names| match self.match_names(names, found) {
+                    Ok(()) => true,
+                    Err(why) => {
+                        if reason.is_empty() {
+                            reason = why;
+                        }
+                        false
                     }
-                    false
-                }
-            }
-        });
+                });
         let names = matching
             .ok_or_else(|| {
                 format!(
@@ -193,7 +196,10 @@ impl Model {
                     "{path} has {} bytes that are none of the {} contents since its last sync (lengths {:?})",
                     content.len(),
                     versions.len(),
-                    versions.iter().map(|version| version.len()).collect::<Vec<_>>()
+                    versions
+                        .iter()
+                        .map(|version| version.len())
+                        .collect::<Vec<_>>()
                 ));
             }
             *versions = vec![Arc::clone(content)];
@@ -223,7 +229,9 @@ impl Model {
                 return Err(format!("{path} is not linked to the inode it should be"));
             }
             let same = match (&self.nodes[node], found_node) {
-                (Node::Directory, FoundNode::Directory) | (Node::File(_), FoundNode::File(_)) => true,
+                (Node::Directory, FoundNode::Directory) | (Node::File(_), FoundNode::File(_)) => {
+                    true
+                }
                 (Node::Symlink(target), FoundNode::Symlink(found)) => target == found,
                 _ => false,
             };

@@ -82,9 +82,12 @@ pub fn run(seed: u64, tracing: bool) -> Result<Outcome, String> {
     world.format()?;
     let rounds = 2 + world.rng.below(4);
     for round in 0..rounds {
-        world
-            .round()
-            .map_err(|error| format!("seed {seed}, round {round}, operation {}: {error}", world.outcome.operations))?;
+        world.round().map_err(|error| {
+            format!(
+                "seed {seed}, round {round}, operation {}: {error}",
+                world.outcome.operations
+            )
+        })?;
     }
     Ok(world.outcome)
 }
@@ -142,7 +145,9 @@ impl World {
             },
         )
         .map_err(|error| format!("format: {error}"))?;
-        store.close().map_err(|error| format!("close after format: {error}"))
+        store
+            .close()
+            .map_err(|error| format!("close after format: {error}"))
     }
 
     fn open(&self) -> Result<Arc<Fs>, String> {
@@ -445,7 +450,9 @@ impl World {
         let source_offset = self.rng.below(source.len() as u64 + 1);
         let target_offset = self.rng.below(target.len() as u64 + 1);
         let len = 1 + self.rng.length(64 << 10);
-        self.trace(|| format!("copy {from} at {source_offset} to {to} at {target_offset}, {len} bytes"));
+        self.trace(|| {
+            format!("copy {from} at {source_offset} to {to} at {target_offset}, {len} bytes")
+        });
         let copied = fs.copy_range(
             ino(fs, &from)?,
             source_offset,
@@ -479,7 +486,9 @@ impl World {
             match fs.rmdir(parent, name.as_bytes()) {
                 Err(FsError::NotEmpty) if self.model.has_children(&path) => return Ok(()),
                 Ok(()) if self.model.has_children(&path) => {
-                    return Err(Failure::Wrong(format!("{path} was removed although not empty")));
+                    return Err(Failure::Wrong(format!(
+                        "{path} was removed although not empty"
+                    )));
                 }
                 other => other?,
             }
@@ -500,9 +509,12 @@ impl World {
         } else {
             self.any_name().expect("there is one")
         };
-        let inside = to == from || to.starts_with(&format!("{from}/")) || from.starts_with(&format!("{to}/"));
+        let inside = to == from
+            || to.starts_with(&format!("{from}/"))
+            || from.starts_with(&format!("{to}/"));
         let exists = self.model.names.contains_key(&to);
-        let kinds_differ = exists && (self.model.is_directory(&from) != self.model.is_directory(&to));
+        let kinds_differ =
+            exists && (self.model.is_directory(&from) != self.model.is_directory(&to));
         let full = exists && self.model.is_directory(&to) && self.model.has_children(&to);
         let same_node = exists && self.model.names[&from] == self.model.names[&to];
         if inside || kinds_differ || full || same_node {
@@ -628,7 +640,9 @@ fn look(fs: &Fs) -> Result<Found, String> {
 }
 
 fn check(fs: &Fs) -> Result<(), String> {
-    let report = fs.check(|_| ()).map_err(|error| format!("check: {error}"))?;
+    let report = fs
+        .check(|_| ())
+        .map_err(|error| format!("check: {error}"))?;
     if report.is_clean() {
         return Ok(());
     }

@@ -368,6 +368,7 @@ impl Store {
         } else {
             self.unflushed_since_ns.store(0, Ordering::Relaxed);
         }
+        journal.write_out()?;
         self.drop_dead_chunks()?;
         self.clean_segments()?;
         let mut maintenance = self.maintenance.lock();

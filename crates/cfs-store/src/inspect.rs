@@ -1,16 +1,16 @@
 //! Looking at the store from outside: consistent views for checks, and reports of what is in a segment.
 
+use cfs_device::Device;
 use cfs_format::segment::{RecordHeader, SegmentHeader, Stream};
 use cfs_format::table::{ChunkRecord, PoolRecord, SegmentRecord, VolumeRecord};
 use cfs_format::{Fingerprint, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId};
-use cfs_device::Device;
 use cfs_kv::View;
 use cfs_seal::block::Cipher;
 use cfs_seal::keys::{ClusterKey, Purpose};
 use std::ops::Bound;
 
-use crate::chunks::decode_chunk_record;
 use crate::anchor::read_superblock;
+use crate::chunks::decode_chunk_record;
 use crate::error::{OpenError, ReadError};
 use crate::journal::{LoggedRecord, read_log};
 use crate::store::Store;
@@ -84,7 +84,13 @@ pub fn logged_commands(
     let cipher = Cipher::from_number(superblock.cipher)
         .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
     let cipher = key.block_cipher(Purpose::Journal, cipher);
-    let tail = read_log(device, &cipher, key, &superblock.pool_uuid, &superblock.journal)?;
+    let tail = read_log(
+        device,
+        &cipher,
+        key,
+        &superblock.pool_uuid,
+        &superblock.journal,
+    )?;
     let command = |record: LoggedRecord| LoggedCommand {
         lsn: record.lsn,
         timestamp: record.timestamp,

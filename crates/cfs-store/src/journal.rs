@@ -153,6 +153,15 @@ impl Journal {
         Ok(())
     }
 
+    /// Writes what is queued without flushing the device: it then survives the death of the process, not yet that of
+    /// the machine.
+    pub fn write_out(&self) -> Result<(), WriteError> {
+        if self.queued_bytes() > 0 {
+            self.write_queue(&mut self.writer.lock())?;
+        }
+        Ok(())
+    }
+
     /// Writes what is queued and tells where the log goes on. No command may be enqueued meanwhile (the caller holds
     /// the store's writer lock).
     pub fn cut(&self) -> Result<JournalPosition, WriteError> {

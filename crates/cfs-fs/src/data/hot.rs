@@ -1,16 +1,29 @@
 //! The hot area: opened chunks in memory, found by fingerprint, and the threads that open more of them ahead.
+//!
+//! The memory of chunks that leave is used again for those that come: to touch new memory costs more than to open a
+//! chunk. For the same reason who reads a large file in order lets go of the chunks behind.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use cfs_format::Fingerprint;
-use cfs_store::{ReadError, Store};
+use cfs_store::{CHUNK_BYTES_MAX, ReadError, Store};
 use crossbeam_channel::{Receiver, Sender};
 use quick_cache::sync::{Cache, DefaultLifecycle};
+use parking_lot::Mutex;
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 /// The content of a chunk.
-pub(super) type Content = Arc<Vec<u8>>;
+pub(super) type Content = Arc<Opened>;
+
+/// Memory of chunks is taken in multiples of this, bytes, so that it fits another chunk later.
+const CLASS_BYTES: usize = 32 << 10;
+const CLASSES: usize = CHUNK_BYTES_MAX.div_ceil(CLASS_BYTES) + 1;
+/// A chunk may lie in memory this many classes too large.
+const CLASSES_TOO_LARGE: usize = 2;
+/// Memory without a chunk that is kept at most, bytes.
+const SPARE_BYTES_MAX: usize = 32 << 20;
 
 /// Usual length of a chunk, bytes; for the cache's first guess at its number of entries.
 const CHUNK_BYTES_USUAL: u64 = 128 << 10;
@@ -22,17 +35,84 @@ const SHARDS_MAX: u64 = 32;
 /// Chunks that wait to be opened ahead at most; more are not asked for.
 const QUEUE_LEN_MAX: usize = 256;
 
+/// Memory for chunks that has been touched.
+#[derive(Default)]
+struct Spare {
+    classes: Mutex<SpareClasses>,
+}
+
+struct SpareClasses {
+    /// Vectors by capacity in multiples of `CLASS_BYTES`.
+    vectors: [Vec<Vec<u8>>; CLASSES],
+    bytes: usize,
+}
+
+impl Default for SpareClasses {
+    fn default() -> Self {
+        Self {
+            vectors: std::array::from_fn(|_| Vec::new()),
+            bytes: 0,
+        }
+    }
+}
+
+impl Spare {
+    fn take(&self, len: usize) -> Vec<u8> {
+        let class = len.div_ceil(CLASS_BYTES);
+        let mut spare = self.classes.lock();
+        let last = (class + CLASSES_TOO_LARGE).min(CLASSES - 1);
+        let found = (class..=last).find_map(|class| spare.vectors[class].pop());
+        match found {
+            Some(vector) => {
+                spare.bytes -= vector.capacity();
+                vector
+            }
+            None => Vec::with_capacity(class * CLASS_BYTES),
+        }
+    }
+
+    fn give_back(&self, vector: Vec<u8>) {
+        let class = vector.capacity() / CLASS_BYTES;
+        let mut spare = self.classes.lock();
+        if class < CLASSES && spare.bytes + vector.capacity() <= SPARE_BYTES_MAX {
+            spare.bytes += vector.capacity();
+            spare.vectors[class].push(vector);
+        }
+    }
+}
+
+/// Content in memory that goes back to where it came from.
+pub(super) struct Opened {
+    bytes: Vec<u8>,
+    home: Arc<Spare>,
+}
+
+impl Deref for Opened {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.home.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
 #[derive(Clone)]
 struct ByBytes;
 
 impl Weighter<Fingerprint, Content> for ByBytes {
     fn weight(&self, _: &Fingerprint, content: &Content) -> u64 {
-        content.capacity() as u64
+        content.bytes.capacity() as u64
     }
 }
 
 pub(super) struct HotArea {
     cache: Cache<Fingerprint, Content, ByBytes>,
+    spare: Arc<Spare>,
     sender: Sender<Task>,
     receiver: Receiver<Task>,
     thread_count: usize,
@@ -65,6 +145,7 @@ impl HotArea {
                 DefaultHashBuilder::default(),
                 DefaultLifecycle::default(),
             ),
+            spare: Arc::default(),
             sender,
             receiver,
             thread_count,
@@ -95,17 +176,26 @@ impl HotArea {
         chunk_len: u32,
     ) -> Result<Content, ReadError> {
         let content = self.cache.get_or_insert_with(fingerprint, || {
-            let mut content = Vec::with_capacity(chunk_len as usize);
-            store.read_chunk(fingerprint, &mut content)?;
-            Ok::<_, ReadError>(Arc::new(content))
+            if chunk_len as usize > CHUNK_BYTES_MAX {
+                return Err(wrong_length());
+            }
+            let mut opened = Opened {
+                bytes: self.spare.take(chunk_len as usize),
+                home: Arc::clone(&self.spare),
+            };
+            store.read_chunk(fingerprint, &mut opened.bytes)?;
+            Ok(Arc::new(opened))
         })?;
         if content.len() == chunk_len as usize {
             Ok(content)
         } else {
-            Err(ReadError::Record {
-                what: "extent: length of its chunk",
-            })
+            Err(wrong_length())
         }
+    }
+
+    /// The chunk is not likely to be asked for again soon.
+    pub(super) fn let_go(&self, fingerprint: &Fingerprint) {
+        self.cache.remove(fingerprint);
     }
 
     pub(super) fn contains(&self, fingerprint: &Fingerprint) -> bool {
@@ -137,5 +227,31 @@ impl HotArea {
             // The receiver lives in the same struct.
             let _ = self.sender.send(Task::Stop);
         }
+    }
+}
+
+fn wrong_length() -> ReadError {
+    ReadError::Record {
+        what: "extent: length of its chunk",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again() {
+        let spare = Spare::default();
+        let vector = spare.take(100_000);
+        let address = vector.as_ptr();
+        spare.give_back(vector);
+        assert_ne!(spare.take(400_000).as_ptr(), address);
+        let again = spare.take(70_000);
+        assert_eq!(again.as_ptr(), address);
+        spare.give_back(again);
+        (0..1000).for_each(|_| spare.give_back(Vec::with_capacity(4 * CLASS_BYTES)));
+        assert!(spare.classes.lock().bytes <= SPARE_BYTES_MAX);
+        spare.give_back(Vec::new());
     }
 }

@@ -183,11 +183,8 @@ impl Core {
         };
         let mut body = file.lock();
         let told = body.take_error();
-        let replaces = body.pending.truncate_to.is_some();
         drop(body);
-        if replaces {
-            self.begin_flush(&file, Take::All);
-        }
+        self.begin_flush(&file, Take::All);
         told
     }
 

@@ -4,6 +4,7 @@
 //! that is gone when it is opened was replaced after the plan was made: then a new plan is made, at last one that is
 //! carried out with the lock held.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use cfs_format::table::{key, tag};
@@ -28,6 +29,9 @@ const READER_SLACK_BYTES: u64 = 1 << 20;
 /// Bytes read ahead for a reader that has just begun.
 const AHEAD_BYTES_FIRST: u64 = 512 << 10;
 
+/// Chunks that a reader has passed and not let go of, at most.
+const PASSED_MAX: usize = 64;
+
 /// A range of a file.
 type Span = (u64, u64);
 
@@ -47,7 +51,7 @@ pub(crate) struct Readers {
     turn: u64,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Reader {
     /// Where the next read is expected; 0 when this one is free.
     next: u64,
@@ -55,22 +59,33 @@ struct Reader {
     ahead: u64,
     ahead_bytes: u64,
     used_at: u64,
+    /// Chunks that it has passed, and where in the file they end, in about this order.
+    passed: VecDeque<(u64, Fingerprint)>,
+}
+
+/// What a read means for the chunks around it.
+#[derive(Debug, PartialEq, Eq)]
+struct Noted {
+    /// Which reader it is of.
+    reader: usize,
+    /// A range to read ahead.
+    ahead: Option<Span>,
 }
 
 impl Readers {
-    /// Notes a read of `[from, to)`. Returns a range to read ahead.
-    fn note(&mut self, (from, to): Span, ahead_bytes_max: u64) -> Option<Span> {
+    /// Notes a read of `[from, to)`. None when no reader in order was expected there.
+    fn note(&mut self, (from, to): Span, ahead_bytes_max: u64) -> Option<Noted> {
         self.turn += 1;
         let turn = self.turn;
-        let expected = |reader: &&mut Reader| {
+        let expected = |reader: &Reader| {
             reader.next > 0 && from.abs_diff(reader.next) <= READER_SLACK_BYTES && to > reader.next
         };
-        let Some(reader) = self.readers.iter_mut().find(expected) else {
-            let known = self
+        let Some(index) = self.readers.iter().position(expected) else {
+            let overtaken = self
                 .readers
                 .iter()
                 .any(|reader| from < reader.next && to + READER_SLACK_BYTES > reader.next);
-            if !known {
+            if !overtaken {
                 let oldest = self
                     .readers
                     .iter_mut()
@@ -78,24 +93,50 @@ impl Readers {
                 *oldest = Reader {
                     next: to,
                     ahead: to,
-                    ahead_bytes: 0,
                     used_at: turn,
+                    ..Reader::default()
                 };
             }
             return None;
         };
+        let reader = &mut self.readers[index];
         reader.used_at = turn;
         reader.next = to;
         reader.ahead_bytes = (reader.ahead_bytes * 2)
-            .clamp(AHEAD_BYTES_FIRST, u64::MAX)
+            .max(AHEAD_BYTES_FIRST)
             .min(ahead_bytes_max);
         let target = to + reader.ahead_bytes;
         let start = reader.ahead.max(to);
-        if target.saturating_sub(start) < reader.ahead_bytes / 2 || reader.ahead_bytes == 0 {
-            return None;
+        let worth_it = reader.ahead_bytes > 0 && target.saturating_sub(start) >= reader.ahead_bytes / 2;
+        if worth_it {
+            reader.ahead = target;
         }
-        reader.ahead = target;
-        Some((start, target))
+        Some(Noted {
+            reader: index,
+            ahead: worth_it.then_some((start, target)),
+        })
+    }
+
+    /// A reader in order has read `fetches`, the first of which begins at `from`. Returns chunks that it has left so
+    /// far behind that no request overtaken by others will ask for them.
+    fn pass(&mut self, index: usize, from: u64, fetches: &[Fetch]) -> Vec<Fingerprint> {
+        let reader = &mut self.readers[index];
+        for fetch in fetches {
+            if fetch.chunk_offset + fetch.len == fetch.chunk_len as usize {
+                let end = from + (fetch.at + fetch.len) as u64;
+                reader.passed.push_back((end, fetch.fingerprint));
+            }
+        }
+        let mut left = Vec::new();
+        while let Some((end, fingerprint)) = reader.passed.front() {
+            let near = end + READER_SLACK_BYTES > reader.next;
+            if near && reader.passed.len() <= PASSED_MAX {
+                break;
+            }
+            left.push(*fingerprint);
+            reader.passed.pop_front();
+        }
+        left
     }
 }
 
@@ -129,18 +170,24 @@ impl Core {
             }
             out.resize((end - offset) as usize, 0);
             let fetches = self.plan(&file, &mut body, (offset, end), out)?;
-            let ahead = body
-                .readers
-                .note((offset, end), self.readahead_bytes)
-                .map(|(from, to)| self.extents_of(&file, &mut body, from, to))
-                .transpose()?;
+            let mut ahead = Vec::new();
+            let mut left = Vec::new();
+            if let Some(noted) = body.readers.note((offset, end), self.readahead_bytes) {
+                if let Some((from, to)) = noted.ahead {
+                    ahead = self.extents_of(&file, &mut body, from, to)?;
+                }
+                if body.size >= self.stream_bytes_min {
+                    left = body.readers.pass(noted.reader, offset, &fetches);
+                }
+            }
             let is_last = attempt == UNLOCKED_PLANS;
             let locked = is_last.then_some(body);
-            for extent in ahead.into_iter().flatten() {
+            for extent in ahead {
                 self.ask_ahead(&extent.fingerprint, extent.chunk_len);
             }
             let result = self.fetch(&fetches, out);
             drop(locked);
+            left.iter().for_each(|fingerprint| self.hot.let_go(fingerprint));
             match result {
                 Err(ReadError::Missing { .. }) if !is_last => {}
                 result => return Ok(result.map(|()| touch)?),
@@ -398,21 +445,25 @@ mod tests {
         );
     }
 
+    fn ahead(readers: &mut Readers, from: u64, len: u64, max: u64) -> Option<Span> {
+        readers.note((from, from + len), max)?.ahead
+    }
+
     #[test]
     fn sequential_readers_are_found() {
         let mut readers = Readers::default();
         let max = 4 << 20;
         assert_eq!(readers.note((0, 4096), max), None);
-        let first = readers.note((4096, 8192), max);
+        let first = ahead(&mut readers, 4096, 4096, max);
         assert_eq!(first, Some((8192, 8192 + AHEAD_BYTES_FIRST)));
         assert_eq!(readers.note((1 << 30, (1 << 30) + 4096), max), None);
-        let mut ahead = first.unwrap().1;
+        let mut ahead_to = first.unwrap().1;
         for at in (8192..8 << 20).step_by(128 << 10) {
-            if let Some((from, to)) = readers.note((at, at + (128 << 10)), max) {
-                assert_eq!(from, ahead);
-                ahead = to;
+            if let Some((from, to)) = ahead(&mut readers, at, 128 << 10, max) {
+                assert_eq!(from, ahead_to);
+                ahead_to = to;
             }
-            assert!(ahead >= at + (128 << 10));
+            assert!(ahead_to >= at + (128 << 10));
         }
         for at in [5 << 30, 7 << 30, 6 << 30, 9 << 30] {
             assert_eq!(readers.note((at, at + 4096), max), None);
@@ -423,7 +474,32 @@ mod tests {
     fn without_readahead_none_is_asked_for() {
         let mut readers = Readers::default();
         for at in (0..1 << 20).step_by(4096) {
-            assert_eq!(readers.note((at, at + 4096), 0), None);
+            assert_eq!(ahead(&mut readers, at, 4096, 0), None);
         }
+    }
+
+    #[test]
+    fn chunks_are_let_go_of_far_behind() {
+        const LEN: u64 = 128 << 10;
+        let mut readers = Readers::default();
+        let mut left = Vec::new();
+        for index in 0..100_u64 {
+            let from = index * LEN;
+            let Some(noted) = readers.note((from, from + LEN), 0) else {
+                continue;
+            };
+            let fetch = Fetch {
+                at: 0,
+                len: LEN as usize,
+                chunk_offset: 0,
+                chunk_len: LEN as u32,
+                fingerprint: Fingerprint([index as u8; 32]),
+            };
+            left.extend(readers.pass(noted.reader, from, &[fetch]));
+            let slack = (READER_SLACK_BYTES / LEN) as usize;
+            assert_eq!(left.len(), (index as usize).saturating_sub(slack));
+        }
+        let expected: Vec<_> = (1..).map(|index| Fingerprint([index; 32])).take(left.len()).collect();
+        assert_eq!(left, expected);
     }
 }

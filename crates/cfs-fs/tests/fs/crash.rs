@@ -149,9 +149,14 @@ fn replaced_files_are_never_empty() {
                 fs.flush(ino).expect("flush");
                 fs.release(ino).expect("release");
             }
-            if rng.below(2) == 0 {
-                pool.sleep_ms(10_000);
-                fs.tick().expect("tick");
+            match rng.below(3) {
+                0 => {
+                    pool.sleep_ms(10_000);
+                    fs.tick().expect("tick");
+                }
+                // Durable names, while data that are only in memory stay there.
+                1 => fs.store().sync().expect("sync"),
+                _ => {}
             }
             let cut = pool.power_cut(rng.next()).open();
             let found = cut.lookup(Ino::ROOT, b"target").expect("the name is there");

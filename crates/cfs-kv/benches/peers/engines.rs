@@ -143,12 +143,16 @@ impl Engine for CfsKv {
 
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let tree = &self.shared.tree;
-        keys.iter().filter(|key| tree.get(&key[..]).expect("get").is_some()).count()
+        keys.iter()
+            .filter(|key| tree.get(&key[..]).expect("get").is_some())
+            .count()
     }
 
     fn scan(&self) -> u64 {
         let range = self.shared.tree.range(Bound::Unbounded, Bound::Unbounded);
-        range.map(|entry| u64::from(!entry.expect("scan").0.is_empty())).sum()
+        range
+            .map(|entry| u64::from(!entry.expect("scan").0.is_empty()))
+            .sum()
     }
 
     fn notes(&self) -> String {
@@ -170,8 +174,13 @@ pub struct Fjall {
 
 impl Fjall {
     pub fn create(path: &Path) -> Self {
-        let database = FjallDatabase::builder(path).cache_size(CACHE_BYTES).open().expect("open");
-        let keyspace = database.keyspace("bench", KeyspaceCreateOptions::default).expect("keyspace");
+        let database = FjallDatabase::builder(path)
+            .cache_size(CACHE_BYTES)
+            .open()
+            .expect("open");
+        let keyspace = database
+            .keyspace("bench", KeyspaceCreateOptions::default)
+            .expect("keyspace");
         Self { database, keyspace }
     }
 }
@@ -182,7 +191,10 @@ impl Engine for Fjall {
     }
 
     fn commit(&mut self, entries: &[Entry]) {
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        let mut batch = self
+            .database
+            .batch()
+            .durability(Some(PersistMode::SyncData));
         for (key, value) in entries {
             batch.insert(&self.keyspace, &key[..], &value[..]);
         }
@@ -194,11 +206,16 @@ impl Engine for Fjall {
     }
 
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
-        keys.iter().filter(|key| self.keyspace.get(&key[..]).expect("get").is_some()).count()
+        keys.iter()
+            .filter(|key| self.keyspace.get(&key[..]).expect("get").is_some())
+            .count()
     }
 
     fn scan(&self) -> u64 {
-        self.keyspace.iter().map(|guard| u64::from(!guard.into_inner().expect("scan").0.is_empty())).sum()
+        self.keyspace
+            .iter()
+            .map(|guard| u64::from(!guard.into_inner().expect("scan").0.is_empty()))
+            .sum()
     }
 }
 
@@ -234,14 +251,18 @@ impl Engine for Redb {
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let transaction = self.0.begin_read().expect("begin");
         let table = transaction.open_table(REDB_TABLE).expect("table");
-        keys.iter().filter(|key| table.get(&key[..]).expect("get").is_some()).count()
+        keys.iter()
+            .filter(|key| table.get(&key[..]).expect("get").is_some())
+            .count()
     }
 
     fn scan(&self) -> u64 {
         let transaction = self.0.begin_read().expect("begin");
         let table = transaction.open_table(REDB_TABLE).expect("table");
         let entries = table.iter().expect("scan");
-        entries.map(|entry| u64::from(!entry.expect("scan").0.value().is_empty())).sum()
+        entries
+            .map(|entry| u64::from(!entry.expect("scan").0.value().is_empty()))
+            .sum()
     }
 }
 
@@ -254,7 +275,8 @@ pub struct Lmdb {
 impl Lmdb {
     pub fn create(path: &Path) -> Self {
         // SAFETY: the directory is ours alone, and opened once.
-        let environment = unsafe { EnvOpenOptions::new().map_size(64 << 30).open(path) }.expect("open");
+        let environment =
+            unsafe { EnvOpenOptions::new().map_size(64 << 30).open(path) }.expect("open");
         let environment: &'static Env = Box::leak(Box::new(environment));
         let transaction = environment.write_txn().expect("begin");
         let table = environment
@@ -277,7 +299,9 @@ impl Engine for Lmdb {
     fn commit(&mut self, entries: &[Entry]) {
         let mut transaction = self.environment.write_txn().expect("begin");
         for (key, value) in entries {
-            self.table.put(&mut transaction, key, value).expect("insert");
+            self.table
+                .put(&mut transaction, key, value)
+                .expect("insert");
         }
         transaction.commit().expect("commit");
     }
@@ -286,12 +310,21 @@ impl Engine for Lmdb {
 
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let transaction = self.environment.read_txn().expect("begin");
-        keys.iter().filter(|key| self.table.get(&transaction, &key[..]).expect("get").is_some()).count()
+        keys.iter()
+            .filter(|key| {
+                self.table
+                    .get(&transaction, &key[..])
+                    .expect("get")
+                    .is_some()
+            })
+            .count()
     }
 
     fn scan(&self) -> u64 {
         let transaction = self.environment.read_txn().expect("begin");
         let entries = self.table.iter(&transaction).expect("scan");
-        entries.map(|entry| u64::from(!entry.expect("scan").0.is_empty())).sum()
+        entries
+            .map(|entry| u64::from(!entry.expect("scan").0.is_empty()))
+            .sum()
     }
 }

@@ -1,11 +1,6 @@
 //! A run store in one file: extents of 2 MiB, filled in memory and written whole.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::Mutex,
-};
+use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Mutex};
 
 use cfs_kv::{BlockPtr, RunError, RunStore, RunWriter};
 
@@ -26,7 +21,12 @@ struct Space {
 
 impl FileStore {
     pub fn create(path: &Path) -> Self {
-        let file = File::options().read(true).write(true).create_new(true).open(path).expect("create");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .expect("create");
         Self {
             file,
             space: Mutex::default(),
@@ -53,7 +53,10 @@ impl Writer<'_> {
     fn write_out(&mut self) -> Result<(), RunError> {
         if let Some(extent) = self.extents.last() {
             let offset = extent * EXTENT_BYTES as u64;
-            self.store.file.write_all_at(&self.filled, offset).map_err(RunError::io)?;
+            self.store
+                .file
+                .write_all_at(&self.filled, offset)
+                .map_err(RunError::io)?;
             self.filled.clear();
         }
         Ok(())
@@ -71,12 +74,18 @@ impl RunStore for FileStore {
 
     fn read_block(&self, block: BlockPtr) -> Result<Vec<u8>, RunError> {
         let mut bytes = vec![0; block.stored_len as usize];
-        self.file.read_exact_at(&mut bytes, block.place).map_err(RunError::io)?;
+        self.file
+            .read_exact_at(&mut bytes, block.place)
+            .map_err(RunError::io)?;
         Ok(bytes)
     }
 
     fn release_run(&self, extents: &[u64]) {
-        self.space.lock().unwrap().released.extend_from_slice(extents);
+        self.space
+            .lock()
+            .unwrap()
+            .released
+            .extend_from_slice(extents);
     }
 }
 
@@ -91,7 +100,8 @@ impl RunWriter for Writer<'_> {
             });
             self.extents.push(extent);
         }
-        let place = self.extents[self.extents.len() - 1] * EXTENT_BYTES as u64 + self.filled.len() as u64;
+        let place =
+            self.extents[self.extents.len() - 1] * EXTENT_BYTES as u64 + self.filled.len() as u64;
         self.filled.extend_from_slice(plain);
         Ok(BlockPtr {
             place,

@@ -73,7 +73,10 @@ fn processor_time() -> Duration {
     // SAFETY: an all-zero `timespec` is a valid value, and the call fills it.
     let time = unsafe {
         let mut time = std::mem::zeroed::<libc::timespec>();
-        assert_eq!(libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time), 0);
+        assert_eq!(
+            libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time),
+            0
+        );
         time
     };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -104,7 +107,9 @@ fn run(mut engine: Box<dyn Engine>, directory: &Path, count: u64) -> Outcome {
     let (_, settle) = timed(|| engine.settle());
     let mut random = Random(1);
     let hits: Vec<_> = (0..READS).map(|_| key(random.number() % count)).collect();
-    let misses: Vec<_> = (0..READS).map(|_| key(count + random.number() % count)).collect();
+    let misses: Vec<_> = (0..READS)
+        .map(|_| key(count + random.number() % count))
+        .collect();
     // Once to warm up.
     assert_eq!(engine.count_found(&hits), READS);
     assert_eq!(engine.count_found(&misses), 0);
@@ -129,7 +134,9 @@ fn allocated_bytes(path: &Path) -> u64 {
     let metadata = std::fs::symlink_metadata(path).expect("stat");
     let below = if metadata.is_dir() {
         let entries = std::fs::read_dir(path).expect("read directory");
-        entries.map(|entry| allocated_bytes(&entry.expect("entry").path())).sum()
+        entries
+            .map(|entry| allocated_bytes(&entry.expect("entry").path()))
+            .sum()
     } else {
         0
     };
@@ -139,7 +146,13 @@ fn allocated_bytes(path: &Path) -> u64 {
 fn report(outcomes: &[Outcome], count: u64) {
     println!(
         "{:<8} {:>22} {:>15} {:>17} {:>17} {:>14} {:>9}",
-        "", "inserts/s (CPU us)", "settle s (CPU)", "hit us (CPU)", "miss us (CPU)", "scan M/s", "disk MB"
+        "",
+        "inserts/s (CPU us)",
+        "settle s (CPU)",
+        "hit us (CPU)",
+        "miss us (CPU)",
+        "scan M/s",
+        "disk MB"
     );
     let each = |times: Times, count: u64| {
         let each = |time: Duration| time.as_secs_f64() * 1e6 / count as f64;
@@ -168,7 +181,9 @@ fn report(outcomes: &[Outcome], count: u64) {
     let Some(ours) = outcomes.iter().find(|outcome| outcome.name == "cfs-kv") else {
         return;
     };
-    println!("\nTimes of the others over those of cfs-kv (above 1: cfs-kv is quicker); in brackets by processor time");
+    println!(
+        "\nTimes of the others over those of cfs-kv (above 1: cfs-kv is quicker); in brackets by processor time"
+    );
     for outcome in outcomes.iter().filter(|outcome| outcome.name != "cfs-kv") {
         let ratio = |of: fn(&Outcome) -> Times| {
             let (theirs, ours) = (of(outcome), of(ours));
@@ -190,12 +205,20 @@ fn report(outcomes: &[Outcome], count: u64) {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
-    let count: u64 = arguments.next().map_or(5_000_000, |number| number.parse().expect("a number of keys"));
-    let parent = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let mut arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"));
+    let count: u64 = arguments.next().map_or(5_000_000, |number| {
+        number.parse().expect("a number of keys")
+    });
+    let parent = arguments
+        .next()
+        .map_or_else(std::env::temp_dir, PathBuf::from);
     let mut names: Vec<String> = arguments.collect();
     if names.is_empty() {
-        names = ["cfs-kv", "fjall", "redb", "lmdb"].map(String::from).to_vec();
+        names = ["cfs-kv", "fjall", "redb", "lmdb"]
+            .map(String::from)
+            .to_vec();
     }
     let mut outcomes = Vec::new();
     for name in &names {

@@ -64,7 +64,10 @@ impl MemoryStore {
     pub fn superblock(&self) {
         let mut inner = self.0.lock().unwrap();
         for extent in std::mem::take(&mut inner.released) {
-            assert!(inner.extents.remove(&extent).is_some(), "released twice: {extent}");
+            assert!(
+                inner.extents.remove(&extent).is_some(),
+                "released twice: {extent}"
+            );
             inner.free.insert(extent);
         }
     }
@@ -74,7 +77,12 @@ impl MemoryStore {
         let mut inner = self.0.lock().unwrap();
         inner.released.clear();
         let live: BTreeSet<_> = live.iter().copied().collect();
-        let dead: Vec<_> = inner.extents.keys().copied().filter(|extent| !live.contains(extent)).collect();
+        let dead: Vec<_> = inner
+            .extents
+            .keys()
+            .copied()
+            .filter(|extent| !live.contains(extent))
+            .collect();
         for extent in dead {
             inner.extents.remove(&extent);
             inner.free.insert(extent);

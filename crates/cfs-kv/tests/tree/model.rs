@@ -1,11 +1,7 @@
 //! The tree against a `BTreeMap`: random operations, views held across everything, crashes, both-way scans; with and
 //! without storage that fails.
 
-use std::{
-    collections::BTreeMap,
-    ops::Bound,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use cfs_kv::{Batch, BlockCache, RunError, Tree, TreeOptions, View};
 
@@ -72,20 +68,31 @@ fn retry<T>(mut operation: impl FnMut() -> Result<T, RunError>) -> T {
     }
 }
 
-fn scan(view: &View, bounds: &(Bound<Vec<u8>>, Bound<Vec<u8>>), random: &mut Random) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RunError> {
+fn scan(
+    view: &View,
+    bounds: &(Bound<Vec<u8>>, Bound<Vec<u8>>),
+    random: &mut Random,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RunError> {
     let mut range = view.range(as_slice(&bounds.0), as_slice(&bounds.1));
     let (mut front, mut back) = (Vec::new(), Vec::new());
     let from_front = random.below(5) * 25;
     loop {
         let is_front = random.chance(from_front);
-        let entry = if is_front { range.next() } else { range.next_back() };
+        let entry = if is_front {
+            range.next()
+        } else {
+            range.next_back()
+        };
         match entry.transpose()? {
             Some(entry) if is_front => front.push(entry),
             Some(entry) => back.push(entry),
             None => break,
         }
     }
-    assert!(range.next().is_none() && range.next_back().is_none(), "it stays at its end");
+    assert!(
+        range.next().is_none() && range.next_back().is_none(),
+        "it stays at its end"
+    );
     front.extend(back.into_iter().rev());
     Ok(front)
 }
@@ -93,22 +100,37 @@ fn scan(view: &View, bounds: &(Bound<Vec<u8>>, Bound<Vec<u8>>), random: &mut Ran
 fn check_view(view: &View, model: &Map, random: &mut Random) {
     for _ in 0..10 {
         let key = random_key(random);
-        assert_eq!(retry(|| view.get(&key)).as_ref(), model.get(&key), "{key:?}");
+        assert_eq!(
+            retry(|| view.get(&key)).as_ref(),
+            model.get(&key),
+            "{key:?}"
+        );
     }
     let bounds = (random_bound(random), random_bound(random));
     let in_order = match (&bounds.0, &bounds.1) {
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => true,
         (Bound::Excluded(low), Bound::Excluded(high)) => low < high,
-        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low <= high,
+        (
+            Bound::Included(low) | Bound::Excluded(low),
+            Bound::Included(high) | Bound::Excluded(high),
+        ) => low <= high,
     };
     let expected: Vec<_> = if in_order {
-        model.range::<[u8], _>((as_slice(&bounds.0), as_slice(&bounds.1))).map(|(k, v)| (k.clone(), v.clone())).collect()
+        model
+            .range::<[u8], _>((as_slice(&bounds.0), as_slice(&bounds.1)))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     } else {
         Vec::new()
     };
     let seed = random.number();
     let found = retry(|| scan(view, &bounds, &mut Random(seed)));
-    assert!(found == expected, "range {bounds:?}: {} entries, expected {}", found.len(), expected.len());
+    assert!(
+        found == expected,
+        "range {bounds:?}: {} entries, expected {}",
+        found.len(),
+        expected.len()
+    );
 }
 
 struct World {
@@ -174,7 +196,12 @@ impl World {
         self.views.clear();
         let options = small_options();
         let open = || {
-            Tree::open(self.store.clone(), self.cache.clone(), options.clone(), &self.durable.0)
+            Tree::open(
+                self.store.clone(),
+                self.cache.clone(),
+                options.clone(),
+                &self.durable.0,
+            )
         };
         self.tree = match open() {
             Ok(tree) => tree,
@@ -256,9 +283,18 @@ fn finish(mut world: World, random: &mut Random) {
     world.checkpoint();
     while world.tree.compact_step().unwrap() {}
     check_view(&world.tree.view(), &world.model, random);
-    let all: Map = world.tree.range(Bound::Unbounded, Bound::Unbounded).map(Result::unwrap).collect();
+    let all: Map = world
+        .tree
+        .range(Bound::Unbounded, Bound::Unbounded)
+        .map(Result::unwrap)
+        .collect();
     assert!(all == world.model);
-    let back: Map = world.tree.range(Bound::Unbounded, Bound::Unbounded).rev().map(Result::unwrap).collect();
+    let back: Map = world
+        .tree
+        .range(Bound::Unbounded, Bound::Unbounded)
+        .rev()
+        .map(Result::unwrap)
+        .collect();
     assert!(back == world.model);
     for key in world.model.keys() {
         assert_eq!(world.tree.get(key).unwrap().as_ref(), world.model.get(key));
@@ -266,5 +302,9 @@ fn finish(mut world: World, random: &mut Random) {
     world.checkpoint();
     let mut live = world.tree.extents();
     live.sort_unstable();
-    assert_eq!(live, world.store.used(), "storage in use is what the tree names");
+    assert_eq!(
+        live,
+        world.store.used(),
+        "storage in use is what the tree names"
+    );
 }

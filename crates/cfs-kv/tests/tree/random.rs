@@ -31,7 +31,8 @@ pub fn for_seeds(count: u64, test: impl Fn(&mut Random)) {
         return test(&mut Random(seed.parse().expect("CFS_KV_SEED is a number")));
     }
     for seed in 0..count {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut Random(seed))));
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut Random(seed))));
         if let Err(panic) = outcome {
             eprintln!("failed with seed {seed}: repeat with CFS_KV_SEED={seed}");
             std::panic::resume_unwind(panic);

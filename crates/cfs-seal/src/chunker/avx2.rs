@@ -61,7 +61,7 @@ fn find_in_two_ranges(
         window.is_some_and(|window| table.hash_window(window) & mask == 0)
     };
     // The byte before a position is the last one that decides on it; those of a whole load come before the first.
-    let (warm_up, bytes) = data[start - LOAD..start + 2 * range].split_at(LOAD);
+    let (warm_up, bytes) = data[start - 1 - LOAD..start - 1 + 2 * range].split_at(LOAD);
     let (first, second) = bytes.split_at(range);
     let mut filter = Filter::new(table);
     if let (Some(before_first), Some(before_second)) = (warm_up.last_chunk(), first.last_chunk()) {
