@@ -1,0 +1,8 @@
+//! The file system as programs see it: mounted by this process over a pool in memory.
+
+mod caches;
+mod model;
+mod mounting;
+mod ownership;
+mod posix;
+mod support;

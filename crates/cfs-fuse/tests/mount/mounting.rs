@@ -1,0 +1,158 @@
+//! Mounting, unmounting, and what is refused.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use cfs_fuse::{MountError, MountOptions, UnmountError};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::support::{mount, mount_with};
+
+#[test]
+fn the_mount_table_shows_it_and_read_ahead_is_raised() {
+    let Some(test) = mount() else { return };
+    let table = fs::read_to_string("/proc/self/mounts").expect("mount table");
+    let root = test.root().display();
+    let line = table
+        .lines()
+        .find(|line| line.contains(&format!(" {root} ")));
+    assert!(
+        line.is_some_and(|line| line.starts_with(&format!("cfs {root} fuse.cfs rw,"))),
+        "{line:?}"
+    );
+    if rustix::process::geteuid().is_root() {
+        let (major, minor) = test.mounted().device_number();
+        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let kib: u32 = fs::read_to_string(file)
+            .expect("bdi")
+            .trim()
+            .parse()
+            .expect("a number");
+        assert!(kib >= 1024, "read-ahead is {kib} KiB");
+    }
+}
+
+#[test]
+fn bad_mount_points_are_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let check = |name: &str| cfs_fuse::check(&MountOptions::new(directory.path().join(name)));
+    assert!(matches!(check("missing"), Err(MountError::Missing(_))));
+    fs::write(directory.path().join("file"), "").expect("write");
+    assert!(matches!(check("file"), Err(MountError::NotDirectory(_))));
+    assert!(matches!(
+        check("file/below"),
+        Err(MountError::Inaccessible { .. })
+    ));
+    assert!(matches!(check(""), Err(MountError::NotEmpty(_))));
+    let mut options = MountOptions::new(directory.path());
+    options.allow_nonempty = true;
+    assert!(cfs_fuse::check(&options).is_ok());
+    fs::create_dir(directory.path().join("empty")).expect("mkdir");
+    std::os::unix::fs::symlink("empty", directory.path().join("link")).expect("symlink");
+    let found = check("link").expect("an empty directory");
+    assert!(found.ends_with("empty"), "{}", found.display());
+}
+
+#[test]
+fn a_second_mount_at_the_same_place_is_refused() {
+    let Some(test) = mount() else { return };
+    match cfs_fuse::check(&MountOptions::new(test.root())) {
+        Err(MountError::AlreadyMounted { kind, .. }) => assert_eq!(kind, "fuse.cfs"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a process leaves behind that was killed: an entry in the mount table where every access fails.
+#[test]
+fn a_dead_mount_of_ours_is_replaced() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("**** SKIPPED: only root can make a dead mount ****");
+    }
+    let dead = |kind: &str, options: &mut MountOptions| {
+        let Ok(device) = File::options().read(true).write(true).open("/dev/fuse") else {
+            return;
+        };
+        let data = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0",
+            device.as_raw_fd()
+        );
+        let data = std::ffi::CString::new(data).expect("no NUL");
+        rustix::mount::mount(
+            "dead",
+            &options.mountpoint,
+            kind,
+            MountFlags::empty(),
+            &*data,
+        )
+        .expect("mount without a session");
+    };
+    let Some(test) = mount_with(|options| dead("fuse.cfs", options)) else {
+        return;
+    };
+    fs::write(test.path("file"), "alive").expect("write");
+    drop(test);
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut options = MountOptions::new(directory.path());
+    dead("fuse.other", &mut options);
+    let checked = cfs_fuse::check(&options);
+    rustix::mount::unmount(directory.path(), UnmountFlags::DETACH).expect("unmount the dead one");
+    assert!(
+        matches!(checked, Err(MountError::DeadMount { .. })),
+        "{checked:?}"
+    );
+}
+
+#[test]
+fn a_mount_in_use_stays_until_it_is_detached() {
+    let Some(test) = mount() else { return };
+    let mut file = File::create(test.path("open")).expect("create");
+    assert!(matches!(
+        test.mounted().unmount(),
+        Err(UnmountError::Busy(_))
+    ));
+    test.mounted().detach().expect("detach");
+    assert!(!test.path("open").exists(), "the path is free");
+    std::io::Write::write_all(&mut file, b"still works").expect("write after detaching");
+    file.sync_all().expect("sync after detaching");
+    let attr = test.fs.resolve(b"/open").expect("in the pool");
+    assert_eq!(attr.size, 11);
+    // Unmounting what is not mounted any more succeeds.
+    test.mounted().unmount().expect("nothing to do");
+    drop(file);
+    test.mounted().wait().expect("ended with the last file");
+}
+
+#[test]
+fn waiting_ends_when_somebody_else_unmounts() {
+    let Some(test) = mount() else { return };
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        let mounted = test.mounted();
+        scope.spawn(move || sender.send(mounted.wait()).expect("received below"));
+        assert!(
+            receiver.recv_timeout(Duration::from_millis(100)).is_err(),
+            "ended too early"
+        );
+        let status = std::process::Command::new("umount")
+            .arg(test.root())
+            .status();
+        assert!(status.expect("run umount").success());
+        let ended = receiver
+            .recv_timeout(Duration::from_secs(10))
+            .expect("the session ends");
+        ended.expect("in order");
+    });
+}
+
+#[test]
+fn a_read_only_mount_refuses_changes() {
+    let Some(test) = mount_with(|options| options.read_only = true) else {
+        return;
+    };
+    let error = fs::write(test.path("file"), "").expect_err("read-only");
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::read_dir(test.root()).expect("list").count(), 0);
+}
