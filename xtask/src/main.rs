@@ -1,6 +1,7 @@
 //! Checks and benches that developers run: `cargo xtask --help`.
 
 mod bench_mount;
+mod layers;
 mod toyfs;
 mod workload;
 
@@ -28,6 +29,8 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         warm_mib: u64,
     },
+    /// Check that the dependencies between the crates are those of the picture.
+    Layers,
     /// Measure, and print a table.
     Bench {
         #[command(subcommand)]
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
             threads,
             warm_mib,
         } => toyfs::run(&mountpoint, threads, warm_mib << 20),
+        Task::Layers => layers::run(),
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),

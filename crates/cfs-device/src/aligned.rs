@@ -101,7 +101,7 @@ impl AlignedBuf {
             self.reserve(len - start);
             self.len = len;
             // What lies beyond the length may be left over from an earlier use.
-            
+            self.as_mut_slice()[start..].fill(0);
         } else {
             self.len = len;
         }

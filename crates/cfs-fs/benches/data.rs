@@ -296,9 +296,7 @@ fn main() {
     let mut arguments = std::env::args()
         .skip(1)
         .filter(|argument| argument != "--bench");
-    let dir: PathBuf = arguments
-        .next()
-        .map_or_else(std::env::temp_dir, Into::into);
+    let dir: PathBuf = arguments.next().map_or_else(std::env::temp_dir, Into::into);
     let gib: u64 = arguments
         .next()
         .map_or(1, |gib| gib.parse().expect("GIB is a number"));

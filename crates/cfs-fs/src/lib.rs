@@ -23,6 +23,7 @@ mod types;
 mod xattr;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cfs_device::Device;
 use cfs_format::superblock::Superblock;
@@ -116,6 +117,16 @@ impl Fs {
         self.reap_some()?;
         self.store.tick()?;
         Ok(())
+    }
+
+    /// Waits until something changes, at most for `patience`, and hands the change to the pool's device without flushing
+    /// it. To be called by one thread over and over: what has been changed and closed then outlives this process,
+    /// though not the machine.
+    ///
+    /// # Errors
+    /// The pool is, or goes, read-only.
+    pub fn write_log(&self, patience: Duration) -> Result<()> {
+        Ok(self.store.write_log(patience)?)
     }
 
     /// Writes everything that is pending, and a checkpoint. The pool is then marked clean; later changes fail.

@@ -168,7 +168,12 @@ impl Block {
         let suffix = &key[shared..];
         let head = head(suffix);
         let slots = &self.slots;
-        let guess = guess_u32(slots.len(), slots[0].head, slots[slots.len() - 1].head, head);
+        let guess = guess_u32(
+            slots.len(),
+            slots[0].head,
+            slots[slots.len() - 1].head,
+            head,
+        );
         let mut low = lower_bound(slots.len(), |index| slots[index].head, &head, guess);
         if self.slots.get(low).is_none_or(|slot| slot.head != head) {
             return Err(low);

@@ -6,7 +6,12 @@
 
 /// The first index in `0..len` at which `at` is at least `target`, or `len`. `guess` may be any index.
 #[inline]
-pub(crate) fn lower_bound<T: Ord>(len: usize, at: impl Fn(usize) -> T, target: &T, guess: usize) -> usize {
+pub(crate) fn lower_bound<T: Ord>(
+    len: usize,
+    at: impl Fn(usize) -> T,
+    target: &T,
+    guess: usize,
+) -> usize {
     if len == 0 {
         return 0;
     }
@@ -89,11 +94,16 @@ mod tests {
             &[5, 5, 6, 6, 6, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 12],
         ];
         for array in arrays {
-            let around = array.iter().flat_map(|number| [number.saturating_sub(1), *number, number.saturating_add(1)]);
+            let around = array
+                .iter()
+                .flat_map(|number| [number.saturating_sub(1), *number, number.saturating_add(1)]);
             for target in around.chain([0, u128::MAX]) {
                 let expected = array.partition_point(|number| *number < target);
                 for guess in 0..array.len() + 2 {
-                    assert_eq!(lower_bound(array.len(), |index| array[index], &target, guess), expected);
+                    assert_eq!(
+                        lower_bound(array.len(), |index| array[index], &target, guess),
+                        expected
+                    );
                 }
                 if let [first, .., last] = array {
                     let guess = guess_u128(array.len(), *first, *last, target);

@@ -45,7 +45,10 @@ impl Leaf {
 #[derive(Debug, Default)]
 pub(crate) struct SortedSlots {
     firsts: Vec<u128>,
-    #[expect(clippy::vec_box, reason = "leaves are large, and inserting one moves all behind it")]
+    #[expect(
+        clippy::vec_box,
+        reason = "leaves are large, and inserting one moves all behind it"
+    )]
     leaves: Vec<Box<Leaf>>,
     /// In the order of their insertion.
     slots: Vec<Slot>,

@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cfs_device::{AlignedBuf, Device};
 use cfs_format::journal::{BATCH_MAGIC, BatchHeader, RECORD_PREFIX_BYTES};
@@ -20,7 +21,7 @@ use cfs_format::superblock::JournalPosition;
 use cfs_format::{BLOCK_BYTES, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp};
 use cfs_seal::block::BlockCipher;
 use cfs_seal::keys::ClusterKey;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::WriteError;
@@ -41,6 +42,8 @@ struct Queue {
     /// End of each record in `bytes`.
     ends: Vec<usize>,
     next_lsn: u64,
+    /// Whether [`Journal::wait_for_commands`] waits for the first one.
+    awaited: bool,
 }
 
 struct Writer {
@@ -58,6 +61,8 @@ pub(crate) struct Journal {
     pool: Arc<Pool>,
     lanes: Arc<Lanes>,
     queue: Mutex<Queue>,
+    /// The first command of an awaited queue has come.
+    arrival: Condvar,
     writer: Mutex<Writer>,
     durable_lsn: AtomicU64,
     /// Bytes written since the last checkpoint's position.
@@ -87,7 +92,9 @@ impl Journal {
                 bytes: Vec::new(),
                 ends: Vec::new(),
                 next_lsn,
+                awaited: false,
             }),
+            arrival: Condvar::new(),
             writer: Mutex::new(writer),
             durable_lsn: AtomicU64::new(next_lsn - 1),
             bytes_since_checkpoint: AtomicU64::new(0),
@@ -112,7 +119,19 @@ impl Journal {
         queue.ends.push(end);
         let lsn = queue.next_lsn;
         queue.next_lsn += 1;
+        if std::mem::take(&mut queue.awaited) {
+            self.arrival.notify_all();
+        }
         Lsn(lsn)
+    }
+
+    /// Returns when commands are queued, or after `patience`.
+    pub fn wait_for_commands(&self, patience: Duration) {
+        let mut queue = self.queue.lock();
+        if queue.bytes.is_empty() {
+            queue.awaited = true;
+            self.arrival.wait_for(&mut queue, patience);
+        }
     }
 
     /// The newest command's LSN.

@@ -233,8 +233,13 @@ impl Lanes {
             if open.buffer.as_slice().len() as u32 <= open.written {
                 continue;
             }
-            open.buffer.pad_to_multiple(BLOCK_BYTES as usize);
-            let end = open.buffer.as_slice().len() as u32;
+            let end = block_ceil(open.buffer.as_slice().len() as u32);
+            if end + footer_bytes(open.entries.len()) > SEGMENT_BYTES {
+                // The padding would take the footer's room; hardly anything else would have found any.
+                self.seal(&mut lane)?;
+                continue;
+            }
+            open.buffer.resize(end as usize);
             self.pool.write(
                 open.segment,
                 open.written,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cfs_format::superblock::Superblock;
 use cfs_format::table::{PoolRecord, VolumeRecord};
@@ -251,6 +252,17 @@ impl Store {
     /// The pool is, or goes, read-only: whether the commands are durable is then unknown.
     pub fn sync(&self) -> Result<(), WriteError> {
         self.sync_to(self.journal().last_lsn())
+    }
+
+    /// Waits until a command is committed, at most for `patience`, and writes what is committed to the device without
+    /// flushing it. To be called by one thread over and over: what is committed then outlives this process.
+    ///
+    /// # Errors
+    /// The pool is, or goes, read-only.
+    pub fn write_log(&self, patience: Duration) -> Result<(), WriteError> {
+        let journal = self.journal();
+        journal.wait_for_commands(patience);
+        journal.write_out()
     }
 
     /// Returns when `lsn` is durable.

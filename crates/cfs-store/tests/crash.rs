@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cfs_device::{Device, FaultPlan, MemDevice};
 use cfs_format::superblock::{ChunkParams, KeySlot, UNLOCK_KEY_FILE};
@@ -261,4 +262,31 @@ fn a_power_cut_leaves_a_prefix() {
             );
         }
     }
+}
+
+/// Each chunk is handed to the device alone, so that padding fills the segments to their last block.
+#[test]
+fn padding_leaves_room_for_the_footer() {
+    let host: Arc<dyn Host> = Arc::new(TestHost(AtomicU64::new(1_700_000_000_000_000_000)));
+    let device = Arc::new(MemDevice::new(128));
+    format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
+    let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
+    let mut state = 7;
+    for slot in 1..=2_000 {
+        let mut content = vec![0; 1 + (next(&mut state) % 5_000) as usize];
+        content.fill_with(|| next(&mut state) as u8);
+        let pin = store
+            .put_chunk(0, DomainId::DEFAULT, Codec::None, &content)
+            .expect("a chunk");
+        let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+        let command = postcard::to_stdvec(&command).expect("encode");
+        let mut txn = store.begin();
+        apply(&mut txn, &command).expect("apply");
+        txn.commit(&command).expect("commit");
+        store.write_log(Duration::ZERO).expect("written");
+    }
+    check_counts(&store);
+    drop(store);
+    let store = open(Arc::new(device.power_cut(1)), host);
+    check_counts(&store);
 }

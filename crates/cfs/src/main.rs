@@ -157,6 +157,7 @@ fn import(args: ImportArgs, environment: Environment) -> Result<ExitCode> {
         no_target_directory: args.transfer.no_target_directory,
         workers: args.transfer.workers,
     });
+    transfer::check(&request)?;
     let usage = Use {
         budgets: args.pool.budgets,
         ..Use::default()
@@ -176,6 +177,7 @@ fn export(args: ExportArgs, environment: Environment) -> Result<ExitCode> {
         no_target_directory: args.transfer.no_target_directory,
         workers: args.transfer.workers,
     });
+    transfer::check(&request)?;
     on_existing(args.existing, environment, request, args.transfer.json)
 }
 

@@ -27,6 +27,8 @@ use crate::pool::{self, Use};
 
 /// How often background work is looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a change may stay in this process alone.
+const LOG_PERIOD: Duration = Duration::from_millis(2);
 /// How long the kernel may take to end a session that was unmounted.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -245,44 +247,59 @@ fn sync_mount(mounted: &Mounted) {
     }
 }
 
-/// The thread that looks for background work. Dropping it ends it.
+/// The threads that look for background work and write the log. Dropping it ends them.
 pub struct Ticker {
     stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Ticker {
-    /// Starts it.
+    /// Starts them.
     pub fn start(fs: Arc<Fs>) -> Self {
         let (stop, stopped) = bounded::<()>(0);
-        let thread = std::thread::Builder::new()
-            .name("background".to_owned())
-            .spawn(move || {
-                let mut said = String::new();
-                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                    let text = match fs.tick() {
-                        Ok(()) => String::new(),
-                        Err(error) => error.to_string(),
-                    };
-                    // Ten times a second is enough to be told once.
-                    if !text.is_empty() && text != said {
-                        tracing::error!("background work: {text}");
-                    }
-                    said = text;
-                }
-            })
-            .expect("a process that starts can start a thread");
+        let log = {
+            let (fs, stopped) = (Arc::clone(&fs), stopped.clone());
+            repeat("log", LOG_PERIOD, stopped, move || fs.write_log(TICK))
+        };
+        let background = repeat("background", TICK, stopped, move || fs.tick());
         Self {
             stop: Some(stop),
-            thread: Some(thread),
+            threads: vec![log, background],
         }
     }
+}
+
+/// A thread that does `work` over and over, with a pause of `period`, until `stopped` is closed.
+fn repeat(
+    name: &'static str,
+    period: Duration,
+    stopped: Receiver<()>,
+    work: impl Fn() -> cfs_fs::Result<()> + Send + 'static,
+) -> JoinHandle<()> {
+    let run = move || {
+        let mut said = String::new();
+        while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+            let text = match work() {
+                Ok(()) => String::new(),
+                Err(error) => error.to_string(),
+            };
+            // It goes on failing in the same way: once is enough to be told.
+            if !text.is_empty() && text != said {
+                tracing::error!("{name}: {text}");
+            }
+            said = text;
+        }
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .expect("a process that starts can start a thread")
 }
 
 impl Drop for Ticker {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             thread.join().expect("a panic ends the process");
         }
     }

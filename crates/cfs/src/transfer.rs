@@ -18,16 +18,41 @@ use cfs_fs::{Fs, FsError};
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
-use crate::admin::protocol::{Event, Progress, TransferSummary};
+use crate::admin::protocol::{Event, Progress, Request, TransferSummary};
 use crate::admin::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
+use pool_path::PoolPath;
 
+/// Files at a time at most.
+const WORKERS_MAX: u16 = 256;
 /// Jobs that the walk may be ahead of the workers.
 const JOBS_WAITING_MAX: usize = 4096;
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Bytes that one read or write moves.
 const COPY_BYTES: usize = 1 << 20;
+
+/// Refuses a request that makes no sense in any pool, before one is opened or made for it.
+///
+/// # Errors
+/// [`Code::Usage`] for paths that are none; [`Code::Host`] for a source of an import that is not there.
+pub fn check(request: &Request) -> Result<()> {
+    match request {
+        Request::Import(transfer) => {
+            PoolPath::parse(transfer.dest.bytes())?;
+            for source in &transfer.sources {
+                import::check_source(&source.to_host())?;
+            }
+        }
+        Request::Export(transfer) => {
+            for source in &transfer.sources {
+                PoolPath::parse(source.bytes())?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
 
 /// What a mount's kernel caches must be told when a pool changes beside the mount.
 pub trait KernelCaches: Send + Sync {
@@ -169,20 +194,33 @@ impl<'a> Run<'a> {
                     self.progress(phase);
                 }
             });
-            let threads: Vec<_> = (0..workers.max(1))
-                .map(|_| {
-                    let receiver = receiver.clone();
-                    let work = &work;
-                    scope.spawn(move || {
+            let mut threads = Vec::new();
+            for _ in 0..workers.clamp(1, WORKERS_MAX) {
+                let receiver = receiver.clone();
+                let work = &work;
+                let spawned = std::thread::Builder::new()
+                    .name(phase.to_owned())
+                    .spawn_scoped(scope, move || {
                         let mut buffer = Vec::new();
                         for job in receiver {
                             if !self.stopped() {
                                 work(job, &mut buffer);
                             }
                         }
-                    })
-                })
-                .collect();
+                    });
+                match spawned {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => {
+                        tracing::warn!("{} workers, not {workers}: {error}", threads.len());
+                        break;
+                    }
+                }
+            }
+            if threads.is_empty() {
+                let failure = Failure::new(Code::Host, "the system starts no thread for the copy");
+                self.failed.lock().get_or_insert(failure);
+                return;
+            }
             drop(receiver);
             walk(&|job| {
                 sender

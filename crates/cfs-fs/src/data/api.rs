@@ -57,13 +57,14 @@ impl Fs {
         Ok(())
     }
 
-    /// To be called when an opener closes the file. Nothing is waited for, but data that replace what was truncated
-    /// are sent on their way.
+    /// To be called when an opener closes the file. Returns when all that was written to it is in the log, so that
+    /// [`crate::Fs::write_log`] hands it over; it is not yet durable.
     ///
     /// # Errors
-    /// What writing in the background has failed with, if nobody was told yet.
+    /// What writing failed with, now or in the background since the last call. The data stay readable, and the next
+    /// call tries again.
     pub fn flush(&self, ino: Ino) -> Result<()> {
-        self.files.closed(ino)
+        self.files.flush(ino)
     }
 
     /// Returns when everything written and changed before the call is durable.

@@ -1,33 +1,17 @@
-//! From dirty runs to commands: cutting chunks, sealing them, committing.
-//!
-//! Data leave a file's runs as jobs. A job is sealed by a lane of the pool, or by the caller where a hop to another
-//! thread would cost more than the work; its command is committed when those of all earlier jobs of the file are.
-//! A job that fails stays where it is, readable; the next flush of the file tries again.
+//! From dirty runs to jobs: what leaves a file's runs, and where its chunks end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cfs_format::Ino;
-use cfs_seal::codec::Codec;
-use cfs_store::Health;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::Core;
-use super::body::{Body, FileState, InFlight, Job, Pending, Piece, Progress, Sealed, Stamp};
+use super::body::{Body, FileState, InFlight, Job, Pending, Piece, Progress};
 use super::buffer::{BUFFER_BYTES_MAX, Buffer};
-use crate::apply;
-use crate::command::{Command, Write};
-use crate::error::{FsError, Result};
-use crate::extent::{Extent, INLINE_BYTES_MAX, last_extents_start, scan};
+use crate::extent::{INLINE_BYTES_MAX, scan};
 
 /// Chunks in one job at most, so that its command stays small.
 const JOB_CHUNKS_MAX: usize = 512;
-
-/// A job up to this size is sealed by the caller that waits for it, bytes.
-const INLINE_SEAL_BYTES_MAX: u64 = 512 << 10;
-
-/// Extents that one command cuts off at most; the rest is cut in commands before it.
-const TRUNCATE_EXTENTS_MAX: usize = 16 << 10;
 
 /// A short chunk at the end of a file is read again and made longer when at most this many times as much would be
 /// read as is new.

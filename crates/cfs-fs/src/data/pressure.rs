@@ -173,21 +173,6 @@ impl Core {
         })
     }
 
-    /// An opener has closed the file. Data that replace truncated ones are sent on their way.
-    ///
-    /// # Errors
-    /// What writing in the background has failed with, if nobody was told yet.
-    pub(crate) fn closed(&self, ino: Ino) -> Result<()> {
-        let Some(file) = self.known(ino) else {
-            return Ok(());
-        };
-        let mut body = file.lock();
-        let told = body.take_error();
-        drop(body);
-        self.begin_flush(&file, Take::All);
-        told
-    }
-
     /// As [`Core::flush`] for every file.
     ///
     /// # Errors

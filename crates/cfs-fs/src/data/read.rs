@@ -107,7 +107,8 @@ impl Readers {
             .min(ahead_bytes_max);
         let target = to + reader.ahead_bytes;
         let start = reader.ahead.max(to);
-        let worth_it = reader.ahead_bytes > 0 && target.saturating_sub(start) >= reader.ahead_bytes / 2;
+        let worth_it =
+            reader.ahead_bytes > 0 && target.saturating_sub(start) >= reader.ahead_bytes / 2;
         if worth_it {
             reader.ahead = target;
         }
@@ -187,7 +188,8 @@ impl Core {
             }
             let result = self.fetch(&fetches, out);
             drop(locked);
-            left.iter().for_each(|fingerprint| self.hot.let_go(fingerprint));
+            left.iter()
+                .for_each(|fingerprint| self.hot.let_go(fingerprint));
             match result {
                 Err(ReadError::Missing { .. }) if !is_last => {}
                 result => return Ok(result.map(|()| touch)?),
@@ -499,7 +501,10 @@ mod tests {
             let slack = (READER_SLACK_BYTES / LEN) as usize;
             assert_eq!(left.len(), (index as usize).saturating_sub(slack));
         }
-        let expected: Vec<_> = (1..).map(|index| Fingerprint([index; 32])).take(left.len()).collect();
+        let expected: Vec<_> = (1..)
+            .map(|index| Fingerprint([index; 32]))
+            .take(left.len())
+            .collect();
         assert_eq!(left, expected);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cfs_fuse::{MountError, MountOptions, UnmountError};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::support::{mount, mount_with};
+use crate::support::{mount, mount_with, skip};
 
 #[test]
 fn the_mount_table_shows_it_and_read_ahead_is_raised() {
@@ -68,7 +68,7 @@ fn a_second_mount_at_the_same_place_is_refused() {
 #[test]
 fn a_dead_mount_of_ours_is_replaced() {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("**** SKIPPED: only root can make a dead mount ****");
+        return skip("only root can make a dead mount");
     }
     let dead = |kind: &str, options: &mut MountOptions| {
         let Ok(device) = File::options().read(true).write(true).open("/dev/fuse") else {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::fs::{XattrFlags, setxattr};
 
-use crate::support::{TestMount, mount};
+use crate::support::{TestMount, mount, skip};
 
 const USER: u32 = 12_345;
 const GROUP: u32 = 23_456;
@@ -16,7 +16,7 @@ const GROUP: u32 = 23_456;
 /// A mount, if this is root, who alone can act as other users.
 fn mount_as_root() -> Option<TestMount> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("**** SKIPPED: only root can act as other users ****");
+        skip("only root can act as other users");
         return None;
     }
     mount()
@@ -227,7 +227,7 @@ fn setting_a_list_takes_set_group_id_from_strangers() {
     let minimal = "0sAgAAAAEABwD/////BAAFAP////8gAAUA/////w==";
     let script = format!("setfattr -n system.posix_acl_access -v {minimal} file");
     if Command::new("setfattr").arg("--version").output().is_err() {
-        return eprintln!("**** SKIPPED: no setfattr ****");
+        return skip("no setfattr");
     }
     let check = |gid: u32, after: u32| {
         fs::write(&path, "").expect("write");

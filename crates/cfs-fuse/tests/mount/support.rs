@@ -113,6 +113,13 @@ pub struct TestMount {
     _directory: tempfile::TempDir,
 }
 
+/// Says loudly that a test cannot run here. Where everything is at hand, that is a failure.
+pub fn skip(reason: &str) {
+    let required = std::env::var_os("CFS_REQUIRE_FUSE").is_some();
+    assert!(!required, "CFS_REQUIRE_FUSE is set, but: {reason}");
+    eprintln!("\n**** SKIPPED, nothing was tested: {reason} ****\n");
+}
+
 /// A mounted pool, or `None`, said loudly, where this machine does not let this user mount.
 pub fn mount() -> Option<TestMount> {
     mount_with(|_| ())
@@ -134,7 +141,7 @@ pub fn mount_with(adjust: impl FnOnce(&mut MountOptions)) -> Option<TestMount> {
             | MountError::DeviceForbidden { .. }
             | MountError::NoHelper),
         ) => {
-            eprintln!("\n**** SKIPPED, nothing was tested: {error} ****\n");
+            skip(&error.to_string());
             return None;
         }
         Err(error) => panic!("mounting failed: {error}"),

@@ -26,6 +26,8 @@ struct Inner {
     /// Calls that may fail, so far.
     calls: u64,
     reads: u64,
+    /// Bytes.
+    written: u64,
 }
 
 impl Inner {
@@ -99,7 +101,12 @@ impl MemoryStore {
         self.0.lock().unwrap().reads
     }
 
-    /// Number of blocks and of their bits.
+    /// Bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.0.lock().unwrap().written
+    }
+
+    /// Each block: its extent, its index there, and its bits.
     pub fn block_bits(&self) -> Vec<(u64, usize, usize)> {
         let inner = self.0.lock().unwrap();
         let blocks = |(extent, blocks): (&u64, &Vec<Vec<u8>>)| {
@@ -169,6 +176,7 @@ impl RunWriter for Writer<'_> {
                 extent
             }
         };
+        inner.written += plain.len() as u64;
         let blocks = inner.extents.get_mut(&extent).unwrap();
         blocks.push(plain.to_vec());
         Ok(BlockPtr {

@@ -342,6 +342,11 @@ impl Import<'_, '_> {
     }
 }
 
+/// Whether a source is there.
+pub(super) fn check_source(source: &Path) -> Result<()> {
+    open_source(source).map(drop)
+}
+
 /// The directory that holds a source, the name by which it is opened there, and what it is.
 fn open_source(source: &Path) -> Result<(HostDir, CString, Meta)> {
     let failed = |errno: Errno| Failure::host("read", source, &errno.into());

@@ -1,0 +1,183 @@
+//! What the first run makes, and what opens it again.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::cfs;
+use crate::support::{Scratch, Server, command, run};
+use crate::trees::state;
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path)
+        .unwrap_or_else(|error| panic!("{path:?}: {error}"))
+        .mode()
+        & 0o7777
+}
+
+#[test]
+fn the_first_run_makes_everything_and_says_what_it_protects() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let server = Server::start(&data, None);
+    assert!(server.ready.contains("not mounted"), "{}", server.ready);
+    assert_eq!(mode(&data), 0o700);
+    for name in ["pool", "key", "lock", "socket"] {
+        assert_eq!(mode(&data.join(name)), 0o600, "{name}");
+    }
+    let lock = fs::read_to_string(data.join("lock")).expect("a lock");
+    assert_eq!(lock.trim(), server.pid().to_string());
+    let said = server.said();
+    for words in [
+        "mode 0600",
+        "does not protect",
+        "data are lost",
+        "change-passphrase",
+    ] {
+        assert!(said.contains(words), "{words:?} is not in {said}");
+    }
+    server.stop();
+    assert!(!data.join("socket").exists());
+    assert!(!data.join("pool.new").exists());
+
+    let again = Server::start(&data, None);
+    assert!(!again.said().contains("notice"), "{}", again.said());
+    again.stop();
+}
+
+#[test]
+fn a_pool_with_a_passphrase_opens_with_it_alone() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let right = scratch.file("right", "correct horse\nsecond line\n");
+    let wrong = scratch.file("wrong", "battery staple\n");
+    let source = scratch.file("note", "content");
+
+    let made = cfs!(
+        "import",
+        source,
+        "/note",
+        "--data",
+        data,
+        "--passphrase-file",
+        right
+    )
+    .ok();
+    assert!(!made.stderr.contains("notice"), "{made:?}");
+    assert!(!data.join("key").exists());
+
+    let before = state(&data);
+    let key = scratch.file("key", &format!("cfs-key-1 {}\n", "0f".repeat(32)));
+    cfs!(
+        "admin",
+        "status",
+        "--data",
+        data,
+        "--passphrase-file",
+        wrong
+    )
+    .refused(3, "the passphrase does not open");
+    cfs!("admin", "status", "--data", data).refused(3, "needs a passphrase");
+    cfs!("admin", "status", "--data", data, "--key-file", key)
+        .refused(3, "opens with a passphrase, not with the key file");
+    cfs!("server", "--data", data, "--passphrase-file", wrong)
+        .refused(3, "the passphrase does not open");
+    let changed: Vec<_> = state(&data)
+        .into_iter()
+        .filter(|it| !before.contains(it) && !it.0.ends_with("lock") && it.0 != Path::new(""))
+        .collect();
+    assert!(changed.is_empty(), "{changed:?}");
+
+    let mut with_environment = command(&[&"admin", &"status", &"--data", &data, &"--json"]);
+    with_environment.env("CFS_PASSPHRASE", "correct horse");
+    let status = run(with_environment).ok().json();
+    assert_eq!(status["opens_with"], "passphrase");
+}
+
+#[test]
+fn the_passphrase_is_not_left_in_the_environment() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let mut command = command(&[&"server", &"--data", &data]);
+    command.env("CFS_PASSPHRASE", "correct horse battery");
+    let server = Server::spawn(command, &data, None);
+    let environment = fs::read(format!("/proc/{}/environ", server.pid())).expect("our own child");
+    let has = |words: &[u8]| environment.windows(words.len()).any(|it| it == words);
+    assert!(has(b"PATH="), "the check would see something");
+    assert!(!has(b"correct horse"));
+    server.stop();
+}
+
+#[test]
+fn a_given_key_file_is_used_and_none_is_made() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let key = scratch.file("mine", &format!("cfs-key-1 {}\n", "a1".repeat(32)));
+    let other = scratch.file("other", &format!("cfs-key-1 {}\n", "a2".repeat(32)));
+    let none = scratch.file("none", "ssh-rsa AAAA");
+    let source = scratch.file("note", "content");
+
+    cfs!(
+        "import",
+        source,
+        "/note",
+        "--data",
+        data,
+        "--key-file",
+        none
+    )
+    .refused(3, "not a key file");
+    assert!(!data.exists(), "nothing is made with a bad key file");
+
+    cfs!("import", source, "/note", "--data", data, "--key-file", key).ok();
+    assert!(!data.join("key").exists());
+    cfs!("admin", "status", "--data", data).refused(3, "needs its key file");
+    cfs!("admin", "status", "--data", data, "--key-file", other).refused(3, "does not open");
+    cfs!("admin", "fsck", "--data", data, "--key-file", key).ok();
+}
+
+#[test]
+fn the_options_of_the_first_run_hold_and_cannot_be_contradicted() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let source = scratch.file("note", &"content ".repeat(100_000));
+    let wishes = [
+        "--cipher",
+        "chacha20-poly1305",
+        "--codec",
+        "zstd:7",
+        "--pool-size",
+        "256M",
+    ];
+    let import = |to: &str, wishes: &[&str]| {
+        let mut command = command(&[&"import", &source, &to, &"--data", &data]);
+        command.args(wishes);
+        run(command)
+    };
+    import("/a", &wishes).ok();
+    let status = cfs!("admin", "status", "--json", "--data", data)
+        .ok()
+        .json();
+    assert_eq!(status["cipher"], "chacha20-poly1305");
+    assert_eq!(status["codec"], "zstd:7");
+    let total = status["segments"]["total"].as_u64().expect("a number");
+    assert!(total <= 128, "{total} segments in 256 MiB");
+
+    import("/b", &wishes).ok();
+    import("/c", &["--cipher", "aes-256-gcm"]).refused(2, "--cipher differs");
+    import("/c", &["--codec", "lz4"]).refused(2, "--codec differs");
+    import("/c", &["--pool-size", "1G"]).refused(2, "--pool-size differs");
+    import("/c", &["--device", "/dev/null"]).refused(2, "--device differs");
+}
+
+#[test]
+fn a_first_run_that_was_killed_is_done_again() {
+    let scratch = Scratch::new();
+    let data = scratch.dir("pool");
+    fs::write(data.join("pool.new"), vec![7; 100_000]).expect("written");
+    fs::write(data.join("lock"), "12345\n").expect("written");
+    let source = scratch.file("note", "content");
+    cfs!("import", source, "/note", "--data", data).ok();
+    cfs!("admin", "fsck", "--data", data).ok();
+    assert_eq!(mode(&data), 0o700);
+}

@@ -1,0 +1,13 @@
+//! The real binary, from outside: what a user types, what comes back, and what is then on the disk.
+//!
+//! Every process and mount that a test makes is taken away when the test ends, also when it fails. Tests that mount
+//! say so on standard error and pass when there is no usable `/dev/fuse`, unless `CFS_REQUIRE_FUSE` is set.
+
+mod admin;
+mod first_run;
+mod mount;
+mod readme;
+mod refusals;
+mod support;
+mod transfer;
+mod trees;

@@ -1,0 +1,192 @@
+//! The mount: files in, kill, files out; changes beside the mount are seen; every way to end.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::cfs;
+use crate::support::{Scratch, Server, can_mount, command, detach, eventually, run};
+use crate::trees::{assert_same, noise, plant};
+
+fn copy(from: &Path, to: &Path) {
+    let mut cp = std::process::Command::new("cp");
+    cp.arg("-a").arg(from).arg(to);
+    let output = cp.output().expect("cp is there");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn what_was_synced_is_there_after_a_kill() {
+    if !can_mount("what_was_synced_is_there_after_a_kill") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, source, mnt) = (
+        scratch.path("pool"),
+        scratch.path("source"),
+        scratch.dir("mnt"),
+    );
+    plant(&source, 5);
+    let server = Server::start(&data, Some(&mnt));
+    assert!(
+        server.ready.contains(mnt.to_str().expect("text")),
+        "{}",
+        server.ready
+    );
+    copy(&source, &mnt.join("first"));
+    copy(&source, &mnt.join("second"));
+    let root = File::open(&mnt).expect("the root");
+    rustix::fs::syncfs(&root).expect("synced");
+    drop(root);
+    let status = cfs!("admin", "status", "--json", "--data", data)
+        .ok()
+        .json();
+    assert_eq!(status["mount"], mnt.to_str().expect("text"));
+    server.kill();
+    assert!(fs::read_dir(&mnt).is_err(), "the mount is dead");
+
+    // A dead mount of ours is no hindrance.
+    let server = Server::start(&data, Some(&mnt));
+    assert_same(&source, &mnt.join("first"));
+    assert_same(&source, &mnt.join("second"));
+    server.stop();
+    assert_eq!(
+        fs::read_dir(&mnt).expect("a directory").count(),
+        0,
+        "unmounted"
+    );
+    cfs!("admin", "fsck", "--data", data).ok();
+}
+
+#[test]
+fn an_import_beside_the_mount_is_seen_in_it() {
+    if !can_mount("an_import_beside_the_mount_is_seen_in_it") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, source, mnt) = (
+        scratch.path("pool"),
+        scratch.path("source"),
+        scratch.dir("mnt"),
+    );
+    plant(&source, 6);
+    let server = Server::start(&data, Some(&mnt));
+    let tree = mnt.join("tree");
+    // The kernel now remembers that there is no such name.
+    assert!(!tree.exists());
+    assert_eq!(fs::read_dir(&mnt).expect("the root").count(), 0);
+    let import = || cfs!("import", "-T", source, "/tree", "--data", data).ok();
+    import();
+    assert_same(&source, &tree);
+    // And what is in the files and directories.
+    fs::write(source.join("small"), "changed").expect("written");
+    fs::write(source.join("deep/new"), "new").expect("written");
+    fs::remove_file(source.join("link")).expect("removed");
+    fs::write(source.join("link"), "a file now").expect("written");
+    import();
+    assert_same(&source, &tree);
+    let out = scratch.path("out");
+    cfs!("export", "-T", "/tree", out, "--data", data).ok();
+    assert_same(&source, &out);
+
+    cfs!("export", "-T", "/tree", mnt.join("out"), "--data", data)
+        .refused(2, "in the mount of the same pool");
+    let whole = cfs!("import", "-T", mnt, "/loop", "--data", data).ok();
+    assert!(
+        whole.stderr.contains("it belongs to this pool"),
+        "{whole:?}"
+    );
+    server.stop();
+}
+
+#[test]
+fn unmounting_from_outside_ends_the_process_in_order() {
+    if !can_mount("unmounting_from_outside_ends_the_process_in_order") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    fs::write(mnt.join("file"), noise(7, 500_000)).expect("written");
+    detach(&mnt);
+    assert_eq!(server.end(), 0);
+    let server = Server::start(&data, Some(&mnt));
+    assert_eq!(
+        fs::read(mnt.join("file")).expect("a file"),
+        noise(7, 500_000)
+    );
+    server.stop();
+}
+
+#[test]
+fn a_busy_mount_does_not_hold_up_the_end() {
+    if !can_mount("a_busy_mount_does_not_hold_up_the_end") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    let mut open = File::create(mnt.join("open")).expect("a file");
+    open.write_all(b"accepted").expect("written");
+    server.signal(Signal::INT);
+    assert_eq!(server.end(), 0);
+    drop(open);
+    let server = Server::start(&data, Some(&mnt));
+    assert_eq!(fs::read(mnt.join("open")).expect("a file"), b"accepted");
+    server.stop();
+}
+
+#[test]
+fn a_daemon_is_ready_when_the_command_returns() {
+    if !can_mount("a_daemon_is_ready_when_the_command_returns") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let daemon = command(&[&"mount", &"--data", &data, &mnt, &"--daemon"]);
+    let done = run(daemon).ok();
+    assert!(done.stdout.starts_with("ready: "), "{done:?}");
+    fs::write(mnt.join("file"), "content").expect("written");
+    cfs!("mount", "--data", data, mnt, "--daemon").refused(6, "is mounted at");
+    let other = scratch.dir("other");
+    cfs!("mount", "--data", data, other, "--daemon").refused(4, "already open by process");
+
+    let pid: i32 = fs::read_to_string(data.join("lock"))
+        .expect("a lock")
+        .trim()
+        .parse()
+        .expect("a process id");
+    let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    eventually("the end of the daemon", || !data.join("socket").exists());
+    eventually("the end of the process", || {
+        rustix::process::test_kill_process(pid).is_err()
+            || fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+                .is_ok_and(|stat| stat.contains(") Z "))
+    });
+    let log = fs::read_to_string(data.join("log")).expect("a log");
+    assert!(log.contains("everything is written"), "{log}");
+    let server = Server::start(&data, Some(&mnt));
+    assert_eq!(fs::read(mnt.join("file")).expect("a file"), b"content");
+    server.stop();
+}
+
+#[test]
+fn a_read_only_mount_refuses_changes() {
+    if !can_mount("a_read_only_mount_refuses_changes") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let note = scratch.file("note", "content");
+    cfs!("import", note, "/note", "--data", data).ok();
+    let mut read_only = command(&[&"mount", &"--data", &data, &mnt]);
+    read_only.arg("--read-only");
+    let server = Server::spawn(read_only, &data, Some(&mnt));
+    assert_eq!(fs::read(mnt.join("note")).expect("a file"), b"content");
+    let refused = fs::write(mnt.join("new"), "x").expect_err("refused");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    server.stop();
+}
