@@ -79,8 +79,8 @@ fn any_flipped_bit_of_any_block() {
             }
         }
     }
-    // Most bits are those of values, keys and fingerprints.
-    assert!(reported * 5 > silent, "{reported} reported, {silent} not");
+    // Most bits are those of values, keys and filters, in which anything may stand.
+    assert!(reported > 1_000, "{reported} reported, {silent} not");
 }
 
 #[test]
