@@ -75,6 +75,8 @@ impl Journal {
     pub fn start(pool: Arc<Pool>, lanes: Arc<Lanes>, next_lsn: u64) -> Result<Self, WriteError> {
         let (segment, seq) = pool.take_segment(Stream::Journal, Purpose::Upkeep)?;
         let (follower, follower_seq) = pool.take_segment(Stream::Journal, Purpose::Upkeep)?;
+        overwrite(&pool, segment)?;
+        overwrite(&pool, follower)?;
         let mut writer = Writer {
             segment,
             seq,
@@ -307,6 +309,7 @@ impl Writer {
         let (follower, follower_seq) = pool
             .take_segment(Stream::Journal, Purpose::Upkeep)
             .map_err(|error| pool.fail(&error))?;
+        overwrite(pool, follower)?;
         pool.space.lock().close(self.segment, self.offset);
         self.segment = self.follower;
         self.seq = self.follower_seq;
@@ -315,6 +318,19 @@ impl Writer {
         self.offset = BLOCK_BYTES;
         self.write_header(pool, self.written_lsn + 1)
     }
+}
+
+/// Writes zeros over a segment of a sparse file: a flush that has no blocks of the file to map needs no transaction of
+/// the host's file system, which takes longer than the flush (ext4: 250-320 us against 140-190).
+fn overwrite(pool: &Pool, segment: SegmentId) -> Result<(), WriteError> {
+    if !pool.device.geometry().sparse {
+        return Ok(());
+    }
+    let mut zeros = pool.buffer();
+    zeros.resize(SEGMENT_BYTES as usize);
+    let written = pool.write(segment, 0, zeros.as_slice());
+    pool.recycle(zeros);
+    written
 }
 
 /// One command read back from the log.
