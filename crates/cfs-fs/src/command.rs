@@ -444,3 +444,76 @@ mod byte_vec_option {
         Ok(Option::<Bytes>::deserialize(deserializer)?.map(|bytes| bytes.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cfs_format::{SegmentId, SegmentSeq};
+
+    use super::*;
+
+    /// The first bytes that version 1 writes for a command with and one without chunks; see `docs/format/namespace.md`.
+    #[test]
+    fn golden_commands() {
+        let now = Time {
+            seconds: -2,
+            nanos: 7,
+        };
+        let hex = |command: &Command| -> String {
+            let bytes = command.encode();
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let make = Command::Make(Make {
+            parent: Ino(1),
+            name: b"name".to_vec(),
+            ino: Ino(300),
+            mode: 0o100_644,
+            rdev: 0,
+            uid: 1000,
+            gid: 100,
+            umask: 0o022,
+            target: Vec::new(),
+            now,
+            salt: [0xab; 16],
+        });
+        let fingerprint = Fingerprint([0xcd; 32]);
+        let write = Command::Write(Write {
+            ino: Ino(300),
+            truncate_to: Some(0),
+            size: 70_000,
+            mtime: Some(now),
+            ctime: None,
+            kill_suid_sgid: true,
+            inline: None,
+            extents: vec![NewExtent {
+                offset: 0,
+                len: 70_000,
+                chunk_offset: 1,
+                chunk_len: 70_001,
+                domain: DomainId::DEFAULT,
+                fingerprint,
+            }],
+            chunks: vec![NewChunk {
+                fingerprint,
+                segment: SegmentId(9),
+                seq: SegmentSeq(10),
+                offset: 4096,
+                record_len: 333,
+                raw_len: 70_001,
+                domain: DomainId::DEFAULT,
+                codec: 1,
+            }],
+        });
+        assert_eq!(
+            hex(&make),
+            "010101046e616d65ac02a4830200e8076412000307abababababababababababababababab"
+        );
+        assert_eq!(
+            hex(&write),
+            "010bac020100f0a2040103070001000100f0a20401f1a20401cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd01cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd090a8020cd02f1a2040101"
+        );
+        for command in [make, write] {
+            let decoded = Command::decode(&command.encode()).expect("our own");
+            assert_eq!(hex(&decoded), hex(&command));
+        }
+    }
+}

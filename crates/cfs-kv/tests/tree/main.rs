@@ -1,6 +1,7 @@
 //! Tests of the tree from outside: against a model, with failing storage, with damaged bytes, with threads.
 
 mod damage;
+mod golden;
 mod memory_store;
 mod model;
 mod random;

@@ -117,6 +117,12 @@ impl MemoryStore {
         inner.extents.iter().flat_map(blocks).collect()
     }
 
+    /// The plain bytes of every block, extent by extent.
+    pub fn blocks(&self) -> Vec<Vec<u8>> {
+        let inner = self.0.lock().unwrap();
+        inner.extents.values().flatten().cloned().collect()
+    }
+
     pub fn flip(&self, extent: u64, block: usize, bit: usize) {
         let mut inner = self.0.lock().unwrap();
         inner.extents.get_mut(&extent).unwrap()[block][bit / 8] ^= 1 << (bit % 8);
