@@ -297,7 +297,26 @@ pub fn open_record<S>(
 where
     S: Deref<Target = DomainSecret>,
 {
-    out.clear();
+    let opened = open_into(record, place, header_cipher, secret_of, scratch, out);
+    if opened.is_err() {
+        out.clear();
+    }
+    opened
+}
+
+/// As [`open_record`], but that `out` holds anything after an error. What it holds before is not wiped: filling a
+/// buffer with zeros takes a fifth of the time of decrypting into it.
+fn open_into<S>(
+    record: &[u8],
+    place: RecordPlace,
+    header_cipher: &BlockCipher,
+    secret_of: impl FnOnce(DomainId) -> Option<S>,
+    scratch: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<RecordHeader, OpenChunkError>
+where
+    S: Deref<Target = DomainSecret>,
+{
     let header = open_record_header(record, place, header_cipher)?;
     let payload = record
         .get(RECORD_HEAD_BYTES..record_len(&header) as usize)
@@ -324,7 +343,6 @@ where
         plain,
     );
     if opened.is_err() {
-        out.clear();
         return Err(OpenChunkError::PayloadForged(fingerprint));
     }
     if header.codec != CODEC_NONE {

@@ -200,11 +200,25 @@ pub enum DecompressError {
     Damaged,
 }
 
-/// Appends to `out` the `raw_len` bytes that `data` holds under the codec with this `CODEC_*` number.
+/// Replaces `out` with the `raw_len` bytes that `data` holds under the codec with this `CODEC_*` number.
 ///
 /// # Errors
-/// [`DecompressError`]; `out` is then as it was. No more than `raw_len` bytes are ever written or allocated.
+/// [`DecompressError`]; `out` is then empty. No more than `raw_len` bytes are ever written or allocated.
 pub fn decompress(
+    codec: u8,
+    data: &[u8],
+    raw_len: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), DecompressError> {
+    let done = decompress_over(codec, data, raw_len, out);
+    if done.is_err() {
+        out.clear();
+    }
+    done
+}
+
+/// As [`decompress`], but that `out` holds anything after an error.
+fn decompress_over(
     codec: u8,
     data: &[u8],
     raw_len: usize,
@@ -213,27 +227,20 @@ pub fn decompress(
     if raw_len > RAW_LEN_MAX {
         return Err(DecompressError::TooLarge(raw_len));
     }
-    let start = out.len();
+    out.resize(raw_len, 0);
     let written = match codec {
         CODEC_NONE if data.len() == raw_len => {
-            out.extend_from_slice(data);
+            out.copy_from_slice(data);
             Some(raw_len)
         }
         CODEC_NONE => None,
-        CODEC_LZ4 => {
-            out.resize(start + raw_len, 0);
-            decompress_into(data, &mut out[start..]).ok()
-        }
-        CODEC_ZSTD => {
-            out.resize(start + raw_len, 0);
-            zstd_decompress(data, &mut out[start..])
-        }
+        CODEC_LZ4 => decompress_into(data, out).ok(),
+        CODEC_ZSTD => zstd_decompress(data, out),
         _ => return Err(DecompressError::UnknownCodec(codec)),
     };
     if written == Some(raw_len) {
         Ok(())
     } else {
-        out.truncate(start);
         Err(DecompressError::Damaged)
     }
 }

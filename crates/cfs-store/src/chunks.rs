@@ -9,10 +9,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cfs_format::segment::{RECORD_OVERHEAD, RecordHeader};
+use cfs_format::segment::RecordHeader;
 use cfs_format::table::ChunkRecord;
 use cfs_format::{DomainId, Fingerprint, KeyEpoch, SegmentId, SegmentSeq};
-use cfs_seal::chunk::{ChunkFields, ChunkSealer, RecordPlace, finish_record, open_record};
+use cfs_seal::chunk::{ChunkFields, ChunkSealer, RecordPlace, open_record};
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::DomainSecret;
 use parking_lot::Mutex;
@@ -197,16 +197,7 @@ impl Store {
         let SealLane { sealer, payload } = &mut *seal_lane;
         payload.clear();
         let header: RecordHeader = sealer.seal_payload(&secret, &fields, codec, data, payload);
-        let record_len = RECORD_OVERHEAD + header.payload_len.get();
-        let placed = self.lanes.append(lane, record_len, &header, |place, out| {
-            finish_record(
-                &header,
-                payload,
-                place,
-                &self.pool.ciphers.record_header,
-                out,
-            );
-        })?;
+        let placed = self.lanes.append(lane, &header, payload)?;
         drop(seal_lane);
         let new = NewChunk {
             fingerprint,

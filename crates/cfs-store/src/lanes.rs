@@ -13,7 +13,7 @@ use cfs_format::segment::{
     FooterEntry, FooterTrailer, RECORD_ALIGN, RecordHeader, Stream, TAG_BYTES,
 };
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
-use cfs_seal::chunk::RecordPlace;
+use cfs_seal::chunk::{RECORD_HEAD_BYTES, RecordPlace, record_len, sealed_head};
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::WriteError;
@@ -34,8 +34,6 @@ struct Lane {
     stream: Stream,
     purpose: Purpose,
     open: Option<OpenSegment>,
-    /// A record on its way into the buffer; kept because first-touch memory is slow.
-    scratch: Vec<u8>,
 }
 
 /// Where a record has been put.
@@ -67,7 +65,6 @@ impl Lanes {
                 stream,
                 purpose,
                 open: None,
-                scratch: Vec::new(),
             })
         };
         let mut lanes: Vec<_> = (0..count)
@@ -91,18 +88,22 @@ impl Lanes {
         self.lanes.len() - 1
     }
 
-    /// Appends a record of `record_len` bytes, which `fill` appends to the buffer it is given, and pins its segment.
-    /// `header` gives the record's footer entry.
+    /// Appends the record of `header` and its sealed `payload` (tag included), and pins its segment.
     ///
     /// # Errors
     /// No space, or a device failure; the record is then nowhere.
     pub fn append(
         &self,
         lane: usize,
-        record_len: u32,
         header: &RecordHeader,
-        fill: impl FnOnce(RecordPlace, &mut Vec<u8>),
+        payload: &[u8],
     ) -> Result<Placed, WriteError> {
+        let record_len = record_len(header);
+        assert_eq!(
+            RECORD_HEAD_BYTES + payload.len(),
+            record_len as usize,
+            "the payload and tag that the header was made for"
+        );
         self.pool.writable()?;
         let mut guard = self.lanes[lane].lock();
         let lane_state = &mut *guard;
@@ -117,21 +118,13 @@ impl Lanes {
         let open = lane_state.open.as_mut().expect("opened just above");
         let offset = open.buffer.as_slice().len() as u32;
         debug_assert!(offset.is_multiple_of(RECORD_ALIGN));
-        let record = &mut lane_state.scratch;
-        record.clear();
-        fill(
-            RecordPlace {
-                seq: open.seq,
-                offset,
-            },
-            record,
-        );
-        assert_eq!(
-            record.len(),
-            record_len as usize,
-            "a record has the length it was announced with"
-        );
-        open.buffer.extend_from_slice(record);
+        let place = RecordPlace {
+            seq: open.seq,
+            offset,
+        };
+        let head = sealed_head(header, place, &self.pool.ciphers.record_header);
+        open.buffer.extend_from_slice(&head);
+        open.buffer.extend_from_slice(payload);
         open.buffer.pad_to_multiple(RECORD_ALIGN as usize);
         open.entries.push(FooterEntry {
             fingerprint: header.fingerprint,

@@ -7,7 +7,7 @@
 use cfs_format::segment::{RECORD_OVERHEAD, Stream};
 use cfs_format::table::{split_key, system_key, tag};
 use cfs_format::{Fingerprint, SEGMENT_BYTES, SegmentId};
-use cfs_seal::chunk::{RecordPlace, finish_record, open_record_header};
+use cfs_seal::chunk::{RecordPlace, open_record_header};
 use serde::{Deserialize, Serialize};
 
 use crate::chunks::NewChunk;
@@ -168,17 +168,9 @@ impl Store {
             let record_len = RECORD_OVERHEAD + header.payload_len.get();
             let start = entry.offset as usize + cfs_seal::chunk::RECORD_HEAD_BYTES;
             let payload = &content[start..entry.offset as usize + record_len as usize];
-            let placed =
-                self.lanes
-                    .append(self.lanes.cold_lane(), record_len, &header, |place, out| {
-                        finish_record(
-                            &header,
-                            payload,
-                            place,
-                            &self.pool.ciphers.record_header,
-                            out,
-                        );
-                    })?;
+            let placed = self
+                .lanes
+                .append(self.lanes.cold_lane(), &header, payload)?;
             let to = NewChunk {
                 fingerprint,
                 segment: placed.segment,
