@@ -165,10 +165,10 @@ fn unescape(field: &[u8]) -> OsString {
 /// See [`MountError`]. The dead mount of a process that has ended may have been detached.
 pub fn check(options: &MountOptions) -> Result<PathBuf, MountError> {
     let path = canonical(&options.mountpoint)?;
-    let metadata = match fs::metadata(&path) {
+    let metadata = match look(&path) {
         Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
             detach_dead(&path)?;
-            fs::metadata(&path)
+            look(&path)
         }
         other => other,
     };
@@ -191,6 +191,13 @@ pub fn check(options: &MountOptions) -> Result<PathBuf, MountError> {
         }
     }
     Ok(path)
+}
+
+/// Attributes of what is there, if it is alive. The kernel goes on telling the attributes that it has cached of a dead
+/// mount's root, but for the room on a file system it always asks.
+fn look(path: &Path) -> io::Result<fs::Metadata> {
+    rustix::fs::statfs(path)?;
+    fs::metadata(path)
 }
 
 /// The path without symbolic links. The last component is not opened, since what is mounted there may be dead.

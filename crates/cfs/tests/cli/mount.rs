@@ -60,6 +60,22 @@ fn what_was_synced_is_there_after_a_kill() {
     cfs!("admin", "fsck", "--data", data).ok();
 }
 
+/// A copy of a large tree looked at the root of the mount last of all. After the kill the kernel went on answering
+/// `stat` for the root from its cache, and the next start took the dead mount for one that is in use.
+#[test]
+fn a_dead_mount_that_the_kernel_remembers_is_no_hindrance() {
+    if !can_mount("a_dead_mount_that_the_kernel_remembers_is_no_hindrance") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    fs::metadata(&mnt).expect("it is mounted");
+    server.kill();
+    fs::metadata(&mnt).expect("the kernel remembers it");
+    Server::start(&data, Some(&mnt)).stop();
+}
+
 #[test]
 fn an_import_beside_the_mount_is_seen_in_it() {
     if !can_mount("an_import_beside_the_mount_is_seen_in_it") {
