@@ -2,6 +2,7 @@
 
 mod bench_mount;
 mod layers;
+mod scenario;
 mod toyfs;
 mod workload;
 
@@ -31,6 +32,8 @@ enum Task {
     },
     /// Check that the dependencies between the crates are those of the picture.
     Layers,
+    /// Copy large trees into a pool twice, kill it, and compare everything.
+    Scenario(scenario::Options),
     /// Measure, and print a table.
     Bench {
         #[command(subcommand)]
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
             warm_mib,
         } => toyfs::run(&mountpoint, threads, warm_mib << 20),
         Task::Layers => layers::run(),
+        Task::Scenario(options) => scenario::run(&options),
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
