@@ -28,18 +28,24 @@ pub struct Geometry {
     pub sparse: bool,
 }
 
+fn place(segment: Option<SegmentId>, offset: u32) -> String {
+    segment.map_or_else(String::new, |segment| {
+        format!(" at segment {segment} offset {offset}")
+    })
+}
+
 /// Why a device did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The host has no room left for a segment. Nothing changed.
-    #[error("no space left on the host for {segment:?}")]
+    #[error("no space left on the host for segment {segment}")]
     NoSpace {
         /// The segment.
         segment: SegmentId,
     },
     /// Reading, writing or flushing failed. After a failed write or flush the content of what was written since the
     /// last successful flush is unknown.
-    #[error("{operation} failed at segment {segment:?} offset {offset}: {source}")]
+    #[error("{operation} failed{}: {source}", place(*segment, *offset))]
     Io {
         /// What was tried.
         operation: &'static str,

@@ -16,7 +16,7 @@ pub enum ReadError {
         fingerprint: Fingerprint,
     },
     /// Stored bytes do not verify.
-    #[error("{what} in {segment:?} at offset {offset} is damaged: {reason}")]
+    #[error("{what} in segment {segment} at offset {offset} is damaged: {reason}")]
     Damaged {
         /// The structure.
         what: &'static str,
@@ -130,7 +130,7 @@ pub enum OpenError {
     Checkpoint(String),
     /// The device ends before segments that are in use.
     #[error(
-        "the pool's device is too short: {segment:?} is in use and the device has {segment_count} segments"
+        "the pool's device is too short: segment {segment} is in use and the device has {segment_count} segments"
     )]
     Truncated {
         /// A segment in use.

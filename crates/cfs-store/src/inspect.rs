@@ -13,6 +13,7 @@ use crate::anchor::read_superblock;
 use crate::chunks::decode_chunk_record;
 use crate::error::{OpenError, ReadError};
 use crate::journal::{LoggedRecord, read_log};
+use crate::space::{Entry, State};
 use crate::store::Store;
 
 /// Both trees and all counters at one moment, between two commands.
@@ -154,7 +155,7 @@ impl Store {
             }
             space
                 .entry(segment)
-                .map_or_else(|| "never used".to_owned(), |entry| format!("{entry:?}"))
+                .map_or_else(|| "never used".to_owned(), describe)
         };
         let mut content = vec![0; SEGMENT_BYTES as usize];
         self.pool.device.read_at(segment, 0, &mut content)?;
@@ -182,4 +183,17 @@ impl Store {
             records,
         })
     }
+}
+
+fn describe(entry: &Entry) -> String {
+    let state = match entry.state {
+        State::Free => "free".to_owned(),
+        State::Open(stream) => format!("open ({stream:?})"),
+        State::Full(stream) => format!("full ({stream:?})"),
+        State::Pending => "free after the next checkpoint".to_owned(),
+    };
+    format!(
+        "{state}, {} bytes used, {} of live records, {} pins",
+        entry.used_bytes, entry.live_bytes, entry.pins
+    )
 }
