@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,9 +43,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// Files would be hidden by the mount.
-    #[error(
-        "the mount point {0} is not empty; use an empty directory, or allow mounting over its content"
-    )]
+    #[error("the mount point {0} is not empty; use an empty directory")]
     NotEmpty(PathBuf),
     /// Something is mounted there.
     #[error("{kind} is mounted at {path} already; unmount it first")]
@@ -81,6 +79,12 @@ pub enum MountError {
         /// The cause.
         source: io::Error,
     },
+    /// Something else has the device's name.
+    #[error(
+        "{FUSE_DEVICE} is no device; make it one with `mknod -m 666 {FUSE_DEVICE} c 10 229`, or give the container the \
+         device"
+    )]
+    NotDevice,
     /// A user other than root needs the helper.
     #[error("{HELPER} was not found; install the package `fuse3`, or mount as root")]
     NoHelper,
@@ -158,7 +162,7 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// The mount point without symbolic links, if it can be mounted on. [`crate::mount`] checks this itself; a caller does
+/// The mount point without symbolic links, if it and the device can be used. [`crate::mount`] checks this itself; a caller does
 /// it early to refuse before it does work that would be in vain.
 ///
 /// # Errors
@@ -190,6 +194,7 @@ pub fn check(options: &MountOptions) -> Result<PathBuf, MountError> {
             return Err(MountError::NotEmpty(path));
         }
     }
+    open_device()?;
     Ok(path)
 }
 
@@ -233,19 +238,31 @@ fn detach_dead(path: &Path) -> Result<(), MountError> {
     })
 }
 
+/// The device, if this user can mount with it.
 fn open_device() -> Result<File, MountError> {
     let opened = File::options().read(true).write(true).open(FUSE_DEVICE);
-    opened.map_err(
-        |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => MountError::NoDevice,
-            _ => MountError::DeviceForbidden {
-                mode: fs::metadata(FUSE_DEVICE)
-                    .map_or(0, |metadata| metadata.permissions().mode() & 0o7777),
-                uid: rustix::process::geteuid().as_raw(),
-                source,
+    let device =
+        opened.map_err(
+            |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => MountError::NoDevice,
+                _ => MountError::DeviceForbidden {
+                    mode: fs::metadata(FUSE_DEVICE)
+                        .map_or(0, |metadata| metadata.permissions().mode() & 0o7777),
+                    uid: rustix::process::geteuid().as_raw(),
+                    source,
+                },
             },
-        },
-    )
+        )?;
+    if !device
+        .metadata()
+        .is_ok_and(|it| it.file_type().is_char_device())
+    {
+        return Err(MountError::NotDevice);
+    }
+    if !rustix::process::geteuid().is_root() {
+        find_helper().ok_or(MountError::NoHelper)?;
+    }
+    Ok(device)
 }
 
 /// How to come to a session: the kernel has the mount and this is its descriptor, or the helper is still to be asked.
@@ -267,7 +284,6 @@ pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Attachment, 
     }
     let device = open_device()?;
     if !rustix::process::geteuid().is_root() {
-        find_helper().ok_or(MountError::NoHelper)?;
         return Ok(Attachment::ThroughHelper);
     }
     let mut data = format!(

@@ -279,6 +279,22 @@ pub struct PoolArgs {
     pub budgets: BudgetArgs,
 }
 
+impl PoolArgs {
+    /// An option that was given and counts only for the process that opens the pool.
+    pub fn first_for_opening(&self) -> Option<&'static str> {
+        [
+            ("--pool-size", self.first_run.pool_size.is_some()),
+            ("--device", self.first_run.device.is_some()),
+            ("--cipher", self.first_run.cipher.is_some()),
+            ("--codec", self.first_run.codec.is_some()),
+            ("--dirty-bytes", self.budgets.dirty_bytes.is_some()),
+            ("--hot-bytes", self.budgets.hot_bytes.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(option, is_given)| is_given.then_some(option))
+    }
+}
+
 /// How a pool is made.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "First run")]

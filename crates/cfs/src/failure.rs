@@ -95,6 +95,7 @@ impl Failure {
             io::ErrorKind::PermissionDenied => {
                 failure.hint("run as the user who owns it, or change its permissions")
             }
+            io::ErrorKind::NotFound => failure.hint("look whether the path is right"),
             _ => failure,
         }
     }

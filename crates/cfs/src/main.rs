@@ -158,6 +158,9 @@ fn import(args: ImportArgs, environment: Environment) -> Result<ExitCode> {
         workers: args.transfer.workers,
     });
     transfer::check(&request)?;
+    if let Some(option) = args.pool.first_for_opening() {
+        client::refuse_when_served(&dir, option)?;
+    }
     let usage = Use {
         budgets: args.pool.budgets,
         ..Use::default()

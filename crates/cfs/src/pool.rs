@@ -180,7 +180,11 @@ fn check_wishes(
         && wish / u64::from(SEGMENT_BYTES) != superblock.segments_max.get()
     {
         let bytes = superblock.segments_max.get() * u64::from(SEGMENT_BYTES);
-        return contradiction("--pool-size", crate::bytes::show(bytes));
+        let is = match bytes {
+            0 => "no limit".to_owned(),
+            bytes => crate::bytes::show(bytes),
+        };
+        return contradiction("--pool-size", is);
     }
     match (&wished.device, path) {
         (None, _) => Ok(()),

@@ -28,6 +28,26 @@ use crate::serve::Ticker;
 /// How long to wait for a process that has the lock and does not answer yet: it starts or ends.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Refuses an option that counts only for the process that opens the pool, when that is not this one.
+///
+/// # Errors
+/// [`Code::Usage`] when another process has the pool.
+pub fn refuse_when_served(dir: &DataDir, option: &str) -> Result<()> {
+    let stream =
+        socket::connect(dir).map_err(|e| Failure::host("connect to", &dir.socket(), &e))?;
+    match stream {
+        None => Ok(()),
+        Some(_) => Err(Failure::new(
+            Code::Usage,
+            format!(
+                "{option} has no effect: another process has the pool in {} open",
+                dir.path().display()
+            ),
+        )
+        .hint(format!("leave {option} out, or stop that process first"))),
+    }
+}
+
 /// Does `request` where the pool is: in the process that has it, or by `here` when none has.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::mount::{MountFlags, mount, mount_remount};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, as_root, can_mount, is_root};
+use crate::support::{Scratch, Server, as_root, can_mount, is_root, run};
 use crate::trees::state;
 
 /// Runs `check`, after which the directory must be what it was.
@@ -128,7 +128,48 @@ fn a_pool_that_another_process_has() {
     let server = Server::start(&data, None);
     let pid = format!("already open by process {}", server.pid());
     unchanged(&data, || cfs!("server", "--data", data).refused(4, &pid));
+    // What the process that has it was not told cannot be wished for any more.
+    let note = scratch.file("note", "content");
+    for (option, value) in [("--codec", "zstd:3"), ("--hot-bytes", "1M")] {
+        cfs!("import", note, "/note", "--data", data, option, value)
+            .refused(2, &format!("{option} has no effect"));
+    }
+    cfs!("import", note, "/note", "--data", data).ok();
     server.stop();
+    cfs!("server", "--data", data, "--pool-size", "100G").refused(2, "has no limit");
+}
+
+/// Mounting was tried last, so that a first run without FUSE made a pool before it failed.
+#[test]
+fn hosts_without_fuse() {
+    if !as_root("hosts_without_fuse") || !can_mount("hosts_without_fuse") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let file = scratch.file("file", "");
+    for (hide, words) in [
+        (
+            "mount -t tmpfs none /dev".to_owned(),
+            "/dev/fuse does not exist",
+        ),
+        (
+            format!("mount --bind {} /dev/fuse", file.display()),
+            "/dev/fuse is no device",
+        ),
+    ] {
+        let binary = env!("CARGO_BIN_EXE_cfs");
+        let script = format!("{hide} && exec {binary} mount --data \"$0\" \"$1\"");
+        let mut unshare = std::process::Command::new("unshare");
+        unshare
+            .args(["--mount", "sh", "-c", &script])
+            .args([&data, &mnt])
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        run(unshare).refused(6, words);
+        assert!(!data.exists(), "nothing is made");
+    }
 }
 
 #[test]
