@@ -8,6 +8,7 @@ mod create;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cfs_device::{BlockDevice, Device, DeviceError, FileDevice, OpenDeviceError};
 use cfs_format::superblock::{KeySlot, Superblock, UNLOCK_KEY_FILE, UNLOCK_PASSPHRASE};
@@ -29,6 +30,9 @@ use crate::keys::{KeyGiven, Secret, warn_if_readable_by_others};
 const ARGON2_MEMORY_KIB: u32 = 64 << 10;
 const ARGON2_PASSES: u32 = 3;
 const ARGON2_LANES: u32 = 4;
+
+/// How long a process that has given back the directory may still have the device.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A key file is one line.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
@@ -235,15 +239,24 @@ fn pool_path(dir: &DataDir, device: Option<&Path>) -> PathBuf {
     device.map_or_else(|| dir.pool(), Path::to_path_buf)
 }
 
+/// Opens what the pool is on. The caller has the directory's lock, so a device in use is most likely one that a
+/// process which is about to end has not given back yet, and is waited for.
 fn open_device(dir: &DataDir, contents: &Contents) -> Result<(Arc<dyn Device>, Option<PathBuf>)> {
-    match contents {
-        Contents::Device(path) => {
-            let device = BlockDevice::open(path).map_err(device_failure)?;
-            Ok((Arc::new(device), Some(path.clone())))
-        }
-        Contents::File | Contents::Nothing => {
-            let device = FileDevice::open(&dir.pool(), u32::MAX).map_err(device_failure)?;
-            Ok((Arc::new(device), None))
+    let started = Instant::now();
+    loop {
+        let opened: std::result::Result<(Arc<dyn Device>, _), _> = match contents {
+            Contents::Device(path) => {
+                BlockDevice::open(path).map(|it| (Arc::new(it) as _, Some(path.clone())))
+            }
+            Contents::File | Contents::Nothing => {
+                FileDevice::open(&dir.pool(), u32::MAX).map(|it| (Arc::new(it) as _, None))
+            }
+        };
+        match opened {
+            Err(OpenDeviceError::Busy { .. }) if started.elapsed() < DEVICE_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened.map_err(device_failure),
         }
     }
 }

@@ -139,6 +139,27 @@ fn a_pool_that_another_process_has() {
     cfs!("server", "--data", data, "--pool-size", "100G").refused(2, "has no limit");
 }
 
+/// A server that ended gave back its directory a moment before the pool's file, and a command in between was told
+/// that another process had the pool.
+#[test]
+fn a_pool_whose_process_is_about_to_end() {
+    let scratch = Scratch::new();
+    let data = make_pool(&scratch);
+    let file = File::open(data.join("pool")).expect("a pool");
+    let operation = rustix::fs::FlockOperation::LockExclusive;
+    rustix::fs::flock(&file, operation).expect("nobody has it");
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(file);
+    });
+    cfs!("admin", "status", "--data", data).ok();
+    ending.join().expect("it only waits");
+
+    let file = File::open(data.join("pool")).expect("a pool");
+    rustix::fs::flock(&file, operation).expect("nobody has it");
+    cfs!("admin", "status", "--data", data).refused(4, "is in use by another process");
+}
+
 /// Mounting was tried last, so that a first run without FUSE made a pool before it failed.
 #[test]
 fn hosts_without_fuse() {
