@@ -63,6 +63,8 @@ const SHARDS: usize = 64;
 
 /// Ticks for which the state of a file that nobody uses is kept.
 const IDLE_TICKS_MAX: u64 = 100;
+/// Data that could not be stored are tried again so often, in ticks.
+const RETRY_TICKS: u64 = 50;
 
 /// A file that is read all the time has its access time looked at this often, nanoseconds; at once after any change.
 const ATIME_INTERVAL_NS: u64 = 1_000_000_000;
@@ -294,6 +296,11 @@ impl Core {
         self.flush_aged();
         self.buffers.trim();
         let tick = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
+        if tick.is_multiple_of(RETRY_TICKS) {
+            for file in self.all() {
+                self.retry_failed(&file);
+            }
+        }
         let oldest = tick.saturating_sub(IDLE_TICKS_MAX);
         self.shards[tick as usize % SHARDS]
             .lock()

@@ -112,11 +112,12 @@ impl Fs {
     /// # Errors
     /// The first failure; the rest of the work stays due.
     pub fn tick(&self) -> Result<()> {
-        self.files.tick()?;
-        self.write_atimes_if_due()?;
-        self.reap_some()?;
-        self.store.tick()?;
-        Ok(())
+        // What one part cannot do must not keep the others from their work.
+        let written = self.files.tick();
+        let touched = self.write_atimes_if_due();
+        let reaped = self.reap_some();
+        let stored = self.store.tick().map_err(FsError::from);
+        stored.and(written).and(touched).and(reaped)
     }
 
     /// Waits until something changes, at most for `patience`, and hands the change to the pool's device without flushing
@@ -134,10 +135,10 @@ impl Fs {
     /// # Errors
     /// What could not be written; it is then recovered from the log at the next open as far as it got there.
     pub fn close(&self) -> Result<()> {
-        self.files.flush_all()?;
-        self.write_atimes()?;
+        let flushed = self.files.flush_all();
+        let touched = self.write_atimes();
         self.store.close()?;
-        Ok(())
+        flushed.and(touched)
     }
 
     /// The time now.

@@ -17,10 +17,17 @@ use crate::error::Result;
 
 /// Bytes that a command of the namespace may add to the tables and the log, beside values that it carries.
 const GROWTH_BYTES: u64 = 4096;
+/// Room that is made at once when there is none, bytes.
+const ROOM_BYTES: u64 = 16 << 20;
 
 impl Fs {
     /// Room for a command that adds rows, with `value_bytes` of values; held until it has been committed.
     pub(crate) fn admit_growth(&self, value_bytes: usize) -> Result<Reservation> {
-        Ok(self.store.admit(GROWTH_BYTES + 2 * value_bytes as u64)?)
+        let bytes = GROWTH_BYTES + 2 * value_bytes as u64;
+        if let Ok(reservation) = self.store.admit(bytes) {
+            return Ok(reservation);
+        }
+        self.store.make_room(ROOM_BYTES)?;
+        Ok(self.store.admit(bytes)?)
     }
 }

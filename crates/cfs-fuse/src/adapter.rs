@@ -137,7 +137,7 @@ fn process_groups(pid: u32) -> Vec<u32> {
 
 /// The error for the kernel. Damage is logged here, since the kernel passes on no more than its number.
 fn errno(operation: &'static str, ino: Ino, error: &FsError) -> Errno {
-    if let FsError::Io(_) = error {
+    if let FsError::Io(_) | FsError::Read(_) = error {
         tracing::error!(operation, inode = ino.0, %error, "a request failed");
     }
     Errno::from_i32(error.errno())

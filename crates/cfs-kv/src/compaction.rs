@@ -13,7 +13,7 @@
 use std::{ops::Bound, sync::Arc};
 
 use crate::{
-    RunError, TreeOptions,
+    RunError, RunReason, TreeOptions,
     cursor::{Cursor, Direction, Merge, RunCursor},
     run::{ReadThrough, Run, RunContext},
     run_writer::RunBuilder,
@@ -28,6 +28,15 @@ const LEVEL0_SORTED_RUNS_MAX: usize = 12;
 const LEVEL0_SHARE: u64 = 4;
 /// A step reads at most this many times `run_bytes_max` of keys and values, however few of them remain.
 const STEP_INPUT_RUNS: u64 = 4;
+
+/// What a merge is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// Few runs, at little cost.
+    Reads,
+    /// Removed entries give their room back soon: level 0 goes down, however small it is.
+    Room,
+}
 
 /// Where the output of a job goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +68,12 @@ pub(crate) struct Job {
 
 impl Job {
     /// The most urgent job, if there is one; reads the first blocks of its inputs.
-    pub(crate) fn pick(state: &State, options: &TreeOptions) -> Result<Option<Self>, RunError> {
-        let Some(plan) = Plan::pick(state, options) else {
+    pub(crate) fn pick(
+        state: &State,
+        options: &TreeOptions,
+        aim: Aim,
+    ) -> Result<Option<Self>, RunError> {
+        let Some(plan) = Plan::pick(state, options, aim) else {
             return Ok(None);
         };
         let upper = plan.upper.iter().map(|run| Arc::new(vec![Arc::clone(run)]));
@@ -104,7 +117,11 @@ impl Job {
             if value.is_some() || !self.plan.drop_tombstones {
                 let builder = match &mut builder {
                     Some(builder) => builder,
-                    None => builder.insert(RunBuilder::new(&*context.store, options.block_bytes)?),
+                    None => builder.insert(RunBuilder::new(
+                        &*context.store,
+                        RunReason::Compaction,
+                        options.block_bytes,
+                    )?),
                 };
                 builder.push(key, value)?;
             }
@@ -190,7 +207,15 @@ impl Job {
 }
 
 impl Plan {
-    fn pick(state: &State, options: &TreeOptions) -> Option<Self> {
+    fn pick(state: &State, options: &TreeOptions, aim: Aim) -> Option<Self> {
+        if aim == Aim::Room && !state.level0.is_empty() {
+            return Some(Self::new(
+                state,
+                state.level0.clone(),
+                None,
+                Target::Level(0),
+            ));
+        }
         Self::pick_level0(state, options).or_else(|| Self::pick_level(state, options))
     }
 

@@ -31,6 +31,6 @@ pub use batch::{Batch, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use cache::BlockCache;
 pub use error::{OpenError, RunError};
 pub use range::Range;
-pub use storage::{BlockPtr, RunStore, RunWriter};
+pub use storage::{BlockPtr, RunReason, RunStore, RunWriter};
 pub use tree::{Tree, TreeOptions, TreeStats};
 pub use view::View;

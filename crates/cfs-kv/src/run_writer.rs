@@ -2,7 +2,7 @@
 //! root, which lists the partitions.
 
 use crate::{
-    BlockPtr, RunError, RunStore, RunWriter,
+    BlockPtr, RunError, RunReason, RunStore, RunWriter,
     block::{BlockBuilder, KIND_DATA, KIND_INDEX, KIND_ROOT, shared_prefix_len},
     filter::{Filter, key_hash},
     run::{Run, RunContext, RunSummary, encode_root},
@@ -65,9 +65,13 @@ pub(crate) struct RunBuilder<'a> {
 
 impl<'a> RunBuilder<'a> {
     /// Starts a run with blocks of about `block_bytes`.
-    pub(crate) fn new(store: &'a dyn RunStore, block_bytes: usize) -> Result<Self, RunError> {
+    pub(crate) fn new(
+        store: &'a dyn RunStore,
+        reason: RunReason,
+        block_bytes: usize,
+    ) -> Result<Self, RunError> {
         Ok(Self {
-            writer: store.create_run()?,
+            writer: store.create_run(reason)?,
             block_bytes,
             data: BlockBuilder::default(),
             index: BlockBuilder::default(),

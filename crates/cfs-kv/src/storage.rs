@@ -33,6 +33,15 @@ impl BlockPtr {
     }
 }
 
+/// Why a run is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunReason {
+    /// A memtable goes to storage.
+    Flush,
+    /// Runs are merged: what they take is given back later, and it could wait.
+    Compaction,
+}
+
 /// A run's storage. The store compresses, encrypts and authenticates each block; this crate has no checksums of its
 /// own, so a block that `read_block` returns must be the one that was written.
 pub trait RunStore: Send + Sync {
@@ -40,7 +49,7 @@ pub trait RunStore: Send + Sync {
     ///
     /// # Errors
     /// [`RunError::NoSpace`], [`RunError::Io`]; nothing changed.
-    fn create_run(&self) -> Result<Box<dyn RunWriter + '_>, RunError>;
+    fn create_run(&self, reason: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError>;
 
     /// The plain bytes of one block.
     ///

@@ -23,8 +23,8 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    Batch, BlockCache, OpenError, Range, RunError, RunStore, View,
-    compaction::Job,
+    Batch, BlockCache, OpenError, Range, RunError, RunReason, RunStore, View,
+    compaction::{Aim, Job},
     manifest::{self, RunName},
     memtable::Memtable,
     run::{Run, RunContext},
@@ -238,16 +238,18 @@ impl Tree {
         self.view().range(low, high)
     }
 
-    /// Memory of the memtable that takes the changes, bytes, about.
+    /// Memory of the memtables, the one that takes the changes and those that wait to be written, bytes, about.
     #[must_use]
     pub fn memtable_bytes(&self) -> usize {
-        self.state.read().active.bytes()
+        let state = self.state.read();
+        let sealed = state.sealed.iter().map(|memtable| memtable.bytes());
+        state.active.bytes() + sealed.sum::<usize>()
     }
 
-    /// Whether the memtable has reached its size.
+    /// Whether the memtable that takes the changes has reached its size.
     #[must_use]
     pub fn wants_rotate(&self) -> bool {
-        self.memtable_bytes() >= self.options.memtable_bytes_max
+        self.state.read().active.bytes() >= self.options.memtable_bytes_max
     }
 
     /// Seals the memtable and starts a new one, under the store's writer lock. `false` when there is nothing in it.
@@ -311,6 +313,7 @@ impl Tree {
                 Some(builder) => builder,
                 None => started.insert(RunBuilder::new(
                     &*self.context.store,
+                    RunReason::Flush,
                     self.options.block_bytes,
                 )?),
             };
@@ -351,10 +354,23 @@ impl Tree {
     /// # Errors
     /// [`RunError`]; nothing changed, what was written is released by the next manifest, and another call starts anew.
     pub fn compact_step(&self) -> Result<bool, RunError> {
+        self.step(Aim::Reads)
+    }
+
+    /// As [`Tree::compact_step`], but that level 0 is merged into level 1 at any size, so that what was removed gives
+    /// its room back.
+    ///
+    /// # Errors
+    /// As [`Tree::compact_step`].
+    pub fn compact_step_for_room(&self) -> Result<bool, RunError> {
+        self.step(Aim::Room)
+    }
+
+    fn step(&self, aim: Aim) -> Result<bool, RunError> {
         let mut place = self.job.lock();
         let mut job = match place.take() {
             Some(job) => job,
-            None => match Job::pick(&self.state(), &self.options)? {
+            None => match Job::pick(&self.state(), &self.options, aim)? {
                 Some(job) => job,
                 None => return Ok(false),
             },

@@ -14,14 +14,14 @@ use cfs_format::segment::Stream;
 use cfs_format::superblock::BlobPointer;
 use cfs_format::table::{SegmentRecord, system_key, tag};
 use cfs_format::{SEGMENT_BYTES, SegmentId};
-use cfs_kv::Batch;
+use cfs_kv::{Batch, RunError, Tree};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
 use crate::error::WriteError;
 use crate::runs::SegmentRuns;
-use crate::space::{Entry, State};
+use crate::space::{Entry, Purpose, State};
 use crate::store::{Maintenance, Store};
 
 /// Commands are made durable at the latest this long after they were first seen unflushed.
@@ -34,6 +34,8 @@ const CHECKPOINT_FOR_SPACE_AFTER_NS: u64 = 2_000_000_000;
 const PREPARED_KEPT: usize = 8;
 /// Table compaction steps in one tick.
 const COMPACT_STEPS: usize = 4;
+/// As above, when a pool that has been changed is closed.
+const CLOSE_STEPS: usize = 64;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
@@ -101,13 +103,39 @@ impl Store {
         let mut maintenance = self.maintenance.lock();
         self.lanes.seal_all()?;
         maintenance.superblock.clean = 1.into();
-        self.checkpoint_now(&mut maintenance)?;
+        let has_checkpoint = maintenance.superblock.manifest.stored_len.get() > 0;
+        if has_checkpoint && self.journal().last_lsn() == maintenance.checkpoint_lsn {
+            // Nothing has changed: another checkpoint would cost segments and say the same.
+            self.point_at_journal(&mut maintenance)?;
+        } else {
+            // Processes that live for less than a tick would never merge anything.
+            for _ in 0..CLOSE_STEPS {
+                match self.compact_step(false) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "tables are left as they are");
+                        break;
+                    }
+                }
+            }
+            self.checkpoint_now(&mut maintenance)?;
+        }
         // Room that is held for later goes back to the host.
         self.pool
             .space
             .lock()
             .trim(&*self.pool.device, usize::MAX)
             .map_err(|error| self.pool.fail(&error))
+    }
+
+    /// A step of merging in both trees; false when there is none to do. Called by who holds `maintenance`.
+    pub(crate) fn compact_step(&self, for_room: bool) -> Result<bool, RunError> {
+        let step = |tree: &Tree| match for_room {
+            true => tree.compact_step_for_room(),
+            false => tree.compact_step(),
+        };
+        Ok(step(&self.meta_tree)? | step(&self.chunk_tree)?)
     }
 
     /// Replaces the key slot: the cluster key wrapped by another master key. Nothing of the old slot remains in the
@@ -145,14 +173,21 @@ impl Store {
 
     pub(crate) fn checkpoint_now(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
         self.pool.writable()?;
-        let (position, timestamp, mut retired) = {
+        let (position, replay_bytes, timestamp, mut retired) = {
             let mut writer = self.writer.lock();
-            let position = self.journal().cut()?;
-            self.put_counters(&mut writer);
+            let (position, bytes) = self.journal().cut()?;
+            // In one hold of the lock: what is retired after this has a row in the tables of this checkpoint, and may
+            // not be used again before the next one.
+            let (changed, mut retired) = {
+                let mut space = self.pool.space.lock();
+                (space.take_changed(), space.take_pending())
+            };
+            self.put_counters(&mut writer, changed);
             self.meta_tree.rotate();
             self.chunk_tree.rotate();
-            let mut space = self.pool.space.lock();
+            // Before `space` is locked: see the order of locks in `Store`.
             let in_use = self.journal().current_segments();
+            let mut space = self.pool.space.lock();
             let old_journal: Vec<SegmentId> = space
                 .entries()
                 .filter(|(segment, entry)| {
@@ -163,17 +198,20 @@ impl Store {
                 })
                 .map(|(segment, _)| segment)
                 .collect();
-            for segment in old_journal {
+            // These have no rows.
+            let manifests = std::mem::take(&mut maintenance.manifest_segments);
+            for segment in old_journal.into_iter().chain(manifests) {
                 space.retire(segment);
+                retired.extend(space.take_pending_one(segment));
             }
-            for segment in std::mem::take(&mut maintenance.manifest_segments) {
-                space.retire(segment);
-            }
-            (position, writer.last_timestamp, space.take_pending())
+            (position, bytes, writer.last_timestamp, retired)
         };
         let result = self.write_checkpoint(maintenance, position, timestamp, &mut retired);
         match result {
-            Ok(()) => self.free_retired(retired),
+            Ok(()) => {
+                self.journal().note_checkpoint(replay_bytes);
+                self.free_retired(retired)
+            }
             Err(error) => {
                 self.pool.space.lock().put_back_pending(retired);
                 Err(error)
@@ -218,9 +256,13 @@ impl Store {
     }
 
     /// Puts what is counted in memory into the meta tree.
-    fn put_counters(&self, writer: &mut crate::store::WriterState) {
+    fn put_counters(
+        &self,
+        writer: &mut crate::store::WriterState,
+        changed: Vec<(SegmentId, Entry)>,
+    ) {
         let mut batch = Batch::new();
-        for (segment, entry) in self.pool.space.lock().take_changed() {
+        for (segment, entry) in changed {
             let key = system_key(tag::SEGMENT, &segment.0.to_be_bytes());
             match entry.data_record() {
                 Some(record) => batch.put(key, record.as_bytes().to_vec()),
@@ -279,7 +321,7 @@ impl Store {
         manifest: &[u8],
         maintenance: &mut Maintenance,
     ) -> Result<BlobPointer, WriteError> {
-        let mut writer = self.runs.writer();
+        let mut writer = self.runs.writer(Purpose::Upkeep);
         let mut pieces = Vec::new();
         for piece in manifest.chunks(MANIFEST_PIECE_BYTES) {
             let block = writer.append(piece)?;
@@ -301,7 +343,11 @@ impl Store {
 
     fn free_retired(&self, retired: Vec<SegmentId>) -> Result<(), WriteError> {
         for segment in retired {
-            let keep = self.pool.space.lock().prepared_count() < PREPARED_KEPT;
+            let keep = {
+                let space = self.pool.space.lock();
+                let is_whole = space.entry(segment).is_some_and(|entry| !entry.hollow);
+                is_whole && space.prepared_count() < PREPARED_KEPT
+            };
             if !keep {
                 self.pool
                     .device
@@ -368,9 +414,17 @@ impl Store {
         } else {
             self.unflushed_since_ns.store(0, Ordering::Relaxed);
         }
-        journal.write_out()?;
-        self.drop_dead_chunks()?;
-        self.clean_segments()?;
+        // What one part cannot do must not keep the others from their work.
+        let written = journal.write_out();
+        let dropped = self.drop_dead_chunks().map(drop);
+        let cleaned = self.clean_segments();
+        let kept_up = self.keep_up(now);
+        written.and(kept_up).and(dropped).and(cleaned)
+    }
+
+    /// Makes a checkpoint when one is due, merges table runs, gives room back to the host.
+    fn keep_up(&self, now: u64) -> Result<(), WriteError> {
+        let journal = self.journal();
         let mut maintenance = self.maintenance.lock();
         let age = now.saturating_sub(maintenance.last_checkpoint_ns);
         let (pending, low) = {
@@ -386,10 +440,19 @@ impl Store {
             || (pending > 0 && (age > CHECKPOINT_FOR_SPACE_AFTER_NS || low));
         if due {
             self.checkpoint_now(&mut maintenance)?;
+            maintenance.merges_wait = false;
+            maintenance.stuck_segments.clear();
         }
         for _ in 0..COMPACT_STEPS {
-            if !(self.meta_tree.compact_step()? | self.chunk_tree.compact_step()?) {
+            if maintenance.merges_wait {
                 break;
+            }
+            match self.compact_step(false) {
+                Ok(true) => {}
+                Ok(false) => break,
+                // The next checkpoint frees what this merge has written, and perhaps more.
+                Err(RunError::NoSpace) => maintenance.merges_wait = true,
+                Err(error) => return Err(error.into()),
             }
         }
         drop(maintenance);

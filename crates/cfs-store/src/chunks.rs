@@ -181,8 +181,15 @@ impl Store {
             raw_len: data.len() as u32,
             new: published,
         };
-        if published.is_some() || self.chunk_record(&fingerprint)?.is_some() {
+        let mut damaged = None;
+        if published.is_some() {
             return Ok(pin);
+        }
+        if let Some(record) = self.chunk_record(&fingerprint)? {
+            if !self.damaged.lock().contains(&fingerprint) {
+                return Ok(pin);
+            }
+            damaged = Some(record);
         }
         let mut salt = [0; 16];
         self.pool.host.fill_random(&mut salt);
@@ -209,6 +216,13 @@ impl Store {
             domain,
             codec: header.codec,
         };
+        if let Some(record) = damaged {
+            // Here is the content of a chunk that could not be opened: whoever refers to it gets it back.
+            let from = (SegmentId(record.segment.get()), record.offset.get());
+            self.move_chunks(vec![(new, from.0, from.1)])?;
+            self.damaged.lock().remove(&fingerprint);
+            tracing::info!(%fingerprint, "a damaged chunk has been replaced");
+        }
         let published = self.pins.publish(new);
         if published != new {
             // Somebody else stored the same meanwhile; this record is dead weight.
@@ -240,7 +254,17 @@ impl Store {
                 Some(now) if (now.segment, now.offset) != (record.segment, record.offset) => {
                     record = now;
                 }
-                _ => return Err(error),
+                Some(_) => {
+                    if let ReadError::Damaged { .. } = error {
+                        self.damaged.lock().insert(*fingerprint);
+                    }
+                    return Err(error);
+                }
+                None => {
+                    return Err(ReadError::Missing {
+                        fingerprint: *fingerprint,
+                    });
+                }
             }
         }
     }

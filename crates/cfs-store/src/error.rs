@@ -27,6 +27,17 @@ pub enum ReadError {
         /// What did not hold.
         reason: String,
     },
+    /// While the log is replayed: a chunk of a command that may never have been flushed was not written, or not all
+    /// of it. The log ends before the command.
+    #[error("the chunk in segment {segment} at offset {offset} was not written: {reason}")]
+    NotWritten {
+        /// Where.
+        segment: SegmentId,
+        /// Where in the segment, bytes.
+        offset: u32,
+        /// What did not hold.
+        reason: String,
+    },
     /// The device failed.
     #[error("{0}")]
     Device(Arc<DeviceError>),

@@ -183,13 +183,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes what is queued and tells where the log goes on. No command may be enqueued meanwhile (the caller holds
-    /// the store's writer lock).
-    pub fn cut(&self) -> Result<JournalPosition, WriteError> {
+    /// Writes what is queued and tells where the log goes on, and how many bytes a replay would read up to there. No
+    /// command may be enqueued meanwhile (the caller holds the store's writer lock).
+    pub fn cut(&self) -> Result<(JournalPosition, u64), WriteError> {
         let mut writer = self.writer.lock();
         let written = self.write_queue(&mut writer)?;
-        self.bytes_since_checkpoint.store(0, Ordering::Relaxed);
-        Ok(writer.position(written + 1))
+        Ok((writer.position(written + 1), self.replay_bytes()))
+    }
+
+    /// A checkpoint is durable at a position before which a replay would have read `bytes`.
+    pub fn note_checkpoint(&self, bytes: u64) {
+        self.bytes_since_checkpoint
+            .fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Where the log goes on, when nothing is queued.

@@ -70,7 +70,7 @@ impl Lanes {
         let mut lanes: Vec<_> = (0..count)
             .map(|_| lane(Stream::Data, Purpose::Data))
             .collect();
-        lanes.push(lane(Stream::ColdData, Purpose::Upkeep));
+        lanes.push(lane(Stream::ColdData, Purpose::Cleaning));
         Self {
             pool,
             lanes,

@@ -24,7 +24,7 @@ use zerocopy::FromBytes;
 
 use crate::anchor::{self, Anchors};
 use crate::chunks::{Pins, SealLane};
-use crate::error::{FormatPoolError, OpenError, ReadError, UnlockError};
+use crate::error::{FormatPoolError, OpenError, ReadError, UnlockError, WriteError};
 use crate::journal::{Journal, LoggedRecord, read_log};
 use crate::lanes::Lanes;
 use crate::pool::{Host, Pool};
@@ -200,6 +200,7 @@ impl Store {
                 live_bytes: 0,
                 used_bytes,
                 pins: 0,
+                hollow: used_bytes < SEGMENT_BYTES,
                 state: State::Full(Stream::Table),
             };
             for (segment, seq, used_bytes) in &manifest.segments {
@@ -218,6 +219,7 @@ impl Store {
                     live_bytes: 0,
                     used_bytes: SEGMENT_BYTES,
                     pins: 0,
+                    hollow: false,
                     state: State::Full(Stream::Journal),
                 };
                 claim(&mut space, *segment, entry)?;
@@ -239,7 +241,7 @@ impl Store {
         store.pool.space.lock().end_replay();
         store.start_journal(next_lsn)?;
         if was_clean && next_lsn == position.lsn.get() {
-            store.point_superblock_at_journal()?;
+            store.leave_old_journal()?;
         } else {
             store.checkpoint()?;
         }
@@ -287,6 +289,8 @@ impl Store {
             runs,
             block_cache,
             journal: std::sync::OnceLock::new(),
+            damaged: Mutex::default(),
+            making_room: Mutex::new(()),
             writer: Mutex::new(WriterState {
                 last_timestamp: Timestamp(superblock.checkpoint_timestamp.get()),
                 pool: PoolRecord::default(),
@@ -297,6 +301,9 @@ impl Store {
             next_ino: AtomicU64::new(0),
             maintenance: Mutex::new(Maintenance {
                 checkpoint_lsn: Lsn(superblock.journal.lsn.get().saturating_sub(1)),
+                merged_lsn: Lsn(0),
+                merges_wait: false,
+                stuck_segments: BTreeSet::new(),
                 superblock,
                 anchors,
                 manifest_segments: Vec::new(),
@@ -317,22 +324,26 @@ impl Store {
         Ok(())
     }
 
-    /// After a clean shutdown the checkpoint is good as it is; only the log goes on elsewhere.
-    fn point_superblock_at_journal(&self) -> Result<(), OpenError> {
-        let mut maintenance = self.maintenance.lock();
+    /// The checkpoint is good as it is; only the log goes on elsewhere.
+    pub(crate) fn point_at_journal(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
         self.pool.flush()?;
         let Maintenance {
             superblock,
             anchors,
             ..
-        } = &mut *maintenance;
+        } = maintenance;
         superblock.journal = self.journal().position();
         superblock.generation += 1;
-        anchors.append(&*self.pool.device, superblock, &self.pool.cluster_key)?;
-        drop(maintenance);
-        // The log of the process before.
-        let mut space = self.pool.space.lock();
+        anchors
+            .append(&*self.pool.device, superblock, &self.pool.cluster_key)
+            .map_err(|error| self.pool.fail(&error))
+    }
+
+    /// After a clean shutdown nothing of the log of the process before is needed.
+    fn leave_old_journal(&self) -> Result<(), WriteError> {
+        self.point_at_journal(&mut self.maintenance.lock())?;
         let in_use = self.journal().current_segments();
+        let mut space = self.pool.space.lock();
         let old: Vec<SegmentId> = space
             .entries()
             .filter(|(segment, entry)| {
@@ -368,6 +379,7 @@ impl Store {
                         live_bytes: record.live_bytes.get(),
                         used_bytes: record.used_bytes.get(),
                         pins: 0,
+                        hollow: false,
                         state: State::Full(stream),
                     };
                     claim(&mut self.pool.space.lock(), segment, entry)?;
@@ -435,7 +447,7 @@ impl Store {
             };
             match applied {
                 Ok(()) => {}
-                Err(ReplayError::Read(read_error)) if verify => {
+                Err(ReplayError::Read(read_error @ ReadError::NotWritten { .. })) => {
                     tracing::warn!(
                         lsn = record.lsn.0,
                         error = %read_error,
@@ -456,7 +468,8 @@ impl Store {
 /// Why a command of the log was not applied.
 #[derive(Debug)]
 pub enum ReplayError {
-    /// Something that it needs cannot be read; for commands that may not have been flushed this ends the log.
+    /// Something that it needs cannot be read. [`ReadError::NotWritten`] ends the log; anything else is no sign that
+    /// the command was not acknowledged, and ends the opening.
     Read(ReadError),
     /// It does not fit the tables, or is not a command.
     Other(String),

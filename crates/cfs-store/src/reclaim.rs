@@ -4,10 +4,13 @@
 //! that is durable (see `space`). A reader that looked a chunk up before it was moved finds bytes that do not verify,
 //! looks again, and finds the new place.
 
-use cfs_format::segment::{RECORD_OVERHEAD, Stream};
+use std::collections::BTreeSet;
+
+use cfs_format::segment::{RECORD_ALIGN, RECORD_OVERHEAD, Stream};
 use cfs_format::table::{split_key, system_key, tag};
-use cfs_format::{Fingerprint, SEGMENT_BYTES, SegmentId};
-use cfs_seal::chunk::{RecordPlace, open_record_header};
+use cfs_format::{Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_kv::RunError;
+use cfs_seal::chunk::{RecordPlace, open_record_header, peek_record_len};
 use serde::{Deserialize, Serialize};
 
 use crate::chunks::NewChunk;
@@ -19,8 +22,10 @@ use crate::txn::Txn;
 
 /// Chunks dropped in one command.
 const DROP_BATCH: usize = 1000;
-/// Segments that are emptied in one tick, unless space is short.
+/// Segments that are emptied in one tick.
 const CLEAN_SEGMENTS: usize = 2;
+/// Segments that are emptied between two checkpoints by who waits for room.
+const CLEAN_SEGMENTS_FOR_ROOM: usize = 24;
 /// Dead bytes that are left alone, beside a tenth of what is live.
 const DEAD_BYTES_KEPT: u64 = 4 * SEGMENT_BYTES as u64;
 
@@ -105,23 +110,84 @@ impl Store {
     ///
     /// # Errors
     /// No space, or the pool is read-only.
-    pub(crate) fn clean_segments(&self) -> Result<usize, WriteError> {
+    pub(crate) fn clean_segments(&self) -> Result<(), WriteError> {
+        self.clean_up_to(CLEAN_SEGMENTS, DEAD_BYTES_KEPT, 10)
+            .map(drop)
+    }
+
+    /// Frees what can be freed until `bytes` could be promised, or nothing more can. True when they could.
+    ///
+    /// # Errors
+    /// The pool is read-only, or a table cannot be read.
+    pub fn make_room(&self, bytes: u64) -> Result<bool, WriteError> {
+        let is_enough = || self.pool.space.lock().available_bytes() >= bytes;
+        let _one = self.making_room.lock();
+        if is_enough() {
+            return Ok(true);
+        }
+        while self.drop_dead_chunks()? {}
+        self.merge_for_room()?;
+        loop {
+            if self.pool.space.lock().pending_count() > 0 {
+                self.checkpoint()?;
+            }
+            if is_enough() {
+                return Ok(true);
+            }
+            let cleaned = match self.clean_up_to(CLEAN_SEGMENTS_FOR_ROOM, bytes, u64::MAX) {
+                Ok(cleaned) => cleaned,
+                Err(WriteError::NoSpace(_)) => 0,
+                Err(error) => return Err(error),
+            };
+            if cleaned == 0 {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Merges what has been removed since the last time out of the tables.
+    fn merge_for_room(&self) -> Result<(), WriteError> {
+        let mut maintenance = self.maintenance.lock();
+        if self.journal().last_lsn() == maintenance.merged_lsn {
+            return Ok(());
+        }
+        self.checkpoint_now(&mut maintenance)?;
+        maintenance.merged_lsn = maintenance.checkpoint_lsn;
+        loop {
+            match self.compact_step(true) {
+                Ok(true) => {}
+                Ok(false) | Err(RunError::NoSpace) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.checkpoint_now(&mut maintenance)
+    }
+
+    /// Empties up to `count` segments while more than `dead_kept` bytes and one `share`th of the live ones are dead.
+    fn clean_up_to(&self, count: usize, dead_kept: u64, share: u64) -> Result<usize, WriteError> {
         let mut cleaned = 0;
-        for _ in 0..CLEAN_SEGMENTS {
-            let Some(segment) = self.segment_to_clean() else {
+        for _ in 0..count {
+            let stuck = self.maintenance.lock().stuck_segments.clone();
+            let Some(segment) = self.segment_to_clean(&stuck, dead_kept, share) else {
                 break;
             };
-            if !self.clean_segment(segment)? {
-                break;
+            if self.clean_segment(segment)? {
+                cleaned += 1;
+            } else {
+                self.maintenance.lock().stuck_segments.insert(segment);
             }
-            cleaned += 1;
         }
         Ok(cleaned)
     }
 
     /// The full data segment with the best ratio of benefit to cost, `(1 - u) / (1 + u)` with `u` the live part
     /// (Rosenblum and Ousterhout, SOSP '91); none while little is dead.
-    fn segment_to_clean(&self) -> Option<SegmentId> {
+    fn segment_to_clean(
+        &self,
+        stuck: &BTreeSet<SegmentId>,
+        dead_kept: u64,
+        share: u64,
+    ) -> Option<SegmentId> {
         let space = self.pool.space.lock();
         let (mut live, mut used) = (0, 0);
         let mut best: Option<(u32, SegmentId)> = None;
@@ -133,6 +199,7 @@ impl Store {
             used += u64::from(entry.used_bytes);
             if entry.pins == 0
                 && entry.live_bytes > 0
+                && !stuck.contains(&segment)
                 && best.is_none_or(|(live_bytes, _)| entry.live_bytes < live_bytes)
             {
                 best = Some((entry.live_bytes, segment));
@@ -140,8 +207,7 @@ impl Store {
         }
         let dead = used.saturating_sub(live);
         let (live_bytes, segment) = best?;
-        (dead > DEAD_BYTES_KEPT + live / 10 && live_bytes < SEGMENT_BYTES / 10 * 9)
-            .then_some(segment)
+        (dead > dead_kept + live / share && live_bytes < SEGMENT_BYTES / 10 * 9).then_some(segment)
     }
 
     /// Moves what is live in a segment to the cold lane. False when something in it could not be read: it is left
@@ -156,7 +222,36 @@ impl Store {
             return Ok(false);
         }
         let mut moves = Vec::new();
-        for entry in self.records_in(seq, &content) {
+        let copied = self.copy_live(segment, seq, &content, &mut moves);
+        let targets: Vec<SegmentId> = moves.iter().map(|(to, _, _)| to.segment).collect();
+        let moved = copied.and_then(|()| self.move_chunks(moves));
+        let left = {
+            let mut space = self.pool.space.lock();
+            for target in targets {
+                space.unpin(target);
+            }
+            space.entry(segment).map_or(0, |entry| entry.live_bytes)
+        };
+        moved?;
+        if left > 0 {
+            tracing::warn!(
+                ?segment,
+                left,
+                "a segment still counts live bytes after compaction"
+            );
+        }
+        Ok(left == 0)
+    }
+
+    /// Copies the live records of a segment to the cold lane, whose segments are pinned once for each.
+    fn copy_live(
+        &self,
+        segment: SegmentId,
+        seq: SegmentSeq,
+        content: &[u8],
+        moves: &mut Vec<(NewChunk, SegmentId, u32)>,
+    ) -> Result<(), WriteError> {
+        for entry in self.records_in(seq, content) {
             let fingerprint = Fingerprint(entry.header.fingerprint);
             let Some(record) = self.chunk_record(&fingerprint)? else {
                 continue;
@@ -183,50 +278,27 @@ impl Store {
             };
             moves.push((to, segment, entry.offset));
         }
+        Ok(())
+    }
+
+    /// Points the index to the new places.
+    pub(crate) fn move_chunks(
+        &self,
+        moves: Vec<(NewChunk, SegmentId, u32)>,
+    ) -> Result<(), WriteError> {
+        if moves.is_empty() {
+            return Ok(());
+        }
         let mut txn = self.begin();
-        let mut result = Ok(());
         for (to, segment, offset) in &moves {
-            if let Err(error) = txn.chunk_move(&to.fingerprint, (*segment, *offset), to) {
-                result = Err(error);
-                break;
-            }
+            txn.chunk_move(&to.fingerprint, (*segment, *offset), to)?;
         }
-        let targets: Vec<SegmentId> = moves.iter().map(|(to, _, _)| to.segment).collect();
-        let result = match result {
-            Ok(()) if moves.is_empty() => Ok(()),
-            Ok(()) => txn
-                .commit_store(&StoreCommand::Move(moves).encode())
-                .map(|_| ()),
-            Err(error) => Err(error.into()),
-        };
-        let mut space = self.pool.space.lock();
-        for target in targets {
-            space.unpin(target);
-        }
-        drop(space);
-        result?;
-        let left = self
-            .pool
-            .space
-            .lock()
-            .entry(segment)
-            .map_or(0, |entry| entry.live_bytes);
-        if left > 0 {
-            tracing::warn!(
-                ?segment,
-                left,
-                "a segment still counts live bytes after compaction"
-            );
-        }
-        Ok(left == 0)
+        txn.commit_store(&StoreCommand::Move(moves).encode())
+            .map(drop)
     }
 
     /// The records of a data segment whose headers verify, found by walking it.
-    pub(crate) fn records_in(
-        &self,
-        seq: cfs_format::SegmentSeq,
-        content: &[u8],
-    ) -> Vec<FoundRecord> {
+    pub(crate) fn records_in(&self, seq: SegmentSeq, content: &[u8]) -> Vec<FoundRecord> {
         let mut found = Vec::new();
         let mut offset = cfs_format::BLOCK_BYTES;
         while (offset as usize) < content.len() {
@@ -242,11 +314,19 @@ impl Store {
                         break;
                     }
                     found.push(FoundRecord { offset, header });
-                    offset = (offset + len).next_multiple_of(cfs_format::segment::RECORD_ALIGN);
+                    offset = (offset + len).next_multiple_of(RECORD_ALIGN);
                 }
-                // After a flush records go on at the next block; a damaged record is passed over the same way.
+                // A record whose header is damaged still tells its length; after a flush records go on at the next
+                // block.
                 Err(_) => {
-                    offset = (offset + 1).next_multiple_of(cfs_format::BLOCK_BYTES);
+                    let len = peek_record_len(&content[offset as usize..]).unwrap_or(0);
+                    let next =
+                        offset as usize + (len as usize).next_multiple_of(RECORD_ALIGN as usize);
+                    offset = if len > 0 && next < content.len() {
+                        next as u32
+                    } else {
+                        (offset + 1).next_multiple_of(cfs_format::BLOCK_BYTES)
+                    };
                 }
             }
         }

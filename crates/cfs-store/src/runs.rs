@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cfs_device::AlignedBuf;
 use cfs_format::segment::{CODEC_NONE, Stream};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
-use cfs_kv::{BlockPtr, RunError, RunStore, RunWriter};
+use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter};
 use cfs_seal::codec::{Codec, Compressor, decompress};
 use parking_lot::Mutex;
 
@@ -43,9 +43,10 @@ impl SegmentRuns {
         std::mem::take(&mut self.released.lock())
     }
 
-    pub fn writer(&self) -> SegmentRunWriter<'_> {
+    pub fn writer(&self, purpose: Purpose) -> SegmentRunWriter<'_> {
         SegmentRunWriter {
             pool: &self.pool,
+            purpose,
             compressor: Compressor::new(),
             open: None,
             segments: Vec::new(),
@@ -115,8 +116,12 @@ fn run_error(error: ReadError) -> RunError {
 }
 
 impl RunStore for SegmentRuns {
-    fn create_run(&self) -> Result<Box<dyn RunWriter + '_>, RunError> {
-        Ok(Box::new(self.writer()))
+    fn create_run(&self, reason: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
+        let purpose = match reason {
+            RunReason::Flush => Purpose::Upkeep,
+            RunReason::Compaction => Purpose::Compaction,
+        };
+        Ok(Box::new(self.writer(purpose)))
     }
 
     fn read_block(&self, block: BlockPtr) -> Result<Vec<u8>, RunError> {
@@ -148,6 +153,7 @@ struct OpenTableSegment {
 /// Writes one run (or one manifest).
 pub(crate) struct SegmentRunWriter<'a> {
     pool: &'a Pool,
+    purpose: Purpose,
     compressor: Compressor,
     open: Option<OpenTableSegment>,
     segments: Vec<u64>,
@@ -177,7 +183,7 @@ impl SegmentRunWriter<'_> {
             self.close_segment()?;
         }
         if self.open.is_none() {
-            let (segment, seq) = self.pool.take_segment(Stream::Table, Purpose::Upkeep)?;
+            let (segment, seq) = self.pool.take_segment(Stream::Table, self.purpose)?;
             self.segments.push(u64::from(segment.0));
             let mut buffer = self.pool.buffer();
             buffer.extend_from_slice(&self.pool.segment_header(
@@ -221,6 +227,7 @@ impl SegmentRunWriter<'_> {
         self.pool.write(open.segment, 0, open.buffer.as_slice())?;
         self.pool.space.lock().close(open.segment, used);
         if used < SEGMENT_BYTES {
+            self.pool.space.lock().note_hollow(open.segment);
             self.pool
                 .device
                 .discard_from(open.segment, used)

@@ -42,6 +42,8 @@ pub(crate) struct Entry {
     pub used_bytes: u32,
     /// Chunks in it that a command in the making refers to.
     pub pins: u32,
+    /// Part of its room has been given back to the host.
+    pub hollow: bool,
     pub state: State,
 }
 
@@ -50,15 +52,24 @@ const FREE: Entry = Entry {
     live_bytes: 0,
     used_bytes: 0,
     pins: 0,
+    hollow: false,
     state: State::Free,
 };
+
+/// The largest merge rewrites this many segments at most: level 1 and what goes into it.
+const MERGE_SEGMENTS_MAX: u32 = 192;
 
 /// Who asks for a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// User data: leaves the reserve alone.
     Data,
-    /// Log, tables, compaction: may use the reserve.
+    /// Merging table runs, which gives room back only after a checkpoint: leaves alone what is promised, and half of
+    /// the reserve.
+    Compaction,
+    /// Emptying data segments: a quarter of the reserve is left to the log.
+    Cleaning,
+    /// Log, memtables, manifests: without these nothing can be freed.
     Upkeep,
 }
 
@@ -72,6 +83,8 @@ pub(crate) struct Space {
     pending: Vec<SegmentId>,
     segment_count: u32,
     reserve_segments: u32,
+    /// Segments of tables.
+    table_segments: u32,
     promised_bytes: u64,
     sparse: bool,
     /// Data segments whose record in the tables is out of date.
@@ -110,6 +123,7 @@ impl Space {
             pending: Vec::new(),
             segment_count,
             reserve_segments: (segment_count / 16).clamp(12, 96),
+            table_segments: 0,
             promised_bytes: 0,
             sparse,
             changed: BTreeSet::new(),
@@ -164,13 +178,26 @@ impl Space {
         self.free.len() as u64 + u64::from(self.segment_count) - self.entries.len() as u64
     }
 
-    /// Bytes that could be promised now.
+    /// Bytes that could be promised now. Beside the reserve, room is kept for the largest merge of tables.
     pub fn available_bytes(&self) -> u64 {
-        (self
-            .free_segments()
-            .saturating_sub(u64::from(self.reserve_segments))
-            * SEGMENT_PAYLOAD_BYTES)
+        let kept = self.reserve_segments + self.table_segments.min(MERGE_SEGMENTS_MAX);
+        (self.free_segments().saturating_sub(u64::from(kept)) * SEGMENT_PAYLOAD_BYTES)
             .saturating_sub(self.promised_bytes)
+    }
+
+    /// Free segments that must be left when one is handed out.
+    fn floor(&self, purpose: Purpose) -> u64 {
+        let reserve = u64::from(self.reserve_segments);
+        match purpose {
+            Purpose::Data => reserve / 2,
+            Purpose::Compaction => reserve / 2 + self.promised_segments(),
+            Purpose::Cleaning => reserve / 4,
+            Purpose::Upkeep => 0,
+        }
+    }
+
+    fn promised_segments(&self) -> u64 {
+        self.promised_bytes.div_ceil(SEGMENT_PAYLOAD_BYTES)
     }
 
     /// Hands out a free segment that has room on the host.
@@ -181,23 +208,29 @@ impl Space {
         purpose: Purpose,
         seq: SegmentSeq,
     ) -> Result<SegmentId, NoSpaceOr<DeviceError>> {
-        if purpose == Purpose::Data && self.free_segments() <= u64::from(self.reserve_segments / 2)
-        {
+        if self.free_segments() <= self.floor(purpose) {
             return Err(NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))));
         }
-        let segment = match self.prepared.pop_first() {
-            Some(index) => SegmentId(index),
-            None => {
-                let segment = self
-                    .pick()
-                    .ok_or_else(|| NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))?;
-                self.prepare(device, segment)?;
-                self.prepared.remove(&segment.0);
-                segment
+        // What the host has set aside for promised data is left to those while it has other room.
+        let spare = self.prepared.len() as u64 > self.promised_segments();
+        if !(purpose == Purpose::Data || spare)
+            && let Some(segment) = self.pick()
+        {
+            match self.prepare(device, segment) {
+                Ok(()) | Err(NoSpaceOr::NoSpace(_)) => {}
+                Err(error) => return Err(error),
             }
-        };
+        }
+        if self.prepared.is_empty() {
+            let segment = self
+                .pick()
+                .ok_or_else(|| NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))?;
+            self.prepare(device, segment)?;
+        }
+        let segment = SegmentId(self.prepared.pop_first().expect("prepared just above"));
         self.entry_mut(segment);
         self.free.remove(&segment.0);
+        self.table_segments += u32::from(stream == Stream::Table);
         *self.entry_mut(segment) = Entry {
             seq,
             state: State::Open(stream),
@@ -309,6 +342,11 @@ impl Space {
         self.release_if_empty(segment);
     }
 
+    /// Part of the segment's room has been given back to the host.
+    pub fn note_hollow(&mut self, segment: SegmentId) {
+        self.entry_mut(segment).hollow = true;
+    }
+
     pub fn set_used(&mut self, segment: SegmentId, used_bytes: u32) {
         self.entry_mut(segment).used_bytes = used_bytes;
         self.changed.insert(segment.0);
@@ -319,6 +357,14 @@ impl Space {
         self.entry_mut(segment);
         self.free.remove(&segment.0);
         self.prepared.remove(&segment.0);
+        let is_table = |entry: &Entry| {
+            matches!(
+                entry.state,
+                State::Open(Stream::Table) | State::Full(Stream::Table)
+            )
+        };
+        self.table_segments += u32::from(is_table(&entry));
+        self.table_segments -= u32::from(is_table(self.entry_mut(segment)));
         *self.entry_mut(segment) = entry;
     }
 
@@ -349,8 +395,13 @@ impl Space {
             "{segment:?} is retired in state {:?}",
             entry.state
         );
+        let was_table = matches!(
+            entry.state,
+            State::Open(Stream::Table) | State::Full(Stream::Table)
+        );
         entry.state = State::Pending;
         entry.live_bytes = 0;
+        self.table_segments -= u32::from(was_table);
         self.changed.insert(segment.0);
         self.pending.push(segment);
     }

@@ -1,13 +1,13 @@
 //! The store as its users see it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs_format::superblock::Superblock;
 use cfs_format::table::{PoolRecord, VolumeRecord};
-use cfs_format::{DomainId, Ino, Lsn, SegmentId, Timestamp, VolumeId};
+use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
 use cfs_seal::keys::DomainSecret;
 use parking_lot::{Mutex, RwLock};
@@ -58,9 +58,18 @@ pub(crate) struct Maintenance {
     pub last_checkpoint_ns: u64,
     /// Log position of the last checkpoint.
     pub checkpoint_lsn: Lsn,
+    /// What was in the log when the tables were last merged for want of room.
+    pub merged_lsn: Lsn,
+    /// A merge of table runs has found no room since the last checkpoint.
+    pub merges_wait: bool,
+    /// Segments with live records that could not be moved.
+    pub stuck_segments: BTreeSet<SegmentId>,
 }
 
 /// A pool that is open.
+///
+/// Order of locks: `making_room`, `maintenance`, `writer`, the journal's writer, its queue, a lane, the pins, the
+/// pool's space. Who holds one takes none before it.
 pub struct Store {
     pub(crate) pool: Arc<Pool>,
     pub(crate) lanes: Arc<Lanes>,
@@ -72,6 +81,10 @@ pub struct Store {
     pub(crate) block_cache: Arc<BlockCache>,
     pub(crate) journal: std::sync::OnceLock<Journal>,
     pub(crate) writer: Mutex<WriterState>,
+    /// Chunks that could not be opened since the pool was. Equal content is stored again in their place.
+    pub(crate) damaged: Mutex<HashSet<Fingerprint>>,
+    /// Held by who frees segments for a writer that found no room.
+    pub(crate) making_room: Mutex<()>,
     pub(crate) volumes: RwLock<HashMap<VolumeId, VolumeRecord>>,
     pub(crate) domains: RwLock<HashMap<DomainId, Arc<DomainSecret>>>,
     pub(crate) next_ino: AtomicU64,

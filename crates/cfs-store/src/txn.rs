@@ -280,7 +280,12 @@ impl<'a> Txn<'a> {
                     .expect("a volume's counters do not become negative"),
             );
         };
-        add(&mut record.logical_bytes, delta.logical_bytes);
+        // Sparse files have sizes without having content: three of the largest ones pass 2^64 together. The sum is
+        // kept modulo that.
+        let logical = record.logical_bytes.get();
+        record
+            .logical_bytes
+            .set(logical.wrapping_add_signed(delta.logical_bytes));
         add(&mut record.allocated_bytes, delta.allocated_bytes);
         add(&mut record.inode_count, delta.inodes);
         self.volumes.insert(volume, record);
@@ -412,7 +417,20 @@ impl Store {
                 ..ChunkRecord::default()
             };
             let mut content = Vec::new();
-            self.read_chunk_at(&new.fingerprint, &record, &mut content)?;
+            self.read_chunk_at(&new.fingerprint, &record, &mut content)
+                .map_err(|error| match error {
+                    ReadError::Damaged {
+                        segment,
+                        offset,
+                        reason,
+                        ..
+                    } => ReadError::NotWritten {
+                        segment,
+                        offset,
+                        reason,
+                    },
+                    error => error,
+                })?;
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ fn wait_until_ready(pipe: File, child: libc::pid_t) -> ExitCode {
     match libc::WIFEXITED(status) {
         true => ExitCode::from(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(1)),
         false => {
-            eprintln!("error: the process in the background died before it was ready");
+            crate::tell!("error: the process in the background died before it was ready");
             ExitCode::from(Code::Failed.number())
         }
     }

@@ -4,6 +4,15 @@
 //! anywhere ends the process at once: what was synced is safe, and a process whose invariants are broken must not
 //! write on.
 
+/// As `eprintln!`, but that it is no failure when nobody can be told: the log may lie on the disk that is full.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+pub(crate) use tell;
+
 mod admin;
 mod bytes;
 mod cli;
@@ -45,7 +54,7 @@ fn main() -> ExitCode {
     match run(cli, environment) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            tell!("error: {failure}");
             ExitCode::from(failure.code.number())
         }
     }
@@ -106,6 +115,7 @@ fn start_log(filter: Option<&str>, default: &str) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
@@ -260,6 +270,6 @@ fn allow_many_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(errno) = setrlimit(Resource::Nofile, limit) {
-        eprintln!("notice: the limit of open files stays as it is: {errno}");
+        tell!("notice: the limit of open files stays as it is: {errno}");
     }
 }

@@ -203,7 +203,7 @@ fn wait_for_end(mounted: Arc<Mounted>, gone: Sender<std::result::Result<(), Sess
 fn tell_the_impatient(signals: Receiver<i32>, fs: Arc<Fs>) {
     std::thread::spawn(move || {
         for _ in signals {
-            eprintln!(
+            crate::tell!(
                 "still flushing: {} to write; kill -9 loses what was not synced",
                 show(fs.dirty_bytes())
             );

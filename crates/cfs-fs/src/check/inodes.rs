@@ -142,7 +142,7 @@ impl<'a> Inodes<'a> {
         let sums = self.volumes.entry(volume.0).or_default();
         sums.inodes += 1;
         if !inode::is_directory(&record) {
-            sums.logical_bytes += record.size.get();
+            sums.logical_bytes = sums.logical_bytes.wrapping_add(record.size.get());
             sums.allocated_bytes += record.allocated.get();
         }
         let seen = self.seen.entry(ino).or_default();

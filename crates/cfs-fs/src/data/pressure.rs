@@ -21,6 +21,9 @@ use crate::error::{FsError, Result};
 /// How long a writer waits before it looks again whether it can make room itself.
 const WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
 
+/// How long a writer waits while nothing that is dirty can be stored.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Files that may be dirty, those that became so first in front. Each is here at most once.
 #[derive(Default)]
 pub(super) struct DirtyList {
@@ -57,8 +60,20 @@ impl Core {
             let held = self.buffers.held_bytes();
             held > 0 && held + bytes > self.dirty_bytes_max
         };
+        let mut held_before = 0;
+        let mut waited = Duration::ZERO;
         while full() {
             self.writable()?;
+            let held = self.buffers.held_bytes();
+            if held != held_before {
+                held_before = held;
+                waited = Duration::ZERO;
+            } else if waited > PATIENCE {
+                return Err(FsError::Io(
+                    "data that were written before cannot be stored; see the log".into(),
+                ));
+            }
+            waited += WAIT_FOR_ROOM;
             let flying = self.flying_bytes.load(Ordering::Relaxed);
             if flying < self.dirty_bytes_max / 2 && self.relieve() {
                 continue;
@@ -171,6 +186,19 @@ impl Core {
                 body.runs.is_empty() && body.pending.truncate_to.is_none() && !body.pending.resized;
             times_only && body.jobs.is_empty() && body.error.is_none()
         })
+    }
+
+    /// Returns when all that was written to the file before the call is in the log, or cannot be. Errors stay with the
+    /// file.
+    pub(crate) fn settle_content(&self, ino: Ino) {
+        let Some(file) = self.known(ino) else {
+            return;
+        };
+        self.begin_flush(&file, Take::All);
+        let mut body = file.lock();
+        if let Err(error) = self.wait_for_jobs(&file, &mut body) {
+            body.error = Some(error);
+        }
     }
 
     /// As [`Core::flush`] for every file.

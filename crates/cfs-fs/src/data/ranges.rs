@@ -117,7 +117,9 @@ impl Core {
         match mode {
             AllocateMode::Allocate { keep_size } => {
                 // Only the room is looked at: content-addressed data cannot be given room before they are known.
-                drop(self.store.admit(len)?);
+                if len > self.store.available_bytes() {
+                    return Err(FsError::NoSpace);
+                }
                 if keep_size {
                     return Ok(());
                 }

@@ -13,6 +13,8 @@ use crate::types::Time;
 
 /// Data are accepted in steps of this many bytes, so that one large write keeps to the bound on dirty data.
 const STEP_BYTES: usize = 1 << 20;
+/// Room that is made at once when there is none, beside what is asked for.
+const ROOM_BYTES: u64 = 16 << 20;
 
 impl Core {
     /// Accepts `data` at `offset`. Returns how many bytes were accepted, fewer than given only if the rest failed.
@@ -60,6 +62,7 @@ impl Core {
             // What is dirty may need less room once it is stored.
             drop(body);
             self.flush_all()?;
+            self.store.make_room(ROOM_BYTES + data.len() as u64)?;
             body = self.lock_for_change(file)?;
             self.admit(&mut body, offset, data.len() as u64)
                 .map_err(|_| error)?;

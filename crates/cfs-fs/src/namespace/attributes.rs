@@ -27,6 +27,10 @@ impl Fs {
                 return self.getattr(ino);
             }
         }
+        if set.mtime.is_some() {
+            // A time that somebody sets says what content the file has: the content must not come after it.
+            self.files.settle_content(ino);
+        }
         self.files.settle_times(ino)?;
         let changes_owner = set.uid.is_some() || set.gid.is_some();
         let outcome = self.execute(|_, now| {

@@ -46,20 +46,22 @@ impl Fs {
 
     /// Takes some steps of removing queued inodes.
     pub(crate) fn reap_some(&self) -> Result<()> {
+        let mut first_error = Ok(());
         for _ in 0..STEPS_MAX {
             let Some(ino) = self.reaper.queue.lock().pop_front() else {
-                return Ok(());
+                break;
             };
             match self.reap_step(ino) {
                 Ok(Some(Lost::Orphaned(ino))) => self.reaper.queue.lock().push_front(ino),
                 Ok(Some(Lost::Removed(_)) | None) => {}
+                // One that is damaged must not keep the others.
                 Err(error) => {
                     self.reaper.push(ino);
-                    return Err(error);
+                    first_error = first_error.and(Err(error));
                 }
             }
         }
-        Ok(())
+        first_error
     }
 
     /// One step for one inode; if it is open, the last release queues it again.

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Mutex};
 
-use cfs_kv::{BlockPtr, RunError, RunStore, RunWriter};
+use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter};
 
 const EXTENT_BYTES: usize = 2 << 20;
 
@@ -64,7 +64,7 @@ impl Writer<'_> {
 }
 
 impl RunStore for FileStore {
-    fn create_run(&self) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(&self, _: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
         Ok(Box::new(Writer {
             store: self,
             extents: Vec::new(),

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use cfs_kv::{BlockPtr, RunError, RunStore, RunWriter};
+use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter};
 
 /// Blocks of an extent.
 const EXTENT_BLOCKS: u64 = 8;
@@ -136,7 +136,7 @@ struct Writer<'a> {
 }
 
 impl RunStore for MemoryStore {
-    fn create_run(&self) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(&self, _: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
         self.0.lock().unwrap().call()?;
         Ok(Box::new(Writer {
             store: self,

@@ -67,7 +67,7 @@ pub fn perform(
             for _ in signals {
                 terminal.interrupt();
                 if std::io::stderr().is_terminal() {
-                    eprintln!("ending: what was accepted is being written");
+                    crate::tell!("ending: what was accepted is being written");
                 }
             }
         }
@@ -203,7 +203,7 @@ pub fn change_passphrase(
         let pool = pool::open(dir, opener, pool::Use::default())?;
         on_own_pool(pool, request, reporter)
     })?;
-    eprintln!(
+    crate::tell!(
         "the pool in {} opens with the new passphrase from now on",
         dir.path().display()
     );

@@ -126,7 +126,7 @@ impl Reporter for Terminal {
                 ));
             }),
             Event::Problem { path, message } => {
-                self.bar.suspend(|| eprintln!("{path}: {message}"));
+                self.bar.suspend(|| crate::tell!("{path}: {message}"));
             }
             Event::Line { text } => self.bar.suspend(|| print_line(text)),
             Event::Done { .. } | Event::Failed { .. } => {}

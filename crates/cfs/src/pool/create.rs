@@ -262,7 +262,7 @@ fn make_key_file(path: &Path) -> Result<bool> {
 }
 
 fn notice(dir: &DataDir) {
-    eprintln!(
+    crate::tell!(
         "notice: the pool's key is in {} (mode 0600).\n  \
          It protects the data where the pool goes without it: a disk that is sold, a copy of the pool file.\n  \
          It does not protect from anyone who can read that directory, and without it the data are lost: copy it to \
