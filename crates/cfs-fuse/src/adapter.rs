@@ -70,11 +70,10 @@ impl Adapter {
             kill_suid_sgid: request.uid() != 0,
             ..SetAttr::default()
         };
-        self.fs.setattr(ino, &set).map(drop).inspect_err(|_| {
-            if let Err(error) = self.fs.release(ino) {
-                errno("release", ino, &error);
-            }
-        })
+        self.fs
+            .setattr(ino, &set)
+            .map(drop)
+            .inspect_err(|_| self.release_after_failure(ino))
     }
 
     /// Makes and opens a file, or opens the one that has appeared under the name meanwhile.
@@ -124,6 +123,31 @@ impl Adapter {
         let attr = self.fs.getattr(ino)?;
         let member = attr.gid == request.gid() || process_groups(request.pid()).contains(&attr.gid);
         Ok(attr.mode & libc::S_ISGID != 0 && !member)
+    }
+}
+
+impl Adapter {
+    /// See [`open_flags`]. What the kernel has cached of a file is dropped if reading it changes the access time: the
+    /// kernel answers from its cache without a word. Strictly kept access times thus count opens that read.
+    fn flags_of_open(&self, ino: Ino, flags: i32) -> Result<FopenFlags, FsError> {
+        let given = open_flags(flags);
+        let reads = OpenFlags(flags).acc_mode() != OpenAccMode::O_WRONLY;
+        let counted = reads && flags & libc::O_NOATIME == 0;
+        match counted.then(|| self.fs.atime_is_due(ino)).transpose() {
+            Ok(Some(true)) => Ok(given.difference(FopenFlags::FOPEN_KEEP_CACHE)),
+            Ok(_) => Ok(given),
+            Err(error) => {
+                self.release_after_failure(ino);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the open of a request that fails after it.
+    fn release_after_failure(&self, ino: Ino) {
+        if let Err(error) = self.fs.release(ino) {
+            errno("release", ino, &error);
+        }
     }
 }
 
@@ -351,8 +375,11 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(request, ino(inode), flags.0) {
-            Ok(()) => reply.opened(FileHandle(0), open_flags(flags.0)),
+        let opened = self
+            .open_file(request, ino(inode), flags.0)
+            .and_then(|()| self.flags_of_open(ino(inode), flags.0));
+        match opened {
+            Ok(flags) => reply.opened(FileHandle(0), flags),
             Err(error) => reply.error(errno("open", ino(inode), &error)),
         }
     }

@@ -106,23 +106,35 @@ impl Fs {
     /// # Errors
     /// [`FsError::Read`].
     pub(crate) fn touch_atime(&self, ino: Ino) -> Result<()> {
-        if self.options.atime == AtimePolicy::Noatime {
-            return Ok(());
-        }
         let now_ns = self.host.now_ns();
-        let now = Time::from_ns(now_ns);
-        if self.options.atime == AtimePolicy::Relatime {
-            let Some(record) = inode::committed(&self.store, ino)? else {
-                return Ok(());
-            };
-            let attr = self.attr(ino, record);
-            let recent = attr.atime.seconds.saturating_add(24 * 3600) > now.seconds;
-            if recent && attr.atime > attr.mtime && attr.atime > attr.ctime {
-                return Ok(());
-            }
+        if self.atime_changes(ino, now_ns)? {
+            self.atimes.set(ino, Time::from_ns(now_ns), now_ns);
         }
-        self.atimes.set(ino, now, now_ns);
         Ok(())
+    }
+
+    /// Whether reading the inode now would change its access time. A front end that has content cached must then
+    /// read here all the same.
+    ///
+    /// # Errors
+    /// [`FsError::Read`].
+    pub fn atime_is_due(&self, ino: Ino) -> Result<bool> {
+        self.atime_changes(ino, self.host.now_ns())
+    }
+
+    fn atime_changes(&self, ino: Ino, now_ns: u64) -> Result<bool> {
+        match self.options.atime {
+            AtimePolicy::Noatime => return Ok(false),
+            AtimePolicy::Strict => return Ok(true),
+            AtimePolicy::Relatime => {}
+        }
+        let Some(record) = inode::committed(&self.store, ino)? else {
+            return Ok(false);
+        };
+        let attr = self.attr(ino, record);
+        let now = Time::from_ns(now_ns);
+        let recent = attr.atime.seconds.saturating_add(24 * 3600) > now.seconds;
+        Ok(!recent || attr.atime <= attr.mtime || attr.atime <= attr.ctime)
     }
 
     /// Writes pending access times if they are old or many.
