@@ -20,6 +20,9 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 /// Longest list of the names of an inode, each with a zero byte after it, bytes.
 pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
 
+/// What the names of attributes begin with, but for the two ACLs (xattr(7)).
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+
 /// First key and bound of the attributes of an inode.
 fn rows_of(ino: Ino) -> (Vec<u8>, Vec<u8>) {
     (key(ino, tag::XATTR, &[]), key(ino, tag::XATTR + 1, &[]))
@@ -33,6 +36,24 @@ fn check_name(name: &[u8]) -> Result<()> {
         return Err(FsError::Invalid);
     }
     Ok(())
+}
+
+/// Whether this is a name as Linux has them: in a namespace, and more than the namespace.
+///
+/// Not part of applying a command, so that a log which holds other names is replayed.
+fn check_namespace(name: &[u8]) -> Result<()> {
+    check_name(name)?;
+    if matches!(name, acl::ACCESS | acl::DEFAULT) {
+        return Ok(());
+    }
+    let rest = NAMESPACES
+        .iter()
+        .find_map(|namespace| name.strip_prefix(*namespace));
+    match rest {
+        Some([]) => Err(FsError::Invalid),
+        Some(_) => Ok(()),
+        None => Err(FsError::NotSupported),
+    }
 }
 
 /// Names of all committed attributes. Bounded, because setting one keeps the list within bounds.
@@ -168,8 +189,10 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::Exists`] and [`FsError::NoData`] as the flags say; [`FsError::Range`] and
-    /// [`FsError::ArgumentTooLong`] for names and values out of bounds; [`FsError::NoSpace`].
+    /// [`FsError::ArgumentTooLong`] for names and values out of bounds; [`FsError::NotSupported`] for a name in no
+    /// namespace of Linux; [`FsError::NoSpace`].
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        check_namespace(name)?;
         let _reservation = self.admit_growth(value.len())?;
         self.files.settle_times(ino)?;
         self.execute(|_, now| {

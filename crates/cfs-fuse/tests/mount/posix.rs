@@ -224,6 +224,57 @@ fn extended_attributes_tell_their_size() {
 }
 
 #[test]
+fn extended_attributes_are_in_namespaces() {
+    let Some(test) = mount() else { return };
+    let path = test.path("file");
+    fs::write(&path, "").expect("write");
+    let set = |name: &str| setxattr(&path, name, b"1", XattrFlags::empty());
+    assert_eq!(set("user.name"), Ok(()));
+    for name in ["name", "system.name", "userx.name"] {
+        assert_eq!(set(name), Err(Errno::OPNOTSUPP), "{name}");
+    }
+    assert_eq!(set("user."), Err(Errno::INVAL));
+}
+
+/// Content that the kernel still had from its writer was read without the file system's knowledge, so that the access
+/// time stayed that of the creation.
+#[test]
+fn reading_what_was_just_written_changes_the_access_time() {
+    let Some(test) = mount() else { return };
+    let path = test.path("file");
+    let accessed = || {
+        let metadata = fs::metadata(&path).expect("stat");
+        (metadata.atime(), metadata.atime_nsec())
+    };
+    fs::write(&path, "text").expect("write");
+    let made = accessed();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs::read(&path).expect("read");
+    let first = accessed();
+    assert!(first > made);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs::read(&path).expect("read");
+    assert_eq!(accessed(), first, "newer than the last change");
+    utimensat_atime(&path, 1_000_000);
+    fs::read(&path).expect("read");
+    assert!(accessed() > first, "older than a day");
+}
+
+fn utimensat_atime(path: &std::path::Path, seconds: i64) {
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        },
+        last_modification: rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    };
+    rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty()).expect("utimensat");
+}
+
+#[test]
 fn renaming_obeys_its_flags() {
     let Some(test) = mount() else { return };
     let (one, two, three) = (test.path("one"), test.path("two"), test.path("three"));
