@@ -267,6 +267,16 @@ impl Filesystem for Adapter {
             ctime: ctime.map(request_time),
             kill_suid_sgid: size.is_some() && request.uid() != 0,
         };
+        let set = if set == SetAttr::default() {
+            // The kernel takes its own wish to clear the two bits out of the request (a change of owner to the same
+            // one, `fallocate` by a stranger), and leaves one that changes nothing.
+            SetAttr {
+                kill_suid_sgid: true,
+                ..set
+            }
+        } else {
+            set
+        };
         match self.fs.setattr(ino(inode), &set) {
             Ok(attr) => reply.attr(&CACHE_TIME, &file_attr(&attr)),
             Err(error) => reply.error(errno("setattr", ino(inode), &error)),

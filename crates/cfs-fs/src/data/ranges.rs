@@ -120,10 +120,8 @@ impl Core {
                 if len > self.store.available_bytes() {
                     return Err(FsError::NoSpace);
                 }
-                if keep_size {
-                    return Ok(());
-                }
-                self.extend(ino, end, kill_suid_sgid)
+                let size = if keep_size { 0 } else { end };
+                self.extend(ino, size, kill_suid_sgid)
             }
             AllocateMode::Punch => self.punch(ino, offset, end, kill_suid_sgid),
             AllocateMode::Zero { keep_size } => {
@@ -138,16 +136,16 @@ impl Core {
         }
     }
 
-    /// Makes the file at least `size` long.
+    /// Makes the file at least `size` long. That it was allocated counts as a change, also where it is so long.
     fn extend(&self, ino: Ino, size: u64, kill_suid_sgid: bool) -> Result<()> {
         let file = self.file(ino);
         let mut body = self.lock_for_change(&file)?;
+        let now_ns = self.host.now_ns();
+        self.stamp(&mut body, Time::from_ns(now_ns), kill_suid_sgid);
         if size > body.size {
-            let now_ns = self.host.now_ns();
-            self.stamp(&mut body, Time::from_ns(now_ns), kill_suid_sgid);
             body.resize(size);
-            self.note_dirty(&file, &mut body, now_ns);
         }
+        self.note_dirty(&file, &mut body, now_ns);
         Ok(())
     }
 

@@ -82,6 +82,9 @@ fn writing_by_others_takes_set_user_id_away() {
         "truncate -s 100 program",
         ": > program",
         "fallocate -l 100000 program",
+        // Within the file, which nothing but the times show.
+        "fallocate -l 5 program",
+        "fallocate -n -l 5 program",
         "fallocate -p -l 10 program",
     ] {
         check(script, 0o6777, 0o777);
@@ -108,6 +111,13 @@ fn writing_by_others_takes_set_user_id_away() {
     // A new owner takes them away from everybody.
     std::os::unix::fs::chown(&path, Some(USER), None).expect("chown");
     assert_eq!(mode(&path), 0o777);
+    // And so does one that stays the same, but not from directories.
+    fs::set_permissions(&path, Permissions::from_mode(0o6777)).expect("chmod");
+    std::os::unix::fs::chown(&path, None, None).expect("chown");
+    assert_eq!(mode(&path), 0o777);
+    fs::set_permissions(test.root(), Permissions::from_mode(0o2777)).expect("chmod");
+    std::os::unix::fs::chown(test.root(), None, None).expect("chown");
+    assert_eq!(mode(test.root()), 0o2777);
 }
 
 /// Linux clears set-group-id on a write if the group may execute the file.
