@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cfs_format::Ino;
 use cfs_fs::{Caller, Fs, FsOptions, SetAttr};
@@ -204,6 +205,57 @@ fn callers_of_fsync_share_work() {
                 .enumerate()
                 .all(|(step, bytes)| bytes == vec![step as u8; 5000])
         );
+    }
+    assert_clean(&fs);
+}
+
+/// The thread that hands the log over locks the journal, then the account of space. A checkpoint locked them the other
+/// way round, and a mount stood still.
+#[test]
+fn checkpoints_and_the_log_do_not_wait_for_each_other() {
+    const ROUNDS: u64 = 1500;
+    const WRITERS: usize = 4;
+    let pool = Pool::new(256);
+    let fs = pool.open();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (done, finished) = std::sync::mpsc::channel();
+    let repeat = |work: fn(&Fs)| {
+        let (fs, stop) = (Arc::clone(&fs), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                work(&fs);
+            }
+        })
+    };
+    let mut threads: Vec<_> = (0..2)
+        .map(|_| repeat(|fs| fs.write_log(Duration::ZERO).expect("write the log")))
+        .collect();
+    threads.push(repeat(|fs| {
+        fs.store().checkpoint().expect("checkpoint");
+        fs.tick().expect("background work");
+    }));
+    threads.extend((0..WRITERS).map(|writer| {
+        let (fs, done) = (Arc::clone(&fs), done.clone());
+        let ino = create(&fs, &format!("file{writer}"));
+        std::thread::spawn(move || {
+            let mut rng = Rng::new(writer as u64);
+            for _ in 0..ROUNDS {
+                let bytes = [rng.next().to_le_bytes(); 800];
+                fs.write(ino, 0, bytes.as_flattened(), false)
+                    .expect("write");
+                fs.fsync(ino, false).expect("fsync");
+            }
+            done.send(()).expect("the test waits");
+        })
+    }));
+    for _ in 0..WRITERS {
+        finished
+            .recv_timeout(Duration::from_secs(60))
+            .expect("all threads stand still");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().expect("a thread");
     }
     assert_clean(&fs);
 }
