@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cfs_format::{SEGMENT_BYTES, SegmentId};
 use parking_lot::Mutex;
@@ -26,6 +26,8 @@ pub struct FileDevice {
     /// Bytes from start to end of the file; changed only by the holder of `growing`.
     length: AtomicU64,
     growing: Mutex<()>,
+    /// Something was discarded since the last flush that was made for its room.
+    is_discard_unsynced: AtomicBool,
 }
 
 impl FileDevice {
@@ -104,6 +106,7 @@ impl FileDevice {
             segment_count: segment_count_max.max(segments_present),
             length: AtomicU64::new(length),
             growing: Mutex::new(()),
+            is_discard_unsynced: AtomicBool::new(false),
         })
     }
 
@@ -157,13 +160,26 @@ impl Device for FileDevice {
 
     fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
         assert_writable(self.segment_count, segment, 0, 0);
-        self.fallocate(
-            FallocateFlags::KEEP_SIZE,
-            position(segment, 0),
-            SEGMENT_BYTES.into(),
-        )
-        .and_then(|()| self.grow_to_hold(segment))
-        .map_err(|source| no_space_or_failed("prepare", segment, 0, source))
+        let allocate = || {
+            self.fallocate(
+                FallocateFlags::KEEP_SIZE,
+                position(segment, 0),
+                SEGMENT_BYTES.into(),
+            )
+        };
+        let mut allocated = allocate();
+        if allocated
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+            && self.is_discard_unsynced.swap(false, Ordering::Relaxed)
+        {
+            // File systems with a journal give out what was punched only when that is in the journal.
+            self.descriptors.flush()?;
+            allocated = allocate();
+        }
+        allocated
+            .and_then(|()| self.grow_to_hold(segment))
+            .map_err(|source| no_space_or_failed("prepare", segment, 0, source))
     }
 
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
@@ -176,7 +192,9 @@ impl Device for FileDevice {
             position(segment, offset),
             u64::from(SEGMENT_BYTES - offset),
         )
-        .map_err(|source| failed("discard", segment, offset, source))
+        .map_err(|source| failed("discard", segment, offset, source))?;
+        self.is_discard_unsynced.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

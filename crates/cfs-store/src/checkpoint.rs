@@ -36,6 +36,8 @@ const PREPARED_KEPT: usize = 8;
 const COMPACT_STEPS: usize = 4;
 /// As above, when a pool that has been changed is closed.
 const CLOSE_STEPS: usize = 64;
+/// With less room than this, dead data are reclaimed as soon as there are any.
+const LOW_BYTES: u64 = 64 * SEGMENT_BYTES as u64;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
@@ -417,27 +419,22 @@ impl Store {
         // What one part cannot do must not keep the others from their work.
         let written = journal.write_out();
         let dropped = self.drop_dead_chunks().map(drop);
-        let cleaned = self.clean_segments();
-        let kept_up = self.keep_up(now);
+        let is_low = self.available_bytes() < LOW_BYTES;
+        let cleaned = self.clean_segments(is_low);
+        let kept_up = self.keep_up(now, is_low);
         written.and(kept_up).and(dropped).and(cleaned)
     }
 
     /// Makes a checkpoint when one is due, merges table runs, gives room back to the host.
-    fn keep_up(&self, now: u64) -> Result<(), WriteError> {
+    fn keep_up(&self, now: u64, is_low: bool) -> Result<(), WriteError> {
         let journal = self.journal();
         let mut maintenance = self.maintenance.lock();
         let age = now.saturating_sub(maintenance.last_checkpoint_ns);
-        let (pending, low) = {
-            let space = self.pool.space.lock();
-            (
-                space.pending_count(),
-                space.available_bytes() < 64 * u64::from(SEGMENT_BYTES),
-            )
-        };
+        let pending = self.pool.space.lock().pending_count();
         let due = journal.replay_bytes() > self.replay_bytes_soft()
             || self.memtable_bytes() > self.memtable_bytes_soft()
             || (age > CHECKPOINT_AFTER_NS && journal.last_lsn() > maintenance.checkpoint_lsn)
-            || (pending > 0 && (age > CHECKPOINT_FOR_SPACE_AFTER_NS || low));
+            || (pending > 0 && (age > CHECKPOINT_FOR_SPACE_AFTER_NS || is_low));
         if due {
             self.checkpoint_now(&mut maintenance)?;
             maintenance.merges_wait = false;

@@ -106,13 +106,16 @@ impl Store {
         })
     }
 
-    /// Empties a few segments that hold little, if enough is dead in all.
+    /// Empties a few segments that hold little, if enough is dead in all; when room `is_low`, little is enough.
     ///
     /// # Errors
     /// No space, or the pool is read-only.
-    pub(crate) fn clean_segments(&self) -> Result<(), WriteError> {
-        self.clean_up_to(CLEAN_SEGMENTS, DEAD_BYTES_KEPT, 10)
-            .map(drop)
+    pub(crate) fn clean_segments(&self, is_low: bool) -> Result<(), WriteError> {
+        match is_low {
+            true => self.clean_up_to(4 * CLEAN_SEGMENTS, SEGMENT_BYTES.into(), 50),
+            false => self.clean_up_to(CLEAN_SEGMENTS, DEAD_BYTES_KEPT, 10),
+        }
+        .map(drop)
     }
 
     /// Frees what can be freed until `bytes` could be promised, or nothing more can. True when they could.

@@ -74,6 +74,40 @@ fn a_full_pool_refuses_what_it_cannot_keep() {
     assert_clean(&fs);
 }
 
+/// Files that were written at the same time share segments, so that deleting some of them empties no segment. A full
+/// pool kept a tenth of what was live, and four segments, as dead bytes.
+#[test]
+fn the_room_of_deleted_files_comes_back_though_others_share_their_segments() {
+    let pool = Pool::new(80);
+    let fs = pool.open();
+    let mut files = 0;
+    loop {
+        let ino = create(&fs, &format!("f{files}"));
+        if fs.write(ino, 0, &noise(files, 1 << 20), false).is_err() {
+            break;
+        }
+        files += 1;
+    }
+    fs.syncfs().expect("what was accepted can be stored");
+    let mut deleted_bytes = 0;
+    for index in (0..files).step_by(4) {
+        let name = format!("f{index}");
+        fs.unlink(Ino::ROOT, name.as_bytes()).expect("unlink");
+        deleted_bytes += 1 << 20;
+    }
+    for _ in 0..30 {
+        pool.sleep_ms(100);
+        fs.tick().expect("tick");
+    }
+    // The first of it fills up the reserve again, of which data may take half.
+    let available_bytes = fs.store().available_bytes();
+    assert!(
+        available_bytes > deleted_bytes / 10 * 4,
+        "{available_bytes} of {deleted_bytes} bytes came back within three seconds"
+    );
+    assert_clean(&fs);
+}
+
 /// The same content gives the same chunks, however it is written.
 #[test]
 fn streams_are_cut_like_one_whole() {
