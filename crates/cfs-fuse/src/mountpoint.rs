@@ -201,7 +201,11 @@ pub fn check(options: &MountOptions) -> Result<PathBuf, MountError> {
 /// Attributes of what is there, if it is alive. The kernel goes on telling the attributes that it has cached of a dead
 /// mount's root, but for the room on a file system it always asks.
 fn look(path: &Path) -> io::Result<fs::Metadata> {
-    rustix::fs::statfs(path)?;
+    match rustix::fs::statfs(path) {
+        // Its process ended while this waited for an answer.
+        Err(Errno::CONNABORTED) => rustix::fs::statfs(path)?,
+        other => other?,
+    };
     fs::metadata(path)
 }
 

@@ -12,14 +12,22 @@
 //! Invariant: a directory that holds anything else and no pool is never written to.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Code, Failure, Result};
+
+/// How long a process that is ending may take until it gives back the lock.
+const ENDING_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take until it can be seen that a process has been killed.
+const SIGNAL_PATIENCE: Duration = Duration::from_millis(100);
+/// How often to try again meanwhile.
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// What an interrupted first run, or a process that served, may have left without a pool. `lost+found` is what an
 /// empty file system has.
@@ -244,10 +252,23 @@ impl DataDir {
             .mode(0o600)
             .open(&path)
             .map_err(|e| Failure::host("write", &path, &e))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(self.busy(&mut file)),
-            Err(errno) => return Err(Failure::host("lock", &path, &errno.into())),
+        let started = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(errno) => return Err(Failure::host("lock", &path, &errno.into())),
+            }
+            // A process that was killed has the lock until the kernel has taken its memory away.
+            let owner = owner(&mut file);
+            let patience = match owner.is_some_and(is_ending) {
+                true => ENDING_PATIENCE,
+                false => SIGNAL_PATIENCE,
+            };
+            if started.elapsed() > patience {
+                return Err(self.busy(owner));
+            }
+            std::thread::sleep(LOCK_POLL);
         }
         let write_pid = || -> io::Result<()> {
             file.set_len(0)?;
@@ -267,12 +288,7 @@ impl DataDir {
             == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
-    fn busy(&self, lock: &mut File) -> Failure {
-        let mut text = String::new();
-        let pid = match lock.take(32).read_to_string(&mut text) {
-            Ok(_) => text.trim().parse::<u32>().ok(),
-            Err(_) => None,
-        };
+    fn busy(&self, pid: Option<u32>) -> Failure {
         let by = pid.map_or_else(String::new, |pid| format!(" by process {pid}"));
         let failure = Failure::new(
             Code::Busy,
@@ -283,6 +299,37 @@ impl DataDir {
             None => failure.hint("use its mount, or stop it"),
         }
     }
+}
+
+/// The process that has written itself into the lock file.
+fn owner(lock: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    lock.rewind().ok()?;
+    lock.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Whether the process has a `SIGKILL` to come, is exiting, or has exited and only its threads are left.
+fn is_ending(pid: u32) -> bool {
+    const SIGKILL_BIT: u64 = 1 << 8;
+    const PF_EXITING: u64 = 4;
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let status = read("status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or("", str::trim)
+    };
+    let is_killed = ["SigPnd:", "ShdPnd:"]
+        .into_iter()
+        .any(|name| u64::from_str_radix(field(name), 16).is_ok_and(|it| it & SIGKILL_BIT != 0));
+    let stat = read("stat");
+    // The name, in parentheses, may contain anything; the flags are the seventh field after it.
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    is_killed
+        || field("State:").starts_with(['Z', 'X'])
+        || flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// Holds the data directory; the kernel gives it back when the process ends in whatever way.
@@ -318,6 +365,30 @@ mod tests {
                 (contents, _) => panic!("{name}: {contents:?}"),
             }
         }
+    }
+
+    /// A server with much memory was killed and started again at once, and the start was told that the pool was open.
+    #[test]
+    fn a_process_that_is_ending_is_waited_for() {
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let dir = DataDir::at(base.path()).expect("absolute");
+        // The shell ends at once, and is not waited for; what it has started holds its lock for a while.
+        let script = "exec 9<>\"$0/lock\" && flock 9 && echo $$ > \"$0/lock\" && { sleep 1 & }";
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", script])
+            .arg(base.path())
+            .spawn()
+            .expect("a shell");
+        let pid = shell.id();
+        let started = Instant::now();
+        while !is_ending(pid) {
+            assert!(started.elapsed() < Duration::from_secs(10), "it ends");
+            std::thread::sleep(LOCK_POLL);
+        }
+        assert!(dir.is_busy());
+        drop(dir.lock().expect("it is given back"));
+        assert!(!is_ending(std::process::id()));
+        shell.wait().expect("our own child");
     }
 
     #[test]
