@@ -20,6 +20,8 @@ pub(crate) const SEGMENT_PAYLOAD_BYTES: u64 = (SEGMENT_BYTES - 2 * BLOCK_BYTES) 
 
 /// Free segments that are kept prepared (given room by the host) between uses.
 const PREPARED_IDLE: usize = 8;
+/// Segments, at the end of the pool and beyond it, that are tried on a full host.
+const ROOM_SEARCHED: u32 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -225,7 +227,13 @@ impl Space {
             let segment = self
                 .pick()
                 .ok_or_else(|| NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))?;
-            self.prepare(device, segment)?;
+            match self.prepare(device, segment) {
+                Err(NoSpaceOr::NoSpace(no_space)) if purpose == Purpose::Upkeep => {
+                    self.prepare_one_with_room(device)?
+                        .ok_or(NoSpaceOr::NoSpace(no_space))?;
+                }
+                result => result?,
+            }
         }
         let segment = SegmentId(self.prepared.pop_first().expect("prepared just above"));
         self.entry_mut(segment);
@@ -264,11 +272,41 @@ impl Space {
                 self.prepared.insert(segment.0);
                 Ok(())
             }
-            Err(DeviceError::NoSpace { .. }) => {
-                Err(NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))
-            }
+            Err(DeviceError::NoSpace { .. }) => Err(NoSpaceOr::NoSpace(NoSpace {
+                needed_bytes: u64::from(SEGMENT_BYTES),
+                available_bytes: 0,
+            })),
             Err(error) => Err(NoSpaceOr::Other(error)),
         }
+    }
+
+    /// On a host that is full: looks for a free segment that the host gave room to for an earlier process, which ended
+    /// before it used it or gave it back.
+    fn prepare_one_with_room(
+        &mut self,
+        device: &dyn Device,
+    ) -> Result<Option<SegmentId>, NoSpaceOr<DeviceError>> {
+        if !self.sparse {
+            return Ok(None);
+        }
+        let end = self.entries.len() as u32;
+        let beyond = end..end.saturating_add(ROOM_SEARCHED).min(self.segment_count);
+        let candidates: Vec<u32> = self
+            .free
+            .iter()
+            .rev()
+            .take(ROOM_SEARCHED as usize)
+            .copied()
+            .chain(beyond)
+            .collect();
+        for segment in candidates.into_iter().map(SegmentId) {
+            match self.prepare(device, segment) {
+                Ok(()) => return Ok(Some(segment)),
+                Err(NoSpaceOr::NoSpace(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     fn no_space(&self, needed_bytes: u64) -> NoSpace {

@@ -304,3 +304,35 @@ fn command_lines_that_make_no_sense() {
     assert_eq!(done.code, 2, "{done:?}");
     assert!(!data.exists(), "nothing is made");
 }
+
+/// Another program took the last byte of the disk, the server was killed, and could not be started again: it wanted
+/// new room for its tables, although it had left some unused.
+#[test]
+fn a_pool_opens_on_a_host_that_others_have_filled() {
+    if !as_root("a_pool_opens_on_a_host_that_others_have_filled") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (host, source) = (scratch.dir("host"), scratch.dir("source"));
+    if !as_root_with_tmpfs(&host, "size=160m") {
+        return;
+    }
+    fs::write(source.join("large"), crate::trees::noise(77, 40 << 20)).expect("written");
+    let data = host.join("pool");
+    let server = Server::start(&data, None);
+    cfs!("import", "-T", source, "/tree", "--data", data).ok();
+    let mut filler = File::create(host.join("filler")).expect("a file");
+    while filler.write(&[1; 4096]).is_ok_and(|bytes| bytes > 0) {}
+    drop(filler);
+    cfs!("import", "-T", source, "/again", "--data", data);
+    server.kill();
+
+    let server = Server::start(&data, None);
+    let out = scratch.path("out");
+    cfs!("export", "-T", "/tree", out, "--data", data).ok();
+    crate::trees::assert_same(&source, &out);
+    fs::remove_file(host.join("filler")).expect("removed");
+    cfs!("import", "-T", source, "/again", "--data", data).ok();
+    cfs!("admin", "fsck", "--data", data).ok();
+    server.stop();
+}
