@@ -200,8 +200,9 @@ fn copy_twice(
     let start = Instant::now();
     place.start(true)?;
     println!(
-        "{title}: killed and back in {:.2} s",
-        start.elapsed().as_secs_f64()
+        "{title}: killed and back in {:.2} s, {} MiB resident",
+        start.elapsed().as_secs_f64(),
+        place.resident_mib()?
     );
     for copy in ["first", "second"] {
         for (number, source) in sources.iter().enumerate() {

@@ -35,22 +35,34 @@ fn what_was_synced_is_there_after_a_kill() {
         "{}",
         server.ready
     );
+    let status = || {
+        let root = File::open(&mnt).expect("the root");
+        rustix::fs::syncfs(&root).expect("synced");
+        cfs!("admin", "status", "--json", "--data", data)
+            .ok()
+            .json()
+    };
+    let stored = |status: &serde_json::Value| status["stored_bytes"].as_u64().expect("a number");
     copy(&source, &mnt.join("first"));
+    let first = stored(&status());
+    assert!(first > 1_000_000, "{first} bytes");
     copy(&source, &mnt.join("second"));
-    let root = File::open(&mnt).expect("the root");
-    rustix::fs::syncfs(&root).expect("synced");
-    drop(root);
-    let status = cfs!("admin", "status", "--json", "--data", data)
-        .ok()
-        .json();
+    for name in ["/third", "/fourth"] {
+        cfs!("import", "-T", source, name, "--data", data).ok();
+    }
+    let status = status();
+    let more = stored(&status) - first;
+    assert!(more < first / 100, "{more} bytes for copies of {first}");
     assert_eq!(status["mount"], mnt.to_str().expect("text"));
     server.kill();
     assert!(fs::read_dir(&mnt).is_err(), "the mount is dead");
 
     // A dead mount of ours is no hindrance.
     let server = Server::start(&data, Some(&mnt));
-    assert_same(&source, &mnt.join("first"));
-    assert_same(&source, &mnt.join("second"));
+    for name in ["first", "second", "third", "fourth"] {
+        assert_same(&source, &mnt.join(name));
+    }
+    cfs!("admin", "fsck", "--data", data).ok();
     server.stop();
     assert_eq!(
         fs::read_dir(&mnt).expect("a directory").count(),
