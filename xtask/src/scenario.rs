@@ -303,7 +303,13 @@ impl Place {
     fn start(&mut self, mounted: bool) -> anyhow::Result<()> {
         let mut command = self.cfs(&["server", "--log", "warn"]);
         if mounted {
-            std::fs::create_dir_all(self.mnt())?;
+            // What is there may be a dead mount, which the server takes away.
+            match std::fs::create_dir(self.mnt()) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(error).context("making the mount point");
+                }
+                _ => {}
+            }
             command.arg("--mount").arg(self.mnt());
         }
         // It ends when this program says so, not when the terminal does.
