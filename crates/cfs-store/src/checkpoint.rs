@@ -38,6 +38,8 @@ const COMPACT_STEPS: usize = 4;
 const CLOSE_STEPS: usize = 64;
 /// With less room than this, dead data are reclaimed as soon as there are any.
 const LOW_BYTES: u64 = 64 * SEGMENT_BYTES as u64;
+/// Tables of less than this are merged into few runs when there is little room.
+const SMALL_TABLES_BYTES: u64 = 32 << 20;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
@@ -440,11 +442,13 @@ impl Store {
             maintenance.merges_wait = false;
             maintenance.stuck_segments.clear();
         }
+        // Runs have segments of their own, however small they are.
+        let for_room = is_low && self.pool.space.lock().table_bytes() < SMALL_TABLES_BYTES;
         for _ in 0..COMPACT_STEPS {
             if maintenance.merges_wait {
                 break;
             }
-            match self.compact_step(false) {
+            match self.compact_step(for_room) {
                 Ok(true) => {}
                 Ok(false) => break,
                 // The next checkpoint frees what this merge has written, and perhaps more.

@@ -49,6 +49,15 @@ pub(crate) struct Entry {
     pub state: State,
 }
 
+impl Entry {
+    fn table_bytes(&self) -> u64 {
+        match self.state {
+            State::Full(Stream::Table) => self.used_bytes.into(),
+            _ => 0,
+        }
+    }
+}
+
 const FREE: Entry = Entry {
     seq: SegmentSeq(0),
     live_bytes: 0,
@@ -59,7 +68,7 @@ const FREE: Entry = Entry {
 };
 
 /// The largest merge rewrites this many segments at most: level 1 and what goes into it.
-const MERGE_SEGMENTS_MAX: u32 = 192;
+const MERGE_SEGMENTS_MAX: u64 = 192;
 
 /// Who asks for a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +94,8 @@ pub(crate) struct Space {
     pending: Vec<SegmentId>,
     segment_count: u32,
     reserve_segments: u32,
-    /// Segments of tables.
-    table_segments: u32,
+    /// Bytes written in full table segments.
+    table_bytes: u64,
     promised_bytes: u64,
     sparse: bool,
     /// Data segments whose record in the tables is out of date.
@@ -125,7 +134,7 @@ impl Space {
             pending: Vec::new(),
             segment_count,
             reserve_segments: (segment_count / 16).clamp(12, 96),
-            table_segments: 0,
+            table_bytes: 0,
             promised_bytes: 0,
             sparse,
             changed: BTreeSet::new(),
@@ -182,8 +191,9 @@ impl Space {
 
     /// Bytes that could be promised now. Beside the reserve, room is kept for the largest merge of tables.
     pub fn available_bytes(&self) -> u64 {
-        let kept = self.reserve_segments + self.table_segments.min(MERGE_SEGMENTS_MAX);
-        (self.free_segments().saturating_sub(u64::from(kept)) * SEGMENT_PAYLOAD_BYTES)
+        let merge = self.table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
+        let kept = u64::from(self.reserve_segments) + merge.min(MERGE_SEGMENTS_MAX);
+        (self.free_segments().saturating_sub(kept) * SEGMENT_PAYLOAD_BYTES)
             .saturating_sub(self.promised_bytes)
     }
 
@@ -238,7 +248,6 @@ impl Space {
         let segment = SegmentId(self.prepared.pop_first().expect("prepared just above"));
         self.entry_mut(segment);
         self.free.remove(&segment.0);
-        self.table_segments += u32::from(stream == Stream::Table);
         *self.entry_mut(segment) = Entry {
             seq,
             state: State::Open(stream),
@@ -339,6 +348,11 @@ impl Space {
         Ok(())
     }
 
+    /// Bytes in full table segments.
+    pub fn table_bytes(&self) -> u64 {
+        self.table_bytes
+    }
+
     pub fn unpromise(&mut self, bytes: u64) {
         self.promised_bytes = self
             .promised_bytes
@@ -376,6 +390,8 @@ impl Space {
         };
         entry.state = State::Full(stream);
         entry.used_bytes = used_bytes;
+        let table_bytes = entry.table_bytes();
+        self.table_bytes += table_bytes;
         self.changed.insert(segment.0);
         self.release_if_empty(segment);
     }
@@ -395,14 +411,8 @@ impl Space {
         self.entry_mut(segment);
         self.free.remove(&segment.0);
         self.prepared.remove(&segment.0);
-        let is_table = |entry: &Entry| {
-            matches!(
-                entry.state,
-                State::Open(Stream::Table) | State::Full(Stream::Table)
-            )
-        };
-        self.table_segments += u32::from(is_table(&entry));
-        self.table_segments -= u32::from(is_table(self.entry_mut(segment)));
+        self.table_bytes += entry.table_bytes();
+        self.table_bytes -= self.entry_mut(segment).table_bytes();
         *self.entry_mut(segment) = entry;
     }
 
@@ -433,13 +443,10 @@ impl Space {
             "{segment:?} is retired in state {:?}",
             entry.state
         );
-        let was_table = matches!(
-            entry.state,
-            State::Open(Stream::Table) | State::Full(Stream::Table)
-        );
+        let table_bytes = entry.table_bytes();
         entry.state = State::Pending;
         entry.live_bytes = 0;
-        self.table_segments -= u32::from(was_table);
+        self.table_bytes -= table_bytes;
         self.changed.insert(segment.0);
         self.pending.push(segment);
     }
