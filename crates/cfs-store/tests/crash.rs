@@ -290,3 +290,47 @@ fn padding_leaves_room_for_the_footer() {
     let store = open(Arc::new(device.power_cut(1)), host);
     check_counts(&store);
 }
+
+/// Who brings the content of a chunk that can no longer be opened repairs it for all who refer to it.
+#[test]
+fn a_damaged_chunk_is_stored_again() {
+    let host: Arc<dyn Host> = Arc::new(TestHost(AtomicU64::new(1_700_000_000_000_000_000)));
+    let device = Arc::new(MemDevice::new(128));
+    let reopen =
+        |device: &Arc<MemDevice>| open(Arc::clone(device) as Arc<dyn Device>, Arc::clone(&host));
+    let put = |store: &Store, slot: u64| {
+        let pin = store
+            .put_chunk(0, DomainId::DEFAULT, Codec::Lz4, &content(1))
+            .expect("a chunk");
+        let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+        let command = postcard::to_stdvec(&command).expect("encode");
+        let mut txn = store.begin();
+        apply(&mut txn, &command).expect("apply");
+        txn.commit(&command).expect("commit");
+        (*pin.fingerprint(), pin.new_chunk())
+    };
+    format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
+    let store = reopen(&device);
+    let (fingerprint, new) = put(&store, 1);
+    store.close().expect("closed");
+    drop(store);
+    let new = new.expect("it was not there before");
+    device.flip_bit(new.segment, new.offset + 200, 3);
+
+    let store = reopen(&device);
+    let mut out = Vec::new();
+    let damaged = store.read_chunk(&fingerprint, &mut out);
+    assert!(damaged.is_err(), "the flipped bit is noticed");
+    put(&store, 2);
+    store
+        .read_chunk(&fingerprint, &mut out)
+        .expect("whole again");
+    assert!(out == content(1));
+    check_counts(&store);
+    store.sync().expect("durable");
+    drop(store);
+    let store = reopen(&Arc::new(device.power_cut(1)));
+    store.read_chunk(&fingerprint, &mut out).expect("whole");
+    assert!(out == content(1));
+    check_counts(&store);
+}

@@ -31,7 +31,7 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// What an interrupted first run, or a process that served, may have left without a pool. `lost+found` is what an
 /// empty file system has.
-const FOREIGN_TO_NOBODY: [&str; 6] = ["lock", "key", "pool.new", "socket", "log", "lost+found"];
+const FOREIGN_TO_NOBODY: [&str; 2] = ["lock", "lost+found"];
 
 /// What `config.json` says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ impl DataDir {
             Err(error) => return Err(Failure::host("read", &self.path, &error)),
         };
         let mut foreign = None;
-        let (mut pool, mut config) = (false, false);
+        let (mut pool, mut config, mut begun, mut lost) = (false, false, false, false);
         for entry in entries {
             let name = entry
                 .map_err(|e| Failure::host("read", &self.path, &e))?
@@ -130,6 +130,9 @@ impl DataDir {
             match name.to_str() {
                 Some("pool") => pool = true,
                 Some("config.json") => config = true,
+                // The first run makes these when `pool.new` is there, which becomes `pool`.
+                Some("key" | "log" | "socket") => lost = true,
+                Some("pool.new") => begun = true,
                 Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
                 _ => foreign = Some(name),
             }
@@ -139,6 +142,17 @@ impl DataDir {
                 .read_config()
                 .map(|config| Contents::Device(config.device)),
             (false, true, _) => Ok(Contents::File),
+            (false, false, None) if lost && !begun => Err(Failure::new(
+                Code::Pool,
+                format!(
+                    "{} has held a pool, but the file `pool` is gone",
+                    self.path.display()
+                ),
+            )
+            .hint(
+                "put it back, or mount the disk that it is on; to begin anew, delete `key`, `log` and `socket` \
+                 there, or name the --device of the pool with another --data",
+            )),
             (false, false, None) => Ok(Contents::Nothing),
             (false, false, Some(name)) => Err(Failure::new(
                 Code::Pool,
@@ -275,7 +289,7 @@ impl DataDir {
             writeln!(&file, "{}", std::process::id())
         };
         write_pid().map_err(|e| Failure::host("write", &path, &e))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// Whether a process has the directory.
@@ -335,7 +349,14 @@ fn is_ending(pid: u32) -> bool {
 /// Holds the data directory; the kernel gives it back when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// The number of a process that has ended may soon be another's.
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
+    }
 }
 
 #[cfg(test)]

@@ -57,6 +57,17 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
         .map(|path| mount_options(path.clone(), &serving.mounting));
     if let Some(options) = &mount_options {
         let mountpoint = cfs_fuse::check(options).map_err(mount_failure)?;
+        if mountpoint.starts_with(serving.dir.path()) {
+            return Err(Failure::new(
+                Code::Mount,
+                format!(
+                    "the mount point {} lies in the data directory {}",
+                    mountpoint.display(),
+                    serving.dir.path().display()
+                ),
+            )
+            .hint("mount it somewhere else"));
+        }
         if serving.dir.path().starts_with(&mountpoint) {
             return Err(Failure::new(
                 Code::Mount,

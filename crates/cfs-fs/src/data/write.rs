@@ -61,6 +61,7 @@ impl Core {
         if let Err(error) = self.admit(&mut body, offset, data.len() as u64) {
             // What is dirty may need less room once it is stored.
             drop(body);
+            self.writable()?;
             self.flush_all()?;
             self.store.make_room(ROOM_BYTES + data.len() as u64)?;
             body = self.lock_for_change(file)?;

@@ -2,7 +2,7 @@
 
 use cfs_device::FaultPlan;
 use cfs_format::Ino;
-use cfs_fs::{AllocateMode, Caller, Fs, FsError, FsOptions, SetAttr};
+use cfs_fs::{AllocateMode, Caller, Fs, FsError, FsOptions, SetAttr, SetTime, Time};
 
 use crate::pool::{Pool, Rng, assert_clean};
 
@@ -321,5 +321,47 @@ fn small_files_are_inline() {
         .expect("a stream in an inline file");
     fs.syncfs().expect("sync");
     assert_eq!(&read_all(&fs, ino)[..13], b"\0\0\0\0\0\0\0\0\0\0abc");
+    assert_clean(&fs);
+}
+
+/// Who copies files sets their times last and takes files with the right time for copied.
+#[test]
+fn a_time_that_was_set_never_outruns_the_content() {
+    let mut pool = Pool::new(80);
+    let fs = pool.open();
+    let ino = create(&fs, "file");
+    let set = |seconds| SetAttr {
+        mtime: Some(SetTime::At(Time { seconds, nanos: 0 })),
+        ..SetAttr::default()
+    };
+    fs.write(ino, 0, &noise(1, 100_000), false).expect("write");
+    fs.setattr(ino, &set(1)).expect("set");
+    fs.syncfs().expect("sync");
+    fs.write(ino, 0, &noise(2, 100_000), false).expect("write");
+    fs.setattr(ino, &set(2)).expect("set");
+    fs.store().sync().expect("the log is durable");
+    drop(fs);
+    pool = pool.power_cut(1);
+    let fs = pool.open();
+    assert_eq!(fs.getattr(ino).expect("there").mtime.seconds, 2);
+    assert!(read_all(&fs, ino) == noise(2, 100_000));
+}
+
+/// Three of the largest files are longer together than 64 bits can tell.
+#[test]
+fn sizes_of_sparse_files_add_up_to_any_sum() {
+    let pool = Pool::new(80);
+    let fs = pool.open();
+    for name in ["a", "b", "c"] {
+        let ino = create(&fs, name);
+        let largest = SetAttr {
+            size: Some(i64::MAX as u64),
+            ..SetAttr::default()
+        };
+        fs.setattr(ino, &largest).expect("sparse");
+        fs.fsync(ino, false).expect("sync");
+    }
+    assert_clean(&fs);
+    fs.unlink(Ino::ROOT, b"b").expect("unlink");
     assert_clean(&fs);
 }

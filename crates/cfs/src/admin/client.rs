@@ -251,7 +251,7 @@ struct FsckDocument<'a> {
 
 fn fsck_line(summary: &FsckSummary) -> String {
     format!(
-        "{}: {} inodes, {} directory entries, {} extents, {} chunks",
+        "{}: {} inodes, {} directory entries, {} extents, {} chunks (whose content was not read)",
         match summary.findings {
             0 => "clean".to_owned(),
             1 => "1 finding".to_owned(),

@@ -238,7 +238,7 @@ pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> 
             Ok(Some(event)) => reporter.event(&event),
             Ok(None) if reporter.cancelled() => {
                 return Err(Failure::new(Code::Interrupted, "interrupted")
-                    .hint("the same command goes on where this one ended"));
+                    .hint("the same command goes on where this one ended; with -T if DEST was not there before"));
             }
             Ok(None) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
             Err(error) => return Err(lost(error)),

@@ -138,18 +138,6 @@ fn make(
         )
         .hint("run the command again"));
     }
-    let secret = match secret {
-        Some(secret) => secret,
-        None => {
-            *made_key = make_key_file(&dir.key())?;
-            Secret::KeyFile(dir.key())
-        }
-    };
-    let mut slot = new_slot(&secret);
-    let master = master_key(&secret, &slot)?;
-    let cluster = Zeroizing::new(random::<32>());
-    wrap_cluster_key(&master, &ClusterKey::from_bytes(*cluster), &mut slot);
-
     let device: Arc<dyn Device> = match &first_run.device {
         Some(path) => Arc::new(BlockDevice::open(path).map_err(device_failure)?),
         None => {
@@ -162,6 +150,18 @@ fn make(
             Arc::new(FileDevice::create(&dir.new_pool(), u32::MAX).map_err(device_failure)?)
         }
     };
+    // After `pool.new`, by which a first run that was killed here is told from a pool that was lost.
+    let secret = match secret {
+        Some(secret) => secret,
+        None => {
+            *made_key = make_key_file(&dir.key())?;
+            Secret::KeyFile(dir.key())
+        }
+    };
+    let mut slot = new_slot(&secret);
+    let master = master_key(&secret, &slot)?;
+    let cluster = Zeroizing::new(random::<32>());
+    wrap_cluster_key(&master, &ClusterKey::from_bytes(*cluster), &mut slot);
     format(&device, &cluster, slot, first_run)?;
     match &first_run.device {
         Some(path) => dir.write_config(&Config {

@@ -391,7 +391,7 @@ fn host(action: &str, errno: Errno) -> Trouble {
 /// What ends a file whose copy was interrupted.
 pub(super) fn interrupted() -> Failure {
     Failure::new(Code::Interrupted, "interrupted; what was copied is safe")
-        .hint("the same command goes on where this one ended")
+        .hint("the same command goes on where this one ended; with -T if DEST was not there before")
 }
 
 #[cfg(test)]
