@@ -119,12 +119,22 @@ impl Import<'_, '_> {
                 if let Some(attr) = other {
                     self.remove(job, &attr)?;
                 }
-                let ino = self
+                let made = self
                     .fs()
-                    .create(job.to, &job.to_name, 0o600, &self.caller(&meta))?
-                    .ino;
+                    .create(job.to, &job.to_name, 0o600, &self.caller(&meta));
                 self.entry_changed(job);
-                ino
+                match made {
+                    Ok(attr) => attr.ino,
+                    // An import whose client has been interrupted may still be at its last files.
+                    Err(FsError::Exists) => {
+                        let attr = self.fs().lookup(job.to, &job.to_name)?;
+                        if attr.kind() != libc::S_IFREG {
+                            return Err(FsError::Exists.into());
+                        }
+                        attr.ino
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         };
         let end = self.copy_content(&source, &meta, ino, buffer)?;
