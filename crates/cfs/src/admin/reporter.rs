@@ -1,11 +1,13 @@
 //! How work under way speaks to whoever asked for it, and learns that it should stop.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::protocol::{Event, Progress, send};
 use crate::bytes::{count, show};
@@ -19,16 +21,16 @@ pub trait Reporter: Send + Sync {
     fn cancelled(&self) -> bool;
 }
 
-/// The events go over a stream; a client that hangs up cancels.
-pub struct Remote<'a, W: Write + Send> {
-    stream: Mutex<W>,
+/// The events go over a stream. A client cancels by ending its side, and may wait for the last event then.
+pub struct Remote<'a> {
+    stream: Mutex<&'a UnixStream>,
     gone: AtomicBool,
     stopping: &'a AtomicBool,
 }
 
-impl<'a, W: Write + Send> Remote<'a, W> {
+impl<'a> Remote<'a> {
     /// Events to `stream` until `stopping`.
-    pub fn new(stream: W, stopping: &'a AtomicBool) -> Self {
+    pub fn new(stream: &'a UnixStream, stopping: &'a AtomicBool) -> Self {
         Self {
             stream: Mutex::new(stream),
             gone: AtomicBool::new(false),
@@ -37,9 +39,14 @@ impl<'a, W: Write + Send> Remote<'a, W> {
     }
 }
 
-impl<W: Write + Send> Reporter for Remote<'_, W> {
+impl Reporter for Remote<'_> {
     fn event(&self, event: &Event) {
-        if !self.gone.load(Ordering::Relaxed) && send(&mut *self.stream.lock(), event).is_err() {
+        let is_last = matches!(event, Event::Done { .. } | Event::Failed { .. });
+        if self.gone.load(Ordering::Relaxed) && !is_last {
+            return;
+        }
+        let mut stream = self.stream.lock();
+        if send(&mut *stream, event).is_err() || has_ended(&stream) {
             self.gone.store(true, Ordering::Relaxed);
         }
     }
@@ -47,6 +54,16 @@ impl<W: Write + Send> Reporter for Remote<'_, W> {
     fn cancelled(&self) -> bool {
         self.gone.load(Ordering::Relaxed) || self.stopping.load(Ordering::Relaxed)
     }
+}
+
+/// Whether the other side will send nothing more.
+fn has_ended(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream, PollFlags::RDHUP)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
 }
 
 /// The events go to the terminal: lines to standard output, problems and a progress bar to standard error.

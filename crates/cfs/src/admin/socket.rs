@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -212,6 +212,9 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
+/// How long an interrupted client waits for the server's last word.
+const LAST_WORD_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the client side of the socket made of an answer.
 pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> Result<Answer> {
     let lost = |error: io::Error| {
@@ -228,7 +231,7 @@ pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> 
     let mut lines = PatientLines {
         stream,
         reporter,
-        hung_up: false,
+        hung_up: None,
     };
     let mut reader = BufReader::new(&mut lines);
     loop {
@@ -246,19 +249,27 @@ pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> 
     }
 }
 
-/// Reads from the server for as long as it takes, but hangs up when the user interrupts.
+/// Reads from the server for as long as it takes. When the user interrupts, the server is told, and has the last word:
+/// what it was at must not meet the next command.
 struct PatientLines<'a> {
     stream: &'a UnixStream,
     reporter: &'a dyn Reporter,
-    hung_up: bool,
+    /// When the server was told that the user interrupts.
+    hung_up: Option<Instant>,
 }
 
 impl io::Read for PatientLines<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            if self.reporter.cancelled() && !self.hung_up {
-                self.hung_up = true;
-                self.stream.shutdown(std::net::Shutdown::Both)?;
+            if self
+                .hung_up
+                .is_some_and(|since| since.elapsed() > LAST_WORD_PATIENCE)
+            {
+                return Ok(0);
+            }
+            if self.reporter.cancelled() && self.hung_up.is_none() {
+                self.hung_up = Some(Instant::now());
+                self.stream.shutdown(std::net::Shutdown::Write)?;
             }
             match io::Read::read(&mut &*self.stream, buf) {
                 Err(error)

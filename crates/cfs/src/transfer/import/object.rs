@@ -125,7 +125,7 @@ impl Import<'_, '_> {
                 self.entry_changed(job);
                 match made {
                     Ok(attr) => attr.ino,
-                    // An import whose client has been interrupted may still be at its last files.
+                    // Somebody else has made it meanwhile.
                     Err(FsError::Exists) => {
                         let attr = self.fs().lookup(job.to, &job.to_name)?;
                         if attr.kind() != libc::S_IFREG {
