@@ -1,4 +1,4 @@
-//! The superblock: one 4 KiB record, appended alternately to the pool's two anchor segments.
+//! The superblock: one 4 KiB record, appended to both of the pool's anchor segments.
 //!
 //! Segments 0 and 1 of every pool hold nothing but superblock records, one a block, so that a device that can only
 //! append (a ZNS zone) needs nothing else. Every update is appended to both; the valid record with the highest

@@ -401,7 +401,7 @@ Example:
 pub enum DebugCommand {
     /// The superblock: format, keys, last checkpoint
     Superblock(ExistingArgs),
-    /// One segment: header, records, footer
+    /// One segment: header and records
     Segment {
         /// Index of the segment.
         segment: u32,
