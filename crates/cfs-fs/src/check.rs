@@ -93,12 +93,13 @@ impl CheckReport {
 }
 
 impl Fs {
-    /// Checks all tables, as of the newest command. `progress` is told now and then how many rows have been seen.
+    /// Checks all tables, as of the newest command. `go_on` is told now and then how many rows have been seen, and
+    /// says whether to go on; `None` when it did not want to.
     ///
     /// # Errors
     /// When a table cannot be read at all; what can be read and is wrong becomes a finding.
-    pub fn check(&self, progress: impl FnMut(u64)) -> Result<CheckReport> {
-        check(&self.store, progress)
+    pub fn check(&self, go_on: impl FnMut(u64) -> bool) -> Result<Option<CheckReport>> {
+        check(&self.store, go_on)
     }
 }
 
@@ -106,7 +107,7 @@ impl Fs {
 ///
 /// # Errors
 /// When a table cannot be read.
-pub fn check(store: &Store, mut progress: impl FnMut(u64)) -> Result<CheckReport> {
+pub fn check(store: &Store, mut go_on: impl FnMut(u64) -> bool) -> Result<Option<CheckReport>> {
     let frozen: Frozen = store.freeze();
     let mut report = CheckReport::default();
     let mut inodes = inodes::Inodes::new(store, &frozen);
@@ -133,12 +134,11 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64)) -> Result<CheckReport
             Err(error) => report.add("key", format!("{key:02x?}"), error.to_string()),
         }
         rows += 1;
-        if rows % PROGRESS_ROWS == 0 {
-            progress(rows);
+        if rows % PROGRESS_ROWS == 0 && !go_on(rows) {
+            return Ok(None);
         }
     }
     inodes.finish(&mut report);
     chunks.finish(&frozen, &mut report)?;
-    progress(rows);
-    Ok(report)
+    Ok(go_on(rows).then_some(report))
 }

@@ -641,8 +641,9 @@ fn look(fs: &Fs) -> Result<Found, String> {
 
 fn check(fs: &Fs) -> Result<(), String> {
     let report = fs
-        .check(|_| ())
-        .map_err(|error| format!("check: {error}"))?;
+        .check(|_| true)
+        .map_err(|error| format!("check: {error}"))?
+        .ok_or("the check ended early")?;
     if report.is_clean() {
         return Ok(());
     }

@@ -260,7 +260,7 @@ pub struct KeyArgs {
     /// File whose first line is the passphrase; else CFS_PASSPHRASE, else a prompt
     #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
     pub passphrase_file: Option<PathBuf>,
-    /// Key file; DIR/key if the pool has one there
+    /// Key file; DIR/key if the pool has one there. The first run makes it where it does not exist
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
 }

@@ -201,11 +201,9 @@ impl DataDir {
     }
 
     /// Takes back what a first run made that did not succeed. What cannot be removed stays, and does not matter.
-    pub fn undo_create(&self, is_new: bool, made_key: bool) {
+    pub fn undo_create(&self, is_new: bool, made_key: Option<&Path>) {
         let mut paths = vec![self.new_pool()];
-        if made_key {
-            paths.push(self.key());
-        }
+        paths.extend(made_key.map(Path::to_path_buf));
         if is_new {
             paths.push(self.path.join("lock"));
         }

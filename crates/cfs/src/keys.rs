@@ -24,8 +24,8 @@ pub type Passphrase = Zeroizing<String>;
 /// Passphrases that the environment held.
 #[derive(Default)]
 pub struct Environment {
-    passphrase: Option<Passphrase>,
-    new_passphrase: Option<Passphrase>,
+    passphrase: Option<Zeroizing<Vec<u8>>>,
+    new_passphrase: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Environment {
@@ -45,7 +45,7 @@ impl Environment {
 
 /// # Safety
 /// No other thread may run.
-unsafe fn take_variable(name: &CStr) -> Option<Passphrase> {
+unsafe fn take_variable(name: &CStr) -> Option<Zeroizing<Vec<u8>>> {
     // SAFETY: no other thread changes the environment while the pointer is used; the value ends with a zero byte.
     // Overwriting it in place keeps its length, and it is removed at once.
     let value = unsafe {
@@ -55,7 +55,7 @@ unsafe fn take_variable(name: &CStr) -> Option<Passphrase> {
         }
         let len = CStr::from_ptr(pointer).to_bytes().len();
         let bytes = std::slice::from_raw_parts_mut(pointer.cast::<u8>(), len);
-        let value = String::from_utf8_lossy(bytes).into_owned();
+        let value = bytes.to_vec();
         bytes.fill(0);
         libc::unsetenv(name.as_ptr());
         value
@@ -74,7 +74,7 @@ pub enum Secret {
 /// What the user gave, before it is known what the pool wants.
 pub struct KeyGiven {
     args: KeyArgs,
-    environment: Option<Passphrase>,
+    environment: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl KeyGiven {
@@ -90,7 +90,7 @@ impl KeyGiven {
     pub fn known(passphrase: Passphrase) -> Self {
         Self {
             args: KeyArgs::default(),
-            environment: Some(passphrase),
+            environment: Some(Zeroizing::new(passphrase.as_bytes().to_vec())),
         }
     }
 
@@ -118,7 +118,7 @@ impl KeyGiven {
             return read_passphrase(path).map(|it| Some(Secret::Passphrase(it)));
         }
         match self.environment {
-            Some(passphrase) => check_passphrase(passphrase, "CFS_PASSPHRASE")
+            Some(bytes) => check_passphrase(&bytes, "CFS_PASSPHRASE")
                 .map(|passphrase| Some(Secret::Passphrase(passphrase))),
             None => Ok(None),
         }
@@ -143,8 +143,8 @@ impl KeyGiven {
         if let Some(path) = &self.args.passphrase_file {
             return read_passphrase(path);
         }
-        if let Some(passphrase) = self.environment {
-            return check_passphrase(passphrase, "CFS_PASSPHRASE");
+        if let Some(bytes) = self.environment {
+            return check_passphrase(&bytes, "CFS_PASSPHRASE");
         }
         if !io::stdin().is_terminal() {
             return Err(Failure::new(
@@ -198,8 +198,8 @@ pub fn new_passphrase(file: Option<&Path>, environment: &mut Environment) -> Res
     if let Some(path) = file {
         return read_passphrase(path);
     }
-    if let Some(passphrase) = environment.new_passphrase.take() {
-        return check_passphrase(passphrase, "CFS_NEW_PASSPHRASE");
+    if let Some(bytes) = environment.new_passphrase.take() {
+        return check_passphrase(&bytes, "CFS_NEW_PASSPHRASE");
     }
     if !io::stdin().is_terminal() {
         return Err(
@@ -216,7 +216,7 @@ pub fn new_passphrase(file: Option<&Path>, environment: &mut Environment) -> Res
             "the two new passphrases differ; nothing was changed",
         ));
     }
-    check_passphrase(first, "the new passphrase")
+    Ok(first)
 }
 
 fn prompt(text: &str) -> Result<Passphrase> {
@@ -227,32 +227,37 @@ fn prompt(text: &str) -> Result<Passphrase> {
         )
         .hint("give it with --passphrase-file or CFS_PASSPHRASE")
     })?;
-    check_passphrase(Zeroizing::new(answer), "the passphrase")
+    check_passphrase(Zeroizing::new(answer).as_bytes(), "the passphrase")
 }
 
-fn check_passphrase(passphrase: Passphrase, what: &str) -> Result<Passphrase> {
-    if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
-        return Err(Failure::new(
-            Code::Usage,
-            format!("{what} must have 1 to {PASSPHRASE_BYTES_MAX} bytes"),
-        ));
+/// The same rules wherever a passphrase comes from, so that each one can be given in every way: one line of text.
+fn check_passphrase(bytes: &[u8], what: &str) -> Result<Passphrase> {
+    let refused = |why: &str| Err(Failure::new(Code::Usage, format!("{what} {why}")));
+    if bytes.is_empty() || bytes.len() > PASSPHRASE_BYTES_MAX {
+        return refused(&format!("must have 1 to {PASSPHRASE_BYTES_MAX} bytes"));
     }
-    Ok(passphrase)
+    if bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
+        return refused("must be one line");
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => refused("must be UTF-8 text"),
+    }
 }
 
+/// The first line of a file; the rest of it is not looked at.
 fn read_passphrase(path: &Path) -> Result<Passphrase> {
-    let mut text = Zeroizing::new(String::with_capacity(PASSPHRASE_BYTES_MAX + 2));
+    let mut content = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX + 2));
     File::open(path)
         .and_then(|file| {
             file.take(PASSPHRASE_BYTES_MAX as u64 + 2)
-                .read_to_string(&mut text)
+                .read_to_end(&mut content)
         })
         .map_err(|e| Failure::host("read the passphrase file", path, &e))?;
-    let line = text.lines().next().unwrap_or_default();
-    check_passphrase(
-        Zeroizing::new(line.to_owned()),
-        &format!("the first line of {}", path.display()),
-    )
+    let line = content.split(|byte| *byte == b'\n').next();
+    let line = line.unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    check_passphrase(line, &format!("the first line of {}", path.display()))
 }
 
 /// Says so when others than the owner can read a key file.

@@ -35,6 +35,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
 use crate::admin::protocol::{AnyPath, DebugTarget, Request, Transfer};
+use crate::admin::reporter::end_if_unprinted;
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
     MountArgs, ServerArgs,
@@ -95,8 +96,8 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut script);
-            // A reader that goes away early wanted no more.
-            let _ = std::io::stdout().write_all(&script);
+            let mut out = std::io::stdout().lock();
+            end_if_unprinted(out.write_all(&script).and_then(|()| out.flush()));
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)

@@ -147,17 +147,20 @@ impl Fs {
 
     /// Writes all pending access times. On a store that is full or read-only they stay pending.
     pub(crate) fn write_atimes(&self) -> Result<()> {
-        loop {
-            let batch = self.atimes.batch();
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let logged = self.execute(|_, _| Ok(Command::TouchTimes(batch.clone())));
+        while self.atimes.count.load(Ordering::Acquire) > 0 {
+            let mut batch = Vec::new();
+            // Taken while the writer lock is held: a time that somebody sets is in the tables or has taken the
+            // pending one away.
+            let logged = self.execute(|_, _| {
+                batch = self.atimes.batch();
+                Ok(Command::TouchTimes(batch.clone()))
+            });
             match logged {
                 Ok(_) => self.atimes.written(&batch, self.host.now_ns()),
                 Err(FsError::NoSpace | FsError::ReadOnly(_)) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 }

@@ -34,6 +34,10 @@ impl Fs {
         self.files.settle_times(ino)?;
         let changes_owner = set.uid.is_some() || set.gid.is_some();
         let outcome = self.execute(|_, now| {
+            if set.atime.is_some() {
+                // While the writer lock is held, or a batch that is being written would undo what is set here.
+                self.atimes.forget(ino);
+            }
             let time = |set: Option<SetTime>| -> Option<Time> {
                 set.map(|set| match set {
                     SetTime::Now => now,
@@ -51,9 +55,6 @@ impl Fs {
                 kill_suid_sgid: set.kill_suid_sgid || (changes_owner && set.mode.is_none()),
             }))
         })?;
-        if set.atime.is_some() {
-            self.atimes.forget(ino);
-        }
         let (ino, record) = outcome
             .inode
             .expect("a change of attributes reports its inode");

@@ -232,7 +232,10 @@ fn every_damage_is_found() {
         let mut txn = fs.store().begin();
         damage(&mut txn, &tree);
         txn.commit(&[]).expect("commit");
-        let report = fs.check(|_| ()).expect("tables can be read");
+        let report = fs
+            .check(|_| true)
+            .expect("tables can be read")
+            .expect("it was not ended");
         assert!(
             report.findings.iter().any(|finding| finding.id == *id),
             "damage {index} should be found as {id:?}: {:#?}",
@@ -256,7 +259,10 @@ fn references_are_counted_against_the_index() {
     let mut txn = fs.store().begin();
     txn.chunk_ref(&chunk.0, None).expect("chunk_ref");
     txn.commit(&[]).expect("commit");
-    let report = fs.check(|_| ()).expect("tables can be read");
+    let report = fs
+        .check(|_| true)
+        .expect("tables can be read")
+        .expect("it was not ended");
     let ids: Vec<_> = report.findings.iter().map(|finding| finding.id).collect();
     assert_eq!(ids, ["chunk-references"]);
     assert_eq!((report.inodes, report.entries), (6, 6));

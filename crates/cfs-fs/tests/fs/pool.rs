@@ -148,7 +148,10 @@ impl Pool {
 
 /// Fails with the findings if the tables do not agree.
 pub fn assert_clean(fs: &Fs) {
-    let report = fs.check(|_| ()).expect("tables can be read");
+    let report = fs
+        .check(|_| true)
+        .expect("tables can be read")
+        .expect("it was not ended");
     let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     assert!(findings.is_empty(), "findings:\n{}", findings.join("\n"));
 }

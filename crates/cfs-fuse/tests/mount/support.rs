@@ -191,7 +191,11 @@ impl Drop for TestMount {
         ticked
             .expect("set by mount")
             .expect("background work succeeded");
-        let report = self.fs.check(|_| ()).expect("tables can be read");
+        let report = self
+            .fs
+            .check(|_| true)
+            .expect("tables can be read")
+            .expect("it was not ended");
         let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
         assert!(findings.is_empty(), "findings:\n{}", findings.join("\n"));
         self.fs.close().expect("close the pool");

@@ -143,6 +143,8 @@ pub enum DebugTarget {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 pub enum Event {
+    /// The request has been understood; the first event of each.
+    Accepted,
     /// How far it is.
     Progress(Progress),
     /// Something that fsck found.

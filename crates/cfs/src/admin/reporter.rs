@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::protocol::{Event, Progress, send};
 use crate::bytes::{count, show};
+use crate::failure::{Code, plain};
 
 /// The one who asked. Called from several threads.
 pub trait Reporter: Send + Sync {
@@ -146,7 +147,7 @@ impl Reporter for Terminal {
                 self.bar.suspend(|| crate::tell!("{path}: {message}"));
             }
             Event::Line { text } => self.bar.suspend(|| print_line(text)),
-            Event::Done { .. } | Event::Failed { .. } => {}
+            Event::Accepted | Event::Done { .. } | Event::Failed { .. } => {}
         }
     }
 
@@ -158,7 +159,19 @@ impl Reporter for Terminal {
 /// Prints to standard output; a reader that has gone away (`cfs .. | head`) ends the process as it would `cat`.
 pub fn print_line(text: &str) {
     let mut out = std::io::stdout().lock();
-    if writeln!(out, "{text}").is_err() {
-        std::process::exit(0);
+    let printed = writeln!(out, "{text}").and_then(|()| out.flush());
+    end_if_unprinted(printed);
+}
+
+/// Ends the process when standard output does not take what was printed: quietly when its reader has gone away, and
+/// as a failure when there is no room for it.
+pub fn end_if_unprinted(printed: std::io::Result<()>) {
+    match printed {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            crate::tell!("error: cannot write to standard output: {}", plain(&error));
+            std::process::exit(Code::Host.number().into());
+        }
     }
 }

@@ -268,10 +268,13 @@ impl Service {
                 objects_total: None,
                 bytes: 0,
             }));
+            !reporter.cancelled()
         });
-        let report = report.map_err(|error| {
-            Failure::new(Code::Failed, format!("the check could not go on: {error}"))
-        })?;
+        let report = report
+            .map_err(|error| {
+                Failure::new(Code::Failed, format!("the check could not go on: {error}"))
+            })?
+            .ok_or_else(|| Failure::new(Code::Interrupted, "interrupted; nothing was changed"))?;
         for finding in &report.findings {
             reporter.event(&Event::Finding(Finding {
                 id: finding.id.to_owned(),

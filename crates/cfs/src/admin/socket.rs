@@ -189,6 +189,7 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     let result = match request {
         Ok(None) => return Ok(()),
         Ok(Some(envelope)) if envelope.protocol == PROTOCOL => {
+            reporter.event(&Event::Accepted);
             shared.service.perform(envelope.request, &reporter)
         }
         Ok(Some(envelope)) => Err(Failure::new(
@@ -214,6 +215,8 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
 
 /// How long an interrupted client waits for the server's last word.
 const LAST_WORD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client waits for the server's first word, which comes at once from one that runs.
+const FIRST_WORD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the client side of the socket made of an answer.
 pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> Result<Answer> {
@@ -231,6 +234,8 @@ pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> 
     let mut lines = PatientLines {
         stream,
         reporter,
+        asked: Instant::now(),
+        heard: false,
         hung_up: None,
     };
     let mut reader = BufReader::new(&mut lines);
@@ -244,16 +249,29 @@ pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> 
                     .hint("the same command goes on where this one ended; with -T if DEST was not there before"));
             }
             Ok(None) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(Failure::new(
+                    Code::Busy,
+                    format!(
+                        "the process that has the pool open has not answered for {} s",
+                        FIRST_WORD_PATIENCE.as_secs()
+                    ),
+                )
+                .hint("it is stopped or hangs: `ps -C cfs -o pid,stat,args` shows it; T is stopped, `kill -CONT PID` wakes it"));
+            }
             Err(error) => return Err(lost(error)),
         }
     }
 }
 
 /// Reads from the server for as long as it takes. When the user interrupts, the server is told, and has the last word:
-/// what it was at must not meet the next command.
+/// what it was at must not meet the next command. A server that says nothing at all is given up.
 struct PatientLines<'a> {
     stream: &'a UnixStream,
     reporter: &'a dyn Reporter,
+    asked: Instant,
+    /// Whether the server has said anything.
+    heard: bool,
     /// When the server was told that the user interrupts.
     hung_up: Option<Instant>,
 }
@@ -267,6 +285,9 @@ impl io::Read for PatientLines<'_> {
             {
                 return Ok(0);
             }
+            if !self.heard && self.asked.elapsed() > FIRST_WORD_PATIENCE {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             if self.reporter.cancelled() && self.hung_up.is_none() {
                 self.hung_up = Some(Instant::now());
                 self.stream.shutdown(std::net::Shutdown::Write)?;
@@ -279,7 +300,10 @@ impl io::Read for PatientLines<'_> {
                             | io::ErrorKind::TimedOut
                             | io::ErrorKind::Interrupted
                     ) => {}
-                result => return result,
+                result => {
+                    self.heard = true;
+                    return result;
+                }
             }
         }
     }

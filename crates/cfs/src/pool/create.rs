@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cfs_device::{BlockDevice, Device, FileDevice};
@@ -53,24 +53,19 @@ pub(super) fn create(
         drop(device);
     }
     let secret = given.for_new_pool()?;
-    if let Some(secret) = &secret {
-        // A key file that is none is refused before anything is made.
-        master_key_check(secret)?;
+    if let Some(secret @ Secret::KeyFile(path)) = &secret
+        && path.exists()
+    {
+        // One that is none is refused before anything is made.
+        master_key(secret, &new_slot(secret))?;
     }
     let is_new_dir = dir.create()?;
-    let mut made_key = false;
+    let mut made_key = None;
     let made = make(dir, secret, first_run, usage, &mut made_key);
     if made.is_err() {
-        dir.undo_create(is_new_dir, made_key);
+        dir.undo_create(is_new_dir, made_key.as_deref());
     }
     made
-}
-
-fn master_key_check(secret: &Secret) -> Result<()> {
-    match secret {
-        Secret::KeyFile(_) => master_key(secret, &new_slot(secret)).map(drop),
-        Secret::Passphrase(_) => Ok(()),
-    }
 }
 
 /// A device that has a pool already gets a new data directory, if the key is there.
@@ -94,7 +89,7 @@ fn adopt(
             Ok(pool)
         }
         Err(failure) => {
-            dir.undo_create(is_new_dir, false);
+            dir.undo_create(is_new_dir, None);
             Err(failure)
         }
     }
@@ -124,7 +119,7 @@ fn make(
     secret: Option<Secret>,
     first_run: &FirstRunArgs,
     usage: Use,
-    made_key: &mut bool,
+    made_key: &mut Option<PathBuf>,
 ) -> Result<Pool> {
     let lock = dir.lock()?;
     // Another process may have made it meanwhile.
@@ -151,13 +146,12 @@ fn make(
         }
     };
     // After `pool.new`, by which a first run that was killed here is told from a pool that was lost.
-    let secret = match secret {
-        Some(secret) => secret,
-        None => {
-            *made_key = make_key_file(&dir.key())?;
-            Secret::KeyFile(dir.key())
-        }
-    };
+    let secret = secret.unwrap_or_else(|| Secret::KeyFile(dir.key()));
+    if let Secret::KeyFile(path) = &secret
+        && make_key_file(path)?
+    {
+        *made_key = Some(path.clone());
+    }
     let mut slot = new_slot(&secret);
     let master = master_key(&secret, &slot)?;
     let cluster = Zeroizing::new(random::<32>());
@@ -169,8 +163,8 @@ fn make(
         })?,
         None => dir.name_new_pool()?,
     }
-    if *made_key {
-        notice(dir);
+    if let Some(key) = made_key {
+        notice(dir, key);
     }
     let (store_options, fs_options) = options(usage);
     let fs = Fs::open_pool(
@@ -242,7 +236,7 @@ fn format(
     store.close().map_err(|error| failed(&error))
 }
 
-/// Makes a key file, unless a first run that was killed has left one.
+/// Makes a key file, unless there is one: given, or left by a first run that was killed.
 fn make_key_file(path: &Path) -> Result<bool> {
     if path.exists() {
         return Ok(false);
@@ -255,20 +249,28 @@ fn make_key_file(path: &Path) -> Result<bool> {
             .mode(0o600)
             .open(path)?;
         file.write_all(&render_key_file(&random))?;
-        file.sync_all()
+        file.sync_all()?;
+        // A key that a crash takes away takes the pool with it.
+        match path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            Some(parent) => fs::File::open(parent)?.sync_all(),
+            None => fs::File::open(".")?.sync_all(),
+        }
     };
     write().map_err(|e| Failure::host("write the key file", path, &e))?;
     Ok(true)
 }
 
-fn notice(dir: &DataDir) {
+fn notice(dir: &DataDir, key: &Path) {
     crate::tell!(
         "notice: the pool's key is in {} (mode 0600).\n  \
          It protects the data where the pool goes without it: a disk that is sold, a copy of the pool file.\n  \
          It does not protect from anyone who can read that directory, and without it the data are lost: copy it to \
          another place.\n  \
          For a passphrase instead: cfs admin key change-passphrase --data {}",
-        dir.key().display(),
+        key.display(),
         dir.path().display()
     );
 }

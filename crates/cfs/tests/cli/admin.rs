@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::cfs;
 use crate::support::{Scratch, Server, command, run};
 use crate::trees::{noise, plant};
@@ -144,11 +146,11 @@ fn the_socket_takes_no_garbage() {
     stream
         .write_all(b"{\"protocol\":1,\"request\":{\"command\":\"status\"}}\n")
         .expect("sent");
-    let mut line = String::new();
-    BufReader::new(&stream)
-        .read_line(&mut line)
-        .expect("answered");
-    assert!(line.contains("\"event\":\"done\""), "{line}");
+    let mut lines = BufReader::new(&stream).lines();
+    for event in ["accepted", "done"] {
+        let line = lines.next().expect("an event").expect("answered");
+        assert!(line.contains(&format!("\"event\":\"{event}\"")), "{line}");
+    }
     drop(silent);
     server.stop();
 }
@@ -170,6 +172,40 @@ fn a_socket_that_a_killed_process_left_is_replaced() {
         .json();
     assert_eq!(status["pid"], server.pid());
     server.stop();
+}
+
+#[test]
+fn a_stopped_process_is_not_waited_for_without_end() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let server = Server::start(&data, None);
+    server.signal(Signal::STOP);
+    let asked = cfs!("admin", "status", "--data", data);
+    server.signal(Signal::CONT);
+    asked.refused(4, "has not answered");
+    cfs!("admin", "status", "--data", data).ok();
+    server.stop();
+}
+
+#[test]
+fn a_report_that_could_not_be_printed_is_a_failure() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    Server::start(&data, None).stop();
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("Linux has it")
+    };
+    let check = |arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
+        let mut asked = command(arguments);
+        asked.stdout(full());
+        run(asked).refused(7, "cannot write to standard output");
+    };
+    check(&[&"admin", &"status", &"--data", &data]);
+    check(&[&"admin", &"df", &"--json", &"--data", &data]);
+    check(&[&"completions", &"bash"]);
 }
 
 #[test]

@@ -137,6 +137,59 @@ fn a_given_key_file_is_used_and_none_is_made() {
 }
 
 #[test]
+fn a_key_file_that_is_not_there_is_made_on_the_first_run() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let key = scratch.path("key elsewhere");
+    let source = scratch.file("note", "content");
+    let missing = scratch.path("no such directory").join("key");
+
+    cfs!(
+        "import",
+        source,
+        "/note",
+        "--data",
+        data,
+        "--key-file",
+        missing
+    )
+    .refused(7, "cannot write the key file");
+    assert!(!data.exists(), "nothing is left");
+
+    let done = cfs!("import", source, "/note", "--data", data, "--key-file", key).ok();
+    assert!(
+        done.stderr.contains("key elsewhere (mode 0600)"),
+        "{done:?}"
+    );
+    assert_eq!(mode(&key), 0o600);
+    assert!(!data.join("key").exists());
+    cfs!("admin", "fsck", "--data", data, "--key-file", key).ok();
+    fs::remove_file(&key).expect("our own");
+    cfs!("admin", "fsck", "--data", data, "--key-file", key).refused(7, "cannot read the key file");
+    assert!(!key.exists(), "only the first run makes one");
+}
+
+#[test]
+fn a_passphrase_is_the_same_wherever_it_comes_from() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let source = scratch.file("note", "content");
+    let with_variable = |passphrase: &[u8]| {
+        use std::os::unix::ffi::OsStrExt;
+        let mut import = command(&[&"import", &source, &"/note", &"--data", &data]);
+        import.env("CFS_PASSPHRASE", std::ffi::OsStr::from_bytes(passphrase));
+        run(import)
+    };
+    with_variable(b"two\nlines").refused(2, "CFS_PASSPHRASE must be one line");
+    with_variable(b"\xff\xfe").refused(2, "CFS_PASSPHRASE must be UTF-8");
+    with_variable(b"").refused(2, "CFS_PASSPHRASE must have 1 to");
+    assert!(!data.exists(), "nothing is made with a bad passphrase");
+    with_variable("Straße 7".as_bytes()).ok();
+    let file = scratch.file("passphrase", "Straße 7\r\nnot this line\n");
+    cfs!("admin", "fsck", "--data", data, "--passphrase-file", file).ok();
+}
+
+#[test]
 fn the_options_of_the_first_run_hold_and_cannot_be_contradicted() {
     let scratch = Scratch::new();
     let data = scratch.path("pool");

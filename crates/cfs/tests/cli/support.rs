@@ -120,15 +120,17 @@ pub fn command(arguments: &[&dyn AsRef<OsStr>]) -> Command {
 #[track_caller]
 pub fn run(mut command: Command) -> Done {
     let mut child = command.spawn().expect("the command starts");
-    let collect = |mut stream: Box<dyn Read + Send>| {
+    let collect = |stream: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {
+            // None where the test has its own place for it.
+            let mut stream = stream.unwrap_or_else(|| Box::new(std::io::empty()));
             let mut text = Vec::new();
             stream.read_to_end(&mut text).expect("a pipe can be read");
             String::from_utf8_lossy(&text).into_owned()
         })
     };
-    let stdout = collect(Box::new(child.stdout.take().expect("piped")));
-    let stderr = collect(Box::new(child.stderr.take().expect("piped")));
+    let stdout = collect(child.stdout.take().map(|it| Box::new(it) as _));
+    let stderr = collect(child.stderr.take().map(|it| Box::new(it) as _));
     let code = wait(&mut child);
     Done {
         code,
