@@ -133,7 +133,7 @@ impl Files {
         let params = store.superblock().chunk;
         let params = ChunkParams::new(params.min.get(), params.avg.get(), params.max.get())
             .expect("the store has checked the parameters");
-        let idle_bytes_max = usize::try_from(options.dirty_bytes_max).unwrap_or(usize::MAX);
+        let buffer_bytes = usize::try_from(options.dirty_bytes_max).unwrap_or(usize::MAX);
         let threads = options.seal_threads.min(store.lanes());
         let hot = Arc::new(HotArea::new(options.hot_bytes, threads));
         let core = Arc::new(Core {
@@ -149,7 +149,7 @@ impl Files {
                 AtimePolicy::Noatime => u64::MAX,
             },
             shards: std::array::from_fn(|_| Mutex::default()),
-            buffers: Buffers::new(idle_bytes_max),
+            buffers: Buffers::new(buffer_bytes),
             flying_bytes: Arc::default(),
             dirty: DirtyList::default(),
             hot: Arc::clone(&hot),

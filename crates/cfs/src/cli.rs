@@ -328,7 +328,7 @@ pub enum Cipher {
 #[derive(Clone, Copy, Debug, Default, Args)]
 #[command(next_help_heading = "Budgets")]
 pub struct BudgetArgs {
-    /// Memory for data that are not yet stored [default: 256M]
+    /// Memory for data that are not yet stored [default: 256M, or a quarter of the memory if that is less]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub dirty_bytes: Option<u64>,
     /// Memory for opened chunks [default: an eighth of the memory]

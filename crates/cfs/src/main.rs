@@ -22,6 +22,7 @@ mod failure;
 mod host;
 mod interrupt;
 mod keys;
+mod memory;
 mod pool;
 mod serve;
 mod transfer;

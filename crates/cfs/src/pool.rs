@@ -25,6 +25,7 @@ use crate::datadir::{Contents, DataDir, Lock};
 use crate::failure::{Code, Failure, Result, plain};
 use crate::host::System;
 use crate::keys::{KeyGiven, Secret, warn_if_readable_by_others};
+use crate::memory;
 
 /// Argon2id for new passphrases: the second recommended choice of RFC 9106.
 const ARGON2_MEMORY_KIB: u32 = 64 << 10;
@@ -379,6 +380,7 @@ pub fn new_slot(secret: &Secret) -> KeySlot {
 fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let defaults = FsOptions::default();
+    let memory = memory::usable_bytes();
     let store = StoreOptions {
         lanes: cores,
         ..StoreOptions::default()
@@ -387,30 +389,13 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
         dirty_bytes_max: usage
             .budgets
             .dirty_bytes
-            .unwrap_or(defaults.dirty_bytes_max),
-        hot_bytes: usage
-            .budgets
-            .hot_bytes
-            .unwrap_or_else(|| memory_bytes() / 8),
+            .unwrap_or(defaults.dirty_bytes_max.min(memory / 4)),
+        hot_bytes: usage.budgets.hot_bytes.unwrap_or(memory / 8),
         seal_threads: cores,
         atime: usage.atime,
         ..defaults
     };
     (store, fs)
-}
-
-/// Memory of this machine, or of the control group that this process is in, if that has less.
-fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    #[allow(
-        clippy::useless_conversion,
-        reason = "`totalram` is narrower on other architectures"
-    )]
-    let machine = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
-    let group = fs::read_to_string("/sys/fs/cgroup/memory.max")
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    machine.min(group.unwrap_or(u64::MAX))
 }
 
 fn cipher_of(wish: cli::Cipher) -> Cipher {

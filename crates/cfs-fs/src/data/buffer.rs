@@ -1,7 +1,8 @@
 //! Memory for dirty data: warm buffers that are used again, and the count of what is in use.
 //!
 //! First-touch memory costs more than the work done in it, so buffers of the larger classes go back to a pool. The
-//! capacity of every living [`Buffer`] is counted in `held_bytes`, which back-pressure looks at.
+//! capacity of every living [`Buffer`] is counted in `held_bytes`, which back-pressure looks at. What is held and what
+//! is idle share one budget: a buffer is kept only while both fit, and idle ones of other sizes make way.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ struct Idle {
 /// The pool, and how much is in use.
 pub(crate) struct Buffers {
     idle: Mutex<Idle>,
-    idle_bytes_max: usize,
+    /// What held and idle buffers may have together; what is held alone may exceed it.
+    budget_bytes: usize,
     held_bytes: AtomicU64,
     waiting: AtomicUsize,
     room: Mutex<()>,
@@ -44,14 +46,14 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    pub(crate) fn new(idle_bytes_max: usize) -> Arc<Self> {
+    pub(crate) fn new(budget_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             idle: Mutex::new(Idle {
                 classes: Default::default(),
                 bytes: 0,
                 bytes_least: 0,
             }),
-            idle_bytes_max,
+            budget_bytes,
             held_bytes: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             room: Mutex::new(()),
@@ -89,17 +91,23 @@ impl Buffers {
             "runs are cut before they outgrow a buffer"
         );
         let capacity = bytes.next_power_of_two().max(BUFFER_BYTES_MIN);
-        let pooled = class(capacity).and_then(|class| {
-            let mut idle = self.idle.lock();
-            let taken = idle.classes[class].pop()?;
+        let held = self
+            .held_bytes
+            .fetch_add(capacity as u64, Ordering::Relaxed) as usize
+            + capacity;
+        let Some(class) = class(capacity) else {
+            return Vec::with_capacity(capacity);
+        };
+        let mut idle = self.idle.lock();
+        if let Some(taken) = idle.classes[class].pop() {
             idle.bytes -= taken.capacity();
             idle.bytes_least = idle.bytes_least.min(idle.bytes);
-            Some(taken)
-        });
-        let bytes = pooled.unwrap_or_else(|| Vec::with_capacity(capacity));
-        self.held_bytes
-            .fetch_add(bytes.capacity() as u64, Ordering::Relaxed);
-        bytes
+            return taken;
+        }
+        let freed = idle.make_room(self.budget_bytes.saturating_sub(held));
+        drop(idle);
+        drop(freed);
+        Vec::with_capacity(capacity)
     }
 
     fn give_back(&self, mut bytes: Vec<u8>) {
@@ -108,7 +116,8 @@ impl Buffers {
         if let Some(class) = class(bytes.capacity()) {
             bytes.clear();
             let mut idle = self.idle.lock();
-            if idle.bytes + bytes.capacity() <= self.idle_bytes_max {
+            let held = self.held_bytes() as usize;
+            if held + idle.bytes + bytes.capacity() <= self.budget_bytes {
                 idle.bytes += bytes.capacity();
                 idle.classes[class].push(bytes);
             }
@@ -124,12 +133,27 @@ impl Buffers {
         let mut idle = self.idle.lock();
         let unneeded = idle.bytes_least;
         idle.bytes_least = idle.bytes;
-        if unneeded > IDLE_KEPT_BYTES
-            && let Some(freed) = idle.classes.iter_mut().rev().find_map(Vec::pop)
-        {
-            idle.bytes -= freed.capacity();
-            idle.bytes_least = idle.bytes_least.min(idle.bytes);
+        if unneeded > IDLE_KEPT_BYTES {
+            idle.take_largest();
         }
+    }
+}
+
+impl Idle {
+    fn take_largest(&mut self) -> Option<Vec<u8>> {
+        let taken = self.classes.iter_mut().rev().find_map(Vec::pop)?;
+        self.bytes -= taken.capacity();
+        self.bytes_least = self.bytes_least.min(self.bytes);
+        Some(taken)
+    }
+
+    /// Takes buffers out until the others have at most `bytes`.
+    fn make_room(&mut self, bytes: usize) -> Vec<Vec<u8>> {
+        let mut freed = Vec::new();
+        while self.bytes > bytes {
+            freed.extend(self.take_largest());
+        }
+        freed
     }
 }
 
@@ -210,6 +234,27 @@ mod tests {
         drop(buffer);
         assert_eq!(buffers.held_bytes(), 0);
         assert_eq!(buffers.take(BUFFER_BYTES_MAX).as_ptr(), address);
+    }
+
+    #[test]
+    fn held_and_idle_memory_share_a_budget() {
+        let buffers = Buffers::new(8 << 20);
+        let small: Vec<_> = (0..16).map(|_| buffers.take(POOLED_BYTES_MIN)).collect();
+        drop(small);
+        assert_eq!(buffers.idle.lock().bytes, 4 << 20);
+        // 4 MiB held and 4 MiB idle is all that fits; the next one takes the place of idle ones.
+        let first = buffers.take(4 << 20);
+        assert_eq!(buffers.idle.lock().bytes, 4 << 20);
+        let second = buffers.take(2 << 20);
+        assert_eq!(buffers.idle.lock().bytes, 2 << 20);
+        let third = buffers.take(4 << 20);
+        assert_eq!(buffers.idle.lock().bytes, 0);
+        assert_eq!(buffers.held_bytes(), 10 << 20);
+        // Nothing is kept while others have the budget.
+        drop(first);
+        assert_eq!(buffers.idle.lock().bytes, 0);
+        drop((second, third));
+        assert_eq!(buffers.idle.lock().bytes, 6 << 20);
     }
 
     #[test]
