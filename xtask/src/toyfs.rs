@@ -1,8 +1,9 @@
 //! A file system in memory: the ceiling that the mount benches compare with.
 //!
-//! It answers each request with as little work as possible, over the same session settings as the real mount, and
-//! does only what the benches need: no links, no extended attributes, no permissions. File content lies in blocks;
-//! full ones are recycled, because first-touch memory is slow and would be measured instead of FUSE.
+//! It answers each request with as little work as possible, over the library `fuser`, so that it is independent of our
+//! own protocol layer, with the same session settings as the real mount. It does only what the benches need: no links,
+//! no extended attributes, no permissions. File content lies in blocks; full ones are recycled, because first-touch
+//! memory is slow and would be measured instead of FUSE.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -10,17 +11,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use cfs_fuse::{CACHE_TIME, MountOptions, configure_kernel, mount_filesystem};
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use parking_lot::{Mutex, RwLock};
+use rustix::mount::UnmountFlags;
 
 /// Bytes of a block of file content: one request.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -28,30 +29,69 @@ const BLOCK_BYTES: usize = 1 << 20;
 const SHARDS: usize = 64;
 const GENERATION: Generation = Generation(0);
 
+/// How long the kernel may trust names and attributes, as in the real mount.
+const CACHE_TIME: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of the largest write, and of read-ahead, as in the real mount.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// Requests without a caller who waits, as in the real mount.
+const BACKGROUND_REQUESTS_MAX: u16 = 64;
+/// What the real mount asks of the kernel, as far as it matters for speed.
+const CAPABILITIES: [InitFlags; 13] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK),
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+];
+
 /// Mounts the toy at `mountpoint`, prints `ready`, and returns when it has been unmounted, by SIGTERM or SIGINT or
 /// from outside. `warm_bytes` of content memory are touched beforehand.
 ///
 /// # Errors
 /// When it cannot be mounted.
 pub fn run(mountpoint: &Path, threads: usize, warm_bytes: u64) -> anyhow::Result<()> {
-    let mut options = MountOptions::new(mountpoint);
-    options.threads = threads;
-    options.fsname = "toy".to_owned();
-    let mounted = Arc::new(mount_filesystem(Toy::new(warm_bytes), &options)?);
+    let mut config = Config::default();
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    config.acl = SessionACL::Owner;
+    config.mount_options = vec![
+        MountOption::FSName("toy".to_owned()),
+        MountOption::DefaultPermissions,
+    ];
+    let session = Session::new(Toy::new(warm_bytes), mountpoint, &config)
+        .with_context(|| format!("mounting at {}", mountpoint.display()))?
+        .spawn()?;
+    if let Err(error) = raise_read_ahead(mountpoint) {
+        eprintln!("read-ahead stays at the kernel's default: {error}");
+    }
     let mut signals =
         signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT]).context("signals")?;
-    let handle = Arc::clone(&mounted);
+    let path = mountpoint.to_owned();
     std::thread::spawn(move || {
         for _ in signals.forever() {
-            if let Err(error) = handle.unmount() {
+            if let Err(error) = rustix::mount::unmount(&path, UnmountFlags::DETACH) {
                 eprintln!("{error}");
-                let _ = handle.detach();
             }
         }
     });
     println!("ready");
-    mounted.wait()?;
+    session.join()?;
     Ok(())
+}
+
+fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
+    let device = rustix::fs::stat(mountpoint)?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    std::fs::write(file, (REQUEST_BYTES_MAX / 1024).to_string())
 }
 
 enum Body {
@@ -236,7 +276,16 @@ macro_rules! or_error {
 
 impl Filesystem for Toy {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        configure_kernel(config);
+        for capability in CAPABILITIES {
+            // What this kernel does not have is left out.
+            let _ = config.add_capabilities(capability);
+        }
+        config
+            .set_max_write(REQUEST_BYTES_MAX)
+            .map_err(|nearest| io::Error::other(format!("writes of {nearest} bytes at most")))?;
+        config
+            .set_max_background(BACKGROUND_REQUESTS_MAX)
+            .map_err(|nearest| io::Error::other(format!("{nearest} requests at most")))?;
         Ok(())
     }
 

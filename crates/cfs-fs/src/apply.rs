@@ -60,6 +60,7 @@ pub(crate) fn apply(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         Command::Unlink(command) => remove::unlink(txn, command),
         Command::RemoveDirectory(command) => remove::remove_directory(txn, command),
         Command::Rename(command) => rename::rename(txn, command),
+        Command::RenameWhiteout(command) => rename::rename_leaving_whiteout(txn, command),
         Command::SetAttributes(command) => attributes::set(txn, command),
         Command::SetXattr(command) => crate::xattr::set(txn, command),
         Command::RemoveXattr(command) => crate::xattr::remove(txn, command),

@@ -50,6 +50,9 @@ pub enum Command {
     Reap(Reap),
     /// The same content in other chunks.
     Rechunk(Rechunk),
+    /// Moves a name and leaves a whiteout under the old one: a character device 0/0, which says to a union of file
+    /// systems that there is nothing.
+    RenameWhiteout(RenameWhiteout),
 }
 
 /// See [`Command::Format`].
@@ -170,6 +173,21 @@ pub struct Rename {
     pub keep: bool,
     /// When.
     pub now: Time,
+}
+
+/// See [`Command::RenameWhiteout`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RenameWhiteout {
+    /// The move; it swaps nothing.
+    pub rename: Rename,
+    /// Number of the whiteout's inode.
+    pub ino: Ino,
+    /// Owner of the whiteout.
+    pub uid: u32,
+    /// Group of the whiteout, unless the directory passes its own on.
+    pub gid: u32,
+    /// Salt of its file key.
+    pub salt: [u8; 16],
 }
 
 /// See [`Command::SetAttributes`].
@@ -503,6 +521,26 @@ mod tests {
                 codec: 1,
             }],
         });
+        let whiteout = Command::RenameWhiteout(RenameWhiteout {
+            rename: Rename {
+                parent: Ino(1),
+                name: b"name".to_vec(),
+                new_parent: Ino(2),
+                new_name: b"new".to_vec(),
+                no_replace: true,
+                exchange: false,
+                keep: false,
+                now,
+            },
+            ino: Ino(300),
+            uid: 1000,
+            gid: 100,
+            salt: [0xab; 16],
+        });
+        assert_eq!(
+            hex(&whiteout),
+            "011101046e616d6502036e65770100000307ac02e80764abababababababababababababababab"
+        );
         assert_eq!(
             hex(&make),
             "010101046e616d65ac02a4830200e8076412000307abababababababababababababababab"
@@ -511,7 +549,7 @@ mod tests {
             hex(&write),
             "010bac020100f0a2040103070001000100f0a20401f1a20401cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd01cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd090a8020cd02f1a2040101"
         );
-        for command in [make, write] {
+        for command in [make, write, whiteout] {
             let decoded = Command::decode(&command.encode()).expect("our own");
             assert_eq!(hex(&decoded), hex(&command));
         }

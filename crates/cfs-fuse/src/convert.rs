@@ -1,28 +1,35 @@
-//! Values of the file system's API as FUSE has them, and back.
+//! Values of the file system's API as the protocol has them, and back.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use cfs_fs::{Attr, Caller, SetTime, Time};
-use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use cfs_fs::{Attr, Caller, FsError, SetAttr, SetTime, Time};
 
+use crate::abi::{self, InHeader, set_attr};
+
+/// How long the kernel may trust names, absent names and attributes.
+const CACHE_TIME: Duration = Duration::from_secs(24 * 3600);
 /// What `stat` reports as the size of good reads and writes: the largest that tools such as `cp` take without
 /// reserving much memory for each of many open files.
 const IO_BYTES: u32 = 128 << 10;
 /// Bytes in a block of `st_blocks`.
 const STAT_BLOCK_BYTES: u64 = 512;
+/// STATX_BASIC_STATS and STATX_BTIME.
+const STATX_MASK: u32 = 0xfff;
 
 /// Attributes for the kernel.
-pub(crate) fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
+pub(crate) fn attributes(attr: &Attr) -> abi::Attr {
+    abi::Attr {
+        ino: attr.ino.0,
         size: attr.size,
         blocks: attr.allocated_bytes.div_ceil(STAT_BLOCK_BYTES),
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: system_time(attr.btime),
-        kind: file_type(attr.kind()),
-        perm: (attr.mode & 0o7777) as u16,
+        // The kernel takes them as signed again.
+        atime: attr.atime.seconds as u64,
+        mtime: attr.mtime.seconds as u64,
+        ctime: attr.ctime.seconds as u64,
+        atimensec: attr.atime.nanos,
+        mtimensec: attr.mtime.nanos,
+        ctimensec: attr.ctime.nanos,
+        mode: attr.mode,
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
@@ -33,112 +40,113 @@ pub(crate) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// Attributes of what is not there: inode number 0.
-pub(crate) fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
+/// The reply to GETATTR and SETATTR.
+pub(crate) fn attr_out(attr: &Attr) -> abi::AttrOut {
+    abi::AttrOut {
+        attr_valid: CACHE_TIME.as_secs(),
+        attr: attributes(attr),
+        ..abi::AttrOut::default()
     }
 }
 
-/// The kind that the type bits of a mode say.
-pub(crate) fn file_type(kind: u32) -> FileType {
-    match kind {
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFCHR => FileType::CharDevice,
-        libc::S_IFBLK => FileType::BlockDevice,
-        libc::S_IFIFO => FileType::NamedPipe,
-        libc::S_IFSOCK => FileType::Socket,
-        _ => FileType::RegularFile,
+/// An inode for the kernel to remember. Inode numbers are never reused, so the generation is always 0.
+pub(crate) fn entry(attr: &Attr) -> abi::EntryOut {
+    abi::EntryOut {
+        nodeid: attr.ino.0,
+        entry_valid: CACHE_TIME.as_secs(),
+        attr_valid: CACHE_TIME.as_secs(),
+        attr: attributes(attr),
+        ..abi::EntryOut::default()
     }
 }
 
-/// Saturates at what the system's clock type can hold.
-fn system_time(time: Time) -> SystemTime {
-    let whole = Duration::from_secs(time.seconds.unsigned_abs());
-    let seconds = if time.seconds < 0 {
-        UNIX_EPOCH.checked_sub(whole)
-    } else {
-        UNIX_EPOCH.checked_add(whole)
+/// That there is no such name, which may be remembered too: inode number 0.
+pub(crate) fn absent() -> abi::EntryOut {
+    abi::EntryOut {
+        entry_valid: CACHE_TIME.as_secs(),
+        ..abi::EntryOut::default()
+    }
+}
+
+/// The reply to STATX.
+pub(crate) fn statx(attr: &Attr) -> abi::StatxOut {
+    let time = |time: Time| abi::StatxTime {
+        seconds: time.seconds,
+        nanos: time.nanos,
+        reserved: 0,
     };
-    let nanos = Duration::from_nanos(u64::from(time.nanos));
-    seconds
-        .and_then(|seconds| seconds.checked_add(nanos))
-        .unwrap_or(UNIX_EPOCH)
+    let plain = attributes(attr);
+    abi::StatxOut {
+        attr_valid: CACHE_TIME.as_secs(),
+        mask: STATX_MASK,
+        blksize: plain.blksize,
+        nlink: plain.nlink,
+        uid: plain.uid,
+        gid: plain.gid,
+        mode: plain.mode as u16,
+        ino: plain.ino,
+        size: plain.size,
+        blocks: plain.blocks,
+        atime: time(attr.atime),
+        btime: time(attr.btime),
+        ctime: time(attr.ctime),
+        mtime: time(attr.mtime),
+        rdev_major: libc::major(attr.rdev),
+        rdev_minor: libc::minor(attr.rdev),
+        ..abi::StatxOut::default()
+    }
 }
 
-/// The time in a request.
+/// What a SETATTR asks for.
 ///
-/// For times before 1970 `fuser` subtracts the nanoseconds that the kernel wants added; reading seconds and
-/// nanoseconds apart again gives what the kernel sent.
-pub(crate) fn request_time(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Time {
-            seconds: since.as_secs() as i64,
-            nanos: since.subsec_nanos(),
+/// # Errors
+/// [`FsError::Invalid`] for a time with more than a second of nanoseconds.
+pub(crate) fn set_attr(request: &abi::SetattrIn) -> Result<SetAttr, FsError> {
+    let has = |bit: u32| request.valid & bit != 0;
+    let time = |seconds: u64, nanos: u32| {
+        let valid = nanos < 1_000_000_000;
+        let time = Time {
+            seconds: seconds as i64,
+            nanos,
+        };
+        valid.then_some(time).ok_or(FsError::Invalid)
+    };
+    let set_time = |given: u32, now: u32, seconds: u64, nanos: u32| match (has(given), has(now)) {
+        (_, true) => Ok(Some(SetTime::Now)),
+        (true, false) => time(seconds, nanos).map(|time| Some(SetTime::At(time))),
+        (false, false) => Ok(None),
+    };
+    Ok(SetAttr {
+        mode: has(set_attr::MODE).then_some(request.mode),
+        uid: has(set_attr::UID).then_some(request.uid),
+        gid: has(set_attr::GID).then_some(request.gid),
+        size: has(set_attr::SIZE).then_some(request.size),
+        atime: set_time(
+            set_attr::ATIME,
+            set_attr::ATIME_NOW,
+            request.atime,
+            request.atimensec,
+        )?,
+        mtime: set_time(
+            set_attr::MTIME,
+            set_attr::MTIME_NOW,
+            request.mtime,
+            request.mtimensec,
+        )?,
+        ctime: match has(set_attr::CTIME) {
+            true => Some(time(request.ctime, request.ctimensec)?),
+            false => None,
         },
-        Err(before) => Time {
-            seconds: 0_i64.saturating_sub_unsigned(before.duration().as_secs()),
-            nanos: before.duration().subsec_nanos(),
-        },
-    }
-}
-
-/// The new value of a time in a request.
-pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(request_time(time)),
-    }
+        kill_suid_sgid: has(set_attr::KILL_SUIDGID),
+    })
 }
 
 /// Who sent a request. The umask matters for what makes inodes alone.
-pub(crate) fn caller(request: &Request, umask: u32) -> Caller {
+pub(crate) fn caller(header: &InHeader, umask: u32) -> Caller {
     Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-        pid: request.pid(),
+        uid: header.uid,
+        gid: header.gid,
+        pid: header.pid,
         umask,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_reach_the_kernel_as_they_are() {
-        let check = |seconds: i64, nanos: u32| {
-            let time = system_time(Time { seconds, nanos });
-            let expected = match time.duration_since(UNIX_EPOCH) {
-                Ok(since) => {
-                    i128::from(since.as_secs()) * 1_000_000_000 + i128::from(since.subsec_nanos())
-                }
-                Err(before) => -(before.duration().as_nanos() as i128),
-            };
-            assert_eq!(
-                expected,
-                i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
-            );
-        };
-        for seconds in [0, 1, -1, -2, 1 << 33, -(1 << 33), i64::MAX, i64::MIN] {
-            for nanos in [0, 1, 999_999_999] {
-                check(seconds, nanos);
-            }
-        }
     }
 }

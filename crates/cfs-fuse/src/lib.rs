@@ -3,31 +3,31 @@
 //! A thin edge: requests of the kernel become calls of [`cfs_fs::Fs`] and its answers replies. [`mount`] starts it;
 //! the [`Mounted`] that it returns waits for the end, unmounts, and tells the kernel what changed behind its back.
 //!
+//! | module | holds |
+//! | --- | --- |
+//! | `abi` | the protocol's numbers and layouts |
+//! | `channel` | the descriptors: a request in, a reply or notification out |
+//! | `request` | bytes to requests |
+//! | `agreement` | INIT |
+//! | `session` | threads, mounting, the end |
+//! | `mountpoint`, `helper` | what must hold before mounting; mounting as root and as others |
+//! | `adapter`, `convert`, `directories` | requests to calls of the file system, and its values to replies |
+//! | `lookups` | what the kernel knows, and what lives on for it alone |
+//!
 //! Not here on purpose: permission checks, locks, a write-back cache and symbolic link resolution, all of which are
-//! the kernel's; `O_TMPFILE` and the creation time in `statx`, which `fuser` does not pass on; `FICLONE`, which the
-//! kernel does not (`copy_file_range` shares chunks all the same).
+//! the kernel's; `FICLONE`, which the kernel does not pass on (`copy_file_range` shares chunks all the same).
 
+mod abi;
 mod adapter;
+mod agreement;
+mod channel;
 mod convert;
 mod directories;
+mod helper;
+mod lookups;
 mod mountpoint;
+mod request;
 mod session;
 
-use std::sync::Arc;
-
-use cfs_fs::Fs;
-
 pub use mountpoint::{MountError, check};
-pub use session::{
-    CACHE_TIME, MountOptions, Mounted, SessionError, UnmountError, configure_kernel,
-    mount_filesystem,
-};
-
-/// Mounts `fs` and starts to answer requests. The caller goes on calling [`Fs::tick`], and closes `fs` after
-/// [`Mounted::wait`].
-///
-/// # Errors
-/// See [`MountError`]; nothing is mounted then.
-pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError> {
-    mount_filesystem(adapter::Adapter::new(fs), options)
-}
+pub use session::{MountOptions, Mounted, SessionError, UnmountError, mount};

@@ -1,29 +1,28 @@
 //! The mount point: what must hold before mounting, and the mount itself.
 //!
-//! Root mounts directly, with the type `fuse.cfs`; anyone else goes through the set-user-id helper `fusermount3`.
+//! Root mounts directly, with the type `fuse.cfs`; anyone else goes through the set-user-id helper `fusermount3`, see
+//! [`crate::helper`].
 //! Nothing is mounted unless [`check`] has passed: a directory that exists, is empty and is no mount point yet. What
 //! a dead process of ours left mounted there (every access fails with ENOTCONN) is detached first.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use crate::helper::{self, HELPER};
 use crate::session::MountOptions;
 
 /// The device through which kernel and file system talk.
-const FUSE_DEVICE: &str = "/dev/fuse";
+pub(crate) const FUSE_DEVICE: &str = "/dev/fuse";
 /// File system type in the mount table.
 pub(crate) const MOUNT_TYPE: &str = "fuse.cfs";
-/// The helper that mounts for users other than root.
-const HELPER: &str = "fusermount3";
 
 /// Why mounting failed. Nothing is mounted then.
 #[derive(Debug, thiserror::Error)]
@@ -264,21 +263,13 @@ fn open_device() -> Result<File, MountError> {
         return Err(MountError::NotDevice);
     }
     if !rustix::process::geteuid().is_root() {
-        find_helper().ok_or(MountError::NoHelper)?;
+        helper::find().ok_or(MountError::NoHelper)?;
     }
     Ok(device)
 }
 
-/// How to come to a session: the kernel has the mount and this is its descriptor, or the helper is still to be asked.
-pub(crate) enum Attachment {
-    /// Mounted by this process.
-    Direct(OwnedFd),
-    /// To be mounted by the helper.
-    ThroughHelper,
-}
-
-/// Mounts directly when this process may, and says that the helper is needed otherwise.
-pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Attachment, MountError> {
+/// Mounts, directly when this process may, and through the helper otherwise. Returns the descriptor of the session.
+pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     if let Some(bad) = options
         .fsname
         .chars()
@@ -288,7 +279,7 @@ pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Attachment, 
     }
     let device = open_device()?;
     if !rustix::process::geteuid().is_root() {
-        return Ok(Attachment::ThroughHelper);
+        return helper::mount(path, options);
     }
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
@@ -309,27 +300,7 @@ pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Attachment, 
             source: errno.into(),
         }
     })?;
-    Ok(Attachment::Direct(device.into()))
-}
-
-/// What a failed session start through the helper means.
-pub(crate) fn helper_error(path: &Path, source: io::Error) -> MountError {
-    match source.kind() {
-        io::ErrorKind::NotFound => MountError::NoHelper,
-        _ if source.to_string().contains("user_allow_other") => MountError::AllowOtherForbidden,
-        _ => MountError::Refused {
-            path: path.to_path_buf(),
-            source,
-        },
-    }
-}
-
-fn find_helper() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain([PathBuf::from("/bin"), PathBuf::from("/sbin")])
-        .map(|directory| directory.join(HELPER))
-        .find(|candidate| candidate.is_file())
+    Ok(device.into())
 }
 
 /// Unmounts what is at `path`. Without `detach` it fails with `EBUSY` while files are open there; with it the path is
@@ -341,25 +312,9 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
         UnmountFlags::NOFOLLOW
     };
     match rustix::mount::unmount(path, flags) {
-        Err(Errno::PERM) => unmount_through_helper(path, detach),
+        Err(Errno::PERM) => helper::unmount(path, detach),
         other => other.map_err(io::Error::from),
     }
-}
-
-fn unmount_through_helper(path: &Path, detach: bool) -> io::Result<()> {
-    let helper = find_helper().ok_or_else(|| io::Error::from(Errno::PERM))?;
-    let output = Command::new(helper)
-        .arg(if detach { "-uz" } else { "-u" })
-        .args([OsStr::new("--"), path.as_os_str()])
-        .output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if message.contains("busy") {
-        return Err(Errno::BUSY.into());
-    }
-    Err(io::Error::other(message))
 }
 
 /// Lets the kernel read ahead `bytes` on the file system with this device number. Only root may; the kernel's own
@@ -372,6 +327,7 @@ pub(crate) fn raise_read_ahead(device: (u32, u32), bytes: u32) -> io::Result<()>
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;

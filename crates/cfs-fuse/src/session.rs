@@ -5,63 +5,19 @@
 //! [`Mounted::invalidate_entry`]. There is no write-back cache: every write is seen by the file system before the
 //! system call returns (and sequential writes are quicker so).
 
-use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
-use fuser::{
-    BackgroundSession, Config, Filesystem, INodeNo, InitFlags, KernelConfig, MountOption, Notifier,
-    Session, SessionACL,
-};
+use cfs_fs::Fs;
 use parking_lot::Mutex;
 
-use crate::mountpoint::{self, Attachment, MountError};
-
-/// Bytes of the largest write that the kernel sends in one request: its limit unless `fs.fuse.max_pages_limit` is
-/// raised.
-const WRITE_BYTES_MAX: u32 = 1 << 20;
-/// Bytes that the kernel reads ahead of a sequential reader.
-const READ_AHEAD_BYTES: u32 = 1 << 20;
-/// Requests that the kernel sends without a caller waiting (read-ahead, write-back of mapped pages).
-const BACKGROUND_REQUESTS_MAX: u16 = 64;
-/// How long the kernel may trust names, absent names and attributes.
-pub const CACHE_TIME: Duration = Duration::from_secs(24 * 3600);
-
-/// What is asked of the kernel; what it does not have is left out.
-const CAPABILITIES: [InitFlags; 13] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_BIG_WRITES,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_EXPORT_SUPPORT,
-    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-    // The umask arrives with the request: a default ACL takes its place.
-    InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK),
-    // Without it the kernel asks for `security.capability` before each write.
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-];
-
-/// Agrees with the kernel on what requests look like. Called by a file system's `init`.
-pub fn configure_kernel(config: &mut KernelConfig) {
-    for capability in CAPABILITIES {
-        if let Err(missing) = config.add_capabilities(capability) {
-            tracing::debug!(?missing, "the kernel lacks a FUSE capability");
-        }
-    }
-    config
-        .set_max_write(WRITE_BYTES_MAX)
-        .expect("below the largest buffer");
-    config
-        .set_max_background(BACKGROUND_REQUESTS_MAX)
-        .expect("not zero");
-}
+use crate::adapter::{Adapter, Answer};
+use crate::agreement::{self, Agreement, READ_AHEAD_BYTES, REQUEST_BYTES_MAX};
+use crate::channel::Channel;
+use crate::mountpoint::{self, MountError};
+use crate::request::{Request, RequestError};
 
 /// Where and how to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,85 +84,127 @@ pub enum UnmountError {
 pub struct Mounted {
     path: PathBuf,
     device: (u32, u32),
-    notifier: Notifier,
+    channel: Arc<Channel>,
     /// `None` once somebody has waited for its end.
-    session: Mutex<Option<BackgroundSession>>,
+    session: Mutex<Option<Session>>,
 }
 
-/// Mounts `filesystem`, whose `init` must call [`configure_kernel`], and starts to answer requests.
+/// Mounts `fs` and starts to answer requests. The caller goes on calling [`Fs::tick`], and closes `fs` after
+/// [`Mounted::wait`].
 ///
 /// # Errors
 /// See [`MountError`]; nothing is mounted then.
-pub fn mount_filesystem(
-    filesystem: impl Filesystem,
-    options: &MountOptions,
-) -> Result<Mounted, MountError> {
+pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError> {
     let path = mountpoint::check(options)?;
-    let mut config = Config::default();
-    config.n_threads = Some(options.threads.max(1));
-    config.clone_fd = true;
-    config.acl = if options.allow_other {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
-    let session = match mountpoint::attach(&path, options)? {
-        Attachment::Direct(device) => {
-            Session::from_fd(filesystem, device, config.acl, config).map_err(|source| {
-                // The descriptor is closed by now, so the mount is dead and only its entry is left.
-                let _ = mountpoint::unmount(&path, true);
-                MountError::Session {
-                    path: path.clone(),
-                    source,
-                }
-            })?
-        }
-        Attachment::ThroughHelper => {
-            config.mount_options = helper_options(options);
-            Session::new(filesystem, &path, &config)
-                .map_err(|source| mountpoint::helper_error(&path, source))?
-        }
-    };
-    start(session, path)
-}
-
-fn helper_options(options: &MountOptions) -> Vec<MountOption> {
-    let mut list = vec![
-        MountOption::FSName(options.fsname.clone()),
-        MountOption::Subtype("cfs".to_owned()),
-        MountOption::DefaultPermissions,
-    ];
-    if options.read_only {
-        list.push(MountOption::RO);
-    }
-    if options.noatime {
-        list.push(MountOption::NoAtime);
-    }
-    list
-}
-
-fn start<F: Filesystem>(session: Session<F>, path: PathBuf) -> Result<Mounted, MountError> {
-    let failed = |path: &Path, source| {
-        let _ = mountpoint::unmount(path, true);
+    let channel = Arc::new(Channel::new(mountpoint::attach(&path, options)?));
+    let failed = |source| {
+        let _ = mountpoint::unmount(&path, true);
         MountError::Session {
-            path: path.to_path_buf(),
+            path: path.clone(),
             source,
         }
     };
-    let session = session.spawn().map_err(|source| failed(&path, source))?;
+    let mut buffer = vec![0; REQUEST_BYTES_MAX];
+    let agreement = agreement::agree(&channel, &mut buffer).map_err(failed)?;
     let Some(entry) = mountpoint::mounted_at(&path) else {
-        let source = io::Error::other("it is not in the mount table");
-        return Err(failed(&path, source));
+        return Err(failed(io::Error::other("it is not in the mount table")));
     };
+    let session =
+        Session::start(fs, &channel, agreement, options.threads.max(1)).map_err(failed)?;
     if let Err(error) = mountpoint::raise_read_ahead(entry.device, READ_AHEAD_BYTES) {
         tracing::debug!(%error, "read-ahead stays at the kernel's default");
     }
     Ok(Mounted {
         path,
         device: entry.device,
-        notifier: session.notifier(),
+        channel,
         session: Mutex::new(Some(session)),
     })
+}
+
+/// The threads that answer the kernel.
+struct Session {
+    adapter: Arc<Adapter>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+impl Session {
+    /// # Errors
+    /// When a thread cannot be started. Those that were end with the session's descriptors.
+    fn start(
+        fs: Arc<Fs>,
+        channel: &Arc<Channel>,
+        agreement: Agreement,
+        count: usize,
+    ) -> io::Result<Self> {
+        let adapter = Arc::new(Adapter::new(fs, agreement));
+        let mut threads = Vec::with_capacity(count);
+        for number in 0..count {
+            let channel = match number {
+                0 => Arc::clone(channel),
+                _ => match channel.another() {
+                    Ok(another) => Arc::new(another),
+                    Err(error) => {
+                        tracing::debug!(%error, "threads share a descriptor");
+                        Arc::clone(channel)
+                    }
+                },
+            };
+            let adapter = Arc::clone(&adapter);
+            let thread = std::thread::Builder::new()
+                .name(format!("fuse {number}"))
+                .spawn(move || serve(&adapter, &channel, agreement))?;
+            threads.push(thread);
+        }
+        Ok(Self { adapter, threads })
+    }
+
+    /// Returns when all threads have ended.
+    ///
+    /// # Errors
+    /// The first failure.
+    fn join(self) -> io::Result<()> {
+        let mut result = Ok(());
+        for thread in self.threads {
+            let ended = thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")));
+            result = result.and(ended);
+        }
+        self.adapter.end();
+        result
+    }
+}
+
+/// Answers requests until the session ends.
+fn serve(adapter: &Adapter, channel: &Channel, agreement: Agreement) -> io::Result<()> {
+    let mut buffer = vec![0; REQUEST_BYTES_MAX];
+    let mut out = Vec::new();
+    while let Some(len) = channel.receive(&mut buffer)? {
+        let request = match Request::parse(&buffer[..len], agreement.setxattr_ext) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::error!(%error, "the kernel sent what is not understood");
+                if let RequestError::Body { unique, .. } = error {
+                    channel.refuse(unique, libc::EIO)?;
+                }
+                continue;
+            }
+        };
+        out.clear();
+        let unique = request.header.unique;
+        let sent = match adapter.answer(&request, &mut out) {
+            Answer::None => continue,
+            Answer::Body => channel.reply(unique, &[&out]),
+            Answer::Error(errno) => channel.refuse(unique, errno),
+        };
+        if let Err(error) = sent {
+            let operation = crate::abi::opcode::name(request.header.opcode);
+            tracing::error!(%error, operation, "the kernel refuses a reply");
+            channel.refuse(unique, libc::EIO)?;
+        }
+    }
+    Ok(())
 }
 
 impl Mounted {
@@ -277,7 +275,7 @@ impl Mounted {
     /// # Errors
     /// When the kernel refuses; it may then go on showing what it has cached.
     pub fn invalidate_inode(&self, ino: u64) -> io::Result<()> {
-        self.notifier.inval_inode(INodeNo(ino), 0, 0)
+        self.channel.invalidate_inode(ino)
     }
 
     /// Makes the kernel look up a name again that appeared, vanished or changed behind its back.
@@ -288,8 +286,7 @@ impl Mounted {
     /// # Errors
     /// When the kernel refuses; it may then go on showing what it has cached.
     pub fn invalidate_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
-        self.notifier
-            .inval_entry(INodeNo(parent), OsStr::from_bytes(name))
+        self.channel.invalidate_entry(parent, name)
     }
 }
 

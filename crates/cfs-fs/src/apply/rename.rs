@@ -5,9 +5,9 @@ use cfs_format::table::{DirentRecord, InodeRecord};
 use cfs_store::Txn;
 
 use super::Outcome;
-use super::make::{live_directory, touch_entries};
+use super::make::{live_directory, make, touch_entries};
 use super::remove::{lose_name, target_record};
-use crate::command::Rename;
+use crate::command::{Make, Rename, RenameWhiteout};
 use crate::directory::{self, Target};
 use crate::error::{FsError, Result};
 use crate::inode;
@@ -114,6 +114,37 @@ pub(super) fn rename(txn: &mut Txn<'_>, command: &Rename) -> Result<Outcome> {
         None if command.exchange => Err(FsError::NotFound),
         target => replace(txn, command, parents, source, target),
     }
+}
+
+/// A move, and a whiteout in its place. A name of the same inode as the new one stays, as always.
+pub(super) fn rename_leaving_whiteout(
+    txn: &mut Txn<'_>,
+    command: &RenameWhiteout,
+) -> Result<Outcome> {
+    let moved = &command.rename;
+    if moved.exchange {
+        return Err(FsError::Invalid);
+    }
+    let outcome = rename(txn, moved)?;
+    if directory::find(txn, moved.parent, &moved.name)?.is_some() {
+        return Ok(outcome);
+    }
+    let whiteout = Make {
+        parent: moved.parent,
+        name: moved.name.clone(),
+        ino: command.ino,
+        mode: libc::S_IFCHR,
+        rdev: 0,
+        uid: command.uid,
+        gid: command.gid,
+        umask: 0,
+        target: Vec::new(),
+        now: moved.now,
+        salt: command.salt,
+    };
+    // Nothing of what it refuses is left: the directory is there, and the name is valid and free.
+    make(txn, &whiteout)?;
+    Ok(outcome)
 }
 
 fn exchange(

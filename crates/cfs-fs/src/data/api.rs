@@ -57,8 +57,15 @@ impl Fs {
         Ok(())
     }
 
-    /// To be called when an opener closes the file. Returns when all that was written to it is in the log, so that
-    /// [`crate::Fs::write_log`] hands it over; it is not yet durable.
+    /// To be called when an opener has closed the file: sends what was written to it on its way to the log, without
+    /// waiting for it, from where [`crate::Fs::write_log`] hands it over. What fails is told by the next
+    /// [`crate::Fs::flush`] or [`crate::Fs::fsync`].
+    pub fn hand_over(&self, ino: Ino) {
+        self.files.hand_over(ino);
+    }
+
+    /// Returns when all that was written to the file is in the log, so that [`crate::Fs::write_log`] hands it over; it
+    /// is not yet durable.
     ///
     /// # Errors
     /// What writing failed with, now or in the background since the last call. The data stay readable, and the next

@@ -178,6 +178,21 @@ impl Core {
         body.take_error()
     }
 
+    /// Sends all that is dirty of the file on its way to the log, and does not wait for it, but for a small file whose
+    /// data are sealed here. Errors stay with the file.
+    pub(crate) fn hand_over(&self, ino: Ino) {
+        let Some(file) = self.known(ino) else {
+            return;
+        };
+        let mut body = file.lock();
+        let jobs = self.take(&file, &mut body, Take::All);
+        if !jobs.is_empty() {
+            self.note_taken(&mut body);
+            drop(body);
+            self.dispatch_for_waiter(&file, jobs);
+        }
+    }
+
     /// Whether nothing but times is pending of the file.
     pub(crate) fn has_only_times(&self, ino: Ino) -> bool {
         self.known(ino).is_some_and(|file| {

@@ -2,11 +2,21 @@
 
 use cfs_format::Ino;
 
+use super::remove::{Nameless, Removal};
 use crate::Fs;
 use crate::apply::{Lost, Outcome};
-use crate::command::{Command, Link, Make, MakeUnnamed, Rename};
+use crate::command::{Command, Link, Make, MakeUnnamed, Rename, RenameWhiteout};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Caller, RenameFlags};
+
+/// The names of a rename, each with its directory.
+#[derive(Clone, Copy)]
+struct Names<'a> {
+    parent: Ino,
+    name: &'a [u8],
+    new_parent: Ino,
+    new_name: &'a [u8],
+}
 
 impl Fs {
     /// Makes an empty regular file. `mode` is taken without the umask, which is the caller's.
@@ -179,6 +189,72 @@ impl Fs {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
+        let names = Names {
+            parent,
+            name,
+            new_parent,
+            new_name,
+        };
+        self.rename_with(&names, flags, None, Nameless::Goes)
+            .map(drop)
+    }
+
+    /// As [`Fs::rename`], and [`Fs::unlink_and_hold`] for what is replaced.
+    ///
+    /// # Errors
+    /// As [`Fs::rename`].
+    pub fn rename_and_hold(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<Option<Ino>> {
+        let names = Names {
+            parent,
+            name,
+            new_parent,
+            new_name,
+        };
+        self.rename_with(&names, flags, None, Nameless::IsHeld)
+    }
+
+    /// As [`Fs::rename_and_hold`], and in the same step leaves a whiteout under the old name, which is the caller's: a
+    /// character device 0/0.
+    ///
+    /// # Errors
+    /// As [`Fs::rename`]; [`FsError::Invalid`] for an exchange.
+    pub fn rename_leaving_whiteout(
+        &self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        flags: RenameFlags,
+        caller: &Caller,
+    ) -> Result<Option<Ino>> {
+        let names = Names {
+            parent,
+            name,
+            new_parent,
+            new_name,
+        };
+        self.rename_with(&names, flags, Some(caller), Nameless::IsHeld)
+    }
+
+    fn rename_with(
+        &self,
+        names: &Names<'_>,
+        flags: RenameFlags,
+        whiteout: Option<&Caller>,
+        nameless: Nameless,
+    ) -> Result<Option<Ino>> {
+        let Names {
+            parent,
+            name,
+            new_parent,
+            new_name,
+        } = *names;
+        let whiteout = whiteout.map(|caller| (caller, self.store.allocate_ino(), self.salt()));
         let _reservation = self.admit_growth(0)?;
         if !flags.no_replace
             && !flags.exchange
@@ -189,30 +265,37 @@ impl Fs {
         {
             self.files.flush(Ino(source.ino.get()))?;
         }
-        let mut removal = None;
+        let mut removal = Removal::None;
         let outcome = self.execute(|txn, now| {
-            let mut keep = false;
             if !flags.exchange && !flags.no_replace {
                 let source = crate::directory::find(txn, parent, name)?.map(|entry| entry.ino);
                 let target = crate::directory::find(txn, new_parent, new_name)?;
                 if let Some(target) = target.filter(|target| Some(target.ino) != source) {
-                    (removal, keep) = self.begin_removal(txn, Ino(target.ino.get()))?;
+                    removal = self.begin_removal(txn, Ino(target.ino.get()), nameless)?;
                 }
             }
-            Ok(Command::Rename(Rename {
+            let rename = Rename {
                 parent,
                 name: name.to_vec(),
                 new_parent,
                 new_name: new_name.to_vec(),
                 no_replace: flags.no_replace,
                 exchange: flags.exchange,
-                keep,
+                keep: removal.keeps(),
                 now,
-            }))
+            };
+            Ok(match whiteout {
+                None => Command::Rename(rename),
+                Some((caller, ino, salt)) => Command::RenameWhiteout(RenameWhiteout {
+                    rename,
+                    ino,
+                    uid: caller.uid,
+                    gid: caller.gid,
+                    salt,
+                }),
+            })
         });
-        self.end_removal(removal);
-        self.after_loss(outcome?.lost);
-        Ok(())
+        self.end_removal(removal, outcome)
     }
 
     /// Attributes of the inode that a command was about.
@@ -235,7 +318,7 @@ impl Fs {
         }
     }
 
-    fn drop_memory(&self, ino: Ino) {
+    pub(super) fn drop_memory(&self, ino: Ino) {
         self.files.forget(ino);
         self.atimes.forget(ino);
     }

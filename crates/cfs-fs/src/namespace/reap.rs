@@ -7,7 +7,7 @@ use cfs_format::table::{split_key, system_key, tag};
 use parking_lot::Mutex;
 
 use crate::Fs;
-use crate::apply::{Lost, Outcome};
+use crate::apply::{EXTENTS_WITH_UNLINK_MAX, Lost, Outcome};
 use crate::command::{Command, Reap};
 use crate::error::{FsError, Result};
 
@@ -44,6 +44,20 @@ impl Fs {
         Ok(())
     }
 
+    /// Takes the first step of removing an inode that nobody refers to any more, which is all for most; the rest is left
+    /// to [`Fs::tick`].
+    pub(super) fn reap_at_once(&self, ino: Ino) {
+        self.drop_memory(ino);
+        match self.reap_step(ino, EXTENTS_WITH_UNLINK_MAX) {
+            Ok(Some(Lost::Orphaned(_))) => self.reaper.push(ino),
+            Ok(Some(Lost::Removed(_)) | None) => {}
+            Err(error) => {
+                tracing::debug!(inode = ino.0, %error, "tried again later");
+                self.reaper.push(ino);
+            }
+        }
+    }
+
     /// Takes some steps of removing queued inodes.
     pub(crate) fn reap_some(&self) -> Result<()> {
         let mut first_error = Ok(());
@@ -51,7 +65,7 @@ impl Fs {
             let Some(ino) = self.reaper.queue.lock().pop_front() else {
                 break;
             };
-            match self.reap_step(ino) {
+            match self.reap_step(ino, EXTENTS_MAX) {
                 Ok(Some(Lost::Orphaned(ino))) => self.reaper.queue.lock().push_front(ino),
                 Ok(Some(Lost::Removed(_)) | None) => {}
                 // One that is damaged must not keep the others.
@@ -65,15 +79,12 @@ impl Fs {
     }
 
     /// One step for one inode; if it is open, the last release queues it again.
-    fn reap_step(&self, ino: Ino) -> Result<Option<Lost>> {
+    fn reap_step(&self, ino: Ino, extents_max: u32) -> Result<Option<Lost>> {
         let mut txn = self.store.begin();
         if !self.opens.begin_removal(ino) {
             return Ok(None);
         }
-        let command = Command::Reap(Reap {
-            ino,
-            extents_max: EXTENTS_MAX,
-        });
+        let command = Command::Reap(Reap { ino, extents_max });
         let stepped =
             crate::apply::apply(&mut txn, &command).and_then(|Outcome { lost, .. }| {
                 txn.commit(&command.encode())?;

@@ -3,9 +3,39 @@
 use cfs_format::Ino;
 use cfs_store::Txn;
 
+use crate::apply::{Lost, Outcome};
 use crate::command::{Command, Unlink};
 use crate::error::{FsError, Result};
 use crate::{Fs, directory, inode};
+
+/// What becomes of an inode that loses its last name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nameless {
+    /// It goes, unless it is open.
+    Goes,
+    /// It stays until its hold is ended.
+    IsHeld,
+}
+
+/// What was arranged for an inode before a command that may take its last name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    /// Nothing: it keeps a name, or there is no such inode.
+    None,
+    /// Nobody can open it until the command has ended.
+    Barred(Ino),
+    /// It is open.
+    Open,
+    /// It counts as opened once more.
+    Held(Ino),
+}
+
+impl Removal {
+    /// Whether the command must leave the inode.
+    pub(super) fn keeps(self) -> bool {
+        matches!(self, Self::Open | Self::Held(_))
+    }
+}
 
 impl Fs {
     /// Takes a name from an inode that is no directory. With its last name it goes, once nobody has it open.
@@ -13,7 +43,8 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::NotDirectory`].
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(parent, name, Command::Unlink)
+        self.remove(parent, name, Command::Unlink, Nameless::Goes)
+            .map(drop)
     }
 
     /// Removes an empty directory.
@@ -21,51 +52,99 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`], [`FsError::NotEmpty`].
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(parent, name, Command::RemoveDirectory)
+        self.remove(parent, name, Command::RemoveDirectory, Nameless::Goes)
+            .map(drop)
     }
 
-    fn remove(&self, parent: Ino, name: &[u8], command: fn(Unlink) -> Command) -> Result<()> {
-        let mut removal = None;
+    /// As [`Fs::unlink`], for a caller that may still refer to the inode without having it open. If that was its last
+    /// name, it lives on as if it were open; it is returned, and [`Fs::end_hold`] must be called for it.
+    ///
+    /// # Errors
+    /// As [`Fs::unlink`].
+    pub fn unlink_and_hold(&self, parent: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        self.remove(parent, name, Command::Unlink, Nameless::IsHeld)
+    }
+
+    /// As [`Fs::rmdir`], and [`Fs::unlink_and_hold`].
+    ///
+    /// # Errors
+    /// As [`Fs::rmdir`].
+    pub fn rmdir_and_hold(&self, parent: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        self.remove(parent, name, Command::RemoveDirectory, Nameless::IsHeld)
+    }
+
+    fn remove(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        command: fn(Unlink) -> Command,
+        nameless: Nameless,
+    ) -> Result<Option<Ino>> {
+        let mut removal = Removal::None;
         let outcome = self.execute(|txn, now| {
-            let mut keep = false;
             if let Some(entry) = directory::find(txn, parent, name)? {
-                (removal, keep) = self.begin_removal(txn, Ino(entry.ino.get()))?;
+                removal = self.begin_removal(txn, Ino(entry.ino.get()), nameless)?;
             }
             Ok(command(Unlink {
                 parent,
                 name: name.to_vec(),
-                keep,
+                keep: removal.keeps(),
                 now,
             }))
         });
-        self.end_removal(removal);
-        self.after_loss(outcome?.lost);
-        Ok(())
+        self.end_removal(removal, outcome)
     }
 
-    /// Called with the writer lock, before a command that takes a name from the inode: if it is the last name and
-    /// nobody has the inode open, nobody can open it until [`Fs::end_removal`]. Returns what to give to that, and
-    /// whether the inode must be kept.
-    pub(super) fn begin_removal(&self, txn: &Txn<'_>, ino: Ino) -> Result<(Option<Ino>, bool)> {
+    /// Called with the writer lock, before a command that takes a name from the inode, what decides whether the inode
+    /// is kept if that is the last. [`Fs::end_removal`] must follow the command.
+    pub(super) fn begin_removal(
+        &self,
+        txn: &Txn<'_>,
+        ino: Ino,
+        nameless: Nameless,
+    ) -> Result<Removal> {
         let record = match inode::get(txn, ino) {
             Ok(record) => record,
-            Err(FsError::NotFound) => return Ok((None, false)),
+            Err(FsError::NotFound) => return Ok(Removal::None),
             Err(error) => return Err(error),
         };
         if !inode::is_directory(&record) && record.nlink.get() > 1 {
-            return Ok((None, false));
+            return Ok(Removal::None);
         }
-        if self.opens.begin_removal(ino) {
-            Ok((Some(ino), false))
-        } else {
-            Ok((None, true))
+        match nameless {
+            Nameless::IsHeld => {
+                // Who removes it just now has lost the writer lock, and is about to say how that ended.
+                while self.opens.add(ino).is_none() {
+                    std::thread::yield_now();
+                }
+                Ok(Removal::Held(ino))
+            }
+            Nameless::Goes if self.opens.begin_removal(ino) => Ok(Removal::Barred(ino)),
+            Nameless::Goes => Ok(Removal::Open),
         }
     }
 
-    pub(super) fn end_removal(&self, removal: Option<Ino>) {
-        if let Some(ino) = removal {
+    /// Ends what [`Fs::begin_removal`] began, with what became of the command. Returns the inode that is held, if there
+    /// is one.
+    pub(super) fn end_removal(
+        &self,
+        removal: Removal,
+        outcome: Result<Outcome>,
+    ) -> Result<Option<Ino>> {
+        if let Removal::Barred(ino) = removal {
             self.opens.end_removal(ino);
         }
+        let lost = outcome.as_ref().ok().and_then(|outcome| outcome.lost);
+        let held = match removal {
+            Removal::Held(ino) if lost == Some(Lost::Orphaned(ino)) => Some(ino),
+            Removal::Held(ino) => {
+                self.end_hold(ino)?;
+                None
+            }
+            _ => None,
+        };
+        self.after_loss(outcome?.lost);
+        Ok(held)
     }
 
     /// Counts an open of the inode, which keeps it alive without a name until the matching [`Fs::release`].
@@ -103,11 +182,19 @@ impl Fs {
     /// [`FsError::Read`]; the open has ended all the same.
     pub fn release(&self, ino: Ino) -> Result<()> {
         self.files.released(ino);
+        self.end_hold(ino)
+    }
+
+    /// Ends a hold of [`Fs::unlink_and_hold`] and its kind. The last one of an inode that nobody has open removes it.
+    ///
+    /// # Errors
+    /// [`FsError::Read`]; the hold has ended all the same.
+    pub fn end_hold(&self, ino: Ino) -> Result<()> {
         if self.opens.release(ino)
             && let Some(record) = inode::committed(&self.store, ino)?
             && record.nlink.get() == 0
         {
-            self.after_loss(Some(crate::apply::Lost::Orphaned(ino)));
+            self.reap_at_once(ino);
         }
         Ok(())
     }

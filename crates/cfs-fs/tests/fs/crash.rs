@@ -50,12 +50,19 @@ fn step(fs: &Fs, rng: &mut Rng, listing: &Listing) {
     let name = [b'a' + rng.below(6) as u8];
     let new_name = [b'a' + rng.below(6) as u8];
     // That an operation is refused is as good.
-    match rng.below(8) {
+    match rng.below(9) {
         0 | 1 => drop(fs.create(parent, &name, 0o644, &CALLER)),
         2 => drop(fs.mkdir(parent, &name, 0o755, &CALLER)),
         3 => drop(fs.symlink(parent, &name, b"target", &CALLER)),
         4 => drop(fs.unlink(parent, &name)),
         5 => drop(fs.rmdir(parent, &name)),
+        6 => {
+            let (from, to) = ((parent, &name[..]), (to, &new_name[..]));
+            let flags = RenameFlags::default();
+            if let Ok(Some(held)) = fs.rename_leaving_whiteout(from, to, flags, &CALLER) {
+                fs.end_hold(held).expect("end the hold");
+            }
+        }
         _ => {
             let flags = RenameFlags {
                 exchange: rng.below(3) == 0,

@@ -501,3 +501,63 @@ fn paths_resolve_without_following_links() {
         assert!(statfs.blocks_free > 0 && statfs.blocks_free <= statfs.blocks);
     });
 }
+
+#[test]
+fn what_is_held_lives_until_the_hold_ends() {
+    check(|_, fs| {
+        let gone = |ino: Ino| matches!(fs.getattr(ino), Err(FsError::NotFound));
+        let a = file(fs, ROOT, "a").ino;
+        fs.link(a, ROOT, b"a2").expect("link");
+        assert_eq!(fs.unlink_and_hold(ROOT, b"a").expect("unlink"), None);
+        assert_eq!(fs.unlink_and_hold(ROOT, b"a2").expect("unlink"), Some(a));
+        assert_eq!(nlink(fs, a), 0);
+        fs.open(a).expect("as if it were open");
+        fs.end_hold(a).expect("end the hold");
+        assert!(!gone(a), "it is open");
+        fs.release(a).expect("release");
+        assert!(gone(a));
+
+        let d = dir(fs, ROOT, "d").ino;
+        file(fs, d, "in it");
+        assert_errno(fs.rmdir_and_hold(ROOT, b"d"), libc::ENOTEMPTY);
+        fs.unlink(d, b"in it").expect("unlink");
+        assert_eq!(fs.rmdir_and_hold(ROOT, b"d").expect("rmdir"), Some(d));
+        assert_errno(fs.create(d, b"new", 0o644, &USER), libc::ENOENT);
+        fs.end_hold(d).expect("end the hold");
+        assert!(gone(d));
+
+        let (from, to) = (file(fs, ROOT, "from").ino, file(fs, ROOT, "to").ino);
+        let held = fs.rename_and_hold(ROOT, b"from", ROOT, b"to", MOVE);
+        assert_eq!(held.expect("rename"), Some(to));
+        assert!(!gone(to) && !gone(from));
+        fs.end_hold(to).expect("end the hold");
+        assert!(gone(to));
+        // This one is held when the power goes.
+        assert_eq!(fs.unlink_and_hold(ROOT, b"to").expect("unlink"), Some(from));
+    });
+}
+
+#[test]
+fn a_whiteout_takes_the_place_of_what_was_moved() {
+    check(|_, fs| {
+        let a = file(fs, ROOT, "a").ino;
+        let d = dir(fs, ROOT, "d").ino;
+        let moved = |from: (Ino, &[u8]), to: (Ino, &[u8]), flags| {
+            fs.rename_leaving_whiteout(from, to, flags, &USER)
+        };
+        assert_errno(moved((ROOT, b"a"), (ROOT, b"d"), EXCHANGE), libc::EINVAL);
+        assert_eq!(moved((ROOT, b"a"), (d, b"a"), MOVE).expect("rename"), None);
+        let whiteout = fs.lookup(ROOT, b"a").expect("a whiteout");
+        assert_eq!((whiteout.mode, whiteout.rdev), (libc::S_IFCHR, 0));
+        assert_eq!((whiteout.uid, whiteout.gid), (USER.uid, USER.gid));
+        assert_eq!(fs.lookup(d, b"a").expect("moved").ino, a);
+        moved((ROOT, b"d"), (ROOT, b"e"), MOVE).expect("a directory");
+        assert_eq!(
+            fs.lookup(ROOT, b"d").expect("a whiteout").kind(),
+            libc::S_IFCHR
+        );
+        let replaced = moved((d, b"a"), (ROOT, b"a"), MOVE).expect("rename");
+        assert_eq!(replaced, Some(whiteout.ino));
+        fs.end_hold(whiteout.ino).expect("end the hold");
+    });
+}

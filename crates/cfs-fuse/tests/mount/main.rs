@@ -3,6 +3,7 @@
 mod caches;
 mod model;
 mod mounting;
+mod nameless;
 mod ownership;
 mod posix;
 mod support;

@@ -156,3 +156,69 @@ fn a_read_only_mount_refuses_changes() {
     assert_eq!(error.raw_os_error(), Some(libc::EROFS));
     assert_eq!(fs::read_dir(test.root()).expect("list").count(), 0);
 }
+
+/// Runs the test below as another user, in a mount namespace where the device is everybody's.
+#[test]
+fn another_user_mounts_through_the_helper() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("only root can act as other users");
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let device = directory.path().join("device");
+    let script = "mknod -m 666 \"$1\" c 10 229 && mount --bind \"$1\" /dev/fuse && : <> /dev/fuse || exit 77\n\
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" --ignored --exact --nocapture \
+        mounting::as_another_user";
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script])
+        .arg(std::env::current_exe().expect("this program"))
+        .arg(&device)
+        .env("TMPDIR", "/tmp")
+        .output();
+    let Ok(output) = output else {
+        return skip("no unshare");
+    };
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) {
+        return skip("no mount namespace, or no devices in the temporary directory");
+    }
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+    if text.contains("SKIPPED") {
+        skip("see above");
+    }
+}
+
+#[test]
+#[ignore = "run by another_user_mounts_through_the_helper"]
+fn as_another_user() {
+    assert!(!rustix::process::geteuid().is_root());
+    let Some(test) = mount() else { return };
+    let table = fs::read_to_string("/proc/self/mounts").expect("mount table");
+    let root = test.root().display();
+    let start = format!("cfs {root} fuse.cfs rw,");
+    let line = table.lines().find(|line| line.starts_with(&start));
+    let line = line.unwrap_or_else(|| panic!("not in the mount table:\n{table}"));
+    assert!(line.contains("user_id=65534"), "{line}");
+    fs::write(test.path("file"), "content").expect_err("the root directory is root's");
+    assert_eq!(fs::read_dir(test.root()).expect("list").count(), 0);
+    let file = File::open(test.root()).expect("open");
+    assert!(matches!(
+        test.mounted().unmount(),
+        Err(UnmountError::Busy(_))
+    ));
+    drop(file);
+    test.mounted()
+        .unmount()
+        .expect("unmount through the helper");
+    test.mounted().wait().expect("ended in order");
+
+    let mut options = MountOptions::new(test.root());
+    options.allow_other = true;
+    let conf = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    if !conf.lines().any(|line| line.trim() == "user_allow_other") {
+        let mounted = cfs_fuse::mount(std::sync::Arc::clone(&test.fs), &options);
+        assert!(matches!(mounted, Err(MountError::AllowOtherForbidden)));
+    }
+}

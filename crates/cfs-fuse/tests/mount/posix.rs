@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FallocateFlags, RenameFlags, SeekFrom, Timespec, Timestamps, XattrFlags,
@@ -290,7 +290,23 @@ fn renaming_obeys_its_flags() {
     assert!(one.is_dir());
     rename(&two, &three, RenameFlags::NOREPLACE).expect("rename");
     assert_eq!(rename(&one, &two, RenameFlags::EXCHANGE), Err(Errno::NOENT));
-    assert_eq!(rename(&one, &two, RenameFlags::WHITEOUT), Err(Errno::INVAL));
+
+    // What overlayfs does with its upper directory.
+    let (file, second) = (three.clone(), one.join("second"));
+    let whiteout = RenameFlags::WHITEOUT;
+    fs::hard_link(&file, &second).expect("link");
+    rename(&file, &second, whiteout).expect("of one inode: nothing to do");
+    assert_eq!(fs::metadata(&file).expect("stat").nlink(), 2);
+    fs::remove_file(&second).expect("unlink");
+    rename(&file, &second, whiteout | RenameFlags::NOREPLACE).expect("rename");
+    let left = fs::symlink_metadata(&file).expect("a whiteout");
+    assert_eq!((left.mode(), left.rdev()), (libc::S_IFCHR, 0));
+    assert_eq!(fs::read(&second).expect("read"), b"1");
+    let taken = rename(&second, &file, whiteout | RenameFlags::NOREPLACE);
+    assert_eq!(taken, Err(Errno::EXIST));
+    rename(&second, &file, whiteout).expect("over the whiteout");
+    assert_eq!(fs::read(&file).expect("read"), b"1");
+    assert_eq!(fs::read_dir(&one).expect("list").count(), 1);
 }
 
 #[test]
@@ -446,4 +462,42 @@ fn callers_do_not_disturb_each_other() {
         }
     });
     assert_eq!(fs::read_dir(test.root()).expect("list").count(), 4 + 80);
+}
+
+#[test]
+fn the_time_of_creation_is_told() {
+    let Some(test) = mount() else { return };
+    let path = test.path("file");
+    fs::write(&path, "").expect("write");
+    let created = fs::metadata(&path).expect("stat").created();
+    let created = created.expect("statx with the time of creation");
+    let age = created.elapsed().expect("in the past");
+    assert!(age < Duration::from_secs(60), "{age:?}");
+    fs::write(&path, "changed").expect("write");
+    test.mounted().invalidate_inode(2).expect("invalidate");
+    let metadata = fs::metadata(&path).expect("stat");
+    assert_eq!(metadata.created().expect("again"), created);
+    assert!(metadata.modified().expect("mtime") > created);
+    assert_eq!(
+        (metadata.ino(), metadata.len(), metadata.nlink()),
+        (2, 7, 1)
+    );
+}
+
+/// `close` does not wait, but what was closed is handed over long before it is old.
+#[test]
+fn closing_hands_data_over() {
+    let Some(test) = mount() else { return };
+    let check = |bytes: usize| {
+        fs::write(test.path("file"), vec![7; bytes]).expect("write");
+        let closed = Instant::now();
+        while test.fs.dirty_bytes() > 0 {
+            let waited = closed.elapsed();
+            assert!(waited < Duration::from_secs(3), "{bytes} bytes: {waited:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    check(100);
+    check(100_000);
+    check(5_000_000);
 }
