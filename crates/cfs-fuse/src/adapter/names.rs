@@ -152,7 +152,8 @@ impl Adapter {
         } else {
             0
         };
-        self.directories
+        let listed = self
+            .directories
             .list(&self.fs, ino, read.fh, read.offset, |listed| {
                 let bytes = before + size_of::<abi::Dirent>() + listed.name.len();
                 if out.len() + bytes.next_multiple_of(DIRENT_ALIGNMENT) > bytes_max {
@@ -171,7 +172,12 @@ impl Adapter {
                 out.extend_from_slice(&listed.name);
                 out.resize(out.len().next_multiple_of(DIRENT_ALIGNMENT), 0);
                 Ok(false)
-            })
+            });
+        match listed {
+            // What has been counted must be told; the error comes when what follows is asked for.
+            Err(_) if !out.is_empty() => Ok(()),
+            listed => listed,
+        }
     }
 
     /// Puts the inode of a listed name before it; false if it went away between the listing and now.
