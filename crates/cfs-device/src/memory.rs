@@ -182,6 +182,20 @@ impl MemDevice {
         }
     }
 
+    /// The blocks that have been written and not discarded since: segment and number in it, in order.
+    #[must_use]
+    pub fn written_blocks(&self) -> Vec<(SegmentId, u32)> {
+        let state = self.state.lock();
+        let mut blocks: Vec<_> = state
+            .visible
+            .segments
+            .iter()
+            .flat_map(|(segment, blocks)| blocks.keys().map(|block| (SegmentId(*segment), *block)))
+            .collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
     /// What the segment holds now.
     #[must_use]
     pub fn segment_image(&self, segment: SegmentId) -> SegmentImage {

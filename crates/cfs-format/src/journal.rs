@@ -1,13 +1,17 @@
-//! Journal segments: after the header block, batches that start at block boundaries.
+//! Journal segments: after the header block and a copy of it, batches that start at block boundaries.
 //!
 //! ```text
-//! 0      BatchHeader       48 bytes, plain, authenticated with the payload
-//! 48     payload           payload_len bytes, sealed under the journal key, nonce = (segment sequence, batch offset)
+//! 0      BatchHeader       40 bytes, plain, authenticated with the payload
+//! 40     payload           payload_len bytes, sealed under the journal key, nonce = (segment sequence, batch offset)
 //! ..     tag               16 bytes, then zeros to the next block boundary
+//! ..     parity            one block: the XOR of the blocks before it
 //! ```
 //! The payload is `record_count` records: `timestamp u64, kind u8, len u32, bytes`. LSNs count up by one a record.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian as le};
+
+/// Where the first batch of a segment begins: behind the header block and its copy.
+pub const BATCHES_OFFSET: u32 = 2 * crate::BLOCK_BYTES;
 
 /// Magic number of a batch.
 pub const BATCH_MAGIC: u32 = 0x434a_4253;
@@ -24,17 +28,15 @@ pub struct BatchHeader {
     pub first_lsn: le::U64,
     /// All commands with an LSN up to this one were known to be flushed, with their chunks, when this was written.
     pub durable_lsn: le::U64,
-    /// Number of records.
+    /// Number of records; none when the batch only tells what is durable.
     pub record_count: le::U32,
-    /// Non-zero when the log goes on in the next segment after this batch.
-    pub last_in_segment: le::U32,
+    /// Zero.
+    pub reserved: le::U32,
     /// Sequence number of the segment.
     pub seq: le::U64,
-    /// Zero.
-    pub reserved: le::U64,
 }
 
-const _: () = assert!(size_of::<BatchHeader>() == 48);
+const _: () = assert!(size_of::<BatchHeader>() == 40);
 
 /// Bytes of a record before its own bytes: timestamp, kind, length.
 pub const RECORD_PREFIX_BYTES: usize = 8 + 1 + 4;

@@ -94,8 +94,8 @@ pub struct BlobPointer {
     pub seq: le::U64,
     /// Bytes on the device.
     pub stored_len: le::U32,
-    /// Zero.
-    pub reserved: le::U32,
+    /// Bytes that are used of the segment, parity included.
+    pub segment_used_bytes: le::U32,
 }
 
 /// The superblock record. Static fields come first, then keys, then what each checkpoint changes.

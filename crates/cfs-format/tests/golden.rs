@@ -39,7 +39,7 @@ fn superblock() {
         offset: (start + 1).into(),
         seq: u64::from(start + 2).into(),
         stored_len: (start + 3).into(),
-        reserved: 0.into(),
+        segment_used_bytes: (start + 4).into(),
     };
     let superblock = Superblock {
         magic: cfs_format::superblock::MAGIC,
@@ -169,9 +169,8 @@ fn segments() {
         first_lsn: 41.into(),
         durable_lsn: 40.into(),
         record_count: 2.into(),
-        last_in_segment: 0.into(),
-        seq: 6.into(),
         reserved: 0.into(),
+        seq: 6.into(),
     };
     check(
         "batch header",

@@ -4,6 +4,7 @@
 //! tree, both as of one moment. Nothing is repaired here and no chunk content is read; that is scrub's work. Memory:
 //! about 64 bytes for each inode and each chunk.
 
+mod affected;
 mod chunks;
 mod inodes;
 
@@ -15,6 +16,8 @@ use cfs_store::{Frozen, Store};
 
 use crate::Fs;
 use crate::error::Result;
+
+pub use affected::AffectedFile;
 
 /// Findings that are listed at most; the rest are only counted.
 const FINDINGS_MAX: usize = 10_000;

@@ -12,6 +12,7 @@ use cfs_seal::chunk::{ChunkFields, ChunkSealer, RecordPlace, open_record};
 use cfs_seal::chunker::{ChunkParams, Chunker};
 use cfs_seal::codec::{Codec, Compressor, decompress};
 use cfs_seal::keys::DomainSecret;
+use cfs_seal::parity::{content_blocks_max, fill_parity};
 
 /// Little, so that a pass fits between two interruptions on a busy machine.
 const TOTAL: usize = 8 << 20;
@@ -89,12 +90,24 @@ fn measure_all(name: &str, data: &[u8]) {
             black_box(secret.fingerprint(piece));
         }
     });
+    parity(data);
     for codec in [Codec::Lz4, Codec::Zstd(1), Codec::Zstd(3)] {
         compression(codec, data);
     }
     for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
         sealing(cipher, &secret, data);
     }
+}
+
+/// Of a full table segment.
+fn parity(data: &[u8]) {
+    const TOTAL_BLOCKS: usize = 512;
+    let content = content_blocks_max(TOTAL_BLOCKS);
+    let mut segment = data[..TOTAL_BLOCKS * 4096].to_vec();
+    measure("parity, 2 MiB", segment.len(), || {
+        fill_parity(&mut segment, content);
+        black_box(&segment);
+    });
 }
 
 fn chunking(data: &[u8]) {

@@ -12,3 +12,4 @@ pub mod chunker;
 pub mod codec;
 pub mod footer;
 pub mod keys;
+pub mod parity;

@@ -1,4 +1,5 @@
-//! Runs the simulation: one seed with a trace, a range of seeds, or as many as fit some minutes.
+//! Runs the simulation: one seed with a trace, a range of seeds, or as many as fit some minutes; or damages a pool block
+//! by block.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,11 +24,32 @@ struct Arguments {
     /// Run for so many minutes instead of a number of seeds.
     #[arg(long)]
     minutes: Option<u64>,
+    /// Damage a pool block by block instead, one of every so many blocks and ways (1: all); --from is the seed.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    rot: Option<u64>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let start = Instant::now();
+    if let Some(share) = arguments.rot {
+        return match cfs_sim::rot(arguments.from, share) {
+            Ok(outcome) => {
+                println!(
+                    "{} damaged pools, {} with unreadable ranges, {} blocks restored, {:.0} s",
+                    outcome.trials,
+                    outcome.with_loss,
+                    outcome.healed_blocks,
+                    start.elapsed().as_secs_f64()
+                );
+                ExitCode::SUCCESS
+            }
+            Err(reason) => {
+                println!("{reason}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let limit = arguments
         .minutes
         .map(|minutes| Duration::from_secs(60 * minutes));

@@ -16,9 +16,18 @@ use crate::model::{Found, FoundNode, Model, Node};
 use crate::rng::Rng;
 
 /// Time and "entropy" of the simulated machine.
-struct SimHost {
-    now_ns: AtomicU64,
+pub(crate) struct SimHost {
+    pub now_ns: AtomicU64,
     random: AtomicU64,
+}
+
+impl SimHost {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            now_ns: AtomicU64::new(1_800_000_000_000_000_000),
+            random: AtomicU64::new(seed.wrapping_mul(0x1234_5678_9abc_def1)),
+        }
+    }
 }
 
 impl Host for SimHost {
@@ -64,10 +73,7 @@ pub fn run(seed: u64, tracing: bool) -> Result<Outcome, String> {
     let mut rng = Rng::new(seed);
     let segments = 96 + rng.below(160) as u32;
     let mut world = World {
-        host: Arc::new(SimHost {
-            now_ns: AtomicU64::new(1_800_000_000_000_000_000),
-            random: AtomicU64::new(seed.wrapping_mul(0x1234_5678_9abc_def1)),
-        }),
+        host: Arc::new(SimHost::new(seed)),
         device: Arc::new(MemDevice::new(segments)),
         model: Model::new(),
         outcome: Outcome {
@@ -79,7 +85,7 @@ pub fn run(seed: u64, tracing: bool) -> Result<Outcome, String> {
         rng,
         seed,
     };
-    world.format()?;
+    format(&world.device, &world.host)?;
     let rounds = 2 + world.rng.below(4);
     for round in 0..rounds {
         world.round().map_err(|error| {
@@ -104,74 +110,8 @@ impl World {
         }
     }
 
-    fn format(&self) -> Result<(), String> {
-        let device: Arc<dyn Device> = Arc::<MemDevice>::clone(&self.device);
-        let host: Arc<dyn Host> = Arc::<SimHost>::clone(&self.host);
-        let options = cfs_store::FormatOptions {
-            cipher: Cipher::Aes256Gcm,
-            // Small chunks, so that small files have several.
-            chunk: ChunkParams {
-                min: (4 << 10).into(),
-                avg: (8 << 10).into(),
-                max: (16 << 10).into(),
-                algorithm: 1.into(),
-            },
-            pool_bytes_max: 0,
-        };
-        Store::format(
-            &device,
-            &host,
-            ClusterKey::from_bytes(KEY),
-            KeySlot::new_zeroed(),
-            &options,
-        )
-        .map_err(|error| format!("format: {error}"))?;
-        let store = Store::open(
-            device,
-            Arc::clone(&host),
-            |_| Ok(ClusterKey::from_bytes(KEY)),
-            StoreOptions::default(),
-            cfs_fs::replay,
-        )
-        .map_err(|error| format!("open for format: {error}"))?;
-        Fs::format(
-            &store,
-            &*host,
-            &cfs_fs::FormatOptions {
-                uid: 0,
-                gid: 0,
-                codec: cfs_format::segment::CODEC_LZ4,
-                codec_level: 0,
-            },
-        )
-        .map_err(|error| format!("format: {error}"))?;
-        store
-            .close()
-            .map_err(|error| format!("close after format: {error}"))
-    }
-
-    fn open(&self) -> Result<Arc<Fs>, String> {
-        Fs::open_pool(
-            Arc::<MemDevice>::clone(&self.device),
-            Arc::<SimHost>::clone(&self.host),
-            |_| Ok(ClusterKey::from_bytes(KEY)),
-            StoreOptions {
-                lanes: 1,
-                block_cache_bytes: 1 << 20,
-                memtable_bytes_max: 256 << 10,
-            },
-            FsOptions {
-                seal_threads: 0,
-                dirty_bytes_max: 4 << 20,
-                hot_bytes: 1 << 20,
-                ..FsOptions::default()
-            },
-        )
-        .map_err(|error| format!("open: {error}"))
-    }
-
     fn round(&mut self) -> Result<(), String> {
-        let fs = self.open()?;
+        let fs = open(&self.device, &self.host)?;
         let found = look(&fs)?;
         self.model.recover(&found)?;
         check(&fs)?;
@@ -570,6 +510,75 @@ impl World {
     }
 }
 
+/// Makes a pool.
+pub(crate) fn format(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<(), String> {
+    let device: Arc<dyn Device> = Arc::<MemDevice>::clone(device);
+    let host: Arc<dyn Host> = Arc::<SimHost>::clone(host);
+    let options = cfs_store::FormatOptions {
+        cipher: Cipher::Aes256Gcm,
+        // Small chunks, so that small files have several.
+        chunk: ChunkParams {
+            min: (4 << 10).into(),
+            avg: (8 << 10).into(),
+            max: (16 << 10).into(),
+            algorithm: 1.into(),
+        },
+        pool_bytes_max: 0,
+    };
+    Store::format(
+        &device,
+        &host,
+        ClusterKey::from_bytes(KEY),
+        KeySlot::new_zeroed(),
+        &options,
+    )
+    .map_err(|error| format!("format: {error}"))?;
+    let store = Store::open(
+        device,
+        Arc::clone(&host),
+        |_| Ok(ClusterKey::from_bytes(KEY)),
+        StoreOptions::default(),
+        cfs_fs::replay,
+    )
+    .map_err(|error| format!("open for format: {error}"))?;
+    Fs::format(
+        &store,
+        &*host,
+        &cfs_fs::FormatOptions {
+            uid: 0,
+            gid: 0,
+            codec: cfs_format::segment::CODEC_LZ4,
+            codec_level: 0,
+        },
+    )
+    .map_err(|error| format!("format: {error}"))?;
+    store
+        .close()
+        .map_err(|error| format!("close after format: {error}"))
+}
+
+/// Opens a pool, with little memory.
+pub(crate) fn open(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Arc<Fs>, String> {
+    Fs::open_pool(
+        Arc::<MemDevice>::clone(device),
+        Arc::<SimHost>::clone(host),
+        |_| Ok(ClusterKey::from_bytes(KEY)),
+        StoreOptions {
+            lanes: 1,
+            block_cache_bytes: 1 << 20,
+            memtable_bytes_max: 256 << 10,
+            accept_log_loss: false,
+        },
+        FsOptions {
+            seal_threads: 0,
+            dirty_bytes_max: 4 << 20,
+            hot_bytes: 1 << 20,
+            ..FsOptions::default()
+        },
+    )
+    .map_err(|error| format!("open: {error}"))
+}
+
 /// Why a step ended early.
 enum Failure {
     /// The file system refused.
@@ -639,7 +648,8 @@ fn look(fs: &Fs) -> Result<Found, String> {
     Ok(found)
 }
 
-fn check(fs: &Fs) -> Result<(), String> {
+/// What `fsck` would say.
+pub(crate) fn check(fs: &Fs) -> Result<(), String> {
     let report = fs
         .check(|_| true)
         .map_err(|error| format!("check: {error}"))?

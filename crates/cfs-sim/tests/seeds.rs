@@ -15,3 +15,11 @@ fn the_same_seed_gives_the_same_trace() {
         assert_eq!(cfs_sim::run(seed, true), cfs_sim::run(seed, true));
     }
 }
+
+/// All of them: `cargo run --release -p cfs-sim -- --rot 1`.
+#[test]
+fn a_damaged_block_costs_no_more_than_the_data_in_it() {
+    if let Err(reason) = cfs_sim::rot(1, 50) {
+        panic!("{reason}; replay: cargo run --release -p cfs-sim -- --rot 50 --from 1");
+    }
+}

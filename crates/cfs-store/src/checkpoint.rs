@@ -13,14 +13,14 @@
 use cfs_format::segment::Stream;
 use cfs_format::superblock::BlobPointer;
 use cfs_format::table::{SegmentRecord, system_key, tag};
-use cfs_format::{SEGMENT_BYTES, SegmentId};
+use cfs_format::{SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_kv::{Batch, RunError, Tree};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
 use crate::error::WriteError;
-use crate::runs::SegmentRuns;
+use crate::runs::{SegmentRuns, TableBlock};
 use crate::space::{Entry, Purpose, State};
 use crate::store::{Maintenance, Store};
 
@@ -52,11 +52,31 @@ pub(crate) struct Manifest {
     pub segments: Vec<(u32, u64, u32)>,
 }
 
-/// Root of a stored manifest: the blocks that hold it.
+/// Root of a stored manifest: the blocks that hold it. Those that lie in segments before that of the root lie in full
+/// ones.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct ManifestRoot {
     /// Place, stored length, sequence number of the segment.
     pub pieces: Vec<(u64, u32, u64)>,
+}
+
+/// A segment that holds a manifest or a part of one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ManifestSegment {
+    pub segment: SegmentId,
+    pub seq: SegmentSeq,
+    pub used_bytes: u32,
+}
+
+impl ManifestSegment {
+    /// The one with the root.
+    pub fn of_root(pointer: &BlobPointer) -> Self {
+        Self {
+            segment: SegmentId(pointer.segment.get()),
+            seq: SegmentSeq(pointer.seq.get()),
+            used_bytes: pointer.segment_used_bytes.get(),
+        }
+    }
 }
 
 impl Store {
@@ -213,7 +233,8 @@ impl Store {
         let result = self.write_checkpoint(maintenance, position, timestamp, &mut retired);
         match result {
             Ok(()) => {
-                self.journal().note_checkpoint(replay_bytes);
+                self.journal()
+                    .note_checkpoint(maintenance.checkpoint_lsn, replay_bytes);
                 self.free_retired(retired)
             }
             Err(error) => {
@@ -255,7 +276,6 @@ impl Store {
             .map_err(|error| self.pool.fail(&error))?;
         maintenance.checkpoint_lsn = cfs_format::Lsn(position.lsn.get() - 1);
         maintenance.last_checkpoint_ns = self.pool.host.now_ns();
-        self.journal().note_durable(maintenance.checkpoint_lsn);
         Ok(())
     }
 
@@ -335,13 +355,21 @@ impl Store {
             postcard::to_stdvec(&ManifestRoot { pieces }).expect("a manifest root can be encoded");
         let block = writer.append(&root)?;
         let seq = writer.current_seq();
+        let segment = SegmentId((block.place / u64::from(SEGMENT_BYTES)) as u32);
         maintenance.manifest_segments.extend(writer.finish()?);
+        let used_bytes = {
+            let space = self.pool.space.lock();
+            let entry = space
+                .entry(segment)
+                .expect("a manifest's segment is in use");
+            entry.used_bytes
+        };
         Ok(BlobPointer {
-            segment: ((block.place / u64::from(SEGMENT_BYTES)) as u32).into(),
+            segment: segment.0.into(),
             offset: ((block.place % u64::from(SEGMENT_BYTES)) as u32).into(),
             seq: seq.0.into(),
             stored_len: block.stored_len.into(),
-            reserved: 0.into(),
+            segment_used_bytes: used_bytes.into(),
         })
     }
 
@@ -363,35 +391,48 @@ impl Store {
         Ok(())
     }
 
-    /// Reads a manifest.
+    /// Reads a manifest; and the segments that hold it.
     pub(crate) fn read_manifest(
         pool: &crate::pool::Pool,
         pointer: &BlobPointer,
-    ) -> Result<(Manifest, Vec<SegmentId>), crate::error::ReadError> {
-        use cfs_format::SegmentSeq;
+    ) -> Result<(Manifest, Vec<ManifestSegment>), crate::error::ReadError> {
         let bad = || crate::error::ReadError::Record { what: "manifest" };
-        let place = u64::from(pointer.segment.get()) * u64::from(SEGMENT_BYTES)
-            + u64::from(pointer.offset.get());
+        let last = ManifestSegment::of_root(pointer);
+        let place =
+            u64::from(last.segment.0) * u64::from(SEGMENT_BYTES) + u64::from(pointer.offset.get());
         let root = SegmentRuns::open_block(
             pool,
-            place,
-            pointer.stored_len.get(),
-            SegmentSeq(pointer.seq.get()),
+            TableBlock {
+                place,
+                stored_len: pointer.stored_len.get(),
+                seq: last.seq,
+                used_bytes: last.used_bytes,
+            },
         )?;
         let root: ManifestRoot = postcard::from_bytes(&root).map_err(|_| bad())?;
-        let mut segments = vec![SegmentId(pointer.segment.get())];
+        let mut segments = vec![last];
         let mut bytes = Vec::new();
         for (place, stored_len, seq) in root.pieces {
-            bytes.extend(SegmentRuns::open_block(
-                pool,
+            let segment = SegmentId((place / u64::from(SEGMENT_BYTES)) as u32);
+            let used_bytes = match segments.iter().find(|found| found.segment == segment) {
+                Some(found) => found.used_bytes,
+                None => {
+                    let full = ManifestSegment {
+                        segment,
+                        seq: SegmentSeq(seq),
+                        used_bytes: SEGMENT_BYTES,
+                    };
+                    segments.push(full);
+                    full.used_bytes
+                }
+            };
+            let block = TableBlock {
                 place,
                 stored_len,
-                SegmentSeq(seq),
-            )?);
-            let segment = SegmentId((place / u64::from(SEGMENT_BYTES)) as u32);
-            if !segments.contains(&segment) {
-                segments.push(segment);
-            }
+                seq: SegmentSeq(seq),
+                used_bytes,
+            };
+            bytes.extend(SegmentRuns::open_block(pool, block)?);
         }
         let manifest = postcard::from_bytes(&bytes).map_err(|_| bad())?;
         Ok((manifest, segments))
@@ -419,7 +460,7 @@ impl Store {
             self.unflushed_since_ns.store(0, Ordering::Relaxed);
         }
         // What one part cannot do must not keep the others from their work.
-        let written = journal.write_out();
+        let written = journal.write_out().and_then(|()| journal.mark_durable());
         let dropped = self.drop_dead_chunks().map(drop);
         let is_low = self.available_bytes() < LOW_BYTES;
         let cleaned = self.clean_segments(is_low);

@@ -155,6 +155,20 @@ pub enum OpenError {
     /// A table could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The log cannot be read to its end. Only its damaged blocks may have been restored.
+    #[error(
+        "the log is damaged in segment {segment} at offset {offset}: what follows command {last_lsn} cannot be read, although {durable_lsn} had been durable"
+    )]
+    LogDamaged {
+        /// Where a batch is missing.
+        segment: SegmentId,
+        /// Where in the segment, bytes.
+        offset: u32,
+        /// The last command that can be read.
+        last_lsn: u64,
+        /// The last one that is known to have been durable.
+        durable_lsn: u64,
+    },
     /// A command of the log could not be applied.
     #[error("replay stopped at log position {lsn}: {reason}")]
     Replay {

@@ -12,7 +12,7 @@ use std::ops::Bound;
 use crate::anchor::read_superblock;
 use crate::chunks::decode_chunk_record;
 use crate::error::{OpenError, ReadError};
-use crate::journal::{LoggedRecord, read_log};
+use crate::log_reader::{LogReader, LoggedRecord};
 use crate::space::{Entry, State};
 use crate::store::Store;
 
@@ -85,13 +85,13 @@ pub fn logged_commands(
     let cipher = Cipher::from_number(superblock.cipher)
         .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
     let cipher = key.block_cipher(Purpose::Journal, cipher);
-    let tail = read_log(
+    let reader = LogReader {
         device,
-        &cipher,
+        cipher: &cipher,
         key,
-        &superblock.pool_uuid,
-        &superblock.journal,
-    )?;
+        uuid: &superblock.pool_uuid,
+    };
+    let tail = reader.read(&superblock.journal);
     let command = |record: LoggedRecord| LoggedCommand {
         lsn: record.lsn,
         timestamp: record.timestamp,

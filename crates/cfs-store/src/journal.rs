@@ -5,24 +5,27 @@
 //! - Before a batch is written, every chunk that its commands refer to has been written (see `Lanes::write_out`);
 //!   both are flushed together. A batch says which LSN was durable when it was written; the commands after that one
 //!   are believed on replay only while their chunks verify.
-//! - Each journal segment names the one that follows it, which is taken when this one is started. A follower is
-//!   believed when its header verifies, is of the same incarnation and starts at the very LSN that is due.
+//! - Each journal segment names the one that follows it, which is taken when this one is started.
+//! - A batch is followed by the XOR of its blocks, and a segment has its header twice: one block may be lost of each.
+//!   Both are written with what they protect, in one write.
+//! - When nothing comes any more, an empty batch says that the last commands are durable; damage to their chunks is
+//!   then known from a write that was never finished.
 //!
 //! Group commit: who wants durability takes the writer's lock; the first one writes and flushes for all who wait.
+//! How the log is read back is in `log_reader`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cfs_device::{AlignedBuf, Device};
-use cfs_format::journal::{BATCH_MAGIC, BatchHeader, RECORD_PREFIX_BYTES};
-use cfs_format::segment::{SegmentHeader, Stream};
+use cfs_device::AlignedBuf;
+use cfs_format::journal::{BATCH_MAGIC, BATCHES_OFFSET, BatchHeader};
+use cfs_format::segment::Stream;
 use cfs_format::superblock::JournalPosition;
 use cfs_format::{BLOCK_BYTES, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp};
-use cfs_seal::block::BlockCipher;
-use cfs_seal::keys::ClusterKey;
+use cfs_seal::parity::xor_into;
 use parking_lot::{Condvar, Mutex};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::error::WriteError;
 use crate::lanes::Lanes;
@@ -65,6 +68,10 @@ pub(crate) struct Journal {
     arrival: Condvar,
     writer: Mutex<Writer>,
     durable_lsn: AtomicU64,
+    /// What a reader of the log would take for durable.
+    marked_lsn: AtomicU64,
+    /// The newest command when the last look was taken whether any come.
+    idle_lsn: AtomicU64,
     /// Bytes written since the last checkpoint's position.
     bytes_since_checkpoint: AtomicU64,
 }
@@ -80,7 +87,7 @@ impl Journal {
         let mut writer = Writer {
             segment,
             seq,
-            offset: BLOCK_BYTES,
+            offset: BATCHES_OFFSET,
             follower,
             follower_seq,
             written_lsn: next_lsn - 1,
@@ -99,6 +106,8 @@ impl Journal {
             arrival: Condvar::new(),
             writer: Mutex::new(writer),
             durable_lsn: AtomicU64::new(next_lsn - 1),
+            marked_lsn: AtomicU64::new(next_lsn - 1),
+            idle_lsn: AtomicU64::new(0),
             bytes_since_checkpoint: AtomicU64::new(0),
         })
     }
@@ -191,8 +200,11 @@ impl Journal {
         Ok((writer.position(written + 1), self.replay_bytes()))
     }
 
-    /// A checkpoint is durable at a position before which a replay would have read `bytes`.
-    pub fn note_checkpoint(&self, bytes: u64) {
+    /// A checkpoint is durable at a position before which a replay would have read `bytes`; it holds everything up to
+    /// `lsn`.
+    pub fn note_checkpoint(&self, lsn: Lsn, bytes: u64) {
+        self.durable_lsn.fetch_max(lsn.0, Ordering::AcqRel);
+        self.marked_lsn.fetch_max(lsn.0, Ordering::Relaxed);
         self.bytes_since_checkpoint
             .fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -209,9 +221,38 @@ impl Journal {
         [writer.segment, writer.follower]
     }
 
-    /// The caller has flushed the device after everything up to `lsn` had been written.
-    pub fn note_durable(&self, lsn: Lsn) {
-        self.durable_lsn.fetch_max(lsn.0, Ordering::AcqRel);
+    /// Writes an empty batch once no command has come between two calls and all of them are durable, so that a reader
+    /// of the log knows the latter.
+    ///
+    /// # Errors
+    /// The pool goes read-only.
+    pub fn mark_durable(&self) -> Result<(), WriteError> {
+        let last = self.last_lsn().0;
+        if self.idle_lsn.swap(last, Ordering::Relaxed) != last
+            || self.marked_lsn.load(Ordering::Relaxed) >= last
+            || self.durable_lsn().0 < last
+        {
+            return Ok(());
+        }
+        let mut writer = self.writer.lock();
+        if writer.written_lsn != last {
+            return Ok(());
+        }
+        self.write_batch(&mut writer, &[], 0, last)
+    }
+
+    fn write_batch(
+        &self,
+        writer: &mut Writer,
+        payload: &[u8],
+        record_count: u32,
+        durable_lsn: u64,
+    ) -> Result<(), WriteError> {
+        let written = writer.write_batch(&self.pool, payload, record_count, durable_lsn)?;
+        self.bytes_since_checkpoint
+            .fetch_add(u64::from(written), Ordering::Relaxed);
+        self.marked_lsn.fetch_max(durable_lsn, Ordering::Relaxed);
+        Ok(())
     }
 
     fn write_queue(&self, writer: &mut Writer) -> Result<u64, WriteError> {
@@ -233,10 +274,7 @@ impl Journal {
                 count += 1;
             }
             let end = ends[index + count - 1];
-            let written =
-                writer.write_batch(&self.pool, &bytes[start..end], count as u32, durable)?;
-            self.bytes_since_checkpoint
-                .fetch_add(u64::from(written), Ordering::Relaxed);
+            self.write_batch(writer, &bytes[start..end], count as u32, durable)?;
             start = end;
             index += count;
         }
@@ -263,8 +301,10 @@ impl Writer {
             first_lsn,
         );
         self.buffer.clear();
-        self.buffer.extend_from_slice(&header);
-        self.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+        for _ in 0..BATCHES_OFFSET / BLOCK_BYTES {
+            self.buffer.extend_from_slice(&header);
+            self.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+        }
         pool.write(self.segment, 0, self.buffer.as_slice())
     }
 
@@ -275,8 +315,12 @@ impl Writer {
         record_count: u32,
         durable_lsn: u64,
     ) -> Result<u32, WriteError> {
-        let len = block_ceil((size_of::<BatchHeader>() + payload.len() + 16) as u32);
-        assert!(len <= SEGMENT_BYTES - BLOCK_BYTES, "a batch fits a segment");
+        let content = block_ceil((size_of::<BatchHeader>() + payload.len() + 16) as u32);
+        let len = content + BLOCK_BYTES;
+        assert!(
+            len <= SEGMENT_BYTES - BATCHES_OFFSET,
+            "a batch fits a segment"
+        );
         if self.offset + len > SEGMENT_BYTES {
             self.next_segment(pool)?;
         }
@@ -286,9 +330,8 @@ impl Writer {
             first_lsn: (self.written_lsn + 1).into(),
             durable_lsn: durable_lsn.into(),
             record_count: record_count.into(),
-            last_in_segment: 0.into(),
-            seq: self.seq.0.into(),
             reserved: 0.into(),
+            seq: self.seq.0.into(),
         };
         let mut batch = Vec::with_capacity(len as usize);
         batch.extend_from_slice(header.as_bytes());
@@ -302,7 +345,11 @@ impl Writer {
         );
         self.buffer.clear();
         self.buffer.extend_from_slice(&batch);
-        self.buffer.pad_to_multiple(BLOCK_BYTES as usize);
+        self.buffer.resize(len as usize);
+        let (blocks, parity) = self.buffer.as_mut_slice().split_at_mut(content as usize);
+        for block in blocks.chunks_exact(BLOCK_BYTES as usize) {
+            xor_into(parity, block);
+        }
         pool.write(self.segment, self.offset, self.buffer.as_slice())?;
         pool.space.lock().set_used(self.segment, self.offset + len);
         self.offset += len;
@@ -320,7 +367,7 @@ impl Writer {
         self.seq = self.follower_seq;
         self.follower = follower;
         self.follower_seq = follower_seq;
-        self.offset = BLOCK_BYTES;
+        self.offset = BATCHES_OFFSET;
         self.write_header(pool, self.written_lsn + 1)
     }
 }
@@ -336,138 +383,4 @@ fn overwrite(pool: &Pool, segment: SegmentId) -> Result<(), WriteError> {
     let written = pool.write(segment, 0, zeros.as_slice());
     pool.recycle(zeros);
     written
-}
-
-/// One command read back from the log.
-pub(crate) struct LoggedRecord {
-    pub lsn: Lsn,
-    pub timestamp: Timestamp,
-    pub kind: u8,
-    pub command: Vec<u8>,
-}
-
-/// What a reading of the log found.
-pub(crate) struct LogTail {
-    pub records: Vec<LoggedRecord>,
-    /// Segments of the chain, with their sequence numbers.
-    pub segments: Vec<(SegmentId, SegmentSeq)>,
-    /// Commands up to here were durable; those after it are believed while their chunks verify.
-    pub durable_lsn: Lsn,
-}
-
-/// Reads the log from a checkpoint's position to its end. The end is where no valid batch follows: nothing there was
-/// ever acknowledged, or it lies beyond damage, which cannot be told apart from it.
-pub(crate) fn read_log(
-    device: &dyn Device,
-    cipher: &BlockCipher,
-    key: &ClusterKey,
-    uuid: &[u8; 16],
-    position: &JournalPosition,
-) -> Result<LogTail, cfs_device::DeviceError> {
-    let mut tail = LogTail {
-        records: Vec::new(),
-        segments: Vec::new(),
-        durable_lsn: Lsn(position.lsn.get() - 1),
-    };
-    let mut segment = SegmentId(position.segment.get());
-    let mut offset = position.offset.get();
-    let mut due_lsn = position.lsn.get();
-    let incarnation = position.seq.get() >> 40;
-    let mut content = vec![0; SEGMENT_BYTES as usize];
-    let segment_count = device.geometry().segment_count;
-    while segment.0 < segment_count {
-        device.read_at(segment, 0, &mut content)?;
-        let first = tail.segments.is_empty();
-        let Some(header) = open_header(&content, key, uuid, segment) else {
-            break;
-        };
-        let fits = if first {
-            header.seq.get() == position.seq.get()
-        } else {
-            header.first_lsn.get() == due_lsn && header.seq.get() >> 40 == incarnation
-        };
-        if !fits || tail.segments.iter().any(|(seen, _)| *seen == segment) {
-            break;
-        }
-        let seq = SegmentSeq(header.seq.get());
-        tail.segments.push((segment, seq));
-        while let Some(batch) = open_batch(&mut content, offset, seq, cipher, due_lsn) {
-            tail.durable_lsn = tail.durable_lsn.max(Lsn(batch.durable_lsn));
-            due_lsn += batch.records.len() as u64;
-            tail.records.extend(batch.records);
-            offset += batch.len;
-        }
-        segment = SegmentId(header.next.get());
-        offset = BLOCK_BYTES;
-    }
-    Ok(tail)
-}
-
-fn open_header(
-    content: &[u8],
-    key: &ClusterKey,
-    uuid: &[u8; 16],
-    segment: SegmentId,
-) -> Option<SegmentHeader> {
-    cfs_seal::keys::open_segment_header(content, key)
-        .ok()
-        .filter(|header| {
-            header.pool_uuid == *uuid
-                && header.segment.get() == segment.0
-                && header.stream == Stream::Journal as u8
-        })
-}
-
-struct OpenedBatch {
-    records: Vec<LoggedRecord>,
-    durable_lsn: u64,
-    len: u32,
-}
-
-fn open_batch(
-    content: &mut [u8],
-    offset: u32,
-    seq: SegmentSeq,
-    cipher: &BlockCipher,
-    due_lsn: u64,
-) -> Option<OpenedBatch> {
-    let batch = content.get_mut(offset as usize..)?;
-    let (header_bytes, rest) = batch.split_at_mut_checked(size_of::<BatchHeader>())?;
-    let header = BatchHeader::read_from_bytes(header_bytes).ok()?;
-    if header.magic.get() != BATCH_MAGIC
-        || header.seq.get() != seq.0
-        || header.first_lsn.get() != due_lsn
-    {
-        return None;
-    }
-    let sealed_len = (header.payload_len.get() as usize).checked_add(16)?;
-    let sealed = rest.get_mut(..sealed_len)?;
-    let payload = cipher
-        .open_in_place(seq, offset, header_bytes, sealed)
-        .ok()?;
-    let records = decode_records(payload, due_lsn, header.record_count.get())?;
-    Some(OpenedBatch {
-        records,
-        durable_lsn: header.durable_lsn.get(),
-        len: block_ceil((size_of::<BatchHeader>() + sealed_len) as u32),
-    })
-}
-
-fn decode_records(mut payload: &[u8], first_lsn: u64, count: u32) -> Option<Vec<LoggedRecord>> {
-    let mut records = Vec::new();
-    for index in 0..u64::from(count) {
-        let (prefix, rest) = payload.split_at_checked(RECORD_PREFIX_BYTES)?;
-        let (timestamp, prefix) = prefix.split_first_chunk::<8>()?;
-        let (kind, len) = prefix.split_first()?;
-        let len = u32::from_le_bytes(len.try_into().ok()?) as usize;
-        let (command, rest) = rest.split_at_checked(len)?;
-        records.push(LoggedRecord {
-            lsn: Lsn(first_lsn + index),
-            timestamp: Timestamp(u64::from_le_bytes(*timestamp)),
-            kind: *kind,
-            command: command.to_vec(),
-        });
-        payload = rest;
-    }
-    payload.is_empty().then_some(records)
 }

@@ -6,8 +6,10 @@
 //! | `space` | the segment table: free, promised, in use, waiting |
 //! | `lanes` | open data segments, one a worker |
 //! | `chunks` | chunks in and out, pins |
-//! | `journal` | the log |
+//! | `journal` | the log as it is written |
+//! | `log_reader` | the log as it is read back |
 //! | `runs` | the tables' blocks in segments |
+//! | `heal` | damaged blocks of tables and log, from parity |
 //! | `txn` | one command |
 //! | `checkpoint` | tables and superblock at one log position |
 //! | `open` | making, opening and recovering a pool |
@@ -23,9 +25,11 @@ mod anchor;
 mod checkpoint;
 mod chunks;
 mod error;
+mod heal;
 mod inspect;
 mod journal;
 mod lanes;
+mod log_reader;
 mod open;
 mod pool;
 mod reclaim;

@@ -23,10 +23,13 @@ use parking_lot::{Mutex, RwLock};
 use zerocopy::FromBytes;
 
 use crate::anchor::{self, Anchors};
+use crate::checkpoint::ManifestSegment;
 use crate::chunks::{Pins, SealLane};
 use crate::error::{FormatPoolError, OpenError, ReadError, UnlockError, WriteError};
-use crate::journal::{Journal, LoggedRecord, read_log};
+use crate::heal;
+use crate::journal::Journal;
 use crate::lanes::Lanes;
+use crate::log_reader::{LogReader, LogTail, LoggedRecord};
 use crate::pool::{Host, Pool};
 use crate::runs::SegmentRuns;
 use crate::space::{Entry, Space, State};
@@ -177,22 +180,21 @@ impl Store {
         ));
         let position = superblock.journal;
         let was_clean = superblock.clean.get() == 1;
-        let tail = read_log(
-            &*pool.device,
-            &pool.ciphers.journal,
-            &pool.cluster_key,
-            &pool.uuid,
-            &position,
-        )?;
+        let tail = Self::read_log(&pool, &superblock, options)?;
         let (manifest, manifest_segments) = Self::read_manifest(&pool, &superblock.manifest)
-            .or_else(|_| Self::read_manifest(&pool, &superblock.manifest_copy))
-            .map_err(|error| OpenError::Checkpoint(error.to_string()))?;
+            .or_else(|error| {
+                let copy = Self::read_manifest(&pool, &superblock.manifest_copy)?;
+                tracing::warn!(%error, "the first copy of the manifest cannot be read");
+                Ok(copy)
+            })
+            .map_err(|error: ReadError| OpenError::Checkpoint(error.to_string()))?;
 
         superblock.incarnation = incarnation.into();
         superblock.clean = 0.into();
         superblock.generation += 1;
         anchors.append(&*pool.device, &superblock, &pool.cluster_key)?;
 
+        let mut all_manifest_segments = BTreeSet::new();
         {
             let mut space = pool.space.lock();
             let table = |seq, used_bytes| Entry {
@@ -206,12 +208,15 @@ impl Store {
             for (segment, seq, used_bytes) in &manifest.segments {
                 claim(&mut space, SegmentId(*segment), table(*seq, *used_bytes))?;
             }
-            for segment in &manifest_segments {
-                claim(&mut space, *segment, table(0, SEGMENT_BYTES))?;
-            }
-            for pointer in [superblock.manifest, superblock.manifest_copy] {
-                let segment = SegmentId(pointer.segment.get());
-                claim(&mut space, segment, table(pointer.seq.get(), SEGMENT_BYTES))?;
+            for found in manifest_segments.iter().copied().chain(
+                [&superblock.manifest, &superblock.manifest_copy].map(ManifestSegment::of_root),
+            ) {
+                claim(
+                    &mut space,
+                    found.segment,
+                    table(found.seq.0, found.used_bytes),
+                )?;
+                all_manifest_segments.insert(found.segment);
             }
             for (segment, seq) in &tail.segments {
                 let entry = Entry {
@@ -225,10 +230,6 @@ impl Store {
                 claim(&mut space, *segment, entry)?;
             }
         }
-        let mut all_manifest_segments: BTreeSet<SegmentId> =
-            manifest_segments.into_iter().collect();
-        all_manifest_segments.insert(SegmentId(superblock.manifest.segment.get()));
-        all_manifest_segments.insert(SegmentId(superblock.manifest_copy.segment.get()));
         let store = Self::assemble(pool, superblock, anchors, options, Some(&manifest))?;
         store.maintenance.lock().manifest_segments = all_manifest_segments.into_iter().collect();
         store.load_system_records()?;
@@ -246,6 +247,44 @@ impl Store {
             store.checkpoint()?;
         }
         Ok(Arc::new(store))
+    }
+
+    /// Reads the log and restores what is damaged in it.
+    fn read_log(
+        pool: &Pool,
+        superblock: &Superblock,
+        options: StoreOptions,
+    ) -> Result<LogTail, OpenError> {
+        let reader = LogReader {
+            device: &*pool.device,
+            cipher: &pool.ciphers.journal,
+            key: &pool.cluster_key,
+            uuid: &pool.uuid,
+        };
+        let tail = reader.read(&superblock.journal);
+        for repaired in &tail.repaired {
+            heal::write_back(
+                pool,
+                "log block",
+                repaired.segment,
+                repaired.block,
+                &repaired.bytes,
+            );
+        }
+        // After a clean shutdown there is nothing to read.
+        if let Some(lost) = tail.lost.filter(|_| superblock.clean.get() != 1) {
+            let error = OpenError::LogDamaged {
+                segment: lost.segment,
+                offset: lost.offset,
+                last_lsn: lost.lsn.0 - 1,
+                durable_lsn: lost.durable_lsn.0,
+            };
+            if !options.accept_log_loss {
+                return Err(error);
+            }
+            tracing::warn!(%error, "going on without what is lost");
+        }
+        Ok(tail)
     }
 
     fn assemble(

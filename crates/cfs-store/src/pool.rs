@@ -11,6 +11,7 @@ use cfs_seal::keys::{ClusterKey, Purpose as KeyPurpose};
 use parking_lot::Mutex;
 
 use crate::error::{NoSpace, WriteError};
+use crate::heal::Healing;
 use crate::space::{NoSpaceOr, Purpose, Space};
 
 /// Time and entropy from outside, so that the core has neither of its own.
@@ -48,6 +49,7 @@ pub(crate) struct Pool {
     pub ciphers: Ciphers,
     pub uuid: [u8; 16],
     pub space: Mutex<Space>,
+    pub healing: Healing,
     next_seq: AtomicU64,
     failure: OnceLock<Arc<str>>,
     buffers: Mutex<Vec<AlignedBuf>>,
@@ -74,6 +76,7 @@ impl Pool {
             cipher,
             uuid,
             space: Mutex::new(space),
+            healing: Healing::default(),
             next_seq: AtomicU64::new(SegmentSeq::new(incarnation, 1).0),
             failure: OnceLock::new(),
             buffers: Mutex::new(Vec::new()),

@@ -4,6 +4,9 @@
 //! `codec u8, raw_len u32 little-endian, payload`. Blocks follow each other without padding, behind the segment's
 //! header block; a run has segments of its own, so that they become free with it. [`BlockPtr::place`] is
 //! `segment * SEGMENT_BYTES + offset`; a run's storage extents are its segment numbers.
+//!
+//! At the end of what is used of a segment lies the parity of all of it (`cfs_seal::parity`), so a block that does not
+//! open is tried again with what the parity says. How much is used is known from outside of the segment.
 
 use std::sync::Arc;
 
@@ -12,17 +15,33 @@ use cfs_format::segment::{CODEC_NONE, Stream};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter};
 use cfs_seal::codec::{Codec, Compressor, decompress};
+use cfs_seal::parity::{content_blocks_max, fill_parity, parity_blocks};
 use parking_lot::Mutex;
 
 use crate::error::{ReadError, WriteError};
-use crate::pool::{Pool, block_ceil};
+use crate::heal::reopen;
+use crate::pool::Pool;
 use crate::space::Purpose;
 
 const TAG_BYTES: usize = 16;
 /// Codec and raw length before a block's payload.
 const BLOCK_PREFIX_BYTES: usize = 1 + 4;
+/// Most bytes of header and blocks in a segment; parity takes the rest.
+const CONTENT_BYTES_MAX: u32 =
+    (content_blocks_max((SEGMENT_BYTES / BLOCK_BYTES) as usize) * BLOCK_BYTES as usize) as u32;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;
+
+/// A block and the segment it lies in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableBlock {
+    pub place: u64,
+    pub stored_len: u32,
+    /// Sequence number of the segment.
+    pub seq: SegmentSeq,
+    /// Bytes that are used of the segment, parity included.
+    pub used_bytes: u32,
+}
 
 /// Table segments as storage of runs.
 pub(crate) struct SegmentRuns {
@@ -55,34 +74,39 @@ impl SegmentRuns {
         }
     }
 
-    /// Opens the block at `place`, whose segment has the sequence number `seq`.
-    pub fn open_block(
-        pool: &Pool,
-        place: u64,
-        stored_len: u32,
-        seq: SegmentSeq,
-    ) -> Result<Vec<u8>, ReadError> {
-        let (segment, offset) = split_place(place);
+    /// Opens a block. If it is damaged and the parity of its segment can help, it is repaired in place.
+    pub fn open_block(pool: &Pool, block: TableBlock) -> Result<Vec<u8>, ReadError> {
+        let (segment, offset) = split_place(block.place);
         let damaged = |reason: &str| ReadError::Damaged {
             what: "table block",
             segment,
             offset,
             reason: reason.into(),
         };
-        let stored_len = stored_len as usize;
+        let stored_len = block.stored_len as usize;
         if stored_len < BLOCK_PREFIX_BYTES + TAG_BYTES
             || offset as usize + stored_len > SEGMENT_BYTES as usize
+            || block.used_bytes > SEGMENT_BYTES
             || segment.0 >= pool.device.geometry().segment_count
         {
             return Err(damaged("its place is outside of a segment"));
         }
+        let open = |sealed: &mut [u8]| {
+            let table = &pool.ciphers.table;
+            let plain = table.open_in_place(block.seq, offset, b"", sealed);
+            plain.ok().map(|plain| plain.to_vec())
+        };
         let mut sealed = vec![0; stored_len];
-        pool.device.read_at(segment, offset, &mut sealed)?;
-        let plain = pool
-            .ciphers
-            .table
-            .open_in_place(seq, offset, b"", &mut sealed)
-            .map_err(|_| damaged("authentication failed"))?;
+        let read = pool.device.read_at(segment, offset, &mut sealed);
+        let opened = read.as_ref().ok().and_then(|()| open(&mut sealed));
+        let range = offset as usize..offset as usize + stored_len;
+        let plain = match opened.or_else(|| reopen(pool, segment, block.used_bytes, range, open)) {
+            Some(plain) => plain,
+            None => {
+                read?;
+                return Err(damaged("authentication failed"));
+            }
+        };
         let (codec, rest) = plain.split_first().ok_or_else(|| damaged("empty"))?;
         let (raw_len, payload) = rest
             .split_first_chunk::<4>()
@@ -126,7 +150,8 @@ impl RunStore for SegmentRuns {
 
     fn read_block(&self, block: BlockPtr) -> Result<Vec<u8>, RunError> {
         let (segment, offset) = split_place(block.place);
-        let seq = self.pool.space.lock().seq(segment).ok_or_else(|| {
+        let entry = self.pool.space.lock().entry(segment).copied();
+        let entry = entry.ok_or_else(|| {
             run_error(ReadError::Damaged {
                 what: "table block",
                 segment,
@@ -134,7 +159,13 @@ impl RunStore for SegmentRuns {
                 reason: "its segment is not in use".into(),
             })
         })?;
-        Self::open_block(&self.pool, block.place, block.stored_len, seq).map_err(run_error)
+        let block = TableBlock {
+            place: block.place,
+            stored_len: block.stored_len,
+            seq: entry.seq,
+            used_bytes: entry.used_bytes,
+        };
+        Self::open_block(&self.pool, block).map_err(run_error)
     }
 
     fn release_run(&self, extents: &[u64]) {
@@ -178,9 +209,10 @@ impl SegmentRunWriter<'_> {
         self.scratch[1..BLOCK_PREFIX_BYTES].copy_from_slice(&(plain.len() as u32).to_le_bytes());
         let stored_len = (self.scratch.len() + TAG_BYTES) as u32;
         if let Some(open) = &self.open
-            && open.buffer.as_slice().len() as u32 + stored_len > SEGMENT_BYTES
+            && open.buffer.as_slice().len() as u32 + stored_len > CONTENT_BYTES_MAX
         {
-            self.close_segment()?;
+            // Filled up to its end, so that the parity of all but the last segment of a run is where one expects it.
+            self.close_segment(CONTENT_BYTES_MAX)?;
         }
         if self.open.is_none() {
             let (segment, seq) = self.pool.take_segment(Stream::Table, self.purpose)?;
@@ -218,12 +250,17 @@ impl SegmentRunWriter<'_> {
         self.open.as_ref().expect("a block has been appended").seq
     }
 
-    fn close_segment(&mut self) -> Result<(), WriteError> {
+    /// Writes the open segment, filled with zeros up to `content_bytes_min`, and its parity.
+    fn close_segment(&mut self, content_bytes_min: u32) -> Result<(), WriteError> {
         let Some(mut open) = self.open.take() else {
             return Ok(());
         };
-        open.buffer.pad_to_multiple(BLOCK_BYTES as usize);
-        let used = block_ceil(open.buffer.as_slice().len() as u32);
+        let content_bytes = open.buffer.len().max(content_bytes_min as usize);
+        let content = content_bytes.div_ceil(BLOCK_BYTES as usize);
+        let total = content + parity_blocks(content);
+        open.buffer.resize(total * BLOCK_BYTES as usize);
+        fill_parity(open.buffer.as_mut_slice(), content);
+        let used = open.buffer.len() as u32;
         self.pool.write(open.segment, 0, open.buffer.as_slice())?;
         self.pool.space.lock().close(open.segment, used);
         if used < SEGMENT_BYTES {
@@ -239,7 +276,7 @@ impl SegmentRunWriter<'_> {
 
     /// Writes what is left; the segments that hold the run.
     pub fn finish(mut self) -> Result<Vec<SegmentId>, WriteError> {
-        self.close_segment()?;
+        self.close_segment(0)?;
         self.finished = true;
         Ok(std::mem::take(&mut self.segments)
             .into_iter()

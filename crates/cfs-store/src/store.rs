@@ -30,6 +30,8 @@ pub struct StoreOptions {
     pub block_cache_bytes: u64,
     /// Size at which a memtable is written out, bytes.
     pub memtable_bytes_max: usize,
+    /// Go on with what could be read of a damaged log, although acknowledged commands are lost then.
+    pub accept_log_loss: bool,
 }
 
 impl Default for StoreOptions {
@@ -38,6 +40,7 @@ impl Default for StoreOptions {
             lanes: 2,
             block_cache_bytes: 64 << 20,
             memtable_bytes_max: 32 << 20,
+            accept_log_loss: false,
         }
     }
 }
@@ -133,6 +136,8 @@ pub struct StoreStats {
     pub durable_lsn: Lsn,
     /// The tables' block cache, bytes.
     pub block_cache_bytes: u64,
+    /// Damaged blocks of tables and log that parity has brought back since the pool was opened.
+    pub healed_blocks: u64,
 }
 
 /// Room that has been promised; given back when dropped.
@@ -329,6 +334,7 @@ impl Store {
             last_lsn: self.journal().last_lsn(),
             durable_lsn: self.journal().durable_lsn(),
             block_cache_bytes: self.block_cache.bytes(),
+            healed_blocks: self.pool.healing.healed_blocks(),
         }
     }
 }

@@ -65,6 +65,13 @@ Examples:
   cfs export /photos /tmp --data /srv/pool              /tmp/photos
   cfs export / /restore -T --data /srv/pool             everything";
 
+const REPAIR_HELP: &str = "\
+A pool whose log has lost acknowledged changes to damage is not opened by other commands. Its state is then that of the
+last change before the damage. Make a copy of the pool first if there is room for one.
+
+Example:
+  cfs repair --accept-log-loss --data /srv/pool && cfs admin fsck --data /srv/pool";
+
 const DEBUG_EXAMPLES: &str = "\
 Examples:
   cfs debug superblock --data /srv/pool
@@ -107,6 +114,9 @@ pub enum Command {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    /// Bring a pool back that does not open
+    #[command(after_help = REPAIR_HELP)]
+    Repair(RepairArgs),
     /// Print the structures on the device
     #[command(after_help = DEBUG_EXAMPLES)]
     Debug {
@@ -240,6 +250,17 @@ pub struct TransferArgs {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `cfs repair`.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// Go on without the changes that a damaged log has lost
+    #[arg(long, required = true)]
+    pub accept_log_loss: bool,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
 }
 
 /// Where an existing pool is and what opens it.

@@ -39,7 +39,7 @@ use crate::admin::protocol::{AnyPath, DebugTarget, Request, Transfer};
 use crate::admin::reporter::end_if_unprinted;
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
-    MountArgs, ServerArgs,
+    MountArgs, RepairArgs, ServerArgs,
 };
 use crate::daemon::Side;
 use crate::datadir::DataDir;
@@ -89,6 +89,10 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         Command::Admin { command } => {
             start_log(log, "warn")?;
             admin(command, environment)
+        }
+        Command::Repair(args) => {
+            start_log(log, "warn")?;
+            repair(args, environment)
         }
         Command::Debug { command } => {
             start_log(log, "warn")?;
@@ -218,6 +222,18 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         }
     };
     on_existing(args.existing, environment, request, args.json)
+}
+
+fn repair(args: RepairArgs, environment: Environment) -> Result<ExitCode> {
+    let dir = DataDir::at(&args.existing.data)?;
+    let usage = Use {
+        accept_log_loss: args.accept_log_loss,
+        ..Use::default()
+    };
+    let pool = pool::open(&dir, KeyGiven::new(args.existing.key, environment), usage)?;
+    pool::close(&pool.fs)?;
+    tell!("the pool in {} opens", dir.path().display());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn debug(command: DebugCommand, environment: Environment) -> Result<ExitCode> {

@@ -56,6 +56,8 @@ pub struct Use {
     pub budgets: BudgetArgs,
     /// When reading updates the access time.
     pub atime: AtimePolicy,
+    /// Open it although acknowledged changes in a damaged log are lost then.
+    pub accept_log_loss: bool,
 }
 
 /// Opens the pool of `dir`.
@@ -383,6 +385,7 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let memory = memory::usable_bytes();
     let store = StoreOptions {
         lanes: cores,
+        accept_log_loss: usage.accept_log_loss,
         ..StoreOptions::default()
     };
     let fs = FsOptions {
@@ -458,6 +461,9 @@ fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
             Failure::new(Code::WrongKey, format!("{path}: {error}"))
         }
         Store::Device(error) => device(&error),
+        error @ Store::LogDamaged { .. } => pool(format!("{path}: {error}")).hint(
+            "restore it from a copy, or do without the lost changes: cfs repair --accept-log-loss --data DIR",
+        ),
         Store::Write(error) => Failure::new(Code::Host, format!("cannot write to {path}: {error}"))
             .hint("look at the disk that it is on, and free some room"),
         error => pool(format!("{path} is damaged: {error}"))

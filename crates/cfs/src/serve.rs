@@ -87,6 +87,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
             Atime::Noatime => AtimePolicy::Noatime,
             Atime::Strict => AtimePolicy::Strict,
         },
+        ..Use::default()
     };
     let given = KeyGiven::new(serving.pool.key, environment);
     let pool = pool::open_or_create(&serving.dir, given, &serving.pool.first_run, usage)?;

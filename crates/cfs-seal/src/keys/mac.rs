@@ -33,11 +33,14 @@ pub fn check_superblock_checksum(block: &[u8]) -> Result<Superblock, FormatError
         rule,
     };
     let block: &[u8; BLOCK] = block.try_into().map_err(|_| error("one block"))?;
-    let superblock = Superblock::decode(block)?;
+    if !block.starts_with(&cfs_format::superblock::MAGIC) {
+        return Err(error("magic"));
+    }
+    // First: a damaged version must not pass for a newer one.
     if blake3::hash(&block[..BODY_BYTES]) != stored_hash(block, CHECKSUM_OFFSET) {
         return Err(error("checksum"));
     }
-    Ok(superblock)
+    Superblock::decode(block)
 }
 
 /// Whether the block's superblock was made with this cluster key.

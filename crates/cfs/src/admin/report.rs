@@ -67,6 +67,8 @@ pub struct Status {
     pub dirty_bytes: u64,
     /// Bytes of opened chunks in memory.
     pub hot_bytes: u64,
+    /// Damaged blocks of tables and log that were restored from parity since the pool was opened.
+    pub healed_blocks: u64,
 }
 
 /// Segments of a pool by what they hold.
@@ -218,6 +220,15 @@ impl Status {
         row("journal", format!("{} to replay", show(self.journal_bytes)));
         row("dirty", show(self.dirty_bytes));
         row("hot", show(self.hot_bytes));
+        if self.healed_blocks > 0 {
+            row(
+                "restored",
+                format!(
+                    "{} damaged blocks; look at the disk",
+                    count(self.healed_blocks)
+                ),
+            );
+        }
         table(&rows, &[Align::Left, Align::Left])
     }
 }

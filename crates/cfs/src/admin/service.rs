@@ -201,6 +201,7 @@ impl Service {
             journal_bytes: stats.replay_bytes,
             dirty_bytes: fs.dirty_bytes(),
             hot_bytes: fs.hot_bytes(),
+            healed_blocks: stats.healed_blocks,
         }
     }
 

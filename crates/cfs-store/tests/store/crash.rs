@@ -4,100 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs_device::{Device, FaultPlan, MemDevice};
-use cfs_format::superblock::{ChunkParams, KeySlot, UNLOCK_KEY_FILE};
-use cfs_format::table::{VolumeRecord, key, tag};
-use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
-use cfs_seal::block::Cipher;
+use cfs_format::table::key;
+use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::codec::Codec;
-use cfs_seal::keys::{
-    ClusterKey, MasterKey, render_key_file, unwrap_cluster_key, wrap_cluster_key,
-};
-use cfs_store::{
-    FormatOptions, Health, Host, NewChunk, ReplayError, Store, StoreOptions, Txn, UnlockError,
-    WriteError,
-};
-use zerocopy::FromZeros;
+use cfs_store::{Health, Store, WriteError};
 
-struct TestHost(AtomicU64);
-
-impl Host for TestHost {
-    fn now_ns(&self) -> u64 {
-        self.0.fetch_add(1_000_000, Ordering::Relaxed)
-    }
-    fn fill_random(&self, buf: &mut [u8]) {
-        for byte in buf {
-            *byte = (next(&mut self.0.load(Ordering::Relaxed)) >> 32) as u8;
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn master() -> MasterKey {
-    MasterKey::from_key_file_bytes(&render_key_file(&[7; 32])).expect("a rendered key file parses")
-}
-
-fn format(device: &Arc<dyn Device>, host: &Arc<dyn Host>) {
-    let cluster_key = ClusterKey::from_bytes([9; 32]);
-    let mut slot = KeySlot::new_zeroed();
-    slot.unlock = UNLOCK_KEY_FILE;
-    wrap_cluster_key(&master(), &cluster_key, &mut slot);
-    let options = FormatOptions {
-        cipher: Cipher::Aes256Gcm,
-        chunk: ChunkParams {
-            min: (64 << 10).into(),
-            avg: (128 << 10).into(),
-            max: (256 << 10).into(),
-            algorithm: 1.into(),
-        },
-        pool_bytes_max: 0,
-    };
-    Store::format(device, host, cluster_key, slot, &options).expect("format");
-}
-
-/// The test's only command: slot `ino` now holds this chunk; the one before is let go.
-type Put = (u64, Fingerprint, Option<NewChunk>);
-
-fn apply(txn: &mut Txn<'_>, command: &[u8]) -> Result<(), ReplayError> {
-    let (slot, fingerprint, new): Put = postcard::from_bytes(command).expect("a command");
-    let key = key(Ino(slot), tag::EXTENT, &[]);
-    if txn.volume(VolumeId::ROOT).is_none() {
-        txn.volume_put(VolumeId::ROOT, VolumeRecord::default());
-    }
-    txn.chunk_ref(&fingerprint, new.as_ref())?;
-    if let Some(old) = txn.get(&key)? {
-        let old = Fingerprint(old[..32].try_into().expect("32 bytes"));
-        txn.chunk_unref(&old)?;
-    }
-    let mut value = fingerprint.0.to_vec();
-    value.extend_from_slice(&txn.timestamp().0.to_le_bytes());
-    txn.put(key, value);
-    Ok(())
-}
-
-fn open(device: Arc<dyn Device>, host: Arc<dyn Host>) -> Arc<Store> {
-    Store::open(
-        device,
-        host,
-        |superblock| {
-            unwrap_cluster_key(&master(), &superblock.key_slot).map_err(|_| UnlockError::WrongKey)
-        },
-        StoreOptions::default(),
-        apply,
-    )
-    .expect("open")
-}
+use crate::support::{Put, TestHost, apply, format, next, open};
 
 fn content(seed: u64) -> Vec<u8> {
     let mut state = seed;
@@ -145,7 +60,7 @@ fn check_counts(store: &Store) {
 
 fn run(seed: u64) {
     let mut state = seed;
-    let host: Arc<dyn Host> = Arc::new(TestHost(AtomicU64::new(1_700_000_000_000_000_000)));
+    let host = TestHost::start();
     let mut device = Arc::new(MemDevice::new(128));
     format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
     // What was done, in order; and how much of it was synced.
@@ -258,7 +173,7 @@ fn a_power_cut_leaves_a_prefix() {
         let result = std::panic::catch_unwind(|| run(seed));
         if result.is_err() {
             panic!(
-                "failed with seed {seed}; replay: CFS_SEED={seed} cargo test --release -p cfs-store --test crash"
+                "failed with seed {seed}; replay: CFS_SEED={seed} cargo test --release -p cfs-store --test store"
             );
         }
     }
@@ -267,7 +182,7 @@ fn a_power_cut_leaves_a_prefix() {
 /// Each chunk is handed to the device alone, so that padding fills the segments to their last block.
 #[test]
 fn padding_leaves_room_for_the_footer() {
-    let host: Arc<dyn Host> = Arc::new(TestHost(AtomicU64::new(1_700_000_000_000_000_000)));
+    let host = TestHost::start();
     let device = Arc::new(MemDevice::new(128));
     format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
     let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
@@ -294,7 +209,7 @@ fn padding_leaves_room_for_the_footer() {
 /// Who brings the content of a chunk that can no longer be opened repairs it for all who refer to it.
 #[test]
 fn a_damaged_chunk_is_stored_again() {
-    let host: Arc<dyn Host> = Arc::new(TestHost(AtomicU64::new(1_700_000_000_000_000_000)));
+    let host = TestHost::start();
     let device = Arc::new(MemDevice::new(128));
     let reopen =
         |device: &Arc<MemDevice>| open(Arc::clone(device) as Arc<dyn Device>, Arc::clone(&host));

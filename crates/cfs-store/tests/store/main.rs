@@ -1,0 +1,5 @@
+//! The store on a device in memory.
+
+mod crash;
+mod rot;
+mod support;

@@ -1,0 +1,172 @@
+//! Damage in the log: one block of a batch comes back, more is told; and the end that a power cut leaves is no damage.
+
+use std::sync::Arc;
+
+use cfs_device::{Device, MemDevice};
+use cfs_format::table::{key, tag};
+use cfs_format::{BLOCK_BYTES, DomainId, Ino, SegmentId};
+use cfs_seal::codec::Codec;
+use cfs_store::{Host, OpenError, Store, StoreOptions};
+
+use crate::support::{Put, TestHost, apply, format, open, try_open};
+
+/// Commands in the log of a process that was killed, each with a chunk of its own, and synced by itself.
+const COMMANDS: u64 = 9;
+/// A command with its parity.
+const BATCH_BLOCKS: u32 = 2;
+
+/// A pool with a log to replay, and where its first batch lies.
+struct Killed {
+    device: MemDevice,
+    host: Arc<dyn Host>,
+    segment: SegmentId,
+    first_block: u32,
+}
+
+impl Killed {
+    fn new() -> Self {
+        let host = TestHost::start();
+        let device = Arc::new(MemDevice::new(128));
+        format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
+        let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
+        let position = store.superblock().journal;
+        for slot in 1..=COMMANDS {
+            let content = [slot as u8; 100];
+            let pin = store
+                .put_chunk(0, DomainId::DEFAULT, Codec::None, &content)
+                .expect("a chunk");
+            let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+            let command = postcard::to_stdvec(&command).expect("encode");
+            let mut txn = store.begin();
+            apply(&mut txn, &command).expect("apply");
+            txn.commit(&command).expect("commit");
+            store.sync().expect("durable");
+        }
+        drop(store);
+        Self {
+            device: device.power_cut(0),
+            host,
+            segment: SegmentId(position.segment.get()),
+            first_block: position.offset.get() / BLOCK_BYTES,
+        }
+    }
+
+    fn block_of(&self, command: u64) -> u32 {
+        self.first_block + (command as u32 - 1) * BATCH_BLOCKS
+    }
+
+    /// The pool with these blocks of the log's segment gone.
+    fn without(&self, blocks: impl IntoIterator<Item = u32>) -> Arc<dyn Device> {
+        let device = self.device.power_cut(0);
+        for block in blocks {
+            let noise = [0xa5; BLOCK_BYTES as usize];
+            device
+                .write_at(self.segment, block * BLOCK_BYTES, &noise)
+                .expect("written");
+        }
+        device.flush().expect("flushed");
+        Arc::new(device)
+    }
+
+    fn try_open(
+        &self,
+        device: &Arc<dyn Device>,
+        accept_log_loss: bool,
+    ) -> Result<Arc<Store>, OpenError> {
+        let options = StoreOptions {
+            accept_log_loss,
+            ..StoreOptions::default()
+        };
+        try_open(Arc::clone(device), Arc::clone(&self.host), options)
+    }
+}
+
+/// How many of the commands are there; they must be the first ones.
+fn commands_in(store: &Store) -> u64 {
+    let is_there = |slot: &u64| {
+        let row = store.get(&key(Ino(*slot), tag::EXTENT, &[]));
+        row.expect("a table that can be read").is_some()
+    };
+    let count = (1..=COMMANDS).take_while(is_there).count() as u64;
+    assert!(
+        !(count + 1..=COMMANDS).any(|slot| is_there(&slot)),
+        "a prefix"
+    );
+    count
+}
+
+#[test]
+fn any_block_of_the_log_may_be_lost() {
+    let killed = Killed::new();
+    let end = killed.block_of(COMMANDS) + BATCH_BLOCKS;
+    for block in (0..killed.first_block).chain(killed.first_block..end) {
+        let device = killed.without([block]);
+        let store = killed.try_open(&device, false).expect("open");
+        assert_eq!(commands_in(&store), COMMANDS, "without block {block}");
+        // The last batch may as well have been on its way.
+        let in_last = block >= killed.block_of(COMMANDS);
+        let healed = u64::from(!in_last);
+        assert_eq!(store.stats().healed_blocks, healed, "block {block}");
+        drop(store);
+        if !in_last {
+            let (mut now, mut then) = ([0; BLOCK_BYTES as usize], [1; BLOCK_BYTES as usize]);
+            let offset = block * BLOCK_BYTES;
+            device
+                .read_at(killed.segment, offset, &mut now)
+                .expect("read");
+            let original = killed.device.read_at(killed.segment, offset, &mut then);
+            original.expect("read");
+            assert!(now == then, "block {block} was written back");
+        }
+    }
+}
+
+#[test]
+fn a_hole_in_the_log_is_not_taken_for_its_end() {
+    let killed = Killed::new();
+    for command in 1..COMMANDS {
+        let first = killed.block_of(command);
+        let device = killed.without(first..first + BATCH_BLOCKS);
+        match killed.try_open(&device, false).map(drop) {
+            Err(OpenError::LogDamaged {
+                segment,
+                offset,
+                last_lsn,
+                durable_lsn,
+            }) => {
+                assert_eq!((segment, offset), (killed.segment, first * BLOCK_BYTES));
+                assert_eq!(durable_lsn - last_lsn, COMMANDS - command);
+            }
+            other => panic!("command {command}: {other:?}"),
+        }
+        let store = killed.try_open(&device, true).expect("told to go on");
+        assert_eq!(commands_in(&store), command - 1);
+        drop(store);
+        let store = killed
+            .try_open(&device, false)
+            .expect("the loss is settled");
+        assert_eq!(commands_in(&store), command - 1);
+    }
+}
+
+#[test]
+fn the_header_of_the_log_lost_twice_is_told() {
+    let killed = Killed::new();
+    let device = killed.without(0..2);
+    let error = killed.try_open(&device, false).map(drop);
+    assert!(
+        matches!(error, Err(OpenError::LogDamaged { .. })),
+        "{error:?}"
+    );
+    let store = killed.try_open(&device, true).expect("told to go on");
+    assert_eq!(commands_in(&store), COMMANDS, "the batches are there");
+}
+
+#[test]
+fn a_torn_end_is_no_damage() {
+    let killed = Killed::new();
+    let first = killed.block_of(COMMANDS);
+    let device = killed.without(first..first + BATCH_BLOCKS);
+    let store = killed.try_open(&device, false).expect("open");
+    assert_eq!(commands_in(&store), COMMANDS - 1);
+}
