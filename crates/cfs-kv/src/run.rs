@@ -7,6 +7,7 @@
 //! Invariant: a `Run` that has been marked obsolete hands its extents to the graveyard when its last holder drops it,
 //! and no other run does.
 
+use std::ops::ControlFlow;
 use std::sync::{
     Arc, OnceLock,
     atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -282,6 +283,51 @@ impl Run {
                 .fetch_add(index.memory_bytes(), Ordering::Relaxed);
             Partition { index, filter }
         }))
+    }
+
+    /// Reads every block from the store, whatever is in memory. `seen` is told of each, with the error if it cannot be
+    /// read, and says whether to go on. What a bad block would lead to is left out.
+    pub(crate) fn read_all(
+        &self,
+        seen: &mut impl FnMut(BlockPtr, Option<RunError>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let store = &self.context.store;
+        seen(self.root, store.read_block(self.root).err())?;
+        for number in 0..self.partitions.len() {
+            let pointers = partition_ptrs(&self.partitions, number)
+                .expect("checked when the root was decoded");
+            if let Some(filter) = pointers.filter {
+                let parsed = store
+                    .read_block(filter)
+                    .and_then(|bytes| Filter::parse(&bytes).map_err(|bad| bad.at(filter)));
+                seen(filter, parsed.err())?;
+            }
+            let parsed = store.read_block(pointers.index).and_then(|bytes| {
+                Block::parse(bytes, KIND_INDEX).map_err(|bad| bad.at(pointers.index))
+            });
+            let index = match parsed {
+                Ok(index) => index,
+                Err(error) => {
+                    seen(pointers.index, Some(error))?;
+                    continue;
+                }
+            };
+            seen(pointers.index, None)?;
+            for position in 0..index.len() {
+                let pointer = match block_ptr(&index, position) {
+                    Ok(pointer) => pointer,
+                    Err(bad) => {
+                        seen(pointers.index, Some(bad.at(pointers.index)))?;
+                        continue;
+                    }
+                };
+                let parsed = store.read_block(pointer).and_then(|bytes| {
+                    Block::parse(bytes, KIND_DATA).map_err(|bad| bad.at(pointer))
+                });
+                seen(pointer, parsed.err())?;
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// The data block at a position of the index of a partition that has been loaded.

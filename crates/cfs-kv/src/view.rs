@@ -1,11 +1,15 @@
 //! Consistent read views.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::{Bound, ControlFlow},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 
 use crate::{
-    Range, RunError,
+    BlockPtr, Range, RunError,
     filter::key_hash,
     state::{State, run_of},
 };
@@ -83,6 +87,25 @@ impl View {
             low.map(<[u8]>::to_vec),
             high.map(<[u8]>::to_vec),
         )
+    }
+
+    /// Reads every block of every run from the store, past all caches. `seen` is told of each block, with the error if it
+    /// cannot be read, and says whether to go on.
+    pub fn read_all_blocks(
+        &self,
+        mut seen: impl FnMut(BlockPtr, Option<RunError>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        for run in self.0.state.runs() {
+            run.read_all(&mut seen)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The storage extents of all runs; none of them is released while the view lives.
+    #[must_use]
+    pub fn extents(&self) -> Vec<u64> {
+        let runs = self.0.state.runs();
+        runs.flat_map(|run| run.extents()).copied().collect()
     }
 
     pub(crate) fn state(&self) -> &State {

@@ -12,6 +12,7 @@ use cfs_seal::keys::{
 };
 
 use crate::error::OpenError;
+use crate::heal::read_what_can_be;
 
 /// The newest superblock record whose checksum holds, not yet checked against a key.
 pub struct UnverifiedSuperblock {
@@ -95,6 +96,21 @@ pub(crate) fn scan(device: &dyn Device) -> Result<(UnverifiedSuperblock, Anchors
         )),
         (None, None) => Err(OpenError::NotAPool),
     }
+}
+
+/// Whether an anchor has a sound record of this generation.
+pub(crate) fn has_record(
+    device: &dyn Device,
+    anchor: u32,
+    generation: u64,
+    key: &ClusterKey,
+) -> bool {
+    let mut content = vec![0; SEGMENT_BYTES as usize];
+    read_what_can_be(device, SegmentId(anchor), 0, &mut content);
+    content.chunks_exact(BLOCK_BYTES as usize).any(|block| {
+        check_superblock_checksum(block).is_ok_and(|found| found.generation.get() == generation)
+            && check_superblock_mac(block, key)
+    })
 }
 
 impl Anchors {

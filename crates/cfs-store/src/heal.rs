@@ -30,6 +30,12 @@ impl Healing {
     pub fn healed_blocks(&self) -> u64 {
         self.healed_blocks.load(Ordering::Relaxed)
     }
+
+    /// Counts a block, for which a copy has stood in.
+    pub fn note(&self, what: &str) {
+        self.healed_blocks.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!("a damaged {what} has been written again");
+    }
 }
 
 /// Reads whole blocks; those that the device refuses are zeros, and their numbers come back, counted from the start of
@@ -136,6 +142,48 @@ pub(crate) fn reopen<T>(
         }
     }
     None
+}
+
+/// Makes the columns of a table segment zero again, all of whose sealed blocks have just been opened: what may still be
+/// wrong is the header block, which tells by itself, or parity. `is_header` says whether a block is the header block
+/// that belongs there.
+pub(crate) fn settle_parity(
+    pool: &Pool,
+    segment: SegmentId,
+    used_bytes: u32,
+    is_header: impl Fn(&[u8]) -> bool,
+) {
+    let _one = pool.healing.busy.lock();
+    let total = used_bytes as usize / BLOCK;
+    let Some(columns) = columns(total) else {
+        return;
+    };
+    let mut bytes = vec![0; used_bytes as usize];
+    read_what_can_be(&*pool.device, segment, 0, &mut bytes);
+    let lacking = differences(&bytes, columns);
+    let mut image = TableImage {
+        bytes,
+        columns,
+        lacking,
+        refused: Vec::new(),
+    };
+    for column in 0..columns {
+        if !image.is_suspect(column) {
+            continue;
+        }
+        let mut block = column;
+        if column > 0 || is_header(&image.bytes[..BLOCK]) {
+            // The column's parity block is one of the last.
+            let parity = total - columns;
+            block = parity + (column + columns - parity % columns) % columns;
+        }
+        image.toggle(&[block]);
+        if block == 0 && !is_header(&image.bytes[..BLOCK]) {
+            continue;
+        }
+        let bytes = &image.bytes[block * BLOCK..(block + 1) * BLOCK];
+        write_back(pool, "table block", segment, block as u32, bytes);
+    }
 }
 
 /// Writes a block, as it had been sealed, over its damaged form.

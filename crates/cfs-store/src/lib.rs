@@ -14,6 +14,7 @@
 //! | `checkpoint` | tables and superblock at one log position |
 //! | `open` | making, opening and recovering a pool |
 //! | `reclaim` | dropping dead chunks, compaction |
+//! | `scrub` | reading all of it to see whether it is whole |
 //! | `inspect` | what `cfs debug` and `fsck` look at |
 //!
 //! Locks are taken in this order and never the other way: maintenance, writer (a command in the making), pins,
@@ -34,6 +35,7 @@ mod open;
 mod pool;
 mod reclaim;
 mod runs;
+mod scrub;
 mod space;
 mod store;
 mod txn;
@@ -45,6 +47,7 @@ pub use inspect::{Frozen, LoggedCommand, SegmentReport, logged_commands};
 pub use journal::COMMAND_BYTES_MAX;
 pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
 pub use pool::Host;
+pub use scrub::{ScrubFinding, ScrubProgress, ScrubReport};
 pub use space::SegmentCounts;
 pub use store::{Health, Reservation, Store, StoreOptions, StoreStats};
 pub use txn::{Txn, VolumeDelta};

@@ -5,5 +5,6 @@ pub mod debug;
 pub mod protocol;
 pub mod report;
 pub mod reporter;
+pub mod scrub;
 pub mod service;
 pub mod socket;

@@ -32,6 +32,17 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("'{text}' is more than 16 EiB"))
 }
 
+/// As [`parse`], with or without `/s` behind it, and not zero.
+///
+/// # Errors
+/// A sentence for the command line.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse(text.strip_suffix("/s").unwrap_or(text))? {
+        0 => Err(format!("with '{text}' it would never end")),
+        rate => Ok(rate),
+    }
+}
+
 /// `1.5 GiB`; three digits that count, exact below 1 KiB.
 #[must_use]
 pub fn show(bytes: u64) -> String {

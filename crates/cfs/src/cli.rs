@@ -11,7 +11,7 @@ use crate::bytes;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    done in part, or something was found (fsck findings, files that could not be copied)
+  1    done in part, or something was found (findings, files that could not be copied)
   2    the command line does not make sense
   3    wrong passphrase or key file
   4    the pool is in use by another process
@@ -27,6 +27,7 @@ Examples:
   cfs import ~/photos / --data /srv/pool      copy in without FUSE
   cfs admin status --data /srv/pool           what it saves
   cfs admin fsck --data /srv/pool             verify every reference and count
+  cfs admin scrub --data /srv/pool            verify every byte that is stored
 
 ";
 
@@ -64,6 +65,18 @@ size, modification time and mode is not written again.
 Examples:
   cfs export /photos /tmp --data /srv/pool              /tmp/photos
   cfs export / /restore -T --data /srv/pool             everything";
+
+const SCRUB_HELP: &str = "\
+Works beside a server under load. Damaged blocks of tables, log and superblock are restored from parity or a copy. For
+damaged content each file is named with the byte ranges that cannot be read; all else of the file can. When the server
+that has found the damage is given the same content again, as with `cfs import` from a good copy to anywhere, it heals
+every file that has it.
+
+Exit code 0: nothing found, or only what could be restored. 1: findings. 130: interrupted; nothing is lost.
+
+Examples:
+  cfs admin scrub --data /srv/pool
+  cfs admin scrub --data /srv/pool --rate 50M --json";
 
 const REPAIR_HELP: &str = "\
 A pool whose log has lost acknowledged changes to damage is not opened by other commands. Its state is then that of the
@@ -374,12 +387,26 @@ pub enum AdminCommand {
         after_help = "Exit code 0: nothing found. 1: findings, each with a stable id and the object it concerns."
     )]
     Fsck(ReportArgs),
+    /// Read all that is stored, restore damaged metadata, and name the files that damaged content belongs to
+    #[command(after_help = SCRUB_HELP)]
+    Scrub(ScrubArgs),
     /// Change what opens the pool
     Key {
         /// The key command.
         #[command(subcommand)]
         command: KeyCommand,
     },
+}
+
+/// Options of `cfs admin scrub`.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Most bytes to read in a second [default: as fast as it goes]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse_rate)]
+    pub rate: Option<u64>,
+    /// Options of any report.
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 /// Options of a report.

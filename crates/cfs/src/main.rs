@@ -206,6 +206,7 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         AdminCommand::Df(args) => (args, Request::Df),
         AdminCommand::LsDomains(args) => (args, Request::LsDomains),
         AdminCommand::Fsck(args) => (args, Request::Fsck),
+        AdminCommand::Scrub(args) => (args.report, Request::Scrub { rate: args.rate }),
         AdminCommand::Key {
             command:
                 KeyCommand::ChangePassphrase {

@@ -172,6 +172,7 @@ impl<'a> Run<'a> {
                 + of(&tally.hard_links),
             objects_total: None,
             bytes: of(&tally.bytes),
+            bytes_total: None,
         }));
     }
 

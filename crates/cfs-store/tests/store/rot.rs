@@ -1,5 +1,6 @@
 //! Damage in the log: one block of a batch comes back, more is told; and the end that a power cut leaves is no damage.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cfs_device::{Device, MemDevice};
@@ -23,6 +24,19 @@ struct Killed {
     first_block: u32,
 }
 
+/// A command with a chunk of this byte, durable.
+fn put(store: &Store, slot: u64, byte: u8) {
+    let pin = store
+        .put_chunk(0, DomainId::DEFAULT, Codec::None, &[byte; 100])
+        .expect("a chunk");
+    let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+    let command = postcard::to_stdvec(&command).expect("encode");
+    let mut txn = store.begin();
+    apply(&mut txn, &command).expect("apply");
+    txn.commit(&command).expect("commit");
+    store.sync().expect("durable");
+}
+
 impl Killed {
     fn new() -> Self {
         let host = TestHost::start();
@@ -31,16 +45,7 @@ impl Killed {
         let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
         let position = store.superblock().journal;
         for slot in 1..=COMMANDS {
-            let content = [slot as u8; 100];
-            let pin = store
-                .put_chunk(0, DomainId::DEFAULT, Codec::None, &content)
-                .expect("a chunk");
-            let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
-            let command = postcard::to_stdvec(&command).expect("encode");
-            let mut txn = store.begin();
-            apply(&mut txn, &command).expect("apply");
-            txn.commit(&command).expect("commit");
-            store.sync().expect("durable");
+            put(&store, slot, slot as u8);
         }
         drop(store);
         Self {
@@ -160,6 +165,70 @@ fn the_header_of_the_log_lost_twice_is_told() {
     );
     let store = killed.try_open(&device, true).expect("told to go on");
     assert_eq!(commands_in(&store), COMMANDS, "the batches are there");
+}
+
+/// What `scrub` puts right while the pool is open: every block of tables, manifests and log that is in use, and the
+/// newest superblock record of either anchor.
+#[test]
+fn scrub_restores_metadata() {
+    let killed = Killed::new();
+    let device = Arc::new(killed.device.power_cut(0));
+    let store = open(
+        Arc::clone(&device) as Arc<dyn Device>,
+        Arc::clone(&killed.host),
+    );
+    let read = |segment, block: u32| {
+        let mut bytes = vec![0; BLOCK_BYTES as usize];
+        let offset = block * BLOCK_BYTES;
+        device.read_at(segment, offset, &mut bytes).expect("read");
+        bytes
+    };
+    let scrub = || {
+        let mut go_on = |_| ControlFlow::Continue(());
+        let report = store.scrub(&mut go_on).expect("scrubbed");
+        assert!(report.findings.is_empty(), "{report:?}");
+        assert!(report.bad_chunks.is_empty() && !report.stopped);
+        report.restored_blocks
+    };
+    assert_eq!(scrub(), 0, "nothing is damaged yet");
+    // A log that the checkpoint after opening does not cover.
+    for slot in [3, 5] {
+        put(&store, slot, COMMANDS as u8 + slot as u8);
+    }
+    let position = store.superblock().journal;
+    let journal = SegmentId(position.segment.get());
+    let mut targets: Vec<(SegmentId, u32)> = Vec::new();
+    let mut tables = 0;
+    for (segment, block) in device.written_blocks() {
+        let report = store.segment_report(segment).expect("a segment");
+        let is_table = report.table_entry.starts_with("full (Table)");
+        tables += u32::from(is_table && block == 0);
+        if is_table || (segment == journal && block < position.offset.get() / BLOCK_BYTES + 2) {
+            targets.push((segment, block));
+        }
+    }
+    assert!(tables >= 4, "two manifests, a run of each tree");
+    assert!(targets.len() > 20, "{targets:?}");
+    for (segment, block) in targets {
+        let before = read(segment, block);
+        device.flip_bit(segment, block * BLOCK_BYTES + 77, 3);
+        assert_eq!(scrub(), 1, "block {block} of segment {segment}");
+        assert!(
+            read(segment, block) == before,
+            "block {block} of segment {segment}"
+        );
+    }
+    let newest = |anchor| {
+        let blocks = device.written_blocks().into_iter();
+        let blocks = blocks.filter(|(segment, _)| *segment == SegmentId(anchor));
+        let written = blocks.filter(|(segment, block)| read(*segment, *block)[0] != 0);
+        written.map(|(_, block)| block).max().expect("a record")
+    };
+    for anchor in [0, 1] {
+        device.flip_bit(SegmentId(anchor), newest(anchor) * BLOCK_BYTES + 8, 1);
+        assert_eq!(scrub(), 1, "anchor {anchor}");
+        assert_eq!(scrub(), 0, "anchor {anchor}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::debug;
 use super::protocol::{
     Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, PROTOCOL, Present, Request,
-    TransferSummary,
+    ScrubSummary, TransferSummary,
 };
 use super::reporter::{Reporter, Terminal, print_line};
 use super::service::Service;
@@ -217,12 +217,14 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Df(df) => or_json(df, json, || df.lines()),
         Answer::Domains(domains) => or_json(domains, json, || domains.lines()),
         Answer::Fsck(summary) => {
-            let document = FsckDocument {
-                clean: summary.findings == 0,
-                summary,
-                list: terminal.take_findings(),
-            };
-            or_json(&document, json, || vec![fsck_line(summary)])
+            findings_or_line(terminal, json, summary.findings, summary, || {
+                fsck_line(summary)
+            })
+        }
+        Answer::Scrub(summary) => {
+            findings_or_line(terminal, json, summary.findings, summary, || {
+                scrub_line(summary)
+            })
         }
         Answer::Transfer(summary) => or_json(summary, json, || summary_lines(summary)),
         Answer::Nothing => Vec::new(),
@@ -232,6 +234,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
     }
     let incomplete = match &answer {
         Answer::Fsck(summary) => summary.findings > 0,
+        Answer::Scrub(summary) => summary.findings > 0,
         Answer::Transfer(summary) => summary.problems > 0,
         _ => false,
     };
@@ -242,26 +245,71 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
 }
 
 #[derive(Serialize)]
-struct FsckDocument<'a> {
+struct FindingsDocument<'a, S> {
     clean: bool,
     #[serde(flatten)]
-    summary: &'a FsckSummary,
+    summary: &'a S,
     list: Vec<Finding>,
+}
+
+/// A summary, as JSON with the findings, which are printed as they come otherwise.
+fn findings_or_line<S: Serialize>(
+    terminal: &Terminal,
+    json: bool,
+    findings: u64,
+    summary: &S,
+    line: impl FnOnce() -> String,
+) -> Vec<String> {
+    let document = FindingsDocument {
+        clean: findings == 0,
+        summary,
+        list: terminal.take_findings(),
+    };
+    or_json(&document, json, || vec![line()])
+}
+
+fn verdict(findings: u64) -> String {
+    match findings {
+        0 => "clean".to_owned(),
+        1 => "1 finding".to_owned(),
+        n => format!("{} findings", count(n)),
+    }
 }
 
 fn fsck_line(summary: &FsckSummary) -> String {
     format!(
         "{}: {} inodes, {} directory entries, {} extents, {} chunks (whose content was not read)",
-        match summary.findings {
-            0 => "clean".to_owned(),
-            1 => "1 finding".to_owned(),
-            n => format!("{} findings", count(n)),
-        },
+        verdict(summary.findings),
         count(summary.inodes),
         count(summary.entries),
         count(summary.extents),
         count(summary.chunks)
     )
+}
+
+fn scrub_line(summary: &ScrubSummary) -> String {
+    let mut line = format!(
+        "{}: {} read in {:.1} s, {} chunks, {} table blocks",
+        verdict(summary.findings),
+        show(summary.bytes),
+        summary.seconds,
+        count(summary.chunks),
+        count(summary.table_blocks)
+    );
+    if summary.bad_chunks > 0 {
+        line += &format!(
+            "; {} bad chunks in {} files",
+            count(summary.bad_chunks),
+            count(summary.files)
+        );
+    }
+    if summary.restored_blocks > 0 {
+        line += &format!(
+            "; {} damaged blocks restored, look at the disk",
+            count(summary.restored_blocks)
+        );
+    }
+    line
 }
 
 fn or_json(value: &impl Serialize, json: bool, lines: impl FnOnce() -> Vec<String>) -> Vec<String> {

@@ -74,6 +74,11 @@ pub enum Request {
     LsDomains,
     /// Verify everything.
     Fsck,
+    /// Read everything.
+    Scrub {
+        /// Most bytes a second.
+        rate: Option<u64>,
+    },
     /// Copy in.
     Import(Transfer),
     /// Copy out.
@@ -147,7 +152,7 @@ pub enum Event {
     Accepted,
     /// How far it is.
     Progress(Progress),
-    /// Something that fsck found.
+    /// Something that fsck or scrub found.
     Finding(Finding),
     /// A file that could not be copied, or something the user should know.
     Problem {
@@ -184,6 +189,8 @@ pub struct Progress {
     pub objects_total: Option<u64>,
     /// Bytes done.
     pub bytes: u64,
+    /// Bytes in all, where known.
+    pub bytes_total: Option<u64>,
 }
 
 /// Something that does not fit together.
@@ -209,6 +216,8 @@ pub enum Answer {
     Domains(Domains),
     /// Of `fsck`.
     Fsck(FsckSummary),
+    /// Of `scrub`.
+    Scrub(ScrubSummary),
     /// Of `import` and `export`.
     Transfer(TransferSummary),
     /// Of what only succeeds.
@@ -228,6 +237,27 @@ pub struct FsckSummary {
     pub chunks: u64,
     /// Findings; of very many only the first are sent.
     pub findings: u64,
+}
+
+/// What scrub has read.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubSummary {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Chunks whose content was verified.
+    pub chunks: u64,
+    /// Blocks of the tables that were opened.
+    pub table_blocks: u64,
+    /// Chunks that cannot be read.
+    pub bad_chunks: u64,
+    /// Files that use them.
+    pub files: u64,
+    /// Damaged blocks that were restored.
+    pub restored_blocks: u64,
+    /// Findings: each name of such a file, and metadata that is lost.
+    pub findings: u64,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// What was copied.

@@ -113,9 +113,13 @@ impl Terminal {
     }
 
     fn show_progress(&self, progress: &Progress) {
-        let objects = match progress.objects_total {
-            Some(total) => format!("{} of {}", count(progress.objects), count(total)),
-            None => count(progress.objects),
+        let objects = match (progress.objects_total, progress.bytes_total) {
+            (Some(total), _) => format!("{} of {}", count(progress.objects), count(total)),
+            (None, Some(total)) => {
+                let percent = progress.bytes as f64 * 100.0 / total.max(1) as f64;
+                format!("{percent:.1} % of {}", show(total))
+            }
+            (None, None) => count(progress.objects),
         };
         let mut message = format!("{}: {objects}", progress.phase);
         if progress.bytes > 0 {
@@ -126,6 +130,10 @@ impl Terminal {
                 .as_secs_f64();
             let rate = (progress.bytes as f64 / seconds) as u64;
             message += &format!(", {}, {}/s", show(progress.bytes), show(rate));
+            if let Some(total) = progress.bytes_total {
+                let left = total.saturating_sub(progress.bytes) / rate.max(1);
+                message += &format!(", {}:{:02} left", left / 60, left % 60);
+            }
         }
         self.bar.set_message(message);
         self.bar.tick();

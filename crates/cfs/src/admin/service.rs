@@ -18,6 +18,7 @@ use super::debug;
 use super::protocol::{Answer, Event, Finding, FsckSummary, Present, Progress, Request, Transfer};
 use super::report::{Df, DomainUse, Domains, Segments, Status, VolumeUse, ratio};
 use super::reporter::Reporter;
+use super::scrub::scrub;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
 use crate::pool::{Pool, cipher_name, master_key, new_slot};
@@ -90,6 +91,14 @@ impl Service {
             Request::Df => Ok(Answer::Df(self.df())),
             Request::LsDomains => Ok(Answer::Domains(self.domains())),
             Request::Fsck => self.fsck(reporter),
+            Request::Scrub { rate } => {
+                // What opening it has restored was restored for this command, when it was opened for it.
+                let restored = match self.serves {
+                    true => 0,
+                    false => self.pool.fs.store().stats().healed_blocks,
+                };
+                scrub(&self.pool.fs, rate, restored, reporter)
+            }
             Request::Import(transfer) => {
                 let run = self.run(reporter);
                 import(&run, &transfer, &self.excluded()).map(Answer::Transfer)
@@ -268,6 +277,7 @@ impl Service {
                 objects: rows,
                 objects_total: None,
                 bytes: 0,
+                bytes_total: None,
             }));
             !reporter.cancelled()
         });

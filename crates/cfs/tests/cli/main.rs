@@ -8,6 +8,7 @@ mod first_run;
 mod mount;
 mod readme;
 mod refusals;
+mod scrub;
 mod support;
 mod transfer;
 mod trees;

@@ -1,0 +1,370 @@
+//! Scrub: reads all that is stored, beside whatever else goes on.
+//!
+//! Order: both anchors, the log, both copies of the manifest, the tables, the data. What is damaged and has parity or
+//! a copy is restored on the way; what is damaged and has none becomes a finding.
+//!
+//! Data segments are read as a whole and walked. That is the fast way; it counts what it has verified, and where less is
+//! verified than the segment table says is live (a damaged record, one that compaction or a writer has touched
+//! meanwhile) each chunk that the index has there is read as a reader would. Only what fails there is bad. Segments
+//! that are filled while the scrub runs are read in further rounds, since what compaction moves may be damaged.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow;
+
+use cfs_format::segment::RECORD_OVERHEAD;
+use cfs_format::superblock::ANCHORS;
+use cfs_format::{DomainId, Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_kv::{BlockPtr, RunError, View};
+use cfs_seal::chunk::{RecordPlace, open_record};
+
+use crate::anchor;
+use crate::error::{ReadError, WriteError};
+use crate::heal::{settle_parity, write_back};
+use crate::log_reader::LogReader;
+use crate::store::{Maintenance, Store};
+
+/// Rounds over segments that were filled during the round before.
+const ROUNDS_MAX: usize = 8;
+/// Damaged metadata that is listed at most; and bad chunks.
+const FINDINGS_MAX: usize = 10_000;
+
+/// How far a scrub is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScrubProgress {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Bytes to read, as was known when it began.
+    pub bytes_total: u64,
+}
+
+/// Metadata that can neither be read nor restored.
+#[derive(Clone, Debug)]
+pub struct ScrubFinding {
+    /// `superblock`, `log`, `manifest` or `table-block`.
+    pub id: &'static str,
+    /// Where it is.
+    pub object: String,
+    /// What is wrong with it.
+    pub sentence: String,
+}
+
+/// What a scrub has read and found.
+#[derive(Clone, Debug, Default)]
+pub struct ScrubReport {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Chunks whose content was verified.
+    pub chunks: u64,
+    /// Blocks of the tables that were opened.
+    pub table_blocks: u64,
+    /// Damaged blocks that were restored from parity or a copy.
+    pub restored_blocks: u64,
+    /// Metadata that is lost.
+    pub findings: Vec<ScrubFinding>,
+    /// Chunks that cannot be read.
+    pub bad_chunks: HashSet<Fingerprint>,
+    /// Whether it was ended before all was read.
+    pub stopped: bool,
+}
+
+struct Scrub<'a> {
+    store: &'a Store,
+    report: ScrubReport,
+    bytes_total: u64,
+    pace: &'a mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
+}
+
+impl Store {
+    /// Reads all that is stored, verifies it, and restores what parity and copies can. `pace` is called after every
+    /// read, may wait, and says whether to go on.
+    ///
+    /// # Errors
+    /// A failure of the pool or of the tables that keeps the scrub from going on; damage is in the report.
+    pub fn scrub(
+        &self,
+        pace: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
+    ) -> Result<ScrubReport, WriteError> {
+        let healed_before = self.pool.healing.healed_blocks();
+        let mut scrub = Scrub {
+            store: self,
+            report: ScrubReport::default(),
+            bytes_total: self.bytes_to_scrub(),
+            pace,
+        };
+        let stopped = scrub.run()?.is_break();
+        let mut report = scrub.report;
+        report.stopped = stopped;
+        report.restored_blocks = self.pool.healing.healed_blocks() - healed_before;
+        Ok(report)
+    }
+
+    fn bytes_to_scrub(&self) -> u64 {
+        let replay_bytes = self.journal().replay_bytes();
+        let space = self.pool.space.lock();
+        let data = space.entries().filter(|(_, entry)| entry.is_data()).count() as u64;
+        (u64::from(ANCHORS) + data) * u64::from(SEGMENT_BYTES) + space.table_bytes() + replay_bytes
+    }
+}
+
+impl Scrub<'_> {
+    fn run(&mut self) -> Result<ControlFlow<()>, WriteError> {
+        self.anchors()?;
+        self.log_and_manifests();
+        if self.read(u64::from(ANCHORS * SEGMENT_BYTES)).is_break() || self.tables().is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.data()
+    }
+
+    fn read(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.report.bytes += bytes;
+        (self.pace)(ScrubProgress {
+            bytes: self.report.bytes,
+            bytes_total: self.bytes_total.max(self.report.bytes),
+        })
+    }
+
+    fn find(&mut self, id: &'static str, object: String, sentence: String) {
+        if self.report.findings.len() < FINDINGS_MAX {
+            self.report.findings.push(ScrubFinding {
+                id,
+                object,
+                sentence,
+            });
+        }
+    }
+
+    /// Each anchor must have the newest record. If one has not, the record is written to both once more.
+    fn anchors(&mut self) -> Result<(), WriteError> {
+        let store = self.store;
+        let mut maintenance = store.maintenance.lock();
+        let Maintenance {
+            superblock,
+            anchors,
+            ..
+        } = &mut *maintenance;
+        let generation = superblock.generation.get();
+        let missing = (0..ANCHORS)
+            .filter(|number| {
+                let key = &store.pool.cluster_key;
+                !anchor::has_record(&*store.pool.device, *number, generation, key)
+            })
+            .count();
+        if missing == 0 || store.pool.writable().is_err() {
+            return Ok(());
+        }
+        superblock.generation += 1;
+        anchors
+            .append(&*store.pool.device, superblock, &store.pool.cluster_key)
+            .map_err(|error| store.pool.fail(&error))?;
+        for _ in 0..missing {
+            store.pool.healing.note("superblock record");
+        }
+        Ok(())
+    }
+
+    /// While no checkpoint can be made, since that would give their segments away.
+    fn log_and_manifests(&mut self) {
+        let store = self.store;
+        let maintenance = store.maintenance.lock();
+        let position = maintenance.superblock.journal;
+        let durable_lsn = store.journal().durable_lsn();
+        let reader = LogReader {
+            device: &*store.pool.device,
+            cipher: &store.pool.ciphers.journal,
+            key: &store.pool.cluster_key,
+            uuid: &store.pool.uuid,
+        };
+        let tail = reader.read(&position);
+        for repaired in &tail.repaired {
+            let bytes = &repaired.bytes;
+            write_back(
+                &store.pool,
+                "log block",
+                repaired.segment,
+                repaired.block,
+                bytes,
+            );
+        }
+        let last_lsn = tail
+            .records
+            .last()
+            .map_or(position.lsn.get() - 1, |record| record.lsn.0);
+        self.report.bytes += store.journal().replay_bytes();
+        if last_lsn < durable_lsn.0 {
+            self.find(
+                "log",
+                format!("command {}", last_lsn + 1),
+                "the log cannot be read from here on; the next checkpoint makes that good"
+                    .to_owned(),
+            );
+        }
+        let superblock = maintenance.superblock;
+        for (name, pointer) in [
+            ("first copy", superblock.manifest),
+            ("second copy", superblock.manifest_copy),
+        ] {
+            match Store::read_manifest(&store.pool, &pointer) {
+                Ok((_, segments)) => {
+                    for found in segments {
+                        self.report.bytes += u64::from(found.used_bytes);
+                        self.settle(found.segment, found.seq, found.used_bytes);
+                    }
+                }
+                Err(error) => self.find("manifest", name.to_owned(), error.to_string()),
+            }
+        }
+    }
+
+    fn settle(&self, segment: SegmentId, seq: SegmentSeq, used_bytes: u32) {
+        let pool = &self.store.pool;
+        settle_parity(pool, segment, used_bytes, |block| {
+            cfs_seal::keys::open_segment_header(block, &pool.cluster_key).is_ok_and(|header| {
+                header.segment.get() == segment.0
+                    && header.seq.get() == seq.0
+                    && block[size_of_val(&header)..].iter().all(|byte| *byte == 0)
+            })
+        });
+    }
+
+    fn tables(&mut self) -> ControlFlow<()> {
+        let frozen = self.store.freeze();
+        for view in [&frozen.meta, &frozen.chunk] {
+            self.table(view)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn table(&mut self, view: &View) -> ControlFlow<()> {
+        let mut damaged: BTreeSet<u64> = BTreeSet::new();
+        view.read_all_blocks(|pointer: BlockPtr, error: Option<RunError>| {
+            self.report.table_blocks += 1;
+            if let Some(error) = error {
+                let segment = pointer.place / u64::from(SEGMENT_BYTES);
+                let offset = pointer.place % u64::from(SEGMENT_BYTES);
+                damaged.insert(segment);
+                let object = format!("segment {segment} offset {offset}");
+                self.find("table-block", object, error.to_string());
+            }
+            self.read(u64::from(pointer.stored_len))
+        })?;
+        for segment in view.extents() {
+            if damaged.contains(&segment) {
+                continue;
+            }
+            let segment = SegmentId(segment as u32);
+            let entry = self.store.pool.space.lock().entry(segment).copied();
+            if let Some(entry) = entry {
+                self.settle(segment, entry.seq, entry.used_bytes);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn data(&mut self) -> Result<ControlFlow<()>, WriteError> {
+        let mut done: BTreeSet<SegmentSeq> = BTreeSet::new();
+        let mut doubtful: BTreeSet<SegmentId> = BTreeSet::new();
+        for _ in 0..ROUNDS_MAX {
+            let segments: Vec<(SegmentId, SegmentSeq)> = {
+                let space = self.store.pool.space.lock();
+                space
+                    .entries()
+                    .filter(|(_, entry)| entry.is_data() && !done.contains(&entry.seq))
+                    .map(|(segment, entry)| (segment, entry.seq))
+                    .collect()
+            };
+            if segments.is_empty() {
+                break;
+            }
+            for (segment, seq) in segments {
+                if !self.walk(segment, seq)? {
+                    doubtful.insert(segment);
+                }
+                done.insert(seq);
+                if self.read(u64::from(SEGMENT_BYTES)).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        self.look_again(&doubtful)
+    }
+
+    /// Reads a data segment and verifies what the index has in it. False when that is not all that is live there.
+    fn walk(&mut self, segment: SegmentId, seq: SegmentSeq) -> Result<bool, WriteError> {
+        let store = self.store;
+        let mut content = vec![0; SEGMENT_BYTES as usize];
+        if store.pool.device.read_at(segment, 0, &mut content).is_err() {
+            return Ok(false);
+        }
+        let (mut verified_bytes, mut scratch, mut out) = (0, Vec::new(), Vec::new());
+        for found in store.records_in(seq, &content) {
+            let fingerprint = Fingerprint(found.header.fingerprint);
+            let record_len = RECORD_OVERHEAD + found.header.payload_len.get();
+            let Some(record) = store.chunk_record(&fingerprint)? else {
+                continue;
+            };
+            if (record.segment.get(), record.offset.get()) != (segment.0, found.offset) {
+                continue;
+            }
+            let place = RecordPlace {
+                seq,
+                offset: found.offset,
+            };
+            let start = found.offset as usize;
+            let opened = open_record(
+                &content[start..start + record_len as usize],
+                place,
+                &store.pool.ciphers.record_header,
+                |domain| store.domain_secret(domain),
+                &mut scratch,
+                &mut out,
+            );
+            if opened.is_ok() && self.is_named(&fingerprint, DomainId(record.domain.get()), &out) {
+                verified_bytes += record_len;
+                self.report.chunks += 1;
+            }
+        }
+        let space = store.pool.space.lock();
+        let live_bytes = space.entry(segment).filter(|entry| entry.seq == seq);
+        Ok(live_bytes.is_none_or(|entry| entry.live_bytes <= verified_bytes))
+    }
+
+    fn is_named(&self, fingerprint: &Fingerprint, domain: DomainId, content: &[u8]) -> bool {
+        let secret = self.store.domain_secret(domain);
+        secret.is_some_and(|secret| secret.fingerprint(content) == *fingerprint)
+    }
+
+    /// Reads each chunk in these segments as a reader would.
+    fn look_again(
+        &mut self,
+        segments: &BTreeSet<SegmentId>,
+    ) -> Result<ControlFlow<()>, WriteError> {
+        if segments.is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let store = self.store;
+        let mut out = Vec::new();
+        for chunk in store.freeze().chunks() {
+            let (fingerprint, record) = chunk?;
+            if !segments.contains(&SegmentId(record.segment.get())) {
+                continue;
+            }
+            match store.read_chunk(&fingerprint, &mut out) {
+                Ok(()) if self.is_named(&fingerprint, DomainId(record.domain.get()), &out) => {}
+                // Dropped meanwhile.
+                Err(ReadError::Missing { .. }) => {}
+                result => {
+                    tracing::warn!(%fingerprint, ?result, "a chunk is damaged");
+                    store.damaged.lock().insert(fingerprint);
+                    if self.report.bad_chunks.len() < FINDINGS_MAX {
+                        self.report.bad_chunks.insert(fingerprint);
+                    }
+                }
+            }
+            if self.read(u64::from(record.record_len.get())).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
