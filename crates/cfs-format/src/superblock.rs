@@ -26,6 +26,9 @@ pub const UNLOCK_PASSPHRASE: u8 = 1;
 /// The master key is the content of a key file.
 pub const UNLOCK_KEY_FILE: u8 = 2;
 
+/// Gear with normalised chunking (FastCDC, ATC '16).
+pub const CHUNKER_GEAR: u32 = 1;
+
 /// What the chunker was told; part of the format, because changing it would end deduplication against older data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -36,7 +39,7 @@ pub struct ChunkParams {
     pub avg: le::U32,
     /// Largest chunk, bytes.
     pub max: le::U32,
-    /// Chunker algorithm; 1 is gear with normalised chunking (FastCDC, ATC '16).
+    /// `CHUNKER_*`.
     pub algorithm: le::U32,
 }
 

@@ -24,7 +24,7 @@ use crate::pool::Pool;
 use crate::store::Store;
 
 /// Longest chunk, bytes.
-pub const CHUNK_BYTES_MAX: usize = 512 << 10;
+pub const CHUNK_BYTES_MAX: usize = cfs_seal::codec::RAW_LEN_MAX;
 
 /// A chunk that has been stored and that the index may not know yet. It travels in the command that refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cfs_device::Device;
 use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
 use cfs_format::segment::Stream;
-use cfs_format::superblock::{ANCHORS, ChunkParams, KeySlot, Superblock};
+use cfs_format::superblock::{ANCHORS, CHUNKER_GEAR, ChunkParams, KeySlot, Superblock};
 use cfs_format::table::{PoolRecord, SegmentRecord, VolumeRecord, system_key, tag};
 use cfs_format::{
     DomainId, FORMAT_VERSION, Ino, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId,
@@ -157,6 +157,14 @@ impl Store {
         let mut superblock = unverified.superblock;
         let cipher = Cipher::from_number(superblock.cipher)
             .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
+        let chunk = &superblock.chunk;
+        cfs_seal::chunker::ChunkParams::new(chunk.min.get(), chunk.avg.get(), chunk.max.get())
+            .map_err(|error| OpenError::Superblock(error.to_string()))?;
+        if chunk.algorithm.get() != CHUNKER_GEAR {
+            return Err(OpenError::Superblock(
+                "unknown way of cutting chunks".into(),
+            ));
+        }
         let cluster_key = unlock(&superblock).map_err(|error| match error {
             UnlockError::WrongKey => OpenError::WrongKey,
             UnlockError::Unavailable(reason) => OpenError::Unlock(reason),

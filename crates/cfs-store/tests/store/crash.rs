@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cfs_device::{Device, FaultPlan, MemDevice};
+use cfs_format::superblock::ChunkParams;
 use cfs_format::table::key;
 use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::codec::Codec;
-use cfs_store::{Health, Store, WriteError};
+use cfs_store::{Health, OpenError, Store, StoreOptions, WriteError};
 
-use crate::support::{Put, TestHost, apply, format, next, open};
+use crate::support::{Put, TestHost, apply, format, format_with, next, open, try_open};
 
 fn content(seed: u64) -> Vec<u8> {
     let mut state = seed;
@@ -248,4 +249,30 @@ fn a_damaged_chunk_is_stored_again() {
     store.read_chunk(&fingerprint, &mut out).expect("whole");
     assert!(out == content(1));
     check_counts(&store);
+}
+
+/// What an authentic superblock says of chunks is checked before anything relies on it.
+#[test]
+fn impossible_lengths_of_chunks_are_refused() {
+    let host = TestHost::start();
+    let refused = |min: u32, avg: u32, max: u32, algorithm: u32| {
+        let device: Arc<dyn Device> = Arc::new(MemDevice::new(128));
+        let chunk = ChunkParams {
+            min: min.into(),
+            avg: avg.into(),
+            max: max.into(),
+            algorithm: algorithm.into(),
+        };
+        format_with(&device, &host, chunk);
+        match try_open(device, Arc::clone(&host), StoreOptions::default()) {
+            Ok(_) => false,
+            Err(OpenError::Superblock(_)) => true,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(!refused(64 << 10, 128 << 10, 1 << 20, 1));
+    assert!(refused(64 << 10, 128 << 10, (1 << 20) + 1, 1));
+    assert!(refused(64 << 10, 100_000, 256 << 10, 1));
+    assert!(refused(0, 128 << 10, 256 << 10, 1));
+    assert!(refused(64 << 10, 128 << 10, 256 << 10, 2));
 }

@@ -49,18 +49,23 @@ fn master() -> MasterKey {
 }
 
 pub fn format(device: &Arc<dyn Device>, host: &Arc<dyn Host>) {
+    let chunk = ChunkParams {
+        min: (64 << 10).into(),
+        avg: (128 << 10).into(),
+        max: (256 << 10).into(),
+        algorithm: 1.into(),
+    };
+    format_with(device, host, chunk);
+}
+
+pub fn format_with(device: &Arc<dyn Device>, host: &Arc<dyn Host>, chunk: ChunkParams) {
     let cluster_key = ClusterKey::from_bytes([9; 32]);
     let mut slot = KeySlot::new_zeroed();
     slot.unlock = UNLOCK_KEY_FILE;
     wrap_cluster_key(&master(), &cluster_key, &mut slot);
     let options = FormatOptions {
         cipher: Cipher::Aes256Gcm,
-        chunk: ChunkParams {
-            min: (64 << 10).into(),
-            avg: (128 << 10).into(),
-            max: (256 << 10).into(),
-            algorithm: 1.into(),
-        },
+        chunk,
         pool_bytes_max: 0,
     };
     Store::format(device, host, cluster_key, slot, &options).expect("format");

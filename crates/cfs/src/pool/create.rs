@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cfs_device::{BlockDevice, Device, FileDevice};
-use cfs_format::superblock::{ChunkParams, KeySlot};
+use cfs_format::superblock::{CHUNKER_GEAR, ChunkParams, KeySlot};
 use cfs_format::{SEGMENT_BYTES, SegmentId};
 use cfs_fs::Fs;
 use cfs_seal::block::Cipher;
@@ -201,7 +201,7 @@ fn format(
             min: chunk.min().into(),
             avg: chunk.avg().into(),
             max: chunk.max().into(),
-            algorithm: 1.into(),
+            algorithm: CHUNKER_GEAR.into(),
         },
         pool_bytes_max: first_run.pool_size.unwrap_or(0),
     };
