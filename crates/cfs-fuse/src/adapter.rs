@@ -6,14 +6,17 @@
 //! day. Inode numbers are never reused.
 //!
 //! # Closing
-//! `close` costs no round trip (FOPEN_NOFLUSH): RELEASE, which nobody waits for, hands the data over to the log.
-//! Accepted data have their room, so `close` has no error to tell; what fails later is told by `fsync`.
+//! Where sync(2) reaches the file system, `close` costs no round trip (FOPEN_NOFLUSH): RELEASE, which nobody waits for,
+//! hands the data over to the log. Accepted data have their room, so `close` has no error to tell; what fails later is
+//! told by `fsync`. Elsewhere the kernel asks at each `close`, and the data are in the log when it returns, or nothing
+//! could be said of them after a `sync`.
 
 mod attributes;
 mod content;
 mod names;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cfs_format::Ino;
 use cfs_fs::{Fs, FsError};
@@ -30,6 +33,8 @@ pub(crate) struct Adapter {
     directories: Directories,
     lookups: Lookups,
     agreement: Agreement,
+    /// The kernel passes sync(2) on: it has done so.
+    sync_arrives: AtomicBool,
 }
 
 /// What becomes of a request.
@@ -50,6 +55,7 @@ impl Adapter {
             directories: Directories::default(),
             lookups: Lookups::default(),
             agreement,
+            sync_arrives: AtomicBool::new(false),
         }
     }
 
@@ -68,7 +74,10 @@ impl Adapter {
             Operation::Release(release) => self.release(ino, release),
             Operation::Flush => self.fs.flush(ino),
             Operation::Fsync(fsync) => self.fsync(ino, fsync),
-            Operation::Syncfs => self.fs.syncfs(),
+            Operation::Syncfs => {
+                self.sync_arrives.store(true, Ordering::Relaxed);
+                self.fs.syncfs()
+            }
             Operation::Statx => self.statx(ino, out),
             Operation::Setattr(set) => self.setattr(ino, set, out),
             Operation::Readlink => self.readlink(ino, out),

@@ -11,6 +11,7 @@
 //! | `agreement` | INIT |
 //! | `session` | threads, mounting, the end |
 //! | `mountpoint`, `helper` | what must hold before mounting; mounting as root and as others |
+//! | `carrier` | the block device under a mount that sync(2) reaches |
 //! | `adapter`, `convert`, `directories` | requests to calls of the file system, and its values to replies |
 //! | `lookups` | what the kernel knows, and what lives on for it alone |
 //!
@@ -20,6 +21,7 @@
 mod abi;
 mod adapter;
 mod agreement;
+mod carrier;
 mod channel;
 mod convert;
 mod directories;

@@ -1,6 +1,7 @@
 //! The mount point: what must hold before mounting, and the mount itself.
 //!
-//! Root mounts directly, with the type `fuse.cfs`; anyone else goes through the set-user-id helper `fusermount3`, see
+//! Root mounts directly, with the type `fuseblk.cfs` where that lets sync(2) through (see [`crate::carrier`]), else
+//! `fuse.cfs`; anyone else goes through the set-user-id helper `fusermount3`, see
 //! [`crate::helper`].
 //! Nothing is mounted unless [`check`] has passed: a directory that exists, is empty and is no mount point yet. What
 //! a dead process of ours left mounted there (every access fails with ENOTCONN) is detached first.
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use crate::carrier::Carrier;
 use crate::helper::{self, HELPER};
 use crate::session::MountOptions;
 
@@ -23,6 +25,8 @@ use crate::session::MountOptions;
 pub(crate) const FUSE_DEVICE: &str = "/dev/fuse";
 /// File system type in the mount table.
 pub(crate) const MOUNT_TYPE: &str = "fuse.cfs";
+/// The same where a block device carries the mount.
+pub(crate) const CARRIED_MOUNT_TYPE: &str = "fuseblk.cfs";
 
 /// Why mounting failed. Nothing is mounted then.
 #[derive(Debug, thiserror::Error)]
@@ -231,7 +235,7 @@ fn canonical(path: &Path) -> Result<PathBuf, MountError> {
 
 fn detach_dead(path: &Path) -> Result<(), MountError> {
     let kind = mounted_at(path).map_or_else(|| "unknown".to_owned(), |entry| entry.kind);
-    if kind == MOUNT_TYPE && unmount(path, true).is_ok() {
+    if [MOUNT_TYPE, CARRIED_MOUNT_TYPE].contains(&&*kind) && unmount(path, true).is_ok() {
         tracing::warn!(path = %path.display(), "detached the mount of a process that has ended");
         return Ok(());
     }
@@ -268,8 +272,16 @@ fn open_device() -> Result<File, MountError> {
     Ok(device)
 }
 
-/// Mounts, directly when this process may, and through the helper otherwise. Returns the descriptor of the session.
-pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+/// A mount that waits for its first answer.
+pub(crate) struct Attached {
+    /// Descriptor of the session.
+    pub device: OwnedFd,
+    /// It is of the type that sync(2) may reach.
+    pub has_carrier: bool,
+}
+
+/// Mounts, directly when this process may, and through the helper otherwise.
+pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Attached, MountError> {
     if let Some(bad) = options
         .fsname
         .chars()
@@ -279,7 +291,10 @@ pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, Mou
     }
     let device = open_device()?;
     if !rustix::process::geteuid().is_root() {
-        return helper::mount(path, options);
+        return helper::mount(path, options).map(|device| Attached {
+            device,
+            has_carrier: false,
+        });
     }
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
@@ -294,13 +309,33 @@ pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, Mou
     let mut flags = MountFlags::empty();
     flags.set(MountFlags::RDONLY, options.read_only);
     flags.set(MountFlags::NOATIME, options.noatime);
+    if options.sync_calls {
+        match mount_on_carrier(path, flags, &data) {
+            Ok(()) => {
+                return Ok(Attached {
+                    device: device.into(),
+                    has_carrier: true,
+                });
+            }
+            Err(error) => tracing::debug!(%error, "sync(2) will not reach this mount"),
+        }
+    }
     rustix::mount::mount(&*options.fsname, path, MOUNT_TYPE, flags, &*data).map_err(|errno| {
         MountError::Refused {
             path: path.to_path_buf(),
             source: errno.into(),
         }
     })?;
-    Ok(device.into())
+    Ok(Attached {
+        device: device.into(),
+        has_carrier: false,
+    })
+}
+
+fn mount_on_carrier(path: &Path, flags: MountFlags, data: &CString) -> io::Result<()> {
+    let carrier = Carrier::new()?;
+    rustix::mount::mount(carrier.path(), path, CARRIED_MOUNT_TYPE, flags, &**data)?;
+    Ok(())
 }
 
 /// Unmounts what is at `path`. Without `detach` it fails with `EBUSY` while files are open there; with it the path is
@@ -321,8 +356,12 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
 /// limit of 128 KiB stays otherwise.
 pub(crate) fn raise_read_ahead(device: (u32, u32), bytes: u32) -> io::Result<()> {
     let (major, minor) = device;
-    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    fs::write(file, (bytes / 1024).to_string())
+    let set = |suffix: &str| {
+        let file = format!("/sys/class/bdi/{major}:{minor}{suffix}/read_ahead_kb");
+        fs::write(file, (bytes / 1024).to_string())
+    };
+    // Where a block device carries the mount, the plain name is that device's own.
+    set("-fuseblk").or_else(|_| set(""))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use cfs_fs::Fs;
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 
 use crate::adapter::{Adapter, Answer};
 use crate::agreement::{self, Agreement, READ_AHEAD_BYTES, REQUEST_BYTES_MAX};
@@ -34,6 +35,9 @@ pub struct MountOptions {
     pub noatime: bool,
     /// Mount even where there are files, or where something is mounted already.
     pub allow_nonempty: bool,
+    /// Have sync(2) and syncfs(2) write everything out, where the kernel can: as root, on Linux 6.18 and later, with a
+    /// loop device under the mount, whose name then stands in the first column of the mount table.
+    pub sync_calls: bool,
     /// Threads that answer the kernel, each with a descriptor of its own; at least 1.
     pub threads: usize,
 }
@@ -49,6 +53,7 @@ impl MountOptions {
             read_only: false,
             noatime: false,
             allow_nonempty: false,
+            sync_calls: true,
             threads: 4,
         }
     }
@@ -96,7 +101,8 @@ pub struct Mounted {
 /// See [`MountError`]; nothing is mounted then.
 pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError> {
     let path = mountpoint::check(options)?;
-    let channel = Arc::new(Channel::new(mountpoint::attach(&path, options)?));
+    let attached = mountpoint::attach(&path, options)?;
+    let channel = Arc::new(Channel::new(attached.device));
     let failed = |source| {
         let _ = mountpoint::unmount(&path, true);
         MountError::Session {
@@ -111,6 +117,12 @@ pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError>
     };
     let session =
         Session::start(fs, &channel, agreement, options.threads.max(1)).map_err(failed)?;
+    if attached.has_carrier {
+        // The first one to arrive tells the adapter that they do.
+        if let Err(error) = sync(&path) {
+            tracing::warn!(%error, "the first sync of the mount failed");
+        }
+    }
     if let Err(error) = mountpoint::raise_read_ahead(entry.device, READ_AHEAD_BYTES) {
         tracing::debug!(%error, "read-ahead stays at the kernel's default");
     }
@@ -120,6 +132,16 @@ pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError>
         channel,
         session: Mutex::new(Some(session)),
     })
+}
+
+/// Has the kernel hand over what it holds of memory-mapped files, and write everything out if it passes that on.
+///
+/// # Errors
+/// When the mount point cannot be opened, or writing failed.
+fn sync(mountpoint: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(mountpoint, flags, Mode::empty())?;
+    Ok(rustix::fs::syncfs(&root)?)
 }
 
 /// The threads that answer the kernel.
@@ -218,6 +240,14 @@ impl Mounted {
     #[must_use]
     pub fn device_number(&self) -> (u32, u32) {
         self.device
+    }
+
+    /// Has the kernel hand over what it still holds of memory-mapped files.
+    ///
+    /// # Errors
+    /// When the mount point cannot be opened, or writing failed.
+    pub fn sync(&self) -> io::Result<()> {
+        sync(&self.path)
     }
 
     /// Returns when the file system has been unmounted, by whomever, and the last request is answered.

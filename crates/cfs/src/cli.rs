@@ -201,6 +201,19 @@ pub struct MountingArgs {
     /// Refuse all writes through the mount
     #[arg(long)]
     pub read_only: bool,
+    /// Whether sync(2) and syncfs(2) write out everything that the mount holds
+    #[arg(long, value_enum, default_value_t = SyncCalls::Auto)]
+    pub sync_calls: SyncCalls,
+}
+
+/// Whether sync(2) reaches the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SyncCalls {
+    /// Where the kernel can pass them on: for root, on Linux 6.18 and later; the mount then has the type fuseblk, over
+    /// a loop device
+    Auto,
+    /// Never; a mount of the type fuse. What was closed is in the pool file a moment later, what stays open within 5 s
+    Off,
 }
 
 /// When reading updates the access time.

@@ -12,12 +12,11 @@ use std::time::Duration;
 use cfs_fs::{AtimePolicy, Fs};
 use cfs_fuse::{MountError, MountOptions, Mounted, SessionError, UnmountError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
-use rustix::fs::{Mode, OFlags};
 
 use crate::admin::service::Service;
 use crate::admin::socket::AdminSocket;
 use crate::bytes::{count, show};
-use crate::cli::{Atime, MountingArgs, PoolArgs};
+use crate::cli::{Atime, MountingArgs, PoolArgs, SyncCalls};
 use crate::daemon::Starting;
 use crate::datadir::DataDir;
 use crate::failure::{Code, Failure, Result};
@@ -172,6 +171,7 @@ fn mount_options(path: PathBuf, args: &MountingArgs) -> MountOptions {
     let mut options = MountOptions::new(path);
     options.allow_other |= args.allow_other;
     options.read_only = args.read_only;
+    options.sync_calls = args.sync_calls == SyncCalls::Auto;
     options.noatime = args.atime == Atime::Noatime;
     options
 }
@@ -224,7 +224,9 @@ fn tell_the_impatient(signals: Receiver<i32>, fs: Arc<Fs>) {
 }
 
 fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionError>>) {
-    sync_mount(mounted);
+    if let Err(error) = mounted.sync() {
+        tracing::debug!("the mount was not synced: {error}");
+    }
     match mounted.unmount() {
         Ok(()) => {}
         Err(error @ UnmountError::Busy(_)) => {
@@ -246,16 +248,6 @@ fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionErr
         Err(RecvTimeoutError::Timeout)
     ) {
         tracing::warn!("the kernel has not ended the session; going on without it");
-    }
-}
-
-/// Has the kernel hand over what it still holds of memory-mapped files.
-fn sync_mount(mounted: &Mounted) {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let synced = rustix::fs::open(mounted.mountpoint(), flags, Mode::empty())
-        .and_then(|root| rustix::fs::syncfs(&root));
-    if let Err(errno) = synced {
-        tracing::debug!("the mount was not synced: {errno}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Requests about open files and their content.
 
+use std::sync::atomic::Ordering;
+
 use cfs_format::Ino;
 use cfs_fs::{AllocateMode, Attr, FsError, Result, SetAttr};
 use zerocopy::IntoBytes;
@@ -32,25 +34,32 @@ impl Opening {
     fn reads(self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_WRONLY
     }
-}
 
-/// The answer to an open: what is cached of the file is kept, or not, and `close` does not ask.
-fn opened(keep_cache: bool) -> abi::OpenOut {
-    let keep_cache = if keep_cache { FOPEN_KEEP_CACHE } else { 0 };
-    abi::OpenOut {
-        open_flags: keep_cache | FOPEN_NOFLUSH,
-        ..abi::OpenOut::default()
+    fn writes(self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
     }
 }
 
 impl Adapter {
+    /// The answer to an open: what is cached of the file is kept, or not, and `close` asks or does not. There is nothing
+    /// to ask for a file that is only read.
+    fn opened(&self, keep_cache: bool, writes: bool) -> abi::OpenOut {
+        let keep_cache = if keep_cache { FOPEN_KEEP_CACHE } else { 0 };
+        let asks = writes && !self.sync_arrives.load(Ordering::Relaxed);
+        let no_flush = if asks { 0 } else { FOPEN_NOFLUSH };
+        abi::OpenOut {
+            open_flags: keep_cache | no_flush,
+            ..abi::OpenOut::default()
+        }
+    }
+
     pub(super) fn open(&self, ino: Ino, open: &abi::OpenIn, out: &mut Vec<u8>) -> Result<()> {
         let opening = Opening::new(open.flags, open.open_flags);
         self.open_file(ino, opening)?;
         let keep_cache = self
             .keeps_cache(ino, opening)
             .inspect_err(|_| self.release_after_failure(ino))?;
-        out.extend_from_slice(opened(keep_cache).as_bytes());
+        out.extend_from_slice(self.opened(keep_cache, opening.writes()).as_bytes());
         Ok(())
     }
 
@@ -111,7 +120,7 @@ impl Adapter {
             }
             Err(error) => return Err(error),
         };
-        self.created(&attr, out)
+        self.created(&attr, create.flags, out)
     }
 
     /// Makes a file without a name; LINK may give it one as long as it is open.
@@ -124,12 +133,13 @@ impl Adapter {
     ) -> Result<()> {
         let caller = caller(header, create.umask);
         let attr = self.fs.tmpfile(parent, create.mode, &caller)?;
-        self.created(&attr, out)
+        self.created(&attr, create.flags, out)
     }
 
-    fn created(&self, attr: &Attr, out: &mut Vec<u8>) -> Result<()> {
+    fn created(&self, attr: &Attr, flags: u32, out: &mut Vec<u8>) -> Result<()> {
         self.tell(attr, out)?;
-        out.extend_from_slice(opened(true).as_bytes());
+        let writes = Opening::new(flags, 0).writes();
+        out.extend_from_slice(self.opened(true, writes).as_bytes());
         Ok(())
     }
 

@@ -8,30 +8,77 @@ use std::time::Duration;
 use cfs_fuse::{MountError, MountOptions, UnmountError};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::support::{mount, mount_with, skip};
+use crate::support::{TestMount, mount, mount_with, skip};
 
 #[test]
 fn the_mount_table_shows_it_and_read_ahead_is_raised() {
-    let Some(test) = mount() else { return };
-    let table = fs::read_to_string("/proc/self/mounts").expect("mount table");
-    let root = test.root().display();
-    let line = table
-        .lines()
-        .find(|line| line.contains(&format!(" {root} ")));
-    assert!(
-        line.is_some_and(|line| line.starts_with(&format!("cfs {root} fuse.cfs rw,"))),
-        "{line:?}"
-    );
-    if rustix::process::geteuid().is_root() {
+    let check = |sync_calls: bool| {
+        let Some(test) = mount_with(|options| options.sync_calls = sync_calls) else {
+            return;
+        };
+        let line = mount_line(&test);
+        let root = test.root().display();
+        let is_carried =
+            line.starts_with("/dev/loop") && line.contains(&format!(" {root} fuseblk.cfs rw,"));
+        let is_plain = line.starts_with(&format!("cfs {root} fuse.cfs rw,"));
+        assert!(is_plain || (sync_calls && is_carried), "{line}");
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
         let (major, minor) = test.mounted().device_number();
-        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let suffix = if is_carried { "-fuseblk" } else { "" };
+        let file = format!("/sys/class/bdi/{major}:{minor}{suffix}/read_ahead_kb");
         let kib: u32 = fs::read_to_string(file)
             .expect("bdi")
             .trim()
             .parse()
             .expect("a number");
         assert!(kib >= 1024, "read-ahead is {kib} KiB");
+        let device = line.split(' ').next().expect("a column").to_owned();
+        drop(test);
+        if is_carried {
+            let backing = format!("/sys/block/{}/loop/backing_file", &device["/dev/".len()..]);
+            let gone = (0..100).any(|_| {
+                std::thread::sleep(Duration::from_millis(20));
+                !fs::exists(&backing).expect("sysfs")
+            });
+            // Another test may have taken the device since.
+            assert!(
+                gone || fs::read_to_string("/proc/self/mounts")
+                    .expect("mount table")
+                    .contains(&device),
+                "{device} is left behind"
+            );
+        }
+    };
+    check(true);
+    check(false);
+}
+
+/// The line of the mount table.
+fn mount_line(test: &TestMount) -> String {
+    let table = fs::read_to_string("/proc/self/mounts").expect("mount table");
+    let place = format!(" {} ", test.root().display());
+    let line = table.lines().find(|line| line.contains(&place));
+    line.unwrap_or_else(|| panic!("not in the mount table:\n{table}"))
+        .to_owned()
+}
+
+/// sync(2) is passed on for some mounts alone; where it is, it must leave nothing behind.
+#[test]
+fn syncfs_writes_everything_out() {
+    let Some(test) = mount() else { return };
+    if !mount_line(&test).contains(" fuseblk.cfs ") {
+        return skip("this kernel does not pass syncfs(2) on");
     }
+    let mut file = File::create(test.path("open")).expect("create");
+    std::io::Write::write_all(&mut file, &[7; 300_000]).expect("write");
+    let before = test.fs.store().stats();
+    assert!(test.fs.dirty_bytes() > 0);
+    rustix::fs::syncfs(&file).expect("syncfs");
+    assert_eq!(test.fs.dirty_bytes(), 0);
+    let after = test.fs.store().stats();
+    assert!(after.pool.chunk_raw_bytes.get() >= before.pool.chunk_raw_bytes.get() + 200_000);
 }
 
 #[test]
@@ -59,7 +106,9 @@ fn bad_mount_points_are_named() {
 fn a_second_mount_at_the_same_place_is_refused() {
     let Some(test) = mount() else { return };
     match cfs_fuse::check(&MountOptions::new(test.root())) {
-        Err(MountError::AlreadyMounted { kind, .. }) => assert_eq!(kind, "fuse.cfs"),
+        Err(MountError::AlreadyMounted { kind, .. }) => {
+            assert!(matches!(&*kind, "fuse.cfs" | "fuseblk.cfs"), "{kind}");
+        }
         other => panic!("{other:?}"),
     }
 }

@@ -72,6 +72,67 @@ fn what_was_synced_is_there_after_a_kill() {
     cfs!("admin", "fsck", "--data", data).ok();
 }
 
+/// What is on its way when the process is killed is told apart from what was promised: everything that a `sync` covered
+/// where the kernel passes it on, everything that was closed where it does not.
+#[test]
+fn a_kill_loses_nothing_that_was_promised() {
+    if !can_mount("a_kill_loses_nothing_that_was_promised") {
+        return;
+    }
+    let check = |sync_calls: &str| {
+        let scratch = Scratch::new();
+        let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+        let start = || {
+            let arguments: [&dyn AsRef<std::ffi::OsStr>; 7] = [
+                &"server",
+                &"--data",
+                &data,
+                &"--mount",
+                &mnt,
+                &"--sync-calls",
+                &sync_calls,
+            ];
+            Server::spawn(command(&arguments), &data, Some(&mnt))
+        };
+        let server = start();
+        let table = fs::read_to_string("/proc/self/mounts").expect("mount table");
+        let place = format!(" {} fuseblk.cfs ", mnt.display());
+        let passes_sync = table.contains(&place);
+        assert!(sync_calls == "auto" || !passes_sync, "{table}");
+        let content: Vec<Vec<u8>> = (0..20)
+            .map(|i| noise(i, 1 + (i as usize) * 40_000))
+            .collect();
+        let mut open = Vec::new();
+        for (i, bytes) in content.iter().enumerate() {
+            let mut file = File::create(mnt.join(format!("{i}"))).expect("create");
+            file.write_all(bytes).expect("write");
+            open.extend(passes_sync.then_some(file));
+        }
+        if passes_sync {
+            let root = File::open(&mnt).expect("the root");
+            rustix::fs::syncfs(&root).expect("synced");
+        } else {
+            // The log goes to the pool file every 2 ms.
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        server.kill();
+        drop(open);
+        let server = start();
+        for (i, bytes) in content.iter().enumerate() {
+            let found = fs::read(mnt.join(format!("{i}"))).expect("it is there");
+            assert!(
+                found == *bytes,
+                "{i} differs: {} of {} bytes",
+                found.len(),
+                bytes.len()
+            );
+        }
+        server.stop();
+    };
+    check("auto");
+    check("off");
+}
+
 /// A copy of a large tree looked at the root of the mount last of all. After the kill the kernel went on answering
 /// `stat` for the root from its cache, and the next start took the dead mount for one that is in use.
 #[test]
