@@ -36,6 +36,9 @@ pub struct FaultPlan {
     pub failing_flushes: Vec<u64>,
     /// Flushes that succeed without having done anything.
     pub lying_flushes: Vec<u64>,
+    /// The call, of whatever kind, at which the power goes: this one and all after it fail. What it was about to change
+    /// is under way, like all that was not flushed.
+    pub power_off_at: Option<u64>,
     /// The most segments that the host has room for.
     pub prepared_segments_max: Option<u32>,
 }
@@ -43,6 +46,8 @@ pub struct FaultPlan {
 /// How many calls there have been since the [`FaultPlan`] was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperationCounts {
+    /// Calls of all kinds: those below, `prepare` and `discard_from`.
+    pub calls: u64,
     /// Calls of `read_at`.
     pub reads: u64,
     /// Calls of `write_at`.
@@ -196,6 +201,30 @@ impl MemDevice {
         blocks
     }
 
+    /// How many segments take room of the host.
+    #[must_use]
+    pub fn prepared_segments(&self) -> u32 {
+        self.state.lock().visible.segments.len() as u32
+    }
+
+    /// Offsets of the blocks that hold anything but zeros, by segment, in order.
+    #[must_use]
+    pub fn filled_blocks(&self) -> BTreeMap<SegmentId, Vec<u32>> {
+        let state = self.state.lock();
+        let mut written = BTreeMap::new();
+        for (segment, blocks) in &state.visible.segments {
+            let offsets: Vec<u32> = blocks
+                .iter()
+                .filter(|(_, block)| block.iter().any(|byte| *byte != 0))
+                .map(|(index, _)| index * BLOCK_BYTES)
+                .collect();
+            if !offsets.is_empty() {
+                written.insert(SegmentId(*segment), offsets);
+            }
+        }
+        written
+    }
+
     /// What the segment holds now.
     #[must_use]
     pub fn segment_image(&self, segment: SegmentId) -> SegmentImage {
@@ -233,6 +262,9 @@ impl Device for MemDevice {
         let mut state = self.state.lock();
         state.counts.reads += 1;
         let number = state.counts.reads;
+        if state.begin_call() != Power::On {
+            return Err(failed("read", segment, offset, no_power()));
+        }
         if state.plan.failing_reads.contains(&number) {
             return Err(failed("read", segment, offset, injected()));
         }
@@ -251,6 +283,10 @@ impl Device for MemDevice {
         let mut state = self.state.lock();
         state.counts.writes += 1;
         let number = state.counts.writes;
+        let power = state.begin_call();
+        if power == Power::Off {
+            return Err(failed("write", segment, offset, no_power()));
+        }
         if !state.has_room_for(segment) {
             return Err(DeviceError::NoSpace { segment });
         }
@@ -264,39 +300,51 @@ impl Device for MemDevice {
             return Err(failed("write", segment, offset, injected()));
         }
         state.change(segment, write);
-        Ok(())
+        power.check(|| failed("write", segment, offset, no_power()))
     }
 
     fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
         assert_writable(self.segment_count, segment, 0, 0);
         let mut state = self.state.lock();
+        let power = state.begin_call();
+        if power == Power::Off {
+            return Err(failed("prepare", segment, 0, no_power()));
+        }
         if !state.has_room_for(segment) {
             return Err(DeviceError::NoSpace { segment });
         }
         state.change(segment, ChangeKind::Prepare);
-        Ok(())
+        power.check(|| failed("prepare", segment, 0, no_power()))
     }
 
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
         assert_writable(self.segment_count, segment, offset, 0);
         let first_block = offset / BLOCK_BYTES;
         let mut state = self.state.lock();
+        let power = state.begin_call();
+        if power == Power::Off {
+            return Err(failed("discard", segment, offset, no_power()));
+        }
         state.change(segment, ChangeKind::DiscardFrom { first_block });
-        Ok(())
+        power.check(|| failed("discard", segment, offset, no_power()))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
         let mut state = self.state.lock();
         state.counts.flushes += 1;
         let number = state.counts.flushes;
+        let flush_failed = |source| DeviceError::Io {
+            operation: "flush",
+            segment: None,
+            offset: 0,
+            source,
+        };
+        if state.begin_call() != Power::On {
+            return Err(flush_failed(no_power()));
+        }
         if state.plan.failing_flushes.contains(&number) {
             state.settle_pending(ChangeState::InDoubt);
-            return Err(DeviceError::Io {
-                operation: "flush",
-                segment: None,
-                offset: 0,
-                source: injected(),
-            });
+            return Err(flush_failed(injected()));
         }
         if !state.plan.lying_flushes.contains(&number) {
             state.settle_pending(ChangeState::Durable);
@@ -318,7 +366,35 @@ impl Device for MemDevice {
     }
 }
 
+/// Whether there is power for a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Power {
+    On,
+    /// It goes during the call.
+    Going,
+    Off,
+}
+
+impl Power {
+    fn check(self, error: impl FnOnce() -> DeviceError) -> Result<(), DeviceError> {
+        match self {
+            Self::On => Ok(()),
+            Self::Going | Self::Off => Err(error()),
+        }
+    }
+}
+
 impl State {
+    /// Counts a call.
+    fn begin_call(&mut self) -> Power {
+        self.counts.calls += 1;
+        match self.plan.power_off_at {
+            Some(at) if self.counts.calls == at => Power::Going,
+            Some(at) if self.counts.calls > at => Power::Off,
+            _ => Power::On,
+        }
+    }
+
     fn has_room_for(&self, segment: SegmentId) -> bool {
         self.visible.segments.contains_key(&segment.0)
             || self
@@ -533,6 +609,10 @@ impl SplitMix64 {
     fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
+}
+
+fn no_power() -> io::Error {
+    io::Error::other("the power is off")
 }
 
 fn injected() -> io::Error {

@@ -1,6 +1,6 @@
 //! The faults of the memory device.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use cfs_device::{Device, DeviceError, FaultPlan, MemDevice};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
@@ -194,5 +194,37 @@ fn flipped_bits_and_old_segments_stay() {
     device.replace_segment(S0, &old);
     for found in [&device, &device.power_cut(1)] {
         assert_eq!(sectors(found, S0, 2), [[1; 8], [0; 8]].concat());
+    }
+}
+
+#[test]
+fn without_power_every_call_fails_and_what_was_under_way_is_in_doubt() {
+    for at in 1..=5 {
+        let device = MemDevice::new(4);
+        device.write_at(S0, 0, &[1; BLOCK]).unwrap();
+        device.flush().unwrap();
+        device.set_faults(FaultPlan {
+            power_off_at: Some(at),
+            ..FaultPlan::default()
+        });
+        let results = [
+            device.prepare(S1).is_ok(),
+            device.write_at(S0, 0, &[2; BLOCK]).is_ok(),
+            device.read_at(S0, 0, &mut [0; 8]).is_ok(),
+            device.flush().is_ok(),
+            device.discard_from(S0, 0).is_ok(),
+        ];
+        let expected: Vec<bool> = (1..=5).map(|call| call < at).collect();
+        assert_eq!(results[..], expected[..], "power goes at call {at}");
+        assert_eq!(device.counts().calls, 5);
+        let found: BTreeSet<Vec<u8>> = (0..64)
+            .map(|seed| read(&device.power_cut(seed), S0, 0, BLOCK))
+            .collect();
+        let has = |byte: u8| found.contains(&vec![byte; BLOCK]);
+        match at {
+            1 => assert!(has(1) && found.len() == 1),
+            2..=4 => assert!(has(1) && has(2)),
+            _ => assert!(has(2) && has(0) && !has(1)),
+        }
     }
 }

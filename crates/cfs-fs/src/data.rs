@@ -187,10 +187,13 @@ impl Core {
         self.shard(ino).lock().get(&ino).cloned()
     }
 
+    /// Every file's state, in the order of inode numbers, so that runs repeat.
     fn all(&self) -> Vec<Arc<FileState>> {
         let files =
             |shard: &Mutex<HashMap<_, _>>| -> Vec<_> { shard.lock().values().cloned().collect() };
-        self.shards.iter().flat_map(files).collect()
+        let mut all: Vec<Arc<FileState>> = self.shards.iter().flat_map(files).collect();
+        all.sort_unstable_by_key(|file| file.ino);
+        all
     }
 
     /// Makes sure that the body knows its inode.

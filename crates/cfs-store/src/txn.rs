@@ -45,7 +45,8 @@ pub struct Txn<'a> {
     mode: Mode,
     timestamp: Timestamp,
     meta: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    chunks: HashMap<Fingerprint, ChunkChange>,
+    /// In order, so that what a commit does to the segment table repeats from run to run.
+    chunks: BTreeMap<Fingerprint, ChunkChange>,
     volumes: HashMap<VolumeId, VolumeRecord>,
     pool: PoolRecord,
     next_ino: u64,
@@ -69,7 +70,7 @@ impl<'a> Txn<'a> {
             mode,
             timestamp,
             meta: BTreeMap::new(),
-            chunks: HashMap::new(),
+            chunks: BTreeMap::new(),
             volumes: HashMap::new(),
             pool: writer.pool,
             next_ino: 0,
@@ -341,7 +342,7 @@ impl<'a> Txn<'a> {
             }
         }
         // Additions first, so that a segment is not taken for empty in between.
-        live.sort_unstable_by_key(|(_, delta)| std::cmp::Reverse(*delta));
+        live.sort_by_key(|(_, delta)| std::cmp::Reverse(*delta));
         {
             let mut space = store.pool.space.lock();
             for (segment, delta) in live {
