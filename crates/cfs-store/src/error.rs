@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cfs_device::DeviceError;
-use cfs_format::{Fingerprint, SegmentId};
+use cfs_format::{Fingerprint, SEGMENT_BYTES, SegmentId};
 use cfs_kv::RunError;
 
 /// Why something could not be read. Nothing changed.
@@ -87,7 +87,14 @@ pub enum WriteError {
 
 impl From<RunError> for WriteError {
     fn from(error: RunError) -> Self {
-        Self::Read(ReadError::Table(error))
+        match error {
+            // How much there is was told to who wrote the run; here it is known to be too little for a segment.
+            RunError::NoSpace => Self::NoSpace(NoSpace {
+                needed_bytes: u64::from(SEGMENT_BYTES),
+                available_bytes: 0,
+            }),
+            error => Self::Read(ReadError::Table(error)),
+        }
     }
 }
 
@@ -189,4 +196,16 @@ pub enum UnlockError {
     WrongKey,
     /// It could not be read or asked for.
     Unavailable(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a full host a checkpoint ended with what front ends report as damage.
+    #[test]
+    fn a_run_without_room_is_a_lack_of_space() {
+        let error = WriteError::from(RunError::NoSpace);
+        assert!(matches!(error, WriteError::NoSpace(_)), "{error:?}");
+    }
 }
