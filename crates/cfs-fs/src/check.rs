@@ -143,5 +143,8 @@ pub fn check(store: &Store, mut go_on: impl FnMut(u64) -> bool) -> Result<Option
     }
     inodes.finish(&mut report);
     chunks.finish(&frozen, &mut report)?;
+    for (segment, sentence) in store.segment_contradictions() {
+        report.add("segment-owner", format_args!("segment {segment}"), sentence);
+    }
     Ok(go_on(rows).then_some(report))
 }

@@ -7,6 +7,7 @@ use cfs_format::{Fingerprint, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timesta
 use cfs_kv::View;
 use cfs_seal::block::Cipher;
 use cfs_seal::keys::{ClusterKey, Purpose};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::anchor::read_superblock;
@@ -128,6 +129,41 @@ impl Store {
             volumes: self.volumes(),
             segments,
         }
+    }
+
+    /// Segments whose state in the segment table contradicts those who use them: the runs of the tables, the
+    /// manifests of the last checkpoint, the log. Who reads chunks out of a segment is not looked at here; that takes
+    /// a pass over the index.
+    #[must_use]
+    pub fn segment_contradictions(&self) -> Vec<(SegmentId, String)> {
+        // Only who holds this gives runs and manifests other segments.
+        let maintenance = self.maintenance.lock();
+        let runs = self.meta_tree.extents().into_iter();
+        let runs = runs.chain(self.chunk_tree.extents());
+        let runs = runs.map(|extent| (SegmentId(extent as u32), Stream::Table, "a run"));
+        let manifests = maintenance.manifest_segments.iter();
+        let manifests = manifests.map(|segment| (*segment, Stream::Table, "a manifest"));
+        let log = self.journal().current_segments();
+        let log = log.map(|segment| (segment, Stream::Journal, "the log"));
+        let used: Vec<_> = runs.chain(manifests).chain(log).collect();
+        let space = self.pool.space.lock();
+        let mut found = space.contradictions();
+        let mut users: BTreeMap<SegmentId, &str> = BTreeMap::new();
+        for (segment, stream, user) in used {
+            let state = space.entry(segment).map(|entry| entry.state);
+            if !matches!(state, Some(State::Open(of) | State::Full(of)) if of == stream) {
+                found.push((
+                    segment,
+                    format!("{user} lies in it, and its state is {state:?}"),
+                ));
+            }
+            // The pieces of one manifest, and its two copies, may share one.
+            let other = users.insert(segment, user);
+            if other.is_some_and(|other| other == "a run" || other != user) {
+                found.push((segment, format!("{user} lies in it, and another user too")));
+            }
+        }
+        found
     }
 
     /// Where a chunk lies, and how often it is referenced.

@@ -525,6 +525,45 @@ impl Space {
             .collect()
     }
 
+    /// Where the table contradicts itself: a segment in two states, sums that are not those of their parts.
+    pub fn contradictions(&self) -> Vec<(SegmentId, String)> {
+        let mut found = Vec::new();
+        let pending: BTreeSet<u32> = self.pending.iter().map(|segment| segment.0).collect();
+        if pending.len() != self.pending.len() {
+            let twice = self.pending[0];
+            found.push((twice, "a segment waits twice to become free".to_owned()));
+        }
+        let mut table_bytes = 0;
+        for (segment, entry) in self.entries() {
+            table_bytes += entry.table_bytes();
+            let is_free = self.free.contains(&segment.0);
+            if is_free != (entry.state == State::Free) {
+                let sentence = format!(
+                    "its state is {:?}, and it is {}among the free ones",
+                    entry.state,
+                    if is_free { "" } else { "not " }
+                );
+                found.push((segment, sentence));
+            }
+            if pending.contains(&segment.0) && entry.state != State::Pending {
+                let sentence = format!("its state is {:?}, and it waits to be free", entry.state);
+                found.push((segment, sentence));
+            }
+        }
+        for index in self.prepared.difference(&self.free) {
+            let sentence = "it has been prepared to be handed out, and is not free".to_owned();
+            found.push((SegmentId(*index), sentence));
+        }
+        if table_bytes != self.table_bytes {
+            let sentence = format!(
+                "table segments hold {table_bytes} bytes, and {} are counted",
+                self.table_bytes
+            );
+            found.push((SegmentId(ANCHORS), sentence));
+        }
+        found
+    }
+
     pub fn counts(&self) -> SegmentCounts {
         let mut counts = SegmentCounts {
             total: u64::from(self.segment_count),
