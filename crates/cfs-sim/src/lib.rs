@@ -1,15 +1,29 @@
 //! ClaudeFS in a simulated world: the real `cfs-fs`, `cfs-store`, `cfs-kv` and `cfs-seal` on a device in memory that
-//! fails, tears, loses and fills up by a seed, with a model of the file system beside them.
+//! fails, tears, loses, lies and fills up by a seed, with a model of the file system beside them.
 //!
-//! One seed is one life of a pool: several rounds of open, check, random operations, and an end (an orderly close or
-//! a power cut, perhaps after a failed write or flush). Nothing in it depends on anything but the seed.
+//! One seed is one life of a pool: several rounds of open, check, random operations under one kind of trouble, and an
+//! end (an orderly close or a power cut, which may come at any call of the device). Between two rounds a copy of the
+//! pool may be damaged and looked at. Nothing in it depends on anything but the seed.
 //!
-//! Beside that, [`rot`] damages a pool block by block.
+//! | module | holds |
+//! | --- | --- |
+//! | `world` | a life: rounds, and what must hold after each |
+//! | `trouble` | what goes wrong in a round |
+//! | `names`, `contents` | operations, each on the file system and on the model |
+//! | `look` | what is there, and whether the tables agree |
+//! | `damage` | rot and old segments, on a copy |
+//! | `model` | what should be there |
+//! | `rot` | every block of a small pool damaged, one at a time |
 
+mod contents;
+mod damage;
+mod look;
 mod model;
+mod names;
 mod rng;
 mod rot;
+mod trouble;
 mod world;
 
 pub use rot::{RotOutcome, rot};
-pub use world::{Outcome, run};
+pub use world::{Outcome, replay_command, run};

@@ -10,7 +10,7 @@ use clap::Parser;
 #[derive(Parser)]
 struct Arguments {
     /// Run this seed alone.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["from", "seeds", "minutes"])]
     seed: Option<u64>,
     /// Print what happens, step by step.
     #[arg(long)]
@@ -19,7 +19,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     from: u64,
     /// Number of seeds.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, conflicts_with = "minutes")]
     seeds: u64,
     /// Run for so many minutes instead of a number of seeds.
     #[arg(long)]
@@ -27,6 +27,9 @@ struct Arguments {
     /// Damage a pool block by block instead, one of every so many blocks and ways (1: all); --from is the seed.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rot: Option<u64>,
+    /// Go on after a seed that fails, and tell all that did at the end.
+    #[arg(long)]
+    keep_going: bool,
 }
 
 fn main() -> ExitCode {
@@ -58,33 +61,47 @@ fn main() -> ExitCode {
         (None, Some(_)) => (arguments.from, u64::MAX - arguments.from),
         (None, None) => (arguments.from, arguments.seeds),
     };
-    let (mut seeds, mut operations, mut power_cuts) = (0, 0, 0);
-    for seed in from..from + count {
+    // A panic is told with its seed.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    let mut total = cfs_sim::Outcome::default();
+    let (mut seeds, mut failed) = (0, Vec::new());
+    for seed in from..from.saturating_add(count) {
         if limit.is_some_and(|limit| start.elapsed() > limit) {
             break;
         }
-        let result = std::panic::catch_unwind(|| cfs_sim::run(seed, arguments.trace));
-        let outcome = match result {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(reason)) => return failed(seed, &reason),
-            Err(_) => return failed(seed, "panicked"),
-        };
-        for line in &outcome.trace {
-            println!("{line}");
-        }
         seeds += 1;
-        operations += outcome.operations;
-        power_cuts += outcome.power_cuts;
+        match cfs_sim::run(seed, arguments.trace) {
+            Ok(outcome) => {
+                for line in &outcome.trace {
+                    println!("{line}");
+                }
+                total.operations += outcome.operations;
+                total.power_cuts += outcome.power_cuts;
+                total.damaged_copies += outcome.damaged_copies;
+            }
+            Err(reason) => {
+                println!("{reason}");
+                println!("replay: {}", cfs_sim::replay_command(seed));
+                failed.push(seed);
+                if !arguments.keep_going {
+                    break;
+                }
+            }
+        }
     }
+    let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{seeds} seeds clean, {operations} operations, {power_cuts} power cuts, {:.0} s",
-        start.elapsed().as_secs_f64()
+        "{seeds} seeds from {from}, {} operations, {} power cuts, {} damaged copies, {seconds:.0} s: {}",
+        total.operations,
+        total.power_cuts,
+        total.damaged_copies,
+        match failed.is_empty() {
+            true => "clean".to_owned(),
+            false => format!("{} failed: {failed:?}", failed.len()),
+        }
     );
-    ExitCode::SUCCESS
-}
-
-fn failed(seed: u64, reason: &str) -> ExitCode {
-    println!("seed {seed} failed: {reason}");
-    println!("replay: cargo run --release -p cfs-sim -- --seed {seed} --trace");
-    ExitCode::FAILURE
+    match failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
 }

@@ -1,10 +1,13 @@
 //! The reference model: what the file system should hold, and what it may hold after a crash.
 //!
-//! Names change by commands that reach the log in order, so after a crash the names must be those of some moment
-//! since the last sync. A file's content reaches the log on its own time, so it must be one of the contents that the
-//! file has had since it was last synced.
+//! Everything reaches one log, in order. A change of names or attributes is a **moment** of that log; a file's content
+//! gets there on its own time, after the moment at which it was written. What is found after a crash must be the
+//! state at one moment since the last sync: its names, kinds, modes and attributes; and of each file a content that
+//! was written by then, no older than what was known to be in the log by then (because the file was closed, replaced
+//! a name, or was changed by a command of its own).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 pub(crate) type NodeId = u64;
@@ -12,149 +15,281 @@ pub(crate) type NodeId = u64;
 /// Path without a leading slash, to node.
 pub(crate) type Names = BTreeMap<String, NodeId>;
 
+/// What a node is, for as long as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Node {
+pub(crate) enum Kind {
     Directory,
     Symlink(String),
-    /// The contents that a crash may leave, the newest last.
-    File(Vec<Arc<Vec<u8>>>),
+    Fifo,
+    File,
 }
 
-/// What was found in the file system: path to identity and content.
-pub(crate) type Found = BTreeMap<String, (u64, FoundNode)>;
-
+/// What changes in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FoundNode {
-    Directory,
-    Symlink(String),
-    File(Arc<Vec<u8>>),
+pub(crate) struct Attributes {
+    pub mode: u32,
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+/// Names and attributes at one moment.
+#[derive(Clone, Debug, Default)]
+struct Moment {
+    names: Names,
+    attributes: BTreeMap<NodeId, Arc<Attributes>>,
+}
+
+/// One content of a file.
+#[derive(Clone, Debug)]
+struct Version {
+    content: Arc<Vec<u8>>,
+    /// The newest moment when it was written: the log has it after that.
+    written: usize,
+    /// The moment by which it is in the log for certain.
+    logged: Option<usize>,
+}
+
+/// What was found in the file system, by path.
+pub(crate) type Found = BTreeMap<String, FoundNode>;
+
+#[derive(Clone, Debug)]
+pub(crate) struct FoundNode {
+    pub ino: u64,
+    pub nlink: u32,
+    pub kind: Kind,
+    pub attributes: Attributes,
+    /// Of a file.
+    pub content: Arc<Vec<u8>>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     next_node: NodeId,
-    pub names: Names,
-    pub nodes: HashMap<NodeId, Node>,
-    /// The names at each moment since the last sync; the first is what is durable.
-    history: Vec<Names>,
+    now: Moment,
+    kinds: HashMap<NodeId, Kind>,
+    /// Contents that a crash may leave, the newest last.
+    files: HashMap<NodeId, Vec<Version>>,
+    /// The moments since the last sync; the first is durable.
+    moments: Vec<Moment>,
+    /// Hashes of every content that any file has had, for pools that have been damaged.
+    ever: BTreeSet<u64>,
 }
 
 impl Model {
     pub fn new() -> Self {
         Self {
-            history: vec![Names::new()],
+            moments: vec![Moment::default()],
+            ever: BTreeSet::from([hash(&[])]),
             ..Self::default()
         }
     }
 
-    /// Names have changed.
-    pub fn note_names(&mut self) {
-        self.history.push(self.names.clone());
+    /// Names or attributes have changed.
+    fn note_moment(&mut self) {
+        self.moments.push(self.now.clone());
     }
 
-    pub fn add(&mut self, path: &str, node: Node) {
+    pub fn names(&self) -> &Names {
+        &self.now.names
+    }
+
+    pub fn node(&self, path: &str) -> NodeId {
+        self.now.names[path]
+    }
+
+    pub fn kind(&self, path: &str) -> &Kind {
+        &self.kinds[&self.node(path)]
+    }
+
+    pub fn add(&mut self, path: &str, kind: Kind, mode: u32) {
         self.next_node += 1;
-        self.nodes.insert(self.next_node, node);
-        self.names.insert(path.to_owned(), self.next_node);
-        self.note_names();
+        let node = self.next_node;
+        let attributes = Attributes {
+            mode,
+            xattrs: BTreeMap::new(),
+        };
+        self.now.attributes.insert(node, Arc::new(attributes));
+        self.now.names.insert(path.to_owned(), node);
+        if kind == Kind::File {
+            let version = Version {
+                content: Arc::default(),
+                written: 0,
+                logged: None,
+            };
+            self.files.insert(node, vec![version]);
+        }
+        self.kinds.insert(node, kind);
+        self.note_moment();
     }
 
-    /// All names are durable from now on.
-    pub fn sync_names(&mut self) {
-        self.history = vec![self.names.clone()];
+    pub fn link(&mut self, from: &str, to: &str) {
+        let node = self.node(from);
+        self.now.names.insert(to.to_owned(), node);
+        self.note_moment();
     }
 
-    /// The newest content of a file is durable from now on.
-    pub fn sync_file(&mut self, path: &str) {
-        let node = self.names[path];
-        if let Some(Node::File(versions)) = self.nodes.get_mut(&node) {
-            versions.drain(..versions.len() - 1);
+    pub fn remove(&mut self, path: &str) {
+        self.now.names.remove(path);
+        self.note_moment();
+    }
+
+    /// Attributes of a node, as they are now.
+    pub fn attributes(&self, path: &str) -> &Attributes {
+        &self.now.attributes[&self.node(path)]
+    }
+
+    pub fn change_attributes(&mut self, path: &str, change: impl FnOnce(&mut Attributes)) {
+        let node = self.node(path);
+        let attributes = self
+            .now
+            .attributes
+            .get_mut(&node)
+            .expect("every node has some");
+        change(Arc::make_mut(attributes));
+        self.note_moment();
+    }
+
+    /// Moves a name and everything below it; what had the new name is gone.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        let moved = self.take_below(from);
+        self.take_below(to);
+        self.put_below(to, moved);
+        self.note_moment();
+    }
+
+    /// Swaps two names and everything below them.
+    pub fn exchange(&mut self, one: &str, other: &str) {
+        let below_one = self.take_below(one);
+        let below_other = self.take_below(other);
+        self.put_below(one, below_other);
+        self.put_below(other, below_one);
+        self.note_moment();
+    }
+
+    fn take_below(&mut self, path: &str) -> Vec<(String, NodeId)> {
+        let prefix = format!("{path}/");
+        let names: Vec<String> = self
+            .now
+            .names
+            .keys()
+            .filter(|name| *name == path || name.starts_with(&prefix))
+            .cloned()
+            .collect();
+        names
+            .into_iter()
+            .map(|name| {
+                let node = self.now.names.remove(&name).expect("listed just above");
+                (name[path.len()..].to_owned(), node)
+            })
+            .collect()
+    }
+
+    fn put_below(&mut self, path: &str, nodes: Vec<(String, NodeId)>) {
+        for (rest, node) in nodes {
+            self.now.names.insert(format!("{path}{rest}"), node);
         }
     }
 
-    /// Everything is durable from now on.
-    pub fn sync_all(&mut self) {
-        self.sync_names();
-        for node in self.nodes.values_mut() {
-            if let Node::File(versions) = node {
-                versions.drain(..versions.len() - 1);
+    /// The newest content of a file, which may have lost its name.
+    pub fn content(&self, node: NodeId) -> Arc<Vec<u8>> {
+        let newest = self.files[&node].last().expect("never empty");
+        Arc::clone(&newest.content)
+    }
+
+    /// A file now has this content.
+    pub fn set_content(&mut self, node: NodeId, content: Vec<u8>) {
+        self.ever.insert(hash(&content));
+        let content = Arc::new(content);
+        let written = self.moments.len() - 1;
+        let versions = self.files.get_mut(&node).expect("a file");
+        versions.push(Version {
+            content,
+            written,
+            logged: None,
+        });
+    }
+
+    /// The newest content of a file is in the log: nothing that comes after in the log is found without it.
+    pub fn note_logged(&mut self, node: NodeId) {
+        let versions = self.files.get_mut(&node).expect("a file");
+        let newest = versions.last_mut().expect("never empty");
+        if newest.logged.is_none() {
+            newest.logged = Some(self.moments.len());
+            self.note_moment();
+        }
+    }
+
+    /// Everything that is in the log is durable from now on.
+    pub fn sync_log(&mut self) {
+        let used: BTreeSet<NodeId> = self.now.names.values().copied().collect();
+        self.now.attributes.retain(|node, _| used.contains(node));
+        self.moments = vec![self.now.clone()];
+        for versions in self.files.values_mut() {
+            let oldest = versions
+                .iter()
+                .rposition(|version| version.logged.is_some());
+            versions.drain(..oldest.unwrap_or(0));
+            for version in versions {
+                version.written = 0;
+                version.logged = None;
             }
         }
     }
 
-    /// The newest content of the file at `path`.
-    pub fn content(&self, path: &str) -> Option<Arc<Vec<u8>>> {
-        match self.nodes.get(self.names.get(path)?)? {
-            Node::File(versions) => versions.last().cloned(),
-            _ => None,
-        }
+    /// A file and everything that is in the log are durable from now on.
+    pub fn sync_file(&mut self, node: NodeId) {
+        self.sync_log();
+        let versions = self.files.get_mut(&node).expect("a file");
+        versions.drain(..versions.len() - 1);
     }
 
-    /// The file at `path` now has this content.
-    pub fn set_content(&mut self, path: &str, content: Vec<u8>) {
-        if let Some(Node::File(versions)) = self.nodes.get_mut(&self.names[path]) {
-            versions.push(Arc::new(content));
+    /// Everything is durable from now on.
+    pub fn sync_all(&mut self) {
+        self.sync_log();
+        for versions in self.files.values_mut() {
+            versions.drain(..versions.len() - 1);
         }
     }
 
     pub fn is_directory(&self, path: &str) -> bool {
         path.is_empty()
             || self
+                .now
                 .names
                 .get(path)
-                .is_some_and(|node| self.nodes[node] == Node::Directory)
+                .is_some_and(|node| self.kinds[node] == Kind::Directory)
     }
 
     /// Whether a directory has entries.
     pub fn has_children(&self, path: &str) -> bool {
         let prefix = format!("{path}/");
-        self.names.keys().any(|name| name.starts_with(&prefix))
+        self.now.names.keys().any(|name| name.starts_with(&prefix))
     }
 
     /// Paths of directories, the root included.
     pub fn directories(&self) -> Vec<String> {
         std::iter::once(String::new())
-            .chain(self.paths(|node| *node == Node::Directory))
+            .chain(self.paths(&Kind::Directory))
             .collect()
     }
 
     /// Paths of regular files.
     pub fn files(&self) -> Vec<String> {
-        self.paths(|node| matches!(node, Node::File(_))).collect()
+        self.paths(&Kind::File).collect()
     }
 
-    fn paths(&self, wanted: impl Fn(&Node) -> bool) -> impl Iterator<Item = String> {
-        self.names
-            .iter()
-            .filter(move |(_, node)| wanted(&self.nodes[node]))
-            .map(|(path, _)| path.clone())
-    }
-
-    /// Moves a name and everything below it; what had the new name is gone.
-    pub fn rename(&mut self, from: &str, to: &str) {
-        let prefix = format!("{from}/");
-        let moved: Vec<String> = self
+    fn paths(&self, wanted: &Kind) -> impl Iterator<Item = String> {
+        self.now
             .names
-            .keys()
-            .filter(|name| *name == from || name.starts_with(&prefix))
-            .cloned()
-            .collect();
-        for name in moved {
-            let node = self.names.remove(&name).expect("listed just above");
-            self.names
-                .insert(format!("{to}{}", &name[from.len()..]), node);
-        }
-        self.note_names();
+            .iter()
+            .filter(move |(_, node)| self.kinds[node] == *wanted)
+            .map(|(path, _)| path.clone())
     }
 
     /// Compares with what was found while the file system was not interrupted.
     pub fn check_now(&self, found: &Found) -> Result<(), String> {
-        self.match_names(&self.names, found)?;
-        for (path, node) in &self.names {
-            if let (Node::File(versions), (_, FoundNode::File(content))) =
-                (&self.nodes[node], &found[path])
-                && versions.last() != Some(content)
-            {
+        self.match_moment(&self.now, found)?;
+        for (path, node) in &self.now.names {
+            if self.kinds[node] == Kind::File && self.content(*node) != found[path].content {
                 return Err(format!("{path} has not the content that was written"));
             }
         }
@@ -163,56 +298,76 @@ impl Model {
 
     /// Compares with what was found after a crash, and goes on from there.
     pub fn recover(&mut self, found: &Found) -> Result<(), String> {
-        let mut reason = String::new();
-        let matching =
-            self.history
-                .iter()
-                .rev()
-                .find(|names| match self.match_names(names, found) {
-                    Ok(()) => true,
-                    Err(why) => {
-                        if reason.is_empty() {
-                            reason = why;
-                        }
-                        false
-                    }
-                });
-        let names = matching
-            .ok_or_else(|| {
-                format!(
-                    "the names are those of no moment since the last sync ({} moments; against the newest: {reason})",
-                    self.history.len()
-                )
-            })?
-            .clone();
-        for (path, node) in &names {
-            let (Some(Node::File(versions)), (_, FoundNode::File(content))) =
-                (self.nodes.get_mut(node), &found[path])
-            else {
+        let mut reasons = Vec::new();
+        for (at, moment) in self.moments.iter().enumerate().rev() {
+            let matched = self
+                .match_moment(moment, found)
+                .and_then(|()| self.match_contents(at, moment, found));
+            match matched {
+                Ok(()) => {
+                    self.go_on_from(at, found);
+                    return Ok(());
+                }
+                Err(reason) => reasons.push(format!("moment {at}: {reason}")),
+            }
+        }
+        reasons.dedup();
+        let shown = reasons.len().min(8);
+        Err(format!(
+            "what is there is the state of none of the {} moments since the last sync: {}",
+            self.moments.len(),
+            reasons[..shown].join("; ")
+        ))
+    }
+
+    fn match_contents(&self, at: usize, moment: &Moment, found: &Found) -> Result<(), String> {
+        for (path, node) in &moment.names {
+            if self.kinds[node] != Kind::File {
                 continue;
-            };
-            if !versions.contains(content) {
+            }
+            let versions = &self.files[node];
+            let content = &found[path].content;
+            let oldest = versions
+                .iter()
+                .rposition(|version| version.logged.is_some_and(|logged| logged <= at))
+                .unwrap_or(0);
+            let allowed = versions[oldest..]
+                .iter()
+                .any(|version| version.written <= at && version.content == *content);
+            if !allowed {
+                let lengths: Vec<_> = versions
+                    .iter()
+                    .map(|version| (version.content.len(), version.written, version.logged))
+                    .collect();
                 return Err(format!(
-                    "{path} has {} bytes that are none of the {} contents since its last sync (lengths {:?})",
-                    content.len(),
-                    versions.len(),
-                    versions
-                        .iter()
-                        .map(|version| version.len())
-                        .collect::<Vec<_>>()
+                    "{path} has {} bytes that it could not have (length, written, logged: {lengths:?})",
+                    content.len()
                 ));
             }
-            *versions = vec![Arc::clone(content)];
         }
-        self.names = names;
-        let used: Vec<NodeId> = self.names.values().copied().collect();
-        self.nodes.retain(|node, _| used.contains(node));
-        self.sync_names();
         Ok(())
     }
 
-    /// Same paths, kinds, targets, and the same names for the same inode.
-    fn match_names(&self, names: &Names, found: &Found) -> Result<(), String> {
+    fn go_on_from(&mut self, at: usize, found: &Found) {
+        self.now = self.moments.swap_remove(at);
+        let mut files = HashMap::new();
+        for (path, node) in &self.now.names {
+            if self.kinds[node] == Kind::File {
+                let version = Version {
+                    content: Arc::clone(&found[path].content),
+                    written: 0,
+                    logged: None,
+                };
+                files.insert(*node, vec![version]);
+            }
+        }
+        self.files = files;
+        self.sync_log();
+    }
+
+    /// Same paths, kinds, targets, attributes, link counts, and the same names for the same inode.
+    fn match_moment(&self, moment: &Moment, found: &Found) -> Result<(), String> {
+        let names = &moment.names;
         if let Some(path) = names.keys().find(|path| !found.contains_key(*path)) {
             return Err(format!("{path} is missing"));
         }
@@ -221,24 +376,46 @@ impl Model {
         }
         let mut inodes: HashMap<NodeId, u64> = HashMap::new();
         let mut nodes: HashMap<u64, NodeId> = HashMap::new();
+        let mut links: HashMap<NodeId, u32> = HashMap::new();
         for (path, node) in names {
-            let (ino, found_node) = &found[path];
-            if *inodes.entry(*node).or_insert(*ino) != *ino
-                || *nodes.entry(*ino).or_insert(*node) != *node
+            let ino = found[path].ino;
+            if *inodes.entry(*node).or_insert(ino) != ino
+                || *nodes.entry(ino).or_insert(*node) != *node
             {
                 return Err(format!("{path} is not linked to the inode it should be"));
             }
-            let same = match (&self.nodes[node], found_node) {
-                (Node::Directory, FoundNode::Directory) | (Node::File(_), FoundNode::File(_)) => {
-                    true
-                }
-                (Node::Symlink(target), FoundNode::Symlink(found)) => target == found,
-                _ => false,
-            };
-            if !same {
+            *links.entry(*node).or_default() += 1;
+        }
+        for (path, node) in names {
+            let there = &found[path];
+            if self.kinds[node] != there.kind {
                 return Err(format!("{path} is of another kind, or points elsewhere"));
+            }
+            if *moment.attributes[node] != there.attributes {
+                return Err(format!(
+                    "{path} has {:?} instead of {:?}",
+                    there.attributes, moment.attributes[node]
+                ));
+            }
+            if there.kind != Kind::Directory && there.nlink != links[node] {
+                return Err(format!(
+                    "{path} has {} links instead of {}",
+                    there.nlink, links[node]
+                ));
             }
         }
         Ok(())
     }
+
+    /// Whether some file has had this content at some time.
+    pub fn has_ever_been(&self, content: &[u8]) -> bool {
+        self.ever.contains(&hash(content))
+    }
+}
+
+fn hash(content: &[u8]) -> u64 {
+    // With its fixed keys, unlike that of a `HashMap`.
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    hasher.finish()
 }

@@ -14,6 +14,7 @@ use cfs_format::segment::Stream;
 use cfs_format::{BLOCK_BYTES, Fingerprint, Ino, SEGMENT_BYTES, SegmentId};
 use cfs_fs::{Caller, Fs, XattrFlags};
 
+use crate::look;
 use crate::rng::Rng;
 use crate::world::{self, SimHost};
 
@@ -208,7 +209,7 @@ impl Subject {
             .map(|file| (file.ino, file.ranges))
             .collect();
         let fs = world::open(&device, &self.host)?;
-        world::check(&fs)?;
+        look::check(&fs)?;
         let found = read_tree(&fs, &allowed)?;
         let mut lossy = false;
         for (path, entry) in &self.tree {

@@ -1,19 +1,23 @@
 //! One seed's life of a pool.
 
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cfs_device::{Device, FaultPlan, MemDevice};
-use cfs_format::Ino;
+use cfs_device::{Device, FaultPlan, MemDevice, SegmentImage};
 use cfs_format::superblock::{ChunkParams, KeySlot};
-use cfs_fs::{AllocateMode, Caller, Fs, FsError, FsOptions, RenameFlags, SetAttr};
+use cfs_format::{Ino, SegmentId};
+use cfs_fs::{Fs, FsError, FsOptions};
 use cfs_seal::block::Cipher;
 use cfs_seal::keys::ClusterKey;
 use cfs_store::{Health, Host, Store, StoreOptions};
 use zerocopy::FromZeros;
 
-use crate::model::{Found, FoundNode, Model, Node};
+use crate::model::{Model, NodeId};
 use crate::rng::Rng;
+use crate::trouble::Trouble;
+use crate::{damage, look};
 
 /// Time and "entropy" of the simulated machine.
 pub(crate) struct SimHost {
@@ -42,469 +46,410 @@ impl Host for SimHost {
 }
 
 /// What a run did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Operations.
     pub operations: u64,
     /// Power cuts.
     pub power_cuts: u64,
+    /// Copies of the pool that were damaged and looked at.
+    pub damaged_copies: u64,
     /// What happened, a line a step; empty unless asked for.
     pub trace: Vec<String>,
 }
 
 const KEY: [u8; 32] = [5; 32];
+/// Old versions of segments that are kept to be put back.
+const OLD_IMAGES_MAX: usize = 24;
 
-struct World {
-    rng: Rng,
-    host: Arc<SimHost>,
-    device: Arc<MemDevice>,
-    model: Model,
-    outcome: Outcome,
-    tracing: bool,
-    /// Why the run has failed.
-    seed: u64,
+/// A file that is open, perhaps without a name.
+pub(crate) struct Handle {
+    pub ino: Ino,
+    pub node: NodeId,
 }
 
-/// Runs one seed.
+pub(crate) struct World {
+    pub rng: Rng,
+    host: Arc<SimHost>,
+    device: Arc<MemDevice>,
+    pub model: Model,
+    outcome: Outcome,
+    tracing: bool,
+    pub trouble: Trouble,
+    /// What the counts of calls were when the trouble began to be counted.
+    pub handles: Vec<Handle>,
+    old_images: BTreeMap<SegmentId, SegmentImage>,
+}
+
+/// Why a step ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The file system refused.
+    Refused(FsError),
+    /// It did something else than it should have.
+    Wrong(String),
+}
+
+impl From<FsError> for Failure {
+    fn from(error: FsError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// How a round ended.
+enum End {
+    /// The next one may begin.
+    On,
+    /// Nothing can be said of this pool any more.
+    Over,
+}
+
+/// The command that runs one seed again and tells what it does.
+#[must_use]
+pub fn replay_command(seed: u64) -> String {
+    format!("cargo run --release -p cfs-sim -- --seed {seed} --trace")
+}
+
+/// Runs one seed. With `tracing` the trace is in the outcome, and of a seed that fails on the standard output.
 ///
 /// # Errors
 /// A sentence that says what did not hold, and after which operation.
 pub fn run(seed: u64, tracing: bool) -> Result<Outcome, String> {
-    let mut rng = Rng::new(seed);
-    let segments = 96 + rng.below(160) as u32;
-    let mut world = World {
-        host: Arc::new(SimHost::new(seed)),
-        device: Arc::new(MemDevice::new(segments)),
-        model: Model::new(),
-        outcome: Outcome {
-            operations: 0,
-            power_cuts: 0,
-            trace: Vec::new(),
-        },
-        tracing,
-        rng,
-        seed,
+    let mut world = World::new(seed, tracing);
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| world.live()));
+    let reason = match result {
+        Ok(Ok(())) => return Ok(world.outcome),
+        Ok(Err(reason)) => reason,
+        Err(panic) => panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .map_or_else(|| "panicked".to_owned(), |text| format!("panicked: {text}")),
     };
-    format(&world.device, &world.host)?;
-    let rounds = 2 + world.rng.below(4);
-    for round in 0..rounds {
-        world.round().map_err(|error| {
-            format!(
-                "seed {seed}, round {round}, operation {}: {error}",
-                world.outcome.operations
-            )
-        })?;
+    for line in &world.outcome.trace {
+        println!("{line}");
     }
-    Ok(world.outcome)
+    Err(format!(
+        "seed {seed}, operation {}, {:?}: {reason}",
+        world.outcome.operations, world.trouble
+    ))
 }
 
 impl World {
-    fn trace(&mut self, line: impl FnOnce() -> String) {
+    fn new(seed: u64, tracing: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let segments = 72 + rng.below(120) as u32;
+        Self {
+            host: Arc::new(SimHost::new(seed)),
+            device: Arc::new(MemDevice::new(segments)),
+            model: Model::new(),
+            outcome: Outcome::default(),
+            tracing,
+            rng,
+            trouble: Trouble::None,
+            handles: Vec::new(),
+            old_images: BTreeMap::new(),
+        }
+    }
+
+    fn live(&mut self) -> Result<(), String> {
+        format(&self.device, &self.host)?;
+        for _ in 0..3 + self.rng.below(4) {
+            match self.round()? {
+                End::On => {}
+                End::Over => break,
+            }
+        }
+        Ok(())
+    }
+
+    pub fn trace(&mut self, line: impl FnOnce() -> String) {
         if self.tracing {
             let counts = self.device.counts();
             let line = line();
             self.outcome.trace.push(format!(
-                "{:6} {line} [device: {} reads, {} writes, {} flushes]",
-                self.outcome.operations, counts.reads, counts.writes, counts.flushes
+                "{:6} {line} [device: {} calls, {} reads, {} writes, {} flushes]",
+                self.outcome.operations, counts.calls, counts.reads, counts.writes, counts.flushes
             ));
         }
     }
 
-    fn round(&mut self) -> Result<(), String> {
-        let fs = open(&self.device, &self.host)?;
-        let found = look(&fs)?;
-        self.model.recover(&found)?;
-        check(&fs)?;
-        self.trace(|| format!("opened, {} names", found.len()));
-        let faulty = self.rng.one_in(2);
-        if faulty {
-            let nth = 1 + self.rng.below(60);
-            let mut plan = FaultPlan::default();
-            if self.rng.one_in(2) {
-                plan.failing_flushes.push(nth);
-            } else {
-                plan.failing_writes.push(nth);
-            }
-            self.device.set_faults(plan);
+    /// Lets time pass.
+    pub fn pass_ns(&self, ns: u64) {
+        self.host.now_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    fn open(&self, device: &Arc<MemDevice>) -> Result<Arc<Fs>, String> {
+        open(device, &self.host)
+    }
+
+    /// Cuts the power: the device becomes what would be found, and what is in memory is gone.
+    fn cut_power(&mut self) {
+        self.outcome.power_cuts += 1;
+        self.device = Arc::new(self.device.power_cut(self.rng.next()));
+        self.trace(|| "power cut".to_owned());
+    }
+
+    /// Whether a flush has lied, and no flush after it made that good.
+    fn is_lied_to(&self) -> bool {
+        matches!(self.trouble, Trouble::LyingFlush(nth) if self.device.counts().flushes == nth)
+    }
+
+    fn round(&mut self) -> Result<End, String> {
+        self.trouble = Trouble::choose(&mut self.rng);
+        self.trace(|| "a new round".to_owned());
+        let trouble = self.trouble;
+        self.trace(|| format!("trouble: {trouble:?}"));
+        let early = self.trouble.may_begin_early() && self.rng.one_in(4);
+        if early {
+            self.device.set_faults(self.trouble.plan(&self.device));
         }
-        for _ in 0..20 + self.rng.below(200) {
+        let fs = match self.open(&self.device) {
+            Ok(fs) => fs,
+            Err(reason) if early && !matches!(self.trouble, Trouble::LyingFlush(_)) => {
+                self.trace(|| reason);
+                self.cut_power();
+                return Ok(End::On);
+            }
+            Err(reason) => return Err(reason),
+        };
+        if !early {
+            let found = look::look(&fs)?;
+            self.model.recover(&found)?;
+            look::check(&fs)?;
+            self.trace(|| format!("opened, {} names", found.len()));
+            self.device.set_faults(self.trouble.plan(&self.device));
+        } else {
+            // What is there is not known before it has been looked at; the trouble may go on meanwhile.
+            match look::look(&fs) {
+                Ok(found) => self.model.recover(&found)?,
+                Err(reason) if self.trouble.may_fail_reading() => {
+                    self.trace(|| reason);
+                    drop(fs);
+                    let over = self.is_lied_to();
+                    self.cut_power();
+                    return Ok(if over { End::Over } else { End::On });
+                }
+                Err(reason) => return Err(reason),
+            }
+        }
+        let steps = match self.trouble {
+            Trouble::FullPool => 60 + self.rng.below(120),
+            _ => 20 + self.rng.below(200),
+        };
+        for _ in 0..steps {
             self.outcome.operations += 1;
             match self.step(&fs) {
                 Ok(()) => {}
                 Err(Failure::Wrong(reason)) => return Err(reason),
                 Err(Failure::Refused(error)) => {
-                    let read_only = matches!(fs.store().health(), Health::ReadOnly { .. });
                     self.trace(|| format!("refused: {error}"));
-                    if read_only {
-                        if !faulty {
-                            return Err(format!("went read-only without a fault: {error}"));
+                    if let Health::ReadOnly { reason } = fs.store().health() {
+                        if !self.trouble.may_end_writing() {
+                            return Err(format!("went read-only: {reason}"));
                         }
                         break;
                     }
-                    if !matches!(error, FsError::NoSpace) {
+                    let expected = match &error {
+                        FsError::NoSpace => true,
+                        FsError::Read(_) | FsError::Io(_) => self.trouble.may_fail_reading(),
+                        _ => false,
+                    };
+                    if !expected {
                         return Err(format!("refused: {error}"));
                     }
                 }
             }
         }
-        let good = fs.store().health() == Health::Good;
-        if good {
-            let found = look(&fs)?;
-            self.model.check_now(&found)?;
-            check(&fs)?;
+        if let Health::ReadOnly { reason } = fs.store().health()
+            && !self.trouble.may_end_writing()
+        {
+            return Err(format!("went read-only: {reason}"));
         }
-        self.device.set_faults(FaultPlan::default());
-        if good && self.rng.one_in(3) {
+        self.end_round(fs)
+    }
+
+    fn end_round(&mut self, fs: Arc<Fs>) -> Result<End, String> {
+        let was_lied_to = self.is_lied_to();
+        let powerless =
+            matches!(self.trouble, Trouble::PowerOff(call) if self.device.counts().calls >= call);
+        let good = fs.store().health() == Health::Good && !powerless;
+        if !powerless {
+            // What was lost stays lost; nothing more goes wrong.
+            self.device.set_faults(FaultPlan::default());
+            // Reading goes on also on a pool that went read-only.
+            let found = look::look(&fs)?;
+            self.model.check_now(&found)?;
+        }
+        if good {
+            look::check(&fs)?;
+            self.check_handles(&fs)?;
+        }
+        if good && !was_lied_to && self.rng.one_in(2) {
+            self.settle(&fs)?;
+        }
+        if good && !was_lied_to && self.rng.one_in(3) {
             fs.close().map_err(|error| format!("close: {error}"))?;
             self.model.sync_all();
             self.trace(|| "closed".to_owned());
         }
         drop(fs);
-        self.outcome.power_cuts += 1;
-        self.device = Arc::new(self.device.power_cut(self.rng.next()));
-        self.trace(|| "power cut".to_owned());
+        self.handles.clear();
+        self.cut_power();
+        if was_lied_to {
+            self.look_at_damaged("a flush lied")?;
+            return Ok(End::Over);
+        }
+        if self.rng.one_in(3) {
+            self.damage_copy()?;
+        }
+        self.keep_images();
+        Ok(End::On)
+    }
+
+    /// Everything is written, orphans are reaped, and the accounts must then be exact.
+    fn settle(&mut self, fs: &Fs) -> Result<(), String> {
+        for handle in std::mem::take(&mut self.handles) {
+            fs.release(handle.ino)
+                .map_err(|error| format!("release: {error}"))?;
+        }
+        // A failure of before is reported once more.
+        if fs.syncfs().is_err() {
+            fs.syncfs()
+                .map_err(|error| format!("syncfs after all trouble: {error}"))?;
+        }
+        self.model.sync_all();
+        look::check_space(fs)?;
+        for _ in 0..3 {
+            self.pass_ns(3_000_000_000);
+            fs.tick()
+                .map_err(|error| format!("tick after all trouble: {error}"))?;
+        }
+        look::check(fs)?;
+        self.trace(|| "settled".to_owned());
         Ok(())
+    }
+
+    fn check_handles(&mut self, fs: &Fs) -> Result<(), String> {
+        for handle in &self.handles {
+            let content = self.model.content(handle.node);
+            let mut out = Vec::new();
+            fs.read(handle.ino, 0, content.len() + 1, &mut out)
+                .map_err(|error| format!("reading open inode {}: {error}", handle.ino))?;
+            if out != *content {
+                return Err(format!("open inode {} reads wrong", handle.ino));
+            }
+        }
+        Ok(())
+    }
+
+    /// Damages a copy of the pool, which must then be refused, or hold nothing that is wrong.
+    fn damage_copy(&mut self) -> Result<(), String> {
+        let copy = Arc::new(self.device.power_cut(0));
+        let old: Vec<_> = self
+            .old_images
+            .iter()
+            .map(|(segment, image)| (*segment, image.clone()))
+            .collect();
+        let what = damage::damage(&copy, &old, &mut self.rng);
+        self.trace(|| format!("on a copy: {what}"));
+        let kept = std::mem::replace(&mut self.device, copy);
+        let result = self.look_at_damaged(&what);
+        self.device = kept;
+        result
+    }
+
+    fn look_at_damaged(&mut self, what: &str) -> Result<(), String> {
+        self.outcome.damaged_copies += 1;
+        match self.open(&self.device) {
+            Err(reason) => self.trace(|| reason),
+            Ok(fs) => {
+                let survived = damage::survive(&fs, &self.model, &mut self.rng)
+                    .map_err(|reason| format!("{what}: {reason}"))?;
+                self.trace(|| survived);
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers what some segments hold now.
+    fn keep_images(&mut self) {
+        for (segment, _) in self.device.filled_blocks() {
+            if self.old_images.len() < OLD_IMAGES_MAX && self.rng.one_in(2) {
+                let image = self.device.segment_image(segment);
+                self.old_images.entry(segment).or_insert(image);
+            }
+        }
     }
 
     fn step(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let caller = Caller::default();
-        match self.rng.below(24) {
-            0 | 1 => {
-                let path = self.new_path();
-                self.trace(|| format!("create {path}"));
-                let (parent, name) = self.parent(fs, &path)?;
-                fs.create(parent, name.as_bytes(), 0o644, &caller)?;
-                self.model.add(&path, Node::File(vec![Arc::default()]));
-            }
-            2 => {
-                let path = self.new_path();
-                self.trace(|| format!("mkdir {path}"));
-                let (parent, name) = self.parent(fs, &path)?;
-                fs.mkdir(parent, name.as_bytes(), 0o755, &caller)?;
-                self.model.add(&path, Node::Directory);
-            }
-            3 => {
-                let path = self.new_path();
-                self.trace(|| format!("symlink {path}"));
-                let (parent, name) = self.parent(fs, &path)?;
-                let target = format!("../{name}/elsewhere");
-                fs.symlink(parent, name.as_bytes(), target.as_bytes(), &caller)?;
-                self.model.add(&path, Node::Symlink(target));
-            }
-            4..=8 => self.write(fs)?,
-            9 => self.replace(fs)?,
-            10 => self.truncate(fs)?,
-            11 => self.punch(fs)?,
-            12 => self.copy(fs)?,
-            13 | 14 => self.remove(fs)?,
-            15 => self.rename(fs)?,
-            16 => self.link(fs)?,
-            17 => {
-                let Some(path) = self.any_file() else {
-                    return Ok(());
-                };
-                self.trace(|| format!("fsync {path}"));
-                fs.fsync(ino(fs, &path)?, false)?;
-                self.model.sync_names();
-                self.model.sync_file(&path);
-            }
-            18 => {
-                self.trace(|| "syncfs".to_owned());
-                fs.syncfs()?;
-                self.model.sync_all();
-            }
-            19 => {
-                self.trace(|| "checkpoint".to_owned());
-                fs.store().checkpoint().map_err(FsError::from)?;
-                self.model.sync_names();
-            }
-            20 | 21 => {
-                let ns = 1 << (20 + self.rng.below(14));
-                self.host.now_ns.fetch_add(ns, Ordering::Relaxed);
-                self.trace(|| format!("tick after {ns} ns"));
-                fs.tick()?;
-            }
-            _ => self.read(fs)?,
+        match self.rng.below(40) {
+            0..=2 => self.create(fs),
+            3 => self.mkdir(fs),
+            4 => self.make_special(fs),
+            5 | 6 => self.remove(fs),
+            7 | 8 => self.rename(fs),
+            9 => self.exchange(fs),
+            10 => self.link(fs),
+            11 => self.chmod(fs),
+            12 => self.change_xattr(fs),
+            13 => self.open_or_release(fs),
+            14 => self.use_handle(fs),
+            15..=19 => self.write(fs),
+            20 => self.replace(fs),
+            21 => self.replace_by_rename(fs),
+            22 => self.truncate(fs),
+            23 | 24 => self.allocate(fs),
+            25 => self.copy(fs),
+            26 => self.close_file(fs),
+            27 => self.remove_many(fs),
+            28..=30 => self.read(fs),
+            31 => self.fsync(fs),
+            32 => self.syncfs(fs),
+            33 => self.checkpoint(fs),
+            34 if self.trouble == Trouble::FullPool => self.fill(fs),
+            34 => self.make_room(fs),
+            35 if self.trouble == Trouble::FullPool => self.fill(fs),
+            _ => self.tick(fs),
         }
+    }
+
+    fn fsync(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        self.trace(|| format!("fsync {path}"));
+        fs.fsync(ino(fs, &path)?, false)?;
+        self.model.sync_file(node);
         Ok(())
     }
 
-    fn new_path(&mut self) -> String {
-        let directories = self.model.directories();
-        let directory = &directories[self.rng.below(directories.len() as u64) as usize];
-        loop {
-            let name = format!("n{}", self.rng.below(60));
-            let path = if directory.is_empty() {
-                name
-            } else {
-                format!("{directory}/{name}")
-            };
-            if !self.model.names.contains_key(&path) {
-                return path;
-            }
-        }
-    }
-
-    fn any_file(&mut self) -> Option<String> {
-        let files = self.model.files();
-        if files.is_empty() {
-            return None;
-        }
-        Some(files[self.rng.below(files.len() as u64) as usize].clone())
-    }
-
-    fn any_name(&mut self) -> Option<String> {
-        let count = self.model.names.len() as u64;
-        if count == 0 {
-            return None;
-        }
-        let index = self.rng.below(count) as usize;
-        self.model.names.keys().nth(index).cloned()
-    }
-
-    /// Bytes of which many come again, so that chunks are shared, and some shrink.
-    fn bytes(&mut self, len: u64) -> Vec<u8> {
-        let mut source = Rng::new(self.rng.below(12));
-        let shrinks = self.rng.one_in(2);
-        (0..len)
-            .map(|_| {
-                let byte = source.next() as u8;
-                if shrinks { byte & 3 } else { byte }
-            })
-            .collect()
-    }
-
-    fn parent(&self, fs: &Fs, path: &str) -> Result<(Ino, String), Failure> {
-        match path.rsplit_once('/') {
-            None => Ok((Ino::ROOT, path.to_owned())),
-            Some((directory, name)) => Ok((ino(fs, directory)?, name.to_owned())),
-        }
-    }
-
-    fn write(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(path) = self.any_file() else {
-            return Ok(());
-        };
-        let mut content = self.model.content(&path).expect("a file").to_vec();
-        let offset = match self.rng.below(4) {
-            0 => content.len() as u64,
-            1 => self.rng.length(300 << 10),
-            _ => self.rng.below(content.len() as u64 + 1),
-        };
-        let len = 1 + self.rng.length(100 << 10);
-        let data = self.bytes(len);
-        self.trace(|| format!("write {path} at {offset}, {len} bytes"));
-        let written = fs.write(ino(fs, &path)?, offset, &data, false)?;
-        let end = offset as usize + written;
-        if content.len() < end {
-            content.resize(end, 0);
-        }
-        content[offset as usize..end].copy_from_slice(&data[..written]);
-        self.model.set_content(&path, content);
+    fn syncfs(&mut self, fs: &Fs) -> Result<(), Failure> {
+        self.trace(|| "syncfs".to_owned());
+        fs.syncfs()?;
+        self.model.sync_all();
         Ok(())
     }
 
-    /// Truncates to nothing, writes, and closes: after a crash the old or the new content, nothing between.
-    fn replace(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(path) = self.any_file() else {
-            return Ok(());
-        };
-        let len = 1 + self.rng.length(60 << 10);
-        let data = self.bytes(len);
-        self.trace(|| format!("replace {path}, {len} bytes"));
-        let ino = ino(fs, &path)?;
-        let old = self.model.content(&path).expect("a file");
-        fs.setattr(
-            ino,
-            &SetAttr {
-                size: Some(0),
-                ..SetAttr::default()
-            },
-        )?;
-        let written = match fs.write(ino, 0, &data, false) {
-            Ok(written) => written,
-            Err(error) => {
-                self.model.set_content(&path, Vec::new());
-                return Err(error.into());
-            }
-        };
-        let whole = written == data.len();
-        if !whole && !old.is_empty() {
-            self.model.set_content(&path, Vec::new());
-        }
-        self.model.set_content(&path, data[..written].to_vec());
-        fs.flush(ino)?;
+    fn checkpoint(&mut self, fs: &Fs) -> Result<(), Failure> {
+        self.trace(|| "checkpoint".to_owned());
+        fs.store().checkpoint().map_err(FsError::from)?;
+        self.model.sync_log();
         Ok(())
     }
 
-    fn truncate(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(path) = self.any_file() else {
-            return Ok(());
-        };
-        let mut content = self.model.content(&path).expect("a file").to_vec();
-        let size = match self.rng.below(3) {
-            0 => self.rng.length(400 << 10),
-            _ => self.rng.below(content.len() as u64 + 1),
-        };
-        self.trace(|| format!("truncate {path} to {size}"));
-        fs.setattr(
-            ino(fs, &path)?,
-            &SetAttr {
-                size: Some(size),
-                ..SetAttr::default()
-            },
-        )?;
-        content.resize(size as usize, 0);
-        self.model.set_content(&path, content);
+    fn make_room(&mut self, fs: &Fs) -> Result<(), Failure> {
+        self.trace(|| "reclaim".to_owned());
+        fs.store().make_room(64 << 20).map_err(FsError::from)?;
         Ok(())
     }
 
-    fn punch(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(path) = self.any_file() else {
-            return Ok(());
-        };
-        let mut content = self.model.content(&path).expect("a file").to_vec();
-        let offset = self.rng.below(content.len() as u64 + 1);
-        let len = 1 + self.rng.length(64 << 10);
-        self.trace(|| format!("punch {path} at {offset}, {len} bytes"));
-        let mode = AllocateMode::from_flags(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-            .expect("a mode that Linux has");
-        fs.fallocate(ino(fs, &path)?, mode, offset, len, false)?;
-        let end = ((offset + len) as usize).min(content.len());
-        if (offset as usize) < end {
-            content[offset as usize..end].fill(0);
-        }
-        self.model.set_content(&path, content);
-        Ok(())
-    }
-
-    fn copy(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let (Some(from), Some(to)) = (self.any_file(), self.any_file()) else {
-            return Ok(());
-        };
-        if self.model.names[&from] == self.model.names[&to] {
-            return Ok(());
-        }
-        let source = self.model.content(&from).expect("a file");
-        let mut target = self.model.content(&to).expect("a file").to_vec();
-        let source_offset = self.rng.below(source.len() as u64 + 1);
-        let target_offset = self.rng.below(target.len() as u64 + 1);
-        let len = 1 + self.rng.length(64 << 10);
-        self.trace(|| {
-            format!("copy {from} at {source_offset} to {to} at {target_offset}, {len} bytes")
-        });
-        let copied = fs.copy_range(
-            ino(fs, &from)?,
-            source_offset,
-            ino(fs, &to)?,
-            target_offset,
-            len,
-        )?;
-        let expected = len.min(source.len() as u64 - source_offset);
-        if copied != expected {
-            return Err(Failure::Wrong(format!(
-                "copied {copied} bytes instead of {expected}"
-            )));
-        }
-        let end = (target_offset + copied) as usize;
-        if copied > 0 && target.len() < end {
-            target.resize(end, 0);
-        }
-        target[target_offset as usize..end]
-            .copy_from_slice(&source[source_offset as usize..(source_offset + copied) as usize]);
-        self.model.set_content(&to, target);
-        Ok(())
-    }
-
-    fn remove(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(path) = self.any_name() else {
-            return Ok(());
-        };
-        self.trace(|| format!("remove {path}"));
-        let (parent, name) = self.parent(fs, &path)?;
-        if self.model.is_directory(&path) {
-            match fs.rmdir(parent, name.as_bytes()) {
-                Err(FsError::NotEmpty) if self.model.has_children(&path) => return Ok(()),
-                Ok(()) if self.model.has_children(&path) => {
-                    return Err(Failure::Wrong(format!(
-                        "{path} was removed although not empty"
-                    )));
-                }
-                other => other?,
-            }
-        } else {
-            fs.unlink(parent, name.as_bytes())?;
-        }
-        self.model.names.remove(&path);
-        self.model.note_names();
-        Ok(())
-    }
-
-    fn rename(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(from) = self.any_name() else {
-            return Ok(());
-        };
-        let to = if self.rng.one_in(2) {
-            self.new_path()
-        } else {
-            self.any_name().expect("there is one")
-        };
-        let inside = to == from
-            || to.starts_with(&format!("{from}/"))
-            || from.starts_with(&format!("{to}/"));
-        let exists = self.model.names.contains_key(&to);
-        let kinds_differ =
-            exists && (self.model.is_directory(&from) != self.model.is_directory(&to));
-        let full = exists && self.model.is_directory(&to) && self.model.has_children(&to);
-        let same_node = exists && self.model.names[&from] == self.model.names[&to];
-        if inside || kinds_differ || full || same_node {
-            return Ok(());
-        }
-        self.trace(|| format!("rename {from} to {to}"));
-        let (parent, name) = self.parent(fs, &from)?;
-        let (new_parent, new_name) = self.parent(fs, &to)?;
-        fs.rename(
-            parent,
-            name.as_bytes(),
-            new_parent,
-            new_name.as_bytes(),
-            RenameFlags::default(),
-        )?;
-        self.model.rename(&from, &to);
-        Ok(())
-    }
-
-    fn link(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(from) = self.any_file() else {
-            return Ok(());
-        };
-        let to = self.new_path();
-        self.trace(|| format!("link {from} to {to}"));
-        let (new_parent, new_name) = self.parent(fs, &to)?;
-        fs.link(ino(fs, &from)?, new_parent, new_name.as_bytes())?;
-        let node = self.model.names[&from];
-        self.model.names.insert(to, node);
-        self.model.note_names();
-        Ok(())
-    }
-
-    fn read(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some(path) = self.any_file() else {
-            return Ok(());
-        };
-        let content = self.model.content(&path).expect("a file");
-        let offset = self.rng.below(content.len() as u64 + 10);
-        let len = 1 + self.rng.length(128 << 10);
-        self.trace(|| format!("read {path} at {offset}, {len} bytes"));
-        let mut out = Vec::new();
-        fs.read(ino(fs, &path)?, offset, len as usize, &mut out)?;
-        let start = (offset as usize).min(content.len());
-        let end = (offset as usize + len as usize).min(content.len());
-        if out != content[start..end] {
-            return Err(Failure::Wrong(format!(
-                "{path} reads wrong at {offset}, {len} bytes (seed {})",
-                self.seed
-            )));
+    fn tick(&mut self, fs: &Fs) -> Result<(), Failure> {
+        for _ in 0..1 + self.rng.below(4) {
+            let ns = 1 << (20 + self.rng.below(15));
+            self.pass_ns(ns);
+            self.trace(|| format!("tick after {ns} ns"));
+            fs.tick()?;
         }
         Ok(())
     }
@@ -570,8 +515,10 @@ pub(crate) fn open(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Arc<F
             accept_log_loss: false,
         },
         FsOptions {
+            // No thread: who writes seals.
             seal_threads: 0,
-            dirty_bytes_max: 4 << 20,
+            // So much that a file never leaves memory in parts: then what a crash leaves is a whole version.
+            dirty_bytes_max: 64 << 20,
             hot_bytes: 1 << 20,
             ..FsOptions::default()
         },
@@ -579,83 +526,6 @@ pub(crate) fn open(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Arc<F
     .map_err(|error| format!("open: {error}"))
 }
 
-/// Why a step ended early.
-enum Failure {
-    /// The file system refused.
-    Refused(FsError),
-    /// It did something else than it should have.
-    Wrong(String),
-}
-
-impl From<FsError> for Failure {
-    fn from(error: FsError) -> Self {
-        Self::Refused(error)
-    }
-}
-
-fn ino(fs: &Fs, path: &str) -> Result<Ino, FsError> {
+pub(crate) fn ino(fs: &Fs, path: &str) -> Result<Ino, FsError> {
     Ok(fs.resolve(path.as_bytes())?.ino)
-}
-
-/// Everything that can be reached from the root.
-fn look(fs: &Fs) -> Result<Found, String> {
-    let mut found = Found::new();
-    let mut waiting = vec![(String::new(), Ino::ROOT)];
-    while let Some((path, directory)) = waiting.pop() {
-        let fail = |error: FsError| format!("{path}: {error}");
-        let limit = fs.open_dir(directory).map_err(fail)?;
-        let mut cookie = 0;
-        loop {
-            let entries = fs.read_dir(directory, cookie, limit, 7).map_err(fail)?;
-            let Some(last) = entries.last() else {
-                break;
-            };
-            cookie = last.cookie;
-            for entry in entries {
-                let name = String::from_utf8(entry.name).map_err(|_| "a name that nobody gave")?;
-                let path = if path.is_empty() {
-                    name
-                } else {
-                    format!("{path}/{name}")
-                };
-                let attr = fs.getattr(entry.ino).map_err(fail)?;
-                let node = match attr.kind() {
-                    libc::S_IFDIR => {
-                        waiting.push((path.clone(), entry.ino));
-                        FoundNode::Directory
-                    }
-                    libc::S_IFLNK => FoundNode::Symlink(
-                        String::from_utf8(fs.readlink(entry.ino).map_err(fail)?)
-                            .map_err(|_| "a target that nobody gave")?,
-                    ),
-                    _ => {
-                        let mut content = Vec::new();
-                        fs.read(entry.ino, 0, attr.size as usize, &mut content)
-                            .map_err(|error| format!("{path}: {error}"))?;
-                        if content.len() as u64 != attr.size {
-                            return Err(format!("{path} is shorter than its size"));
-                        }
-                        FoundNode::File(Arc::new(content))
-                    }
-                };
-                if found.insert(path.clone(), (entry.ino.0, node)).is_some() {
-                    return Err(format!("{path} is listed twice"));
-                }
-            }
-        }
-        fs.release(directory).map_err(fail)?;
-    }
-    Ok(found)
-}
-
-/// What `fsck` would say.
-pub(crate) fn check(fs: &Fs) -> Result<(), String> {
-    let report = fs
-        .check(|_| true)
-        .map_err(|error| format!("check: {error}"))?
-        .ok_or("the check ended early")?;
-    if report.is_clean() {
-        return Ok(());
-    }
-    Err(format!("check found {:?}", report.findings))
 }

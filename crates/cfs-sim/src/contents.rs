@@ -1,0 +1,345 @@
+//! Operations on the content of files, each on the file system and on the model.
+
+use cfs_format::Ino;
+use cfs_fs::{AllocateMode, Fs, FsError, SetAttr};
+
+use crate::model::NodeId;
+use crate::rng::Rng;
+use crate::world::{Failure, World, ino};
+
+/// Files do not become longer by single writes; shifts may make them so.
+const FILE_BYTES_MAX: u64 = 600 << 10;
+/// Content that is not like any other, for filling a pool.
+const FILL_BYTES: u64 = 3 << 20;
+const SHIFT_BYTES: u64 = 4096;
+
+impl World {
+    /// Bytes of which many come again, so that chunks are shared, and some shrink.
+    pub fn bytes(&mut self, len: u64) -> Vec<u8> {
+        let mut source = Rng::new(self.rng.below(12));
+        let shrinks = self.rng.one_in(2);
+        let mut bytes = Vec::with_capacity(len as usize + 8);
+        while (bytes.len() as u64) < len {
+            let mut word = source.next();
+            if shrinks {
+                word &= 0x0303_0303_0303_0303;
+            }
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.truncate(len as usize);
+        bytes
+    }
+
+    /// Where a write may go in a file of this length.
+    fn offset(&mut self, len: u64) -> u64 {
+        match self.rng.below(4) {
+            0 => len,
+            1 => self.rng.length(FILE_BYTES_MAX / 2),
+            _ => self.rng.below(len + 1),
+        }
+    }
+
+    /// Writes to a file; the model follows, also when only a part was accepted.
+    fn write_to(
+        &mut self,
+        fs: &Fs,
+        file: (Ino, NodeId),
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Failure> {
+        let written = fs.write(file.0, offset, data, false)?;
+        let mut content = self.model.content(file.1).to_vec();
+        let end = offset as usize + written;
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[offset as usize..end].copy_from_slice(&data[..written]);
+        self.model.set_content(file.1, content);
+        Ok(())
+    }
+
+    pub fn write(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        let len = self.model.content(node).len() as u64;
+        let mut offset = self.offset(len);
+        if offset > FILE_BYTES_MAX {
+            offset = 0;
+        }
+        let len = 1 + self.rng.length(100 << 10);
+        let data = self.bytes(len);
+        self.trace(|| format!("write {path} at {offset}, {len} bytes"));
+        self.write_to(fs, (ino(fs, &path)?, node), offset, &data)
+    }
+
+    /// Much that was never there before.
+    pub fn fill(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        let mut source = Rng::new(self.rng.next());
+        let len = 1 + self.rng.below(FILL_BYTES);
+        let data: Vec<u8> = (0..len.div_ceil(8))
+            .flat_map(|_| source.next().to_le_bytes())
+            .collect();
+        self.trace(|| format!("fill {path} with {len} bytes"));
+        self.write_to(fs, (ino(fs, &path)?, node), 0, &data)
+    }
+
+    /// Writes to or reads from a file that is open, perhaps without a name.
+    pub fn use_handle(&mut self, fs: &Fs) -> Result<(), Failure> {
+        if self.handles.is_empty() {
+            return Ok(());
+        }
+        let index = self.rng.below(self.handles.len() as u64) as usize;
+        let (ino, node) = (self.handles[index].ino, self.handles[index].node);
+        if self.rng.one_in(3) {
+            return self.read_from(fs, &format!("open inode {ino}"), (ino, node));
+        }
+        let at = self.model.content(node).len() as u64;
+        let offset = self.rng.below(at.min(FILE_BYTES_MAX) + 1);
+        let len = 1 + self.rng.length(30 << 10);
+        let data = self.bytes(len);
+        self.trace(|| format!("write open inode {ino} at {offset}, {len} bytes"));
+        self.write_to(fs, (ino, node), offset, &data)
+    }
+
+    /// Truncates to nothing, writes, and closes: after a crash the old or the new content, nothing between.
+    pub fn replace(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        let len = 1 + self.rng.length(60 << 10);
+        let data = self.bytes(len);
+        self.trace(|| format!("replace {path}, {len} bytes"));
+        let ino = ino(fs, &path)?;
+        let old = self.model.content(node);
+        set_size(fs, ino, 0)?;
+        let written = match fs.write(ino, 0, &data, false) {
+            Ok(written) => written,
+            Err(error) => {
+                self.model.set_content(node, Vec::new());
+                return Err(error.into());
+            }
+        };
+        if written < data.len() && !old.is_empty() {
+            self.model.set_content(node, Vec::new());
+        }
+        self.model.set_content(node, data[..written].to_vec());
+        fs.flush(ino)?;
+        self.model.note_logged(node);
+        Ok(())
+    }
+
+    /// Writes a new file, closes it, and has it take another's name: after a crash one or the other.
+    pub fn replace_by_rename(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((to, _)) = self.any_file() else {
+            return Ok(());
+        };
+        self.create(fs)?;
+        let Some((from, node)) = self.any_file() else {
+            return Ok(());
+        };
+        if from == to {
+            return Ok(());
+        }
+        let len = 1 + self.rng.length(60 << 10);
+        let data = self.bytes(len);
+        self.trace(|| format!("write {from} at 0, {len} bytes, to take a name"));
+        self.write_to(fs, (ino(fs, &from)?, node), 0, &data)?;
+        self.rename_path(fs, &from, &to, false)
+    }
+
+    pub fn close_file(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        self.trace(|| format!("close {path}"));
+        fs.flush(ino(fs, &path)?)?;
+        self.model.note_logged(node);
+        if self.rng.one_in(2) {
+            // What the thread that writes the log does.
+            fs.write_log(std::time::Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    pub fn truncate(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        let mut content = self.model.content(node).to_vec();
+        let size = match self.rng.below(3) {
+            0 => self.rng.length(FILE_BYTES_MAX / 2),
+            1 => self.rng.length(content.len() as u64),
+            _ => self.rng.below(content.len() as u64 + 1),
+        };
+        self.trace(|| format!("truncate {path} to {size}"));
+        match set_size(fs, ino(fs, &path)?, size) {
+            Err(FsError::NoSpace) if size <= content.len() as u64 => {
+                let text = "truncating was refused for want of room".to_owned();
+                return Err(Failure::Wrong(text));
+            }
+            other => other?,
+        }
+        content.resize(size as usize, 0);
+        self.model.set_content(node, content);
+        Ok(())
+    }
+
+    /// fallocate(2) in all its modes.
+    pub fn allocate(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        let mut content = self.model.content(node).to_vec();
+        let size = content.len() as u64;
+        let mode = [
+            AllocateMode::Allocate { keep_size: false },
+            AllocateMode::Allocate { keep_size: true },
+            AllocateMode::Punch,
+            AllocateMode::Punch,
+            AllocateMode::Zero { keep_size: false },
+            AllocateMode::Zero { keep_size: true },
+            AllocateMode::Collapse,
+            AllocateMode::Insert,
+        ][self.rng.below(8) as usize];
+        let mut offset = self.rng.below(size + 1);
+        let mut len = 1 + self.rng.length(64 << 10);
+        let shifts = matches!(mode, AllocateMode::Collapse | AllocateMode::Insert);
+        if shifts {
+            offset = offset / SHIFT_BYTES * SHIFT_BYTES;
+            len = len.next_multiple_of(SHIFT_BYTES);
+            let fits = match mode {
+                AllocateMode::Insert => offset < size && size + len <= FILE_BYTES_MAX,
+                _ => offset + len < size,
+            };
+            if !fits {
+                return Ok(());
+            }
+        }
+        self.trace(|| format!("allocate {path} {mode:?} at {offset}, {len} bytes"));
+        let (start, end) = (offset as usize, (offset + len) as usize);
+        let end_inside = end.min(content.len());
+        if matches!(mode, AllocateMode::Punch | AllocateMode::Zero { .. }) && start < end_inside {
+            content[start..end_inside].fill(0);
+        }
+        let ino = ino(fs, &path)?;
+        let done = fs.fallocate(ino, mode, offset, len, false);
+        if matches!(mode, AllocateMode::Zero { .. }) {
+            // First a hole, which is in the log at once, and then the new size.
+            if done.is_ok() {
+                self.model.set_content(node, content.clone());
+                self.model.note_logged(node);
+            } else {
+                self.take_over(fs, (ino, node), content.clone())?;
+            }
+        }
+        done?;
+        match mode {
+            AllocateMode::Allocate { keep_size: false }
+            | AllocateMode::Zero { keep_size: false } => {
+                content.resize(content.len().max(end), 0);
+            }
+            AllocateMode::Collapse => drop(content.drain(start..end)),
+            AllocateMode::Insert => {
+                content.splice(start..start, std::iter::repeat_n(0, len as usize));
+            }
+            _ => {}
+        }
+        self.model.set_content(node, content);
+        if shifts || mode == AllocateMode::Punch {
+            self.model.note_logged(node);
+        }
+        Ok(())
+    }
+
+    /// After a failure in the middle: the file has its content of before, or `half`.
+    fn take_over(&mut self, fs: &Fs, file: (Ino, NodeId), half: Vec<u8>) -> Result<(), Failure> {
+        let before = self.model.content(file.1);
+        let mut now = Vec::new();
+        if fs.read(file.0, 0, before.len() + 1, &mut now).is_ok() && now != *before {
+            if now != half {
+                return Err(Failure::Wrong(
+                    "a failed operation left something else".into(),
+                ));
+            }
+            self.model.set_content(file.1, half);
+        }
+        Ok(())
+    }
+
+    pub fn copy(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let (Some((from, source_node)), Some((to, target_node))) =
+            (self.any_file(), self.any_file())
+        else {
+            return Ok(());
+        };
+        if source_node == target_node {
+            return Ok(());
+        }
+        let source = self.model.content(source_node);
+        let mut target = self.model.content(target_node).to_vec();
+        let source_offset = self.rng.below(source.len() as u64 + 1);
+        let target_offset = self
+            .rng
+            .below((target.len() as u64).min(FILE_BYTES_MAX) + 1);
+        let len = 1 + self.rng.length(64 << 10);
+        self.trace(|| {
+            format!("copy {from} at {source_offset} to {to} at {target_offset}, {len} bytes")
+        });
+        let copied = fs.copy_range(
+            ino(fs, &from)?,
+            source_offset,
+            ino(fs, &to)?,
+            target_offset,
+            len,
+        )?;
+        let expected = len.min(source.len() as u64 - source_offset);
+        if copied != expected {
+            let text = format!("copied {copied} bytes instead of {expected}");
+            return Err(Failure::Wrong(text));
+        }
+        if copied == 0 {
+            return Ok(());
+        }
+        let (start, end) = (target_offset as usize, (target_offset + copied) as usize);
+        target.resize(target.len().max(end), 0);
+        target[start..end]
+            .copy_from_slice(&source[source_offset as usize..(source_offset + copied) as usize]);
+        self.model.set_content(target_node, target);
+        Ok(())
+    }
+
+    pub fn read(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let Some((path, node)) = self.any_file() else {
+            return Ok(());
+        };
+        self.read_from(fs, &path, (ino(fs, &path)?, node))
+    }
+
+    fn read_from(&mut self, fs: &Fs, name: &str, file: (Ino, NodeId)) -> Result<(), Failure> {
+        let content = self.model.content(file.1);
+        let offset = self.rng.below(content.len() as u64 + 10);
+        let len = 1 + self.rng.length(128 << 10);
+        self.trace(|| format!("read {name} at {offset}, {len} bytes"));
+        let mut out = Vec::new();
+        fs.read(file.0, offset, len as usize, &mut out)?;
+        let start = (offset as usize).min(content.len());
+        let end = (offset as usize + len as usize).min(content.len());
+        if out != content[start..end] {
+            let text = format!("{name} reads wrong at {offset}, {len} bytes");
+            return Err(Failure::Wrong(text));
+        }
+        Ok(())
+    }
+}
+
+fn set_size(fs: &Fs, ino: Ino, size: u64) -> Result<(), FsError> {
+    let set = SetAttr {
+        size: Some(size),
+        ..SetAttr::default()
+    };
+    fs.setattr(ino, &set).map(drop)
+}

@@ -1,0 +1,86 @@
+//! What goes wrong in a round.
+
+use cfs_device::{FaultPlan, MemDevice};
+
+use crate::rng::Rng;
+
+/// The trouble of one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// None but the power cut at the end.
+    None,
+    /// The power goes at this call of the device.
+    PowerOff(u64),
+    /// This write fails; a part of it may have been done.
+    FailingWrite(u64),
+    /// This flush fails, and nothing before it that was not flushed is ever made durable.
+    FailingFlush(u64),
+    /// This read fails.
+    FailingRead(u64),
+    /// This read fails after half of it.
+    ShortRead(u64),
+    /// This flush says that it was done, and was not.
+    LyingFlush(u64),
+    /// The host has room for so many more segments than the pool takes.
+    FullHost(u32),
+    /// More is written than the pool can hold.
+    FullPool,
+}
+
+impl Trouble {
+    /// Chosen so that power cuts are the most frequent, and early calls as likely as late ones.
+    pub fn choose(rng: &mut Rng) -> Self {
+        let call = 1 + rng.length(4000);
+        let nth = 1 + rng.length(120);
+        match rng.below(20) {
+            0..=3 => Self::None,
+            4..=8 => Self::PowerOff(call),
+            9 | 10 => Self::FailingWrite(nth),
+            11 | 12 => Self::FailingFlush(nth),
+            13 | 14 => Self::FailingRead(call),
+            15 => Self::ShortRead(call),
+            16 => Self::LyingFlush(nth),
+            17 | 18 => Self::FullHost(rng.below(24) as u32),
+            _ => Self::FullPool,
+        }
+    }
+
+    /// Whether it may meet the opening of the pool too.
+    pub fn may_begin_early(self) -> bool {
+        !matches!(self, Self::None | Self::FullHost(_) | Self::FullPool)
+    }
+
+    /// What the device is told.
+    pub fn plan(self, device: &MemDevice) -> FaultPlan {
+        let mut plan = FaultPlan::default();
+        match self {
+            Self::None | Self::FullPool => {}
+            Self::PowerOff(call) => plan.power_off_at = Some(call),
+            Self::FailingWrite(nth) => plan.failing_writes.push(nth),
+            Self::FailingFlush(nth) => plan.failing_flushes.push(nth),
+            Self::FailingRead(nth) => plan.failing_reads.push(nth),
+            Self::ShortRead(nth) => plan.short_reads.push(nth),
+            Self::LyingFlush(nth) => plan.lying_flushes.push(nth),
+            Self::FullHost(more) => {
+                plan.prepared_segments_max = Some(device.prepared_segments() + more);
+            }
+        }
+        plan
+    }
+
+    /// Whether the pool may go read-only by it.
+    pub fn may_end_writing(self) -> bool {
+        matches!(
+            self,
+            Self::PowerOff(_) | Self::FailingWrite(_) | Self::FailingFlush(_)
+        )
+    }
+
+    /// Whether reading may fail by it.
+    pub fn may_fail_reading(self) -> bool {
+        matches!(
+            self,
+            Self::PowerOff(_) | Self::FailingRead(_) | Self::ShortRead(_)
+        )
+    }
+}
