@@ -2,7 +2,9 @@
 
 mod bench_mount;
 mod layers;
+mod place;
 mod scenario;
+mod torture;
 mod toyfs;
 mod workload;
 
@@ -34,6 +36,8 @@ enum Task {
     Layers,
     /// Copy large trees into a pool twice, kill it, and compare everything.
     Scenario(scenario::Options),
+    /// Write to a mount, kill its server over and over, and compare with a ledger of what was acknowledged.
+    Torture(torture::Options),
     /// Measure, and print a table.
     Bench {
         #[command(subcommand)]
@@ -56,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         } => toyfs::run(&mountpoint, threads, warm_mib << 20),
         Task::Layers => layers::run(),
         Task::Scenario(options) => scenario::run(&options),
+        Task::Torture(options) => torture::run(&options),
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),

@@ -6,16 +6,17 @@
 //! does not hold ends the run; what it made is removed in any case.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
+
+use crate::place::{Place, output, run_command};
 
 /// The share of the first copy's stored bytes that the second must stay below.
 const SECOND_SHARE_MAX: f64 = 0.01;
@@ -54,13 +55,6 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
-    let beside = std::env::current_exe()?.with_file_name("cfs");
-    let binary = options.cfs.clone().unwrap_or(beside);
-    ensure!(
-        binary.is_file(),
-        "{} does not exist; build it, or give --cfs",
-        binary.display()
-    );
     let sources = match options.sources.is_empty() {
         true => default_sources()?,
         false => options.sources.clone(),
@@ -77,15 +71,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         needles.into_iter().step_by(step).collect()
     };
     for way in [Way::Mount, Way::Import] {
-        let dir = options
-            .dir
-            .join(format!("cfs-scenario-{}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let mut place = Place {
-            binary: binary.clone(),
-            dir,
-            server: None,
-        };
+        let mut place = Place::new(&options.dir, "scenario", options.cfs.as_deref())?;
         copy_twice(&mut place, way, &sources, total, &needles)?;
         place.remove()?;
     }
@@ -220,7 +206,7 @@ fn copy_twice(
     );
     place.stop()?;
     output(&mut place.cfs(&["admin", "fsck"])).context("fsck of the pool at rest")?;
-    search(&place.data().join("pool"), needles, &place.dir)?;
+    search(&place.data().join("pool"), needles, place.dir())?;
     println!(
         "{title}: none of {} names and lines is in the pool's bytes",
         needles.len()
@@ -275,149 +261,4 @@ fn search(pool: &Path, needles: &[Vec<u8>], scratch: &Path) -> anyhow::Result<()
         }
     }
     Ok(())
-}
-
-/// The pool, the mount point and the process that serves them. Dropping it removes all three.
-struct Place {
-    binary: PathBuf,
-    dir: PathBuf,
-    server: Option<Child>,
-}
-
-impl Place {
-    fn data(&self) -> PathBuf {
-        self.dir.join("pool")
-    }
-
-    fn mnt(&self) -> PathBuf {
-        self.dir.join("mnt")
-    }
-
-    fn cfs(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.args(arguments).arg("--data").arg(self.data());
-        command
-    }
-
-    /// Starts the server and waits until it is ready.
-    fn start(&mut self, mounted: bool) -> anyhow::Result<()> {
-        let mut command = self.cfs(&["server", "--log", "warn"]);
-        if mounted {
-            // What is there may be a dead mount, which the server takes away.
-            match std::fs::create_dir(self.mnt()) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(error).context("making the mount point");
-                }
-                _ => {}
-            }
-            command.arg("--mount").arg(self.mnt());
-        }
-        // It ends when this program says so, not when the terminal does.
-        let mut child = command.process_group(0).stdout(Stdio::piped()).spawn()?;
-        let stdout = child.stdout.take().expect("piped");
-        self.server = Some(child);
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        ensure!(line.starts_with("ready"), "the server did not start");
-        Ok(())
-    }
-
-    fn server(&mut self) -> &mut Child {
-        self.server.as_mut().expect("it was started")
-    }
-
-    /// `kill -9`.
-    fn kill(&mut self) -> anyhow::Result<()> {
-        self.server().kill()?;
-        self.server().wait()?;
-        self.server = None;
-        Ok(())
-    }
-
-    /// Ends it in order.
-    fn stop(&mut self) -> anyhow::Result<()> {
-        let child = self.server();
-        let pid = rustix::process::Pid::from_child(child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        let status = child.wait()?;
-        self.server = None;
-        ensure!(status.success(), "the server ended with {status}");
-        Ok(())
-    }
-
-    /// Stored bytes of the chunks, and bytes of the pool.
-    fn stored(&self) -> anyhow::Result<(u64, u64)> {
-        let status = output(&mut self.cfs(&["admin", "status", "--json"]))?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
-        let number = |name: &str| {
-            status[name]
-                .as_u64()
-                .with_context(|| format!("{name} is missing in {status}"))
-        };
-        Ok((number("stored_bytes")?, number("pool_bytes")?))
-    }
-
-    fn resident_mib(&mut self) -> anyhow::Result<u64> {
-        let path = format!("/proc/{}/status", self.server().id());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().split(' ').next())
-            .context("no VmRSS")?;
-        Ok(kib.parse::<u64>()? >> 10)
-    }
-
-    fn remove(mut self) -> anyhow::Result<()> {
-        self.take_away()
-    }
-
-    fn take_away(&mut self) -> anyhow::Result<()> {
-        if let Some(mut child) = self.server.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        // Dead mounts too; there may be none. Users other than root need the helper.
-        let flags = rustix::mount::UnmountFlags::DETACH;
-        if rustix::mount::unmount(self.mnt(), flags) == Err(rustix::io::Errno::PERM) {
-            let _ = Command::new("fusermount3")
-                .arg("-uzq")
-                .arg(self.mnt())
-                .status();
-        }
-        match std::fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("removing {}", self.dir.display()))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Err(error) = self.take_away() {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
-fn run_command(command: &mut Command) -> anyhow::Result<()> {
-    output(command).map(drop)
-}
-
-/// What a command prints. It must succeed.
-fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}: {}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

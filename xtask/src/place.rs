@@ -1,0 +1,184 @@
+//! A pool, its mount point and the process that serves them, for long tests; all three are removed in the end.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+
+/// The pool, the mount point and the process that serves them. Dropping it removes all three.
+pub(crate) struct Place {
+    binary: PathBuf,
+    dir: PathBuf,
+    server: Option<Child>,
+}
+
+impl Place {
+    /// A new directory below `parent`, with nothing in it yet. `binary` is the program; by default the one beside this.
+    ///
+    /// # Errors
+    /// There is no such program, or the directory cannot be made.
+    pub fn new(parent: &Path, name: &str, binary: Option<&Path>) -> anyhow::Result<Self> {
+        let beside = std::env::current_exe()?.with_file_name("cfs");
+        let binary = binary.map_or(beside, Path::to_path_buf);
+        ensure!(
+            binary.is_file(),
+            "{} does not exist; build it, or give --cfs",
+            binary.display()
+        );
+        let dir = parent.join(format!("cfs-{name}-{}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(Self {
+            binary,
+            dir,
+            server: None,
+        })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("pool")
+    }
+
+    pub fn mnt(&self) -> PathBuf {
+        self.dir.join("mnt")
+    }
+
+    pub fn cfs(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).arg("--data").arg(self.data());
+        command
+    }
+
+    /// Starts the server and waits until it is ready.
+    pub fn start(&mut self, mounted: bool) -> anyhow::Result<()> {
+        let stdout = self.spawn(mounted)?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line.starts_with("ready"), "the server did not start");
+        Ok(())
+    }
+
+    /// Starts the server and does not wait for it.
+    pub fn spawn(&mut self, mounted: bool) -> anyhow::Result<ChildStdout> {
+        let mut command = self.cfs(&["server", "--log", "warn"]);
+        if mounted {
+            // What is there may be a dead mount, which the server takes away.
+            match std::fs::create_dir(self.mnt()) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(error).context("making the mount point");
+                }
+                _ => {}
+            }
+            command.arg("--mount").arg(self.mnt());
+        }
+        // It ends when this program says so, not when the terminal does.
+        let mut child = command.process_group(0).stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().expect("piped");
+        self.server = Some(child);
+        Ok(stdout)
+    }
+
+    fn server(&mut self) -> &mut Child {
+        self.server.as_mut().expect("it was started")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.server().kill()?;
+        self.server().wait()?;
+        self.server = None;
+        Ok(())
+    }
+
+    /// Ends it in order.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let child = self.server();
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = child.wait()?;
+        self.server = None;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+
+    /// Stored bytes of the chunks, and bytes of the pool.
+    pub fn stored(&self) -> anyhow::Result<(u64, u64)> {
+        let status = output(&mut self.cfs(&["admin", "status", "--json"]))?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let number = |name: &str| {
+            status[name]
+                .as_u64()
+                .with_context(|| format!("{name} is missing in {status}"))
+        };
+        Ok((number("stored_bytes")?, number("pool_bytes")?))
+    }
+
+    pub fn resident_mib(&mut self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.server().id());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.trim().split(' ').next())
+            .context("no VmRSS")?;
+        Ok(kib.parse::<u64>()? >> 10)
+    }
+
+    pub fn remove(mut self) -> anyhow::Result<()> {
+        self.take_away()
+    }
+
+    fn take_away(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.server.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // Dead mounts too; there may be none. Users other than root need the helper.
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        if rustix::mount::unmount(self.mnt(), flags) == Err(rustix::io::Errno::PERM) {
+            let _ = Command::new("fusermount3")
+                .arg("-uzq")
+                .arg(self.mnt())
+                .status();
+        }
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_away() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+pub(crate) fn run_command(command: &mut Command) -> anyhow::Result<()> {
+    output(command).map(drop)
+}
+
+/// What a command prints. It must succeed.
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} ended with {}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
