@@ -6,6 +6,8 @@
 
 pub mod ids;
 pub mod journal;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod segment;
 pub mod superblock;
 pub mod table;

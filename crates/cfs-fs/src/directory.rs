@@ -84,6 +84,11 @@ pub(crate) fn insert(
     target: Target,
 ) {
     let cookie = directory.next_cookie.get().max(FIRST_COOKIE);
+    #[cfg(feature = "planted-bugs")]
+    let cookie = match cfs_format::planted::has(cfs_format::planted::Bug::CookieReused) {
+        true => FIRST_COOKIE + directory.size.get(),
+        false => cookie,
+    };
     directory.next_cookie = (cookie + 1).into();
     directory.size += 1;
     put(txn, parent, name, cookie, target);

@@ -304,6 +304,9 @@ impl Plan {
         let (first, last) = key_range(upper_inputs().chain(&lower));
         let mut older = state.sorted_runs().skip(older);
         let drop_tombstones = older.all(|sorted| overlapping(sorted, first, last).is_empty());
+        #[cfg(feature = "planted-bugs")]
+        let drop_tombstones =
+            drop_tombstones || cfs_format::planted::has(cfs_format::planted::Bug::LostTombstone);
         Self {
             lower: Arc::new(lower),
             drop_tombstones,

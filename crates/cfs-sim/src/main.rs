@@ -27,6 +27,10 @@ struct Arguments {
     /// Damage a pool block by block instead, one of every so many blocks and ways (1: all); --from is the seed.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rot: Option<u64>,
+    /// Run with this bug, which must be found: the names are in docs/RELIABILITY.md.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, value_parser = |name: &str| cfs_format::planted::Bug::from_name(name).ok_or("no such bug"))]
+    plant: Option<cfs_format::planted::Bug>,
     /// Go on after a seed that fails, and tell all that did at the end.
     #[arg(long)]
     keep_going: bool,
@@ -61,6 +65,8 @@ fn main() -> ExitCode {
         (None, Some(_)) => (arguments.from, u64::MAX - arguments.from),
         (None, None) => (arguments.from, arguments.seeds),
     };
+    #[cfg(feature = "planted-bugs")]
+    cfs_format::planted::plant(arguments.plant);
     // A panic is told with its seed.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let mut total = cfs_sim::Outcome::default();

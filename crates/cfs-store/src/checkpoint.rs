@@ -263,7 +263,13 @@ impl Store {
             }
         }
         self.lanes.write_out()?;
-        self.pool.flush()?;
+        #[cfg(feature = "planted-bugs")]
+        let flush_first = !cfs_format::planted::has(cfs_format::planted::Bug::CheckpointBeforeData);
+        #[cfg(not(feature = "planted-bugs"))]
+        let flush_first = true;
+        if flush_first {
+            self.pool.flush()?;
+        }
         let superblock = &mut maintenance.superblock;
         superblock.generation += 1;
         superblock.journal = position;

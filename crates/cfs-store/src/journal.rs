@@ -178,6 +178,11 @@ impl Journal {
             return Ok(());
         }
         let written = self.write_queue(&mut writer)?;
+        #[cfg(feature = "planted-bugs")]
+        if cfs_format::planted::has(cfs_format::planted::Bug::MissingFlush) {
+            self.durable_lsn.store(written, Ordering::Release);
+            return Ok(());
+        }
         self.pool.flush()?;
         self.durable_lsn.store(written, Ordering::Release);
         Ok(())

@@ -302,6 +302,10 @@ impl Store {
         options: StoreOptions,
         manifest: Option<&crate::checkpoint::Manifest>,
     ) -> Result<Self, OpenError> {
+        #[cfg(feature = "planted-bugs")]
+        {
+            *crate::txn::COUNTED_LATER.lock() = None;
+        }
         let runs = Arc::new(SegmentRuns::new(Arc::clone(&pool)));
         let block_cache = Arc::new(BlockCache::new(options.block_cache_bytes));
         let tree_options = TreeOptions {

@@ -480,6 +480,11 @@ impl Space {
             && matches!(entry.state, State::Full(Stream::Data | Stream::ColdData))
         {
             self.retire(segment);
+            #[cfg(feature = "planted-bugs")]
+            if cfs_format::planted::has(cfs_format::planted::Bug::FreeBeforeDurable) {
+                self.take_pending_one(segment);
+                self.free(segment, true);
+            }
         }
     }
 

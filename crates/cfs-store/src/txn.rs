@@ -19,6 +19,9 @@ use crate::chunks::NewChunk;
 use crate::error::{ReadError, WriteError};
 use crate::store::{Store, WriterState};
 
+#[cfg(feature = "planted-bugs")]
+pub(crate) static COUNTED_LATER: parking_lot::Mutex<Option<Batch>> = parking_lot::Mutex::new(None);
+
 /// A change of a volume's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeDelta {
@@ -338,6 +341,8 @@ impl<'a> Txn<'a> {
                     live.push((record.segment.get(), i64::from(record.record_len.get())));
                     chunk_batch.put(fingerprint.0.to_vec(), record.as_bytes().to_vec());
                 }
+                #[cfg(feature = "planted-bugs")]
+                None if cfs_format::planted::has(cfs_format::planted::Bug::StaleIndexEntry) => {}
                 None => chunk_batch.delete(fingerprint.0.to_vec()),
             }
         }
@@ -369,6 +374,13 @@ impl<'a> Txn<'a> {
             store
                 .next_ino
                 .fetch_max(next_ino, std::sync::atomic::Ordering::Relaxed);
+        }
+        #[cfg(feature = "planted-bugs")]
+        if cfs_format::planted::has(cfs_format::planted::Bug::CountAfterExtent) {
+            if let Some(earlier) = COUNTED_LATER.lock().replace(chunk_batch) {
+                store.chunk_tree.apply(&earlier);
+            }
+            chunk_batch = Batch::new();
         }
         // The index first: whoever sees an extent finds its chunk.
         store.chunk_tree.apply(&chunk_batch);
@@ -409,6 +421,8 @@ impl Store {
                 return Err(damaged("its segment has been used for something else"));
             }
         }
+        #[cfg(feature = "planted-bugs")]
+        let verify = verify && !cfs_format::planted::has(cfs_format::planted::Bug::TailBelieved);
         if verify {
             let record = ChunkRecord {
                 segment: new.segment.0.into(),

@@ -197,6 +197,12 @@ pub(super) fn make(txn: &mut Txn<'_>, command: &Make) -> Result<Outcome> {
         kind,
     };
     directory::insert(txn, command.parent, &mut parent, &command.name, target);
+    #[cfg(feature = "planted-bugs")]
+    if kind == libc::S_IFIFO
+        && cfs_format::planted::has(cfs_format::planted::Bug::DirentWithoutInode)
+    {
+        txn.delete(key(command.ino, tag::INODE, &[]));
+    }
     inode::put(txn, command.parent, &mut parent);
     Ok(Outcome::of(command.ino, record))
 }

@@ -88,6 +88,11 @@ pub(super) fn lose_name(
         erase(txn, ino, record)?;
         return Ok(Some(Lost::Removed(ino)));
     }
+    #[cfg(feature = "planted-bugs")]
+    if cfs_format::planted::has(cfs_format::planted::Bug::OrphanForgotten) {
+        inode::put(txn, ino, record);
+        return Ok(Some(Lost::Orphaned(ino)));
+    }
     txn.put(orphan_key(ino), Vec::new());
     inode::put(txn, ino, record);
     Ok(Some(Lost::Orphaned(ino)))

@@ -199,6 +199,22 @@ impl Core {
         if let Some(cut) = job.truncate_to {
             self.cut_long_file(ino, cut, committed_size)?;
         }
+        #[cfg(feature = "planted-bugs")]
+        if cfs_format::planted::has(cfs_format::planted::Bug::TruncateBeforeContent)
+            && let Some(cut) = job.truncate_to
+        {
+            self.commit(&Command::Write(Write {
+                ino,
+                truncate_to: Some(cut),
+                size: cut,
+                mtime: None,
+                ctime: None,
+                kill_suid_sgid: false,
+                inline: None,
+                extents: Vec::new(),
+                chunks: Vec::new(),
+            }))?;
+        }
         let stamp = *job.stamp.lock();
         self.commit(&Command::Write(Write {
             ino,

@@ -256,7 +256,13 @@ impl Fs {
         } = *names;
         let whiteout = whiteout.map(|caller| (caller, self.store.allocate_ino(), self.salt()));
         let _reservation = self.admit_growth(0)?;
-        if !flags.no_replace
+        #[cfg(feature = "planted-bugs")]
+        let written_first =
+            !cfs_format::planted::has(cfs_format::planted::Bug::RenameBeforeContent);
+        #[cfg(not(feature = "planted-bugs"))]
+        let written_first = true;
+        if written_first
+            && !flags.no_replace
             && !flags.exchange
             && let Some(target) = self.entry(new_parent, new_name)?
             && u32::from(target.kind) << 12 == libc::S_IFREG

@@ -1,0 +1,100 @@
+//! Bugs on purpose, of which the checkers must find each.
+//!
+//! Only with the feature `planted-bugs`, which nothing of the product turns on: the simulation builds with it, plants
+//! one bug at a time, and must fail. docs/RELIABILITY.md lists who finds what.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A bug that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Bug {
+    /// A flush of the log is acknowledged without a flush of the device.
+    MissingFlush = 1,
+    /// A failed flush is tried again, and believed when it succeeds then.
+    FailedFlushRetried,
+    /// References are counted with the next command instead of with the extents.
+    CountAfterExtent,
+    /// A segment that was emptied is used again before the checkpoint.
+    FreeBeforeDurable,
+    /// A chunk that was dropped stays in the index.
+    StaleIndexEntry,
+    /// Room that a reservation gives back stays promised.
+    ReservationLeak,
+    /// Named pipes get a name and no inode.
+    DirentWithoutInode,
+    /// A checkpoint's superblock is written before what it refers to is flushed.
+    CheckpointBeforeData,
+    /// Chunks of commands that may not have been flushed are believed unseen.
+    TailBelieved,
+    /// A new entry's cookie is the count of entries.
+    CookieReused,
+    /// Merges drop all tombstones.
+    LostTombstone,
+    /// A file is cut to nothing in a command before the one with the new content.
+    TruncateBeforeContent,
+    /// A rename does not write the content of what takes a file's name.
+    RenameBeforeContent,
+    /// An inode that is open when it loses its last name is not noted as an orphan.
+    OrphanForgotten,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::MissingFlush,
+        Self::FailedFlushRetried,
+        Self::CountAfterExtent,
+        Self::FreeBeforeDurable,
+        Self::StaleIndexEntry,
+        Self::ReservationLeak,
+        Self::DirentWithoutInode,
+        Self::CheckpointBeforeData,
+        Self::TailBelieved,
+        Self::CookieReused,
+        Self::LostTombstone,
+        Self::TruncateBeforeContent,
+        Self::RenameBeforeContent,
+        Self::OrphanForgotten,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MissingFlush => "missing-flush",
+            Self::FailedFlushRetried => "failed-flush-retried",
+            Self::CountAfterExtent => "count-after-extent",
+            Self::FreeBeforeDurable => "free-before-durable",
+            Self::StaleIndexEntry => "stale-index-entry",
+            Self::ReservationLeak => "reservation-leak",
+            Self::DirentWithoutInode => "dirent-without-inode",
+            Self::CheckpointBeforeData => "checkpoint-before-data",
+            Self::TailBelieved => "tail-believed",
+            Self::CookieReused => "cookie-reused",
+            Self::LostTombstone => "lost-tombstone",
+            Self::TruncateBeforeContent => "truncate-before-content",
+            Self::RenameBeforeContent => "rename-before-content",
+            Self::OrphanForgotten => "orphan-forgotten",
+        }
+    }
+
+    /// The bug with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|bug| bug.name() == name)
+    }
+}
+
+static PLANTED: AtomicU8 = AtomicU8::new(0);
+
+/// Plants a bug in this process, in place of the one before.
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.store(bug.map_or(0, |bug| bug as u8), Ordering::SeqCst);
+}
+
+/// Whether this bug is planted.
+#[must_use]
+pub fn has(bug: Bug) -> bool {
+    PLANTED.load(Ordering::Relaxed) == bug as u8
+}
