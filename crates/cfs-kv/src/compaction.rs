@@ -64,6 +64,8 @@ pub(crate) struct Job {
     plan: Plan,
     merge: Merge,
     output: Vec<Arc<Run>>,
+    /// The newest key; what is written must ascend, whatever was read.
+    last_key: Option<Vec<u8>>,
 }
 
 impl Job {
@@ -94,6 +96,7 @@ impl Job {
             plan,
             merge: Merge::new(cursors, Direction::Forward),
             output: Vec::new(),
+            last_key: None,
         }))
     }
 
@@ -113,6 +116,12 @@ impl Job {
             let Some((key, value)) = self.merge.current() else {
                 break true;
             };
+            if self.last_key.as_deref().is_some_and(|last| last >= key) {
+                return Err(RunError::Disorder);
+            }
+            let last_key = self.last_key.get_or_insert_default();
+            last_key.clear();
+            last_key.extend_from_slice(key);
             input_bytes += (key.len() + value.map_or(0, <[u8]>::len)) as u64;
             if value.is_some() || !self.plan.drop_tombstones {
                 let builder = match &mut builder {

@@ -13,6 +13,9 @@ pub enum RunError {
     /// The store could not read or write.
     #[error("input or output of a table run failed: {0}")]
     Io(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The keys of a run do not ascend, so that it cannot be merged.
+    #[error("the keys of a table run do not ascend: it is corrupt")]
+    Disorder,
     /// A block is not what was written: it does not authenticate, or it breaks a rule of the format.
     #[error("table block at place {:#x}, {} bytes, is corrupt: {rule}", block.place, block.stored_len)]
     Corrupt {
