@@ -97,7 +97,8 @@ impl Attr {
     pub fn from_record(ino: Ino, record: &InodeRecord) -> Self {
         let mode = record.mode.get();
         let size = if mode & libc::S_IFMT == libc::S_IFDIR {
-            (record.size.get() + 2) * DIRENT_REPORTED_BYTES
+            let entries = record.size.get().saturating_add(2);
+            entries.saturating_mul(DIRENT_REPORTED_BYTES)
         } else {
             record.size.get()
         };
