@@ -77,7 +77,7 @@ impl LogReader<'_> {
         let mut tail = LogTail {
             records: Vec::new(),
             segments: Vec::new(),
-            durable_lsn: Lsn(position.lsn.get() - 1),
+            durable_lsn: Lsn(position.lsn.get().saturating_sub(1)),
             repaired: Vec::new(),
             lost: None,
         };
@@ -110,7 +110,7 @@ impl LogReader<'_> {
             };
             if header.is_some() {
                 let first_lsn = match first {
-                    true => position.lsn.get() - 1,
+                    true => position.lsn.get().saturating_sub(1),
                     false => due_lsn,
                 };
                 tail.repaired

@@ -24,7 +24,7 @@ use zerocopy::FromBytes;
 
 use crate::anchor::{self, Anchors};
 use crate::checkpoint::ManifestSegment;
-use crate::chunks::{Pins, SealLane};
+use crate::chunks::{CHUNK_BYTES_MAX, Pins, SealLane};
 use crate::error::{FormatPoolError, OpenError, ReadError, UnlockError, WriteError};
 use crate::heal;
 use crate::journal::Journal;
@@ -38,6 +38,9 @@ use crate::txn::{Mode, Txn};
 
 /// Smallest pool, bytes: the reserve, the log, the tables, and a little data.
 pub const POOL_BYTES_MIN: u64 = 64 * SEGMENT_BYTES as u64;
+
+/// A pool can be opened so often: the number is part of every [`SegmentSeq`].
+const INCARNATION_MAX: u32 = (1 << 24) - 1;
 
 /// Block size of the tables, bytes before compression.
 const TABLE_BLOCK_BYTES: usize = 8 << 10;
@@ -174,6 +177,7 @@ impl Store {
                 "it was not written by this pool's key".into(),
             ));
         }
+        check_superblock(&superblock)?;
         let segment_count = usable_segments(&*device, superblock.segments_max.get());
         let space = Space::new(segment_count, device.geometry().sparse);
         let incarnation = superblock.incarnation.get() + 1;
@@ -239,6 +243,7 @@ impl Store {
             }
         }
         let store = Self::assemble(pool, superblock, anchors, options, Some(&manifest))?;
+        store.check_run_segments()?;
         store.maintenance.lock().manifest_segments = all_manifest_segments.into_iter().collect();
         store.load_system_records()?;
         let next_lsn = store.replay(
@@ -372,6 +377,22 @@ impl Store {
             self.journal.set(journal).is_ok(),
             "the journal is started once"
         );
+        Ok(())
+    }
+
+    /// That the manifest lists every segment that its runs lie in.
+    fn check_run_segments(&self) -> Result<(), OpenError> {
+        let space = self.pool.space.lock();
+        let extents = self.meta_tree.extents().into_iter();
+        for extent in extents.chain(self.chunk_tree.extents()) {
+            let segment = u32::try_from(extent).map(SegmentId);
+            let entry = segment.ok().and_then(|segment| space.entry(segment));
+            if !entry.is_some_and(|entry| entry.state == State::Full(Stream::Table)) {
+                return Err(OpenError::Checkpoint(format!(
+                    "a run lies in segment {extent}, which the manifest does not list"
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -530,6 +551,29 @@ impl From<ReadError> for ReplayError {
     fn from(error: ReadError) -> Self {
         Self::Read(error)
     }
+}
+
+/// Numbers that the pool's own key has sealed and that make no sense all the same: a pool written by a build with a
+/// fault, or by nobody who means well.
+fn check_superblock(superblock: &Superblock) -> Result<(), OpenError> {
+    let wrong = |what: &str| Err(OpenError::Superblock(format!("{what} is out of range")));
+    if superblock.chunk.max.get() as usize > CHUNK_BYTES_MAX {
+        return wrong("the length of chunks");
+    }
+    if superblock.journal.lsn.get() == 0 {
+        return wrong("the log's position");
+    }
+    // What is counted up from here must not end.
+    if superblock.incarnation.get() >= INCARNATION_MAX {
+        return wrong("the number of openings");
+    }
+    if superblock.generation.get() > u64::MAX / 2
+        || superblock.journal.lsn.get() > u64::MAX / 2
+        || superblock.checkpoint_timestamp.get() > u64::MAX / 2
+    {
+        return wrong("a counter");
+    }
+    Ok(())
 }
 
 fn usable_segments(device: &dyn Device, segments_max: u64) -> u32 {
