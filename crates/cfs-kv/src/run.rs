@@ -62,6 +62,9 @@ pub(crate) fn encode_root(summary: &RunSummary, partitions: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// More entries, and more bytes, than a run can have; the sums over all runs of a tree stay far from 2^64.
+const RUN_COUNT_MAX: u64 = 1 << 40;
+
 /// Checks the bytes of a root.
 fn decode_root(bytes: &[u8]) -> Result<(RunSummary, Block), BadBlock> {
     let (header, rest) = bytes
@@ -93,6 +96,7 @@ fn decode_root(bytes: &[u8]) -> Result<(RunSummary, Block), BadBlock> {
     if summary.first_key > summary.last_key
         || summary.entry_count == 0
         || summary.tombstone_count > summary.entry_count
+        || summary.entry_count.max(summary.stored_bytes) > RUN_COUNT_MAX
     {
         return Err(BadBlock("root with impossible bounds or counts"));
     }
