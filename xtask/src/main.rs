@@ -38,6 +38,17 @@ enum Task {
     Scenario(scenario::Options),
     /// Write to a mount, kill its server over and over, and compare with a ledger of what was acknowledged.
     Torture(torture::Options),
+    /// Run the decoders on inputs that are wrong.
+    Fuzz {
+        /// Only this one; all in turn if not given.
+        target: Option<String>,
+        /// Seconds for each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Decides about the inputs.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Measure, and print a table.
     Bench {
         #[command(subcommand)]
@@ -61,8 +72,25 @@ fn main() -> anyhow::Result<()> {
         Task::Layers => layers::run(),
         Task::Scenario(options) => scenario::run(&options),
         Task::Torture(options) => torture::run(&options),
+        Task::Fuzz {
+            target,
+            seconds,
+            seed,
+        } => fuzz(target, seconds, seed),
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
     }
+}
+
+/// Builds and runs the program that has the decoders; see `cfs_sim::decoders`.
+fn fuzz(target: Option<String>, seconds: u64, seed: u64) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    command.args(["run", "--release", "--quiet", "--package", "cfs-sim"]);
+    command.args(["--bin", "cfs-fuzz", "--"]).args(target);
+    command.args(["--seconds", &seconds.to_string()]);
+    command.args(["--seed", &seed.to_string()]);
+    let status = command.status()?;
+    anyhow::ensure!(status.success(), "a target failed");
+    Ok(())
 }

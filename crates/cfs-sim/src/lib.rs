@@ -14,11 +14,15 @@
 //! | `damage` | rot and old segments, on a copy |
 //! | `model` | what should be there |
 //! | `rot` | every block of a small pool damaged, one at a time |
+//!
+//! Beside it, `decoders` and `mutate` are for fuzzing what reads bytes.
 
 mod contents;
 mod damage;
+pub mod decoders;
 mod look;
 mod model;
+pub mod mutate;
 mod names;
 mod rng;
 mod rot;

@@ -58,7 +58,7 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
-const KEY: [u8; 32] = [5; 32];
+pub(crate) const KEY: [u8; 32] = [5; 32];
 /// Old versions of segments that are kept to be put back.
 const OLD_IMAGES_MAX: usize = 24;
 
