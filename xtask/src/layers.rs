@@ -96,12 +96,44 @@ pub fn run() -> anyhow::Result<()> {
     if !faults.is_empty() {
         bail!("the layers do not hold:\n  {}", faults.join("\n  "));
     }
+    planted_bugs_stay_out()?;
     println!(
         "{} crates, {} edges, all point down",
         crates.len(),
         edges.len()
     );
     Ok(())
+}
+
+/// The product is never built with the bugs that the simulation plants.
+fn planted_bugs_stay_out() -> anyhow::Result<()> {
+    // Were they called otherwise, or did cargo not tell features this way, this would look for nothing.
+    let planted = features(&["--package", "cfs-sim", "--features", "planted-bugs"])?;
+    ensure!(
+        planted.lines().any(has_planted_bugs),
+        "cargo tree does not show planted bugs where they are"
+    );
+    let product = features(&["--package", "cfs"])?;
+    match product.lines().find(|line| has_planted_bugs(line)) {
+        None => Ok(()),
+        Some(line) => bail!("the product is built with planted bugs: {line}"),
+    }
+}
+
+fn has_planted_bugs(line: &str) -> bool {
+    line.starts_with("cfs-store ") && line.contains("planted-bugs")
+}
+
+/// The packages that a build takes, a line each, with their features.
+fn features(build: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--prefix", "none", "--format", "{p} {f}"])
+        .args(build)
+        .output()
+        .context("cargo tree")?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cargo tree: {}", message.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn parse(metadata: &Value) -> anyhow::Result<(BTreeSet<String>, Vec<Edge>)> {
