@@ -87,6 +87,7 @@ impl SegmentRuns {
         if stored_len < BLOCK_PREFIX_BYTES + TAG_BYTES
             || offset as usize + stored_len > SEGMENT_BYTES as usize
             || block.used_bytes > SEGMENT_BYTES
+            || !block.used_bytes.is_multiple_of(BLOCK_BYTES)
             || segment.0 >= pool.device.geometry().segment_count
         {
             return Err(damaged("its place is outside of a segment"));
