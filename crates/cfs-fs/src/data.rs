@@ -298,6 +298,7 @@ impl Core {
     pub(crate) fn tick(&self) -> Result<()> {
         self.flush_aged();
         self.buffers.trim();
+        self.hot.trim(self.host.now_ns());
         let tick = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         if tick.is_multiple_of(RETRY_TICKS) {
             for file in self.all() {

@@ -1,4 +1,5 @@
-//! How much memory this process may use: what the machine has, or less where a control group sets a limit.
+//! How much memory this process may use: what the machine has, or less where a control group sets a limit; and giving
+//! back what it does not need.
 //!
 //! Sources: proc(5) and cgroups(7); for version 1 `memory.limit_in_bytes`, for version 2 `memory.max` of the group and
 //! of every group above it.
@@ -44,6 +45,26 @@ fn limit_files(groups: &str, hierarchy: &Path) -> Vec<PathBuf> {
         files.extend(group.ancestors().map(|above| root.join(above).join(file)));
     }
     files
+}
+
+/// Gives memory that the allocator keeps back to the system when all buffers have become empty.
+#[derive(Default)]
+pub struct Trimmer {
+    was_held: bool,
+}
+
+impl Trimmer {
+    /// To be called now and then with the bytes that buffers hold.
+    pub fn trim(&mut self, held_bytes: u64) {
+        let is_held = held_bytes > 0;
+        if std::mem::replace(&mut self.was_held, is_held) && !is_held {
+            #[cfg(target_env = "gnu")]
+            // SAFETY: malloc_trim(3) takes the allocator's own locks and may be called at any time.
+            unsafe {
+                libc::malloc_trim(0);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use crate::datadir::DataDir;
 use crate::failure::{Code, Failure, Result};
 use crate::interrupt;
 use crate::keys::{Environment, KeyGiven};
+use crate::memory::Trimmer;
 use crate::pool::{self, Use};
 
 /// How often background work is looked for.
@@ -265,7 +266,12 @@ impl Ticker {
             let (fs, stopped) = (Arc::clone(&fs), stopped.clone());
             repeat("log", LOG_PERIOD, stopped, move || fs.write_log(TICK))
         };
-        let background = repeat("background", TICK, stopped, move || fs.tick());
+        let mut memory = Trimmer::default();
+        let background = repeat("background", TICK, stopped, move || {
+            let ticked = fs.tick();
+            memory.trim(fs.hot_bytes() + fs.dirty_bytes());
+            ticked
+        });
         Self {
             stop: Some(stop),
             threads: vec![log, background],
@@ -278,7 +284,7 @@ fn repeat(
     name: &'static str,
     period: Duration,
     stopped: Receiver<()>,
-    work: impl Fn() -> cfs_fs::Result<()> + Send + 'static,
+    mut work: impl FnMut() -> cfs_fs::Result<()> + Send + 'static,
 ) -> JoinHandle<()> {
     let run = move || {
         let mut said = String::new();

@@ -1,11 +1,13 @@
 //! The hot area: opened chunks in memory, found by fingerprint, and the threads that open more of them ahead.
 //!
 //! The memory of chunks that leave is used again for those that come: to touch new memory costs more than to open a
-//! chunk. For the same reason who reads a large file in order lets go of the chunks behind.
+//! chunk. For the same reason who reads a large file in order lets go of the chunks behind. When nobody has asked for a
+//! chunk for [`IDLE_NS`], all of the memory goes back to the system.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use cfs_format::Fingerprint;
@@ -32,6 +34,9 @@ const CHUNK_BYTES_USUAL: u64 = 128 << 10;
 /// Parts of the cache with a lock each are at least this large, so that a chunk is small beside one.
 const SHARD_BYTES_MIN: u64 = 16 << 20;
 const SHARDS_MAX: u64 = 32;
+
+/// How long nobody may ask for chunks before their memory is given up, nanoseconds.
+const IDLE_NS: u64 = 60_000_000_000;
 
 /// Chunks that wait to be opened ahead at most; more are not asked for.
 const QUEUE_LEN_MAX: usize = 256;
@@ -70,6 +75,10 @@ impl Spare {
             }
             None => Vec::with_capacity(class * CLASS_BYTES),
         }
+    }
+
+    fn clear(&self) {
+        *self.classes.lock() = SpareClasses::default();
     }
 
     fn give_back(&self, vector: Vec<u8>) {
@@ -131,9 +140,19 @@ impl Hasher for FingerprintHasher {
 pub(super) struct HotArea {
     cache: Cache<Fingerprint, Content, ByBytes, BuildHasherDefault<FingerprintHasher>>,
     spare: Arc<Spare>,
+    /// Chunks asked for so far.
+    uses: AtomicU64,
+    idle: Mutex<Idle>,
     sender: Sender<Task>,
     receiver: Receiver<Task>,
     thread_count: usize,
+}
+
+/// When the area was last seen to be used.
+#[derive(Default)]
+struct Idle {
+    uses: u64,
+    since_ns: u64,
 }
 
 enum Task {
@@ -164,6 +183,8 @@ impl HotArea {
                 DefaultLifecycle::default(),
             ),
             spare: Arc::default(),
+            uses: AtomicU64::new(0),
+            idle: Mutex::default(),
             sender,
             receiver,
             thread_count,
@@ -193,6 +214,7 @@ impl HotArea {
         fingerprint: &Fingerprint,
         chunk_len: u32,
     ) -> Result<Content, ReadError> {
+        self.uses.fetch_add(1, Ordering::Relaxed);
         let content = self.cache.get_or_insert_with(fingerprint, || {
             if chunk_len as usize > CHUNK_BYTES_MAX {
                 return Err(wrong_length());
@@ -208,6 +230,21 @@ impl HotArea {
             Ok(content)
         } else {
             Err(wrong_length())
+        }
+    }
+
+    /// Gives up all memory if nobody has asked for a chunk for a while. Called now and then.
+    pub(super) fn trim(&self, now_ns: u64) {
+        let uses = self.uses.load(Ordering::Relaxed);
+        let mut idle = self.idle.lock();
+        if idle.uses != uses {
+            *idle = Idle {
+                uses,
+                since_ns: now_ns,
+            };
+        } else if now_ns.saturating_sub(idle.since_ns) >= IDLE_NS {
+            self.cache.clear();
+            self.spare.clear();
         }
     }
 
@@ -257,6 +294,29 @@ fn wrong_length() -> ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_nobody_uses_goes_back() {
+        let area = HotArea::new(64 << 20, 0);
+        let fill = || {
+            let opened = Opened {
+                bytes: area.spare.take(100_000),
+                home: Arc::clone(&area.spare),
+            };
+            area.uses.fetch_add(1, Ordering::Relaxed);
+            area.cache.insert(Fingerprint([7; 32]), Arc::new(opened));
+        };
+        fill();
+        area.trim(1);
+        area.trim(IDLE_NS);
+        assert!(area.bytes() > 0, "used less than a while ago");
+        fill();
+        area.trim(IDLE_NS + 1);
+        assert!(area.bytes() > 0, "used since");
+        area.trim(2 * IDLE_NS + 1);
+        assert_eq!(area.bytes(), 0);
+        assert_eq!(area.spare.classes.lock().bytes, 0);
+    }
 
     #[test]
     fn memory_is_used_again() {
