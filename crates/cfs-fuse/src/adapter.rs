@@ -153,7 +153,7 @@ impl Adapter {
         }
     }
 
-    fn end_hold(&self, ino: Ino) {
+    pub(crate) fn end_hold(&self, ino: Ino) {
         if let Err(error) = self.fs.end_hold(ino) {
             errno(opcode::FORGET, ino, &error);
         }

@@ -61,15 +61,12 @@ impl Lookups {
         held
     }
 
-    /// Notes that the inode, which has lost its last name, is held for the kernel. False when the kernel does not know
-    /// it: the hold is to end at once.
+    /// Notes that the inode, which has no name, is held for the kernel. False when the kernel does not know it, or it
+    /// is held already (it was made without a name, and has had one between): this hold is to end at once.
     #[must_use]
     pub(crate) fn hold(&self, ino: Ino) -> bool {
         match self.shard(ino).lock().get_mut(&ino) {
-            Some(known) => {
-                known.held = true;
-                true
-            }
+            Some(known) => !std::mem::replace(&mut known.held, true),
             None => false,
         }
     }
@@ -97,6 +94,7 @@ mod tests {
         lookups.count(ino);
         lookups.count(ino);
         assert!(lookups.hold(ino));
+        assert!(!lookups.hold(ino), "one is enough");
         assert!(!lookups.forget(ino, 1));
         assert!(lookups.forget(ino, 1));
         assert!(!lookups.forget(ino, 1), "only once");

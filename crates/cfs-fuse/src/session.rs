@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use cfs_fs::Fs;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
 
 use crate::adapter::{Adapter, Answer};
 use crate::agreement::{self, Agreement, READ_AHEAD_BYTES, REQUEST_BYTES_MAX};
 use crate::channel::Channel;
-use crate::mountpoint::{self, MountError};
+use crate::mountpoint::{self, Attached, MountError};
 use crate::request::{Request, RequestError};
 
 /// Where and how to mount.
@@ -89,7 +89,8 @@ pub enum UnmountError {
 pub struct Mounted {
     path: PathBuf,
     device: (u32, u32),
-    channel: Arc<Channel>,
+    /// `None` once the session has failed.
+    channel: RwLock<Option<Arc<Channel>>>,
     /// `None` once somebody has waited for its end.
     session: Mutex<Option<Session>>,
 }
@@ -102,24 +103,28 @@ pub struct Mounted {
 pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError> {
     let path = mountpoint::check(options)?;
     let attached = mountpoint::attach(&path, options)?;
-    let channel = Arc::new(Channel::new(attached.device));
-    let failed = |source| {
+    // The descriptor is closed when this fails: unmounting would otherwise wait for an answer that nobody gives.
+    start(fs, &path, attached, options).map_err(|source| {
         let _ = mountpoint::unmount(&path, true);
-        MountError::Session {
-            path: path.clone(),
-            source,
-        }
-    };
+        MountError::Session { path, source }
+    })
+}
+
+fn start(
+    fs: Arc<Fs>,
+    path: &Path,
+    attached: Attached,
+    options: &MountOptions,
+) -> io::Result<Mounted> {
+    let channel = Arc::new(Channel::new(attached.device));
     let mut buffer = vec![0; REQUEST_BYTES_MAX];
-    let agreement = agreement::agree(&channel, &mut buffer).map_err(failed)?;
-    let Some(entry) = mountpoint::mounted_at(&path) else {
-        return Err(failed(io::Error::other("it is not in the mount table")));
-    };
-    let session =
-        Session::start(fs, &channel, agreement, options.threads.max(1)).map_err(failed)?;
+    let agreement = agreement::agree(&channel, &mut buffer)?;
+    let entry = mountpoint::mounted_at(path)
+        .ok_or_else(|| io::Error::other("it is not in the mount table"))?;
+    let session = Session::start(fs, &channel, agreement, options.threads.max(1))?;
     if attached.has_carrier {
         // The first one to arrive tells the adapter that they do.
-        if let Err(error) = sync(&path) {
+        if let Err(error) = sync(path) {
             tracing::warn!(%error, "the first sync of the mount failed");
         }
     }
@@ -127,9 +132,9 @@ pub fn mount(fs: Arc<Fs>, options: &MountOptions) -> Result<Mounted, MountError>
         tracing::debug!(%error, "read-ahead stays at the kernel's default");
     }
     Ok(Mounted {
-        path,
+        path: path.to_path_buf(),
         device: entry.device,
-        channel,
+        channel: RwLock::new(Some(channel)),
         session: Mutex::new(Some(session)),
     })
 }
@@ -260,6 +265,8 @@ impl Mounted {
             return Ok(());
         };
         session.join().map_err(|source| {
+            // Its threads have ended: nobody would answer what unmounting asks.
+            *self.channel.write() = None;
             let _ = self.detach();
             SessionError {
                 path: self.path.clone(),
@@ -305,7 +312,7 @@ impl Mounted {
     /// # Errors
     /// When the kernel refuses; it may then go on showing what it has cached.
     pub fn invalidate_inode(&self, ino: u64) -> io::Result<()> {
-        self.channel.invalidate_inode(ino)
+        self.with_channel(|channel| channel.invalidate_inode(ino))
     }
 
     /// Makes the kernel look up a name again that appeared, vanished or changed behind its back.
@@ -316,7 +323,15 @@ impl Mounted {
     /// # Errors
     /// When the kernel refuses; it may then go on showing what it has cached.
     pub fn invalidate_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
-        self.channel.invalidate_entry(parent, name)
+        self.with_channel(|channel| channel.invalidate_entry(parent, name))
+    }
+
+    /// After the session nothing is cached any more.
+    fn with_channel(&self, tell: impl FnOnce(&Channel) -> io::Result<()>) -> io::Result<()> {
+        self.channel
+            .read()
+            .as_ref()
+            .map_or(Ok(()), |channel| tell(channel))
     }
 }
 

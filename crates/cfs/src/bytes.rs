@@ -1,5 +1,7 @@
 //! Amounts of bytes as people write and read them.
 
+use std::num::NonZeroU64;
+
 /// Bytes from `4096`, `64K`, `10M`, `2GiB`, `1TB`: one letter and `iB` count in 1024s, `KB`, `MB`, .. in 1000s.
 ///
 /// # Errors
@@ -36,11 +38,9 @@ pub fn parse(text: &str) -> Result<u64, String> {
 ///
 /// # Errors
 /// A sentence for the command line.
-pub fn parse_rate(text: &str) -> Result<u64, String> {
-    match parse(text.strip_suffix("/s").unwrap_or(text))? {
-        0 => Err(format!("with '{text}' it would never end")),
-        rate => Ok(rate),
-    }
+pub fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let rate = parse(text.strip_suffix("/s").unwrap_or(text))?;
+    NonZeroU64::new(rate).ok_or_else(|| format!("with '{text}' it would never end"))
 }
 
 /// `1.5 GiB`; three digits that count, exact below 1 KiB.

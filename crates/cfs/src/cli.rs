@@ -1,5 +1,6 @@
 //! The command line: every command and option, with help that teaches by example.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use cfs_seal::codec::Codec;
@@ -416,7 +417,7 @@ pub enum AdminCommand {
 pub struct ScrubArgs {
     /// Most bytes to read in a second [default: as fast as it goes]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse_rate)]
-    pub rate: Option<u64>,
+    pub rate: Option<NonZeroU64>,
     /// Options of any report.
     #[command(flatten)]
     pub report: ReportArgs,

@@ -93,16 +93,17 @@ impl Fs {
         self.make(parent, name, libc::S_IFLNK | 0o777, 0, target, caller)
     }
 
-    /// Makes a regular file without a name (`O_TMPFILE`). It counts as opened once: [`Fs::release`] ends it, unless
-    /// [`Fs::link`] has given it a name.
+    /// Makes a regular file without a name (`O_TMPFILE`). It counts as opened once, which [`Fs::release`] ends, and is
+    /// held once, which [`Fs::end_hold`] ends; with both it goes, unless [`Fs::link`] has given it a name.
     ///
     /// # Errors
     /// [`FsError::NotFound`] (the directory), [`FsError::NotDirectory`], [`FsError::NoSpace`].
-    pub fn tmpfile(&self, parent: Ino, mode: u32, caller: &Caller) -> Result<Attr> {
+    pub fn tmpfile_and_hold(&self, parent: Ino, mode: u32, caller: &Caller) -> Result<Attr> {
         let _reservation = self.admit_growth(0)?;
         let ino = self.store.allocate_ino();
         let salt = self.salt();
         self.opens.add_new(ino);
+        self.opens.add(ino).expect("counted just above");
         let outcome = self.execute(|_, now| {
             Ok(Command::MakeUnnamed(MakeUnnamed {
                 parent,
@@ -116,6 +117,7 @@ impl Fs {
             }))
         });
         if outcome.is_err() {
+            self.opens.release(ino);
             self.opens.release(ino);
         }
         self.attr_of(outcome?)

@@ -47,10 +47,14 @@ impl Fs {
     /// Takes the first step of removing an inode that nobody refers to any more, which is all for most; the rest is left
     /// to [`Fs::tick`].
     pub(super) fn reap_at_once(&self, ino: Ino) {
-        self.drop_memory(ino);
         match self.reap_step(ino, EXTENTS_WITH_UNLINK_MAX) {
-            Ok(Some(Lost::Orphaned(_))) => self.reaper.push(ino),
-            Ok(Some(Lost::Removed(_)) | None) => {}
+            Ok(Some(Lost::Orphaned(_))) => {
+                self.drop_memory(ino);
+                self.reaper.push(ino);
+            }
+            Ok(Some(Lost::Removed(_))) => self.drop_memory(ino),
+            // It has a name again, or somebody has opened it: what was written to it counts.
+            Ok(None) => {}
             Err(error) => {
                 tracing::debug!(inode = ino.0, %error, "tried again later");
                 self.reaper.push(ino);

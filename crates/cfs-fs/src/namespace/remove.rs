@@ -138,7 +138,10 @@ impl Fs {
         let held = match removal {
             Removal::Held(ino) if lost == Some(Lost::Orphaned(ino)) => Some(ino),
             Removal::Held(ino) => {
-                self.end_hold(ino)?;
+                // What becomes of the inode is not what was asked for.
+                if let Err(error) = self.end_hold(ino) {
+                    tracing::error!(inode = ino.0, %error, "it stays until the next start");
+                }
                 None
             }
             _ => None,

@@ -349,12 +349,15 @@ fn open_inodes_outlive_their_names() {
         assert_errno(fs.getattr(f.ino), libc::ENOENT);
         assert_errno(fs.getattr(d.ino), libc::ENOENT);
 
-        let unnamed = fs.tmpfile(ROOT, 0o600, &USER).expect("tmpfile");
+        let unnamed = fs.tmpfile_and_hold(ROOT, 0o600, &USER).expect("tmpfile");
         assert_eq!(unnamed.nlink, 0);
         assert_eq!(fs.link(unnamed.ino, ROOT, b"named").expect("link").nlink, 1);
         fs.release(unnamed.ino).expect("release");
-        let lost = fs.tmpfile(ROOT, 0o600, &USER).expect("tmpfile");
+        fs.end_hold(unnamed.ino).expect("end of the hold");
+        let lost = fs.tmpfile_and_hold(ROOT, 0o600, &USER).expect("tmpfile");
         fs.release(lost.ino).expect("release");
+        assert_eq!(nlink(fs, lost.ino), 0);
+        fs.end_hold(lost.ino).expect("end of the hold");
         assert_errno(fs.link(lost.ino, ROOT, b"late"), libc::ENOENT);
         fs.tick().expect("tick");
         assert_errno(fs.getattr(lost.ino), libc::ENOENT);

@@ -132,8 +132,11 @@ impl Adapter {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         let caller = caller(header, create.umask);
-        let attr = self.fs.tmpfile(parent, create.mode, &caller)?;
-        self.created(&attr, create.flags, out)
+        let attr = self.fs.tmpfile_and_hold(parent, create.mode, &caller)?;
+        self.created(&attr, create.flags, out)?;
+        // It may be referred to without being open (`O_PATH`), as any that has lost its name.
+        self.hold(Some(attr.ino));
+        Ok(())
     }
 
     fn created(&self, attr: &Attr, flags: u32, out: &mut Vec<u8>) -> Result<()> {

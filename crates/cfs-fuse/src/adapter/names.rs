@@ -84,12 +84,14 @@ impl Adapter {
 
     pub(super) fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let held = self.fs.unlink_and_hold(parent, name)?;
-        self.hold(held)
+        self.hold(held);
+        Ok(())
     }
 
     pub(super) fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let held = self.fs.rmdir_and_hold(parent, name)?;
-        self.hold(held)
+        self.hold(held);
+        Ok(())
     }
 
     pub(super) fn rename(
@@ -119,14 +121,16 @@ impl Adapter {
             self.fs
                 .rename_and_hold(parent, name, new_parent, new_name, kind)?
         };
-        self.hold(held)
+        self.hold(held);
+        Ok(())
     }
 
-    /// Holds an inode that has lost its last name until the kernel has forgotten it.
-    fn hold(&self, held: Option<Ino>) -> Result<()> {
-        match held {
-            Some(ino) if !self.lookups.hold(ino) => self.fs.end_hold(ino),
-            _ => Ok(()),
+    /// Holds an inode without a name until the kernel has forgotten it. One hold is enough.
+    pub(super) fn hold(&self, held: Option<Ino>) {
+        if let Some(ino) = held
+            && !self.lookups.hold(ino)
+        {
+            self.end_hold(ino);
         }
     }
 

@@ -67,6 +67,25 @@ fn a_file_can_be_made_without_a_name_and_given_one() {
     eventually("it goes with the last close", || inodes(&test) == before);
 }
 
+/// A file that was made without a name went with its last close, though an `O_PATH` descriptor referred to it.
+#[test]
+fn a_file_made_without_a_name_outlives_its_close() {
+    let Some(test) = mount() else { return };
+    let before = inodes(&test);
+    let mut file = unnamed(test.root(), 0, 0o600);
+    std::io::Write::write_all(&mut file, &[5; 100_000]).expect("write");
+    let open = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    let held = path_only(Path::new(&open(&file)));
+    drop(file);
+    std::thread::sleep(Duration::from_millis(200));
+    let content = fs::read(open(&held)).expect("open again");
+    assert!(content == [5; 100_000]);
+    drop(held);
+    eventually("it goes with the last reference", || {
+        inodes(&test) == before
+    });
+}
+
 #[test]
 fn a_file_without_a_name_takes_from_its_directory_what_any_other_does() {
     let Some(test) = mount() else { return };

@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -77,7 +78,7 @@ pub enum Request {
     /// Read everything.
     Scrub {
         /// Most bytes a second.
-        rate: Option<u64>,
+        rate: Option<NonZeroU64>,
     },
     /// Copy in.
     Import(Transfer),

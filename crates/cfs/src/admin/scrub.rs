@@ -1,6 +1,7 @@
 //! `cfs admin scrub`: reads all that is stored, at a rate that leaves room for others, and tells which files damage
 //! touches.
 
+use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ const RANGES_MAX: usize = 50;
 /// [`Code::Interrupted`], or [`Code::Failed`] when it cannot go on; damage is no error.
 pub fn scrub(
     fs: &Fs,
-    rate: Option<u64>,
+    rate: Option<NonZeroU64>,
     restored_before: u64,
     reporter: &dyn Reporter,
 ) -> Result<Answer> {
@@ -40,7 +41,7 @@ pub fn scrub(
                     return ControlFlow::Break(());
                 }
             }
-            let due = rate.map_or(0.0, |rate| progress.bytes as f64 / rate as f64);
+            let due = rate.map_or(0.0, |rate| progress.bytes as f64 / rate.get() as f64);
             let early = due - started.elapsed().as_secs_f64();
             if early <= 0.0 {
                 return ControlFlow::Continue(());

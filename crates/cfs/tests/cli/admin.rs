@@ -123,6 +123,7 @@ fn the_socket_takes_no_garbage() {
         b"{}\n",
         b"null\n",
         b"{\"protocol\":1,\"request\":{\"command\":\"explode\"}}\n",
+        b"{\"protocol\":1,\"request\":{\"command\":\"scrub\",\"rate\":0}}\n",
         b"{\"protocol\":2,\"request\":{\"command\":\"status\"}}\n",
         b"{\"protocol\":1,\"request\":{\"command\":\"debug\",\"structure\":\"segment\",\"segment\":4294967295}}\n",
         b"{\"protocol\":1,\"request\":{\"command\":\"import\",\"sources\":[],\"dest\":\"/\",\"no_target_directory\":true,\"workers\":65535}}\n",
