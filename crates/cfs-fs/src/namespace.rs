@@ -27,6 +27,7 @@ impl Fs {
         if let Ok(reservation) = self.store.admit(bytes) {
             return Ok(reservation);
         }
+        self.reap_all()?;
         self.store.make_room(ROOM_BYTES)?;
         Ok(self.store.admit(bytes)?)
     }

@@ -138,6 +138,8 @@ pub struct StoreStats {
     pub block_cache_bytes: u64,
     /// Damaged blocks of tables and log that parity has brought back since the pool was opened.
     pub healed_blocks: u64,
+    /// Chunks that could not be opened when they were asked for, and have not been replaced since.
+    pub damaged_chunks: u64,
 }
 
 /// Room that has been promised; given back when dropped.
@@ -340,6 +342,7 @@ impl Store {
             durable_lsn: self.journal().durable_lsn(),
             block_cache_bytes: self.block_cache.bytes(),
             healed_blocks: self.pool.healing.healed_blocks(),
+            damaged_chunks: self.damaged.lock().len() as u64,
         }
     }
 }

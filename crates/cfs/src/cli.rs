@@ -98,7 +98,7 @@ Examples:
 #[command(name = "cfs", version, max_term_width = 110, after_help = TOP_EXAMPLES.to_owned() + EXIT_CODES)]
 pub struct Cli {
     /// What to log to standard error: error, warn, info, debug, trace, or filters as in `cfs_store=debug`
-    #[arg(long, global = true, env = "RUST_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "CFS_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// The command.
     #[command(subcommand)]

@@ -150,8 +150,8 @@ impl DataDir {
                 ),
             )
             .hint(
-                "put it back, or mount the disk that it is on; to begin anew, delete `key`, `log` and `socket` \
-                 there, or name the --device of the pool with another --data",
+                "put it back, or mount the disk that it is on; keep `key`: nothing else opens that pool. To begin anew \
+                 give --data another directory",
             )),
             (false, false, None) => Ok(Contents::Nothing),
             (false, false, Some(name)) => Err(Failure::new(

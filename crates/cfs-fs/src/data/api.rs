@@ -4,7 +4,7 @@ use cfs_format::Ino;
 
 use super::ranges::{AllocateMode, Seek};
 use crate::Fs;
-use crate::error::Result;
+use crate::error::{FsError, Result};
 
 impl Fs {
     /// Memory that data take which have been accepted and not yet been stored, bytes.
@@ -22,8 +22,8 @@ impl Fs {
     /// Replaces `out` with up to `len` bytes of the file from `offset`; fewer at its end.
     ///
     /// # Errors
-    /// [`crate::FsError::NotFound`], [`crate::FsError::IsDirectory`], [`crate::FsError::Invalid`] for what is no
-    /// regular file; [`crate::FsError::Io`]. The content of `out` is then unspecified.
+    /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no
+    /// regular file; [`FsError::Io`]. The content of `out` is then unspecified.
     pub fn read(&self, ino: Ino, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         if self.files.read(ino, offset, len, out)? {
             self.touch_atime(ino)?;
@@ -36,11 +36,16 @@ impl Fs {
     /// than given only if the rest failed. `kill_suid_sgid` clears these bits as a write by another user does.
     ///
     /// # Errors
-    /// [`crate::FsError::NoSpace`], [`crate::FsError::TooLarge`], [`crate::FsError::ReadOnly`],
-    /// [`crate::FsError::NotFound`], [`crate::FsError::IsDirectory`], [`crate::FsError::Invalid`] for what is no
+    /// [`FsError::NoSpace`], [`FsError::TooLarge`], [`FsError::ReadOnly`],
+    /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no
     /// regular file; nothing was accepted. Accepted data do not meet a lack of space later.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid_sgid: bool) -> Result<usize> {
-        self.files.write(ino, offset, data, kill_suid_sgid)
+        let write = || self.files.write(ino, offset, data, kill_suid_sgid);
+        match write() {
+            // Of a large file that was just deleted most is still there.
+            Err(FsError::NoSpace) if self.reap_all()? => write(),
+            written => written,
+        }
     }
 
     /// Returns when everything written to the file before the call is durable; and with it, since there is one log,
@@ -89,9 +94,9 @@ impl Fs {
     /// data need is known when they come. Shifted ranges begin and end at multiples of 4096.
     ///
     /// # Errors
-    /// [`crate::FsError::Invalid`], [`crate::FsError::NoSpace`], [`crate::FsError::TooLarge`],
-    /// [`crate::FsError::NotSupported`] (more extents would move than one command takes),
-    /// [`crate::FsError::ReadOnly`].
+    /// [`FsError::Invalid`], [`FsError::NoSpace`], [`FsError::TooLarge`],
+    /// [`FsError::NotSupported`] (more extents would move than one command takes),
+    /// [`FsError::ReadOnly`].
     pub fn fallocate(
         &self,
         ino: Ino,
@@ -106,7 +111,7 @@ impl Fs {
     /// The first offset from `offset` on that holds data.
     ///
     /// # Errors
-    /// [`crate::FsError::NoSuchOffset`] when there is none.
+    /// [`FsError::NoSuchOffset`] when there is none.
     pub fn seek_data(&self, ino: Ino, offset: u64) -> Result<u64> {
         self.files.seek(ino, offset, Seek::Data)
     }
@@ -114,7 +119,7 @@ impl Fs {
     /// The first offset from `offset` on that is in a hole; the end of the file is one.
     ///
     /// # Errors
-    /// [`crate::FsError::NoSuchOffset`] at or beyond the end.
+    /// [`FsError::NoSuchOffset`] at or beyond the end.
     pub fn seek_hole(&self, ino: Ino, offset: u64) -> Result<u64> {
         self.files.seek(ino, offset, Seek::Hole)
     }
@@ -123,9 +128,9 @@ impl Fs {
     /// bytes that were, fewer at the end of the source.
     ///
     /// # Errors
-    /// [`crate::FsError::Invalid`] (the ranges overlap in one file, or no regular files),
-    /// [`crate::FsError::TooLarge`], [`crate::FsError::NoSpace`], [`crate::FsError::ReadOnly`],
-    /// [`crate::FsError::NotFound`]. A part may have been copied.
+    /// [`FsError::Invalid`] (the ranges overlap in one file, or no regular files),
+    /// [`FsError::TooLarge`], [`FsError::NoSpace`], [`FsError::ReadOnly`],
+    /// [`FsError::NotFound`]. A part may have been copied.
     pub fn copy_range(
         &self,
         source: Ino,

@@ -62,6 +62,16 @@ impl Fs {
         }
     }
 
+    /// Removes all that is queued, for who needs the room at once. Whether there was anything.
+    pub(crate) fn reap_all(&self) -> Result<bool> {
+        let is_empty = || self.reaper.queue.lock().is_empty();
+        let had_some = !is_empty();
+        while !is_empty() {
+            self.reap_some()?;
+        }
+        Ok(had_some)
+    }
+
     /// Takes some steps of removing queued inodes.
     pub(crate) fn reap_some(&self) -> Result<()> {
         let mut first_error = Ok(());

@@ -74,6 +74,26 @@ fn a_full_pool_refuses_what_it_cannot_keep() {
     assert_clean(&fs);
 }
 
+/// The room of a large file comes back in steps of background work; who wrote right after deleting one was told that the
+/// pool is full.
+#[test]
+fn what_a_large_file_took_can_be_written_at_once() {
+    let pool = Pool::new(80);
+    let fs = pool.open();
+    let large = create(&fs, "large");
+    let mut len = 0;
+    while let Ok(written) = fs.write(large, len, &noise(len, 1 << 20), false) {
+        len += written as u64;
+    }
+    fs.syncfs().expect("what was accepted can be stored");
+    fs.unlink(Ino::ROOT, b"large").expect("unlink");
+    let ino = create(&fs, "next");
+    let written = fs.write(ino, 0, &noise(7, 8 << 20), false);
+    assert_eq!(written.expect("there is room at once"), 8 << 20);
+    fs.syncfs().expect("sync");
+    assert_clean(&fs);
+}
+
 /// Files that were written at the same time share segments, so that deleting some of them empties no segment. A full
 /// pool kept a tenth of what was live, and four segments, as dead bytes.
 #[test]

@@ -25,7 +25,7 @@ pub struct Status {
     pub mount: Option<String>,
     /// Process that serves it.
     pub pid: Option<u32>,
-    /// `good`, or `read-only`.
+    /// `good`, `damaged`, or `read-only`.
     pub health: String,
     /// Why it is not good.
     pub health_reason: Option<String>,

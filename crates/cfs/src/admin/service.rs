@@ -19,6 +19,7 @@ use super::protocol::{Answer, Event, Finding, FsckSummary, Present, Progress, Re
 use super::report::{Df, DomainUse, Domains, Segments, Status, VolumeUse, ratio};
 use super::reporter::Reporter;
 use super::scrub::scrub;
+use crate::bytes::count;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
 use crate::pool::{Pool, cipher_name, master_key, new_slot};
@@ -156,6 +157,13 @@ impl Service {
         let superblock = store.superblock();
         let volumes = store.volumes();
         let (health, health_reason) = match store.health() {
+            Health::Good if stats.damaged_chunks > 0 => (
+                "damaged",
+                Some(format!(
+                    "{} chunks could not be read; `cfs admin scrub` names the files",
+                    count(stats.damaged_chunks)
+                )),
+            ),
             Health::Good => ("good", None),
             Health::ReadOnly { reason } => ("read-only", Some(reason.to_string())),
         };

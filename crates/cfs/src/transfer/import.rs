@@ -123,8 +123,12 @@ impl Import<'_, '_> {
             return Err(Failure::new(
                 Code::Usage,
                 format!(
-                    "{} in the pool is not a directory, and there are several sources",
-                    dest.show()
+                    "{} in the pool {}, and there are several sources",
+                    dest.show(),
+                    match existing {
+                        Some(_) => "is not a directory",
+                        None => "does not exist",
+                    }
                 ),
             )
             .hint("give a DEST that exists, as / does, or import one source at a time"));
