@@ -164,7 +164,7 @@ pub enum OpenError {
     Read(#[from] ReadError),
     /// The log cannot be read to its end. Only its damaged blocks may have been restored.
     #[error(
-        "the log is damaged in segment {segment} at offset {offset}: what follows command {last_lsn} cannot be read, although {durable_lsn} had been durable"
+        "the log is damaged in segment {segment} at offset {offset}: what follows command {last_lsn} cannot be read, {}", known_loss(*last_lsn, *durable_lsn)
     )]
     LogDamaged {
         /// Where a batch is missing.
@@ -173,7 +173,8 @@ pub enum OpenError {
         offset: u32,
         /// The last command that can be read.
         last_lsn: u64,
-        /// The last one that is known to have been durable.
+        /// The last one that is known to have been durable; not after `last_lsn` when nothing tells whether any is
+        /// missing.
         durable_lsn: u64,
     },
     /// A command of the log could not be applied.
@@ -187,6 +188,14 @@ pub enum OpenError {
     /// The checkpoint after recovery could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+}
+
+fn known_loss(last_lsn: u64, durable_lsn: u64) -> String {
+    if durable_lsn > last_lsn {
+        format!("although {durable_lsn} had been durable")
+    } else {
+        "and nothing tells whether anything did".to_owned()
+    }
 }
 
 /// Why the key was not had; given by the caller's unlock function.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs_device::AlignedBuf;
-use cfs_format::journal::{BATCH_MAGIC, BATCHES_OFFSET, BatchHeader};
+use cfs_format::journal::{BATCH_MAGIC, BATCHES_OFFSET, BatchHeader, RECORD_PREFIX_BYTES};
 use cfs_format::segment::Stream;
 use cfs_format::superblock::JournalPosition;
 use cfs_format::{BLOCK_BYTES, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp};
@@ -37,6 +37,16 @@ pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 /// Most payload bytes in one batch, unless a single command is longer.
 const BATCH_PAYLOAD_BYTES: usize = 512 << 10;
+
+const TAG_BYTES: usize = 16;
+/// Longest batch, bytes: a single command that is as long as they may be; and the parity.
+pub(crate) const BATCH_BYTES_MAX: u32 =
+    batch_content_bytes(RECORD_PREFIX_BYTES + COMMAND_BYTES_MAX) + BLOCK_BYTES;
+
+/// Bytes of the blocks that a batch with this payload has without its parity.
+const fn batch_content_bytes(payload_len: usize) -> u32 {
+    block_ceil((size_of::<BatchHeader>() + payload_len + TAG_BYTES) as u32)
+}
 
 /// Commands that have been applied and not yet written.
 struct Queue {
@@ -320,7 +330,7 @@ impl Writer {
         record_count: u32,
         durable_lsn: u64,
     ) -> Result<u32, WriteError> {
-        let content = block_ceil((size_of::<BatchHeader>() + payload.len() + 16) as u32);
+        let content = batch_content_bytes(payload.len());
         let len = content + BLOCK_BYTES;
         assert!(
             len <= SEGMENT_BYTES - BATCHES_OFFSET,

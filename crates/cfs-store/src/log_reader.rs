@@ -5,7 +5,9 @@
 //!   follows another is believed when its header verifies, is of the same incarnation and starts at that LSN.
 //! - One damaged block of a batch is computed from the others and the batch's parity; a damaged header has a copy.
 //! - The log ends where no batch follows. It is said to be damaged there when a later batch says that commands beyond
-//!   the end had been durable: what a power cut takes away was durable nowhere.
+//!   the end had been durable: what a power cut takes away was durable nowhere. It is said to be damaged, too, when the
+//!   device refuses the block in which the next batch would begin, or the header of the next segment: a power cut makes
+//!   no block unreadable, so nobody knows what was there.
 
 use cfs_device::Device;
 use cfs_format::journal::{BATCH_MAGIC, BATCHES_OFFSET, BatchHeader, RECORD_PREFIX_BYTES};
@@ -18,9 +20,13 @@ use cfs_seal::parity::xor_into;
 use zerocopy::FromBytes;
 
 use crate::heal::read_what_can_be;
+use crate::journal::BATCH_BYTES_MAX;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const TAG_BYTES: usize = 16;
+/// Segments in which the log is looked for when the one that should follow is not there. They are handed out from the
+/// lowest on, so it goes on not far behind; on a slow disk each takes some milliseconds.
+const SEGMENTS_SEARCHED: u32 = 2048;
 
 /// One command read back from the log.
 pub(crate) struct LoggedRecord {
@@ -39,6 +45,8 @@ pub(crate) struct LogTail {
     pub durable_lsn: Lsn,
     /// Damaged blocks of what was durable, as they should be.
     pub repaired: Vec<RepairedBlock>,
+    /// Neither the header of the first segment nor its copy can be read.
+    pub headless: bool,
     /// Durable commands that damage has taken away.
     pub lost: Option<LostLog>,
 }
@@ -79,6 +87,7 @@ impl LogReader<'_> {
             segments: Vec::new(),
             durable_lsn: Lsn(position.lsn.get().saturating_sub(1)),
             repaired: Vec::new(),
+            headless: false,
             lost: None,
         };
         let incarnation = position.seq.get() >> 40;
@@ -86,12 +95,13 @@ impl LogReader<'_> {
         let mut segment = SegmentId(position.segment.get());
         let mut offset = position.offset.get();
         let mut due_lsn = position.lsn.get();
-        let mut headless = false;
+        // Whether the device refuses what would tell that the log goes on.
+        let mut refused_end = false;
         // The place where the next batch is missed.
         let mut end = (segment, offset);
         let mut content = vec![0; SEGMENT_BYTES as usize];
         while segment.0 < segment_count && tail.segments.iter().all(|(seen, _)| *seen != segment) {
-            read_what_can_be(self.device, segment, 0, &mut content);
+            let refused = read_what_can_be(self.device, segment, 0, &mut content);
             let first = tail.segments.is_empty();
             let mut repaired = Vec::new();
             let header = self.open_header(&content, segment, &mut repaired);
@@ -103,10 +113,17 @@ impl LogReader<'_> {
                 Some(header) => header.seq.get(),
                 // Where to begin is known without it; but it had been flushed, and where the log goes on is lost.
                 None if first => {
-                    headless = true;
+                    tail.headless = true;
                     position.seq.get()
                 }
-                None => break,
+                None => {
+                    let header_blocks = 0..BATCHES_OFFSET as usize / BLOCK;
+                    refused_end |= may_be_full(end.1)
+                        && header_blocks
+                            .into_iter()
+                            .all(|block| refused.contains(&block));
+                    break;
+                }
             };
             if header.is_some() {
                 let first_lsn = match first {
@@ -137,6 +154,12 @@ impl LogReader<'_> {
                 offset += batch.len;
             }
             end = (segment, offset);
+            let place = BatchPlace {
+                seq: SegmentSeq(seq),
+                offset,
+                due_lsn,
+            };
+            refused_end = place.is_refused(&content, &refused);
             let Some(header) = header else {
                 break;
             };
@@ -145,7 +168,7 @@ impl LogReader<'_> {
         }
         tail.lost = self
             .durable_beyond(end, segment, incarnation, due_lsn)
-            .or_else(|| headless.then_some(tail.durable_lsn))
+            .or_else(|| (tail.headless || refused_end).then_some(tail.durable_lsn))
             .map(|durable_lsn| LostLog {
                 segment: end.0,
                 offset: end.1,
@@ -159,7 +182,8 @@ impl LogReader<'_> {
     }
 
     /// The largest LSN that a batch behind the end of the log says to have been durable, if it lies beyond that end.
-    /// Looks into the rest of the segment, and into those that follow as far as they name each other.
+    /// Looks into the rest of the segment, and into those that follow as far as they name each other; where one is gone
+    /// that should follow a full one, into those behind it.
     fn durable_beyond(
         &self,
         end: (SegmentId, u32),
@@ -169,42 +193,83 @@ impl LogReader<'_> {
     ) -> Option<Lsn> {
         let mut durable = None;
         let mut content = vec![0; SEGMENT_BYTES as usize];
-        let mut segments = vec![end.0];
-        let (mut segment, mut start) = end;
-        while segment.0 < self.device.geometry().segment_count {
+        let mut seen = Vec::new();
+        let mut waiting = vec![end.0];
+        let mut searched = !may_be_full(end.1);
+        while let Some(segment) = waiting.pop() {
+            if segment.0 >= self.device.geometry().segment_count || seen.contains(&segment) {
+                continue;
+            }
+            seen.push(segment);
             read_what_can_be(self.device, segment, 0, &mut content);
-            for offset in (start..SEGMENT_BYTES).step_by(BLOCK) {
-                let claimed = BatchHeader::read_from_prefix(&content[offset as usize..]).ok();
-                let claimed = claimed.map(|(header, _)| header).filter(|header| {
-                    header.seq.get() >> 40 == incarnation
-                        && header.first_lsn.get() >= due_lsn
-                        && header.durable_lsn.get() >= due_lsn
-                        && durable.is_none_or(|known| header.durable_lsn.get() > known)
-                });
-                let Some(header) = claimed else {
-                    continue;
-                };
-                let seq = SegmentSeq(header.seq.get());
-                let first_lsn = header.first_lsn.get();
-                if self.open_batch(&content, offset, seq, first_lsn).is_some() {
-                    durable = Some(header.durable_lsn.get());
+            let start = if segment == end.0 {
+                end.1
+            } else {
+                BATCHES_OFFSET
+            };
+            durable = durable.max(self.durable_in(&content, start, incarnation, due_lsn));
+            if segment == end.0 {
+                waiting.push(next);
+                continue;
+            }
+            let header = self.open_header(&content, segment, &mut Vec::new());
+            match header.filter(|header| header.seq.get() >> 40 == incarnation) {
+                Some(header) => waiting.push(SegmentId(header.next.get())),
+                None if searched => {}
+                None => {
+                    searched = true;
+                    waiting.extend(self.later_segments(segment, incarnation, due_lsn));
                 }
             }
-            let follower = if segment == end.0 {
-                Some(next)
-            } else {
-                self.open_header(&content, segment, &mut Vec::new())
-                    .filter(|header| header.seq.get() >> 40 == incarnation)
-                    .map(|header| SegmentId(header.next.get()))
-            };
-            match follower.filter(|follower| !segments.contains(follower)) {
-                Some(follower) => segment = follower,
-                None => break,
-            }
-            segments.push(segment);
-            start = BATCHES_OFFSET;
         }
         durable.map(Lsn)
+    }
+
+    /// The largest LSN from `due_lsn` on that a batch in a segment's content, from `start`, says to have been durable.
+    fn durable_in(
+        &self,
+        content: &[u8],
+        start: u32,
+        incarnation: u64,
+        due_lsn: u64,
+    ) -> Option<u64> {
+        let mut durable = None;
+        for offset in (start..SEGMENT_BYTES).step_by(BLOCK) {
+            let claimed = BatchHeader::read_from_prefix(&content[offset as usize..]).ok();
+            let claimed = claimed.map(|(header, _)| header).filter(|header| {
+                header.seq.get() >> 40 == incarnation
+                    && header.first_lsn.get() >= due_lsn
+                    && header.durable_lsn.get() >= due_lsn
+                    && durable.is_none_or(|known| header.durable_lsn.get() > known)
+            });
+            let Some(header) = claimed else {
+                continue;
+            };
+            let seq = SegmentSeq(header.seq.get());
+            let first_lsn = header.first_lsn.get();
+            if self.open_batch(content, offset, seq, first_lsn).is_some() {
+                durable = Some(header.durable_lsn.get());
+            }
+        }
+        durable
+    }
+
+    /// Journal segments of this incarnation that begin at `due_lsn` or later, among those behind `missing` and, at the
+    /// end of the pool, from its start.
+    fn later_segments(&self, missing: SegmentId, incarnation: u64, due_lsn: u64) -> Vec<SegmentId> {
+        let segment_count = self.device.geometry().segment_count;
+        let mut headers = vec![0; BATCHES_OFFSET as usize];
+        let behind = (missing.0..segment_count).chain(0..missing.0).skip(1);
+        let behind = behind.map(SegmentId).take(SEGMENTS_SEARCHED as usize);
+        behind
+            .filter(|segment| {
+                read_what_can_be(self.device, *segment, 0, &mut headers);
+                let header = self.open_header(&headers, *segment, &mut Vec::new());
+                header.is_some_and(|header| {
+                    header.seq.get() >> 40 == incarnation && header.first_lsn.get() >= due_lsn
+                })
+            })
+            .collect()
     }
 
     /// The header of a journal segment, from its first block or the copy in the second.
@@ -341,6 +406,11 @@ impl LogReader<'_> {
     }
 }
 
+/// Whether a batch may have found no room behind `offset`, so that the log went on in the next segment.
+fn may_be_full(offset: u32) -> bool {
+    SEGMENT_BYTES.saturating_sub(offset) < BATCH_BYTES_MAX
+}
+
 /// The XOR of all blocks.
 fn sum(blocks: &[u8]) -> Vec<u8> {
     let mut sum = vec![0; BLOCK];
@@ -370,6 +440,18 @@ impl BatchPlace {
         let bytes = (header.payload_len.get() as usize)
             .checked_add(size_of::<BatchHeader>() + TAG_BYTES)?;
         Some((header, bytes.div_ceil(BLOCK)))
+    }
+
+    /// Whether a batch may lie here that cannot be opened because the device refused its first block, or one of those
+    /// that it claims to have. `refused` are blocks of the segment.
+    fn is_refused(self, content: &[u8], refused: &[usize]) -> bool {
+        let first = self.offset as usize / BLOCK;
+        let claimed = content.get(self.offset as usize..);
+        let claimed = claimed.and_then(|blocks| self.header(blocks));
+        let len = claimed.map_or(1, |(_, content_blocks)| content_blocks + 1);
+        refused
+            .iter()
+            .any(|block| (first..first.saturating_add(len)).contains(block))
     }
 }
 

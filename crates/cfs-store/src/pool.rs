@@ -219,6 +219,6 @@ impl Pool {
 }
 
 /// Bytes rounded up to whole blocks.
-pub(crate) fn block_ceil(bytes: u32) -> u32 {
+pub(crate) const fn block_ceil(bytes: u32) -> u32 {
     bytes.next_multiple_of(BLOCK_BYTES)
 }

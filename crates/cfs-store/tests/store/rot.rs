@@ -1,11 +1,12 @@
 //! Damage in the log: one block of a batch comes back, more is told; and the end that a power cut leaves is no damage.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use cfs_device::{Device, MemDevice};
+use cfs_device::{Device, DeviceError, Geometry, HostSpace, MemDevice};
+use cfs_format::segment::{SegmentHeader, Stream};
 use cfs_format::table::{key, tag};
-use cfs_format::{BLOCK_BYTES, DomainId, Ino, SegmentId};
+use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
 use cfs_seal::codec::Codec;
 use cfs_store::{Host, OpenError, Store, StoreOptions};
 
@@ -20,8 +21,50 @@ const BATCH_BLOCKS: u32 = 2;
 struct Killed {
     device: MemDevice,
     host: Arc<dyn Host>,
+    commands: u64,
     segment: SegmentId,
     first_block: u32,
+}
+
+/// Refuses to read some blocks of a segment.
+struct BadSectors {
+    inner: MemDevice,
+    segment: SegmentId,
+    blocks: Range<u32>,
+}
+
+impl Device for BadSectors {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+    fn read_at(&self, segment: SegmentId, offset: u32, buf: &mut [u8]) -> Result<(), DeviceError> {
+        let end = (offset + buf.len() as u32).div_ceil(BLOCK_BYTES);
+        let hits = offset / BLOCK_BYTES < self.blocks.end && self.blocks.start < end;
+        if segment == self.segment && hits {
+            return Err(DeviceError::Io {
+                operation: "read",
+                segment: Some(segment),
+                offset,
+                source: std::io::ErrorKind::Other.into(),
+            });
+        }
+        self.inner.read_at(segment, offset, buf)
+    }
+    fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.inner.write_at(segment, offset, bytes)
+    }
+    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
+        self.inner.prepare(segment)
+    }
+    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
+        self.inner.discard_from(segment, offset)
+    }
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.inner.flush()
+    }
+    fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
+        self.inner.host_space()
+    }
 }
 
 /// A command with a chunk of this byte, durable.
@@ -39,34 +82,58 @@ fn put(store: &Store, slot: u64, byte: u8) {
 
 impl Killed {
     fn new() -> Self {
+        Self::with(COMMANDS)
+    }
+
+    fn with(commands: u64) -> Self {
         let host = TestHost::start();
         let device = Arc::new(MemDevice::new(128));
         format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
         let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
         let position = store.superblock().journal;
-        for slot in 1..=COMMANDS {
+        for slot in 1..=commands {
             put(&store, slot, slot as u8);
         }
         drop(store);
+        let device = device.power_cut(0);
         Self {
-            device: device.power_cut(0),
+            device,
             host,
+            commands,
             segment: SegmentId(position.segment.get()),
             first_block: position.offset.get() / BLOCK_BYTES,
         }
+    }
+
+    /// The pool with these blocks refused.
+    fn refusing(&self, segment: SegmentId, blocks: Range<u32>) -> Arc<dyn Device> {
+        Arc::new(BadSectors {
+            inner: self.device.power_cut(0),
+            segment,
+            blocks,
+        })
     }
 
     fn block_of(&self, command: u64) -> u32 {
         self.first_block + (command as u32 - 1) * BATCH_BLOCKS
     }
 
-    /// The pool with these blocks of the log's segment gone.
+    /// The pool with these blocks of the log's first segment gone.
     fn without(&self, blocks: impl IntoIterator<Item = u32>) -> Arc<dyn Device> {
+        self.overwritten(self.segment, blocks, 0xa5)
+    }
+
+    fn overwritten(
+        &self,
+        segment: SegmentId,
+        blocks: impl IntoIterator<Item = u32>,
+        byte: u8,
+    ) -> Arc<dyn Device> {
         let device = self.device.power_cut(0);
         for block in blocks {
-            let noise = [0xa5; BLOCK_BYTES as usize];
+            let noise = [byte; BLOCK_BYTES as usize];
             device
-                .write_at(self.segment, block * BLOCK_BYTES, &noise)
+                .write_at(segment, block * BLOCK_BYTES, &noise)
                 .expect("written");
         }
         device.flush().expect("flushed");
@@ -88,13 +155,17 @@ impl Killed {
 
 /// How many of the commands are there; they must be the first ones.
 fn commands_in(store: &Store) -> u64 {
+    commands_of(store, COMMANDS)
+}
+
+fn commands_of(store: &Store, commands: u64) -> u64 {
     let is_there = |slot: &u64| {
         let row = store.get(&key(Ino(*slot), tag::EXTENT, &[]));
         row.expect("a table that can be read").is_some()
     };
-    let count = (1..=COMMANDS).take_while(is_there).count() as u64;
+    let count = (1..=commands).take_while(is_there).count() as u64;
     assert!(
-        !(count + 1..=COMMANDS).any(|slot| is_there(&slot)),
+        !(count + 1..=commands).any(|slot| is_there(&slot)),
         "a prefix"
     );
     count
@@ -238,4 +309,65 @@ fn a_torn_end_is_no_damage() {
     let device = killed.without(first..first + BATCH_BLOCKS);
     let store = killed.try_open(&device, false).expect("open");
     assert_eq!(commands_in(&store), COMMANDS - 1);
+}
+
+/// A power cut makes no block unreadable: what the device refuses where the log should go on may have been acknowledged.
+#[test]
+fn a_refused_end_is_not_taken_for_the_end() {
+    let killed = Killed::new();
+    let first = killed.block_of(COMMANDS);
+    let device = killed.refusing(killed.segment, first..first + BATCH_BLOCKS);
+    let error = killed.try_open(&device, false).map(drop);
+    assert!(
+        matches!(
+            error,
+            Err(OpenError::LogDamaged { last_lsn, durable_lsn, .. }) if durable_lsn <= last_lsn
+        ),
+        "{error:?}"
+    );
+    let store = killed.try_open(&device, true).expect("told to go on");
+    assert_eq!(commands_in(&store), COMMANDS - 1);
+    // One block of the batch comes back as ever, and what lies behind the end is nobody's.
+    for blocks in [first..first + 1, first + 1..first + 2, first + 3..first + 9] {
+        let device = killed.refusing(killed.segment, blocks.clone());
+        let store = killed.try_open(&device, false).expect("open");
+        assert_eq!(commands_in(&store), COMMANDS, "{blocks:?}");
+    }
+}
+
+#[test]
+fn a_lost_segment_of_the_log_is_not_taken_for_its_end() {
+    let killed = Killed::with(600);
+    let mut chain = Vec::new();
+    for segment in (0..128).map(SegmentId) {
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        killed.device.read_at(segment, 0, &mut bytes).expect("read");
+        let header = SegmentHeader::decode(&bytes).ok();
+        let first_lsn = header
+            .filter(|header| header.stream == Stream::Journal as u8)
+            .map(|header| header.first_lsn.get());
+        if let Some(first_lsn) = first_lsn.filter(|lsn| *lsn > 1) {
+            chain.push((first_lsn, segment));
+        }
+    }
+    chain.sort_unstable();
+    assert_eq!(chain.len(), 2, "three segments, the last two: {chain:?}");
+    let (_, second) = chain[0];
+    let (_, third) = chain[1];
+    let blocks = 0..SEGMENT_BYTES / BLOCK_BYTES;
+    for device in [
+        killed.refusing(second, blocks.clone()),
+        killed.overwritten(second, blocks.clone(), 0),
+        killed.overwritten(second, blocks.clone(), 0xa5),
+        killed.refusing(third, blocks.clone()),
+    ] {
+        let error = killed.try_open(&device, false).map(drop);
+        assert!(
+            matches!(error, Err(OpenError::LogDamaged { .. })),
+            "{error:?}"
+        );
+    }
+    let device: Arc<dyn Device> = Arc::new(killed.device.power_cut(0));
+    let store = killed.try_open(&device, false).expect("open");
+    assert_eq!(commands_of(&store, killed.commands), killed.commands);
 }
