@@ -3,8 +3,11 @@
 //! Table segments carry parity by columns, the log's batches a parity block each (`cfs_seal::parity`). Nothing is
 //! believed because the parity says so: a repair counts when what it makes authenticates.
 //!
-//! A repaired block is written back to its place. These are the very bytes that were sealed for that place, so no
+//! What is repaired is written back to its place. These are the very bytes that were sealed for that place, so no
 //! nonce serves twice. If writing fails nothing is lost that was not lost before; the next reader repairs it again.
+//! Sealed blocks begin and end within the device's: of such a block only what has been authenticated is replaced, since
+//! the rest of what the parity says may be the damage of another block in the column. A block that the device refuses
+//! is written only as a whole.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +20,7 @@ use parking_lot::Mutex;
 use crate::pool::Pool;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+const TABLE_BLOCK: &str = "table block";
 
 /// One repair at a time, and how many blocks have been.
 #[derive(Default)]
@@ -31,9 +35,13 @@ impl Healing {
         self.healed_blocks.load(Ordering::Relaxed)
     }
 
+    fn count(&self) {
+        self.healed_blocks.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a block, for which a copy has stood in.
     pub fn note(&self, what: &str) {
-        self.healed_blocks.fetch_add(1, Ordering::Relaxed);
+        self.count();
         tracing::warn!("a damaged {what} has been written again");
     }
 }
@@ -129,16 +137,31 @@ pub(crate) fn reopen<T>(
                 continue;
             }
             image.toggle(blocks);
-            if let Some(opened) = attempt(&image) {
+            let opened = attempt(&image);
+            let authenticated = image.bytes[range.clone()].to_vec();
+            image.toggle(blocks);
+            if let Some(opened) = opened {
+                let as_read = image.bytes.clone();
+                image.bytes[range.clone()].copy_from_slice(&authenticated);
+                image.lacking = differences(&image.bytes, columns);
                 for block in touched {
-                    if blocks.contains(&block) || image.refused.contains(&block) {
-                        let bytes = &image.bytes[block * BLOCK..(block + 1) * BLOCK];
-                        write_back(pool, "table block", segment, block as u32, bytes);
+                    let place = block * BLOCK..(block + 1) * BLOCK;
+                    let is_whole = range.start <= place.start && place.end <= range.end;
+                    let writes = match image.refused.contains(&block) {
+                        true => is_whole,
+                        false => image.bytes[place.clone()] != as_read[place.clone()],
+                    };
+                    if writes {
+                        let bytes = &image.bytes[place];
+                        let is_written = write_over(pool, TABLE_BLOCK, segment, block, bytes);
+                        // Else this block, or another of its column, is still to be restored.
+                        if is_written && !image.is_suspect(block) {
+                            pool.healing.count();
+                        }
                     }
                 }
                 return Some(opened);
             }
-            image.toggle(blocks);
         }
     }
     None
@@ -159,13 +182,13 @@ pub(crate) fn settle_parity(
         return;
     };
     let mut bytes = vec![0; used_bytes as usize];
-    read_what_can_be(&*pool.device, segment, 0, &mut bytes);
+    let refused = read_what_can_be(&*pool.device, segment, 0, &mut bytes);
     let lacking = differences(&bytes, columns);
     let mut image = TableImage {
         bytes,
         columns,
         lacking,
-        refused: Vec::new(),
+        refused,
     };
     for column in 0..columns {
         if !image.is_suspect(column) {
@@ -182,19 +205,213 @@ pub(crate) fn settle_parity(
             continue;
         }
         let bytes = &image.bytes[block * BLOCK..(block + 1) * BLOCK];
-        write_back(pool, "table block", segment, block as u32, bytes);
+        if write_over(pool, TABLE_BLOCK, segment, block, bytes) {
+            pool.healing.count();
+        }
     }
 }
 
-/// Writes a block, as it had been sealed, over its damaged form.
-pub(crate) fn write_back(pool: &Pool, what: &str, segment: SegmentId, block: u32, bytes: &[u8]) {
-    pool.healing.healed_blocks.fetch_add(1, Ordering::Relaxed);
-    let offset = block * BLOCK_BYTES;
-    tracing::warn!(%segment, offset, "a damaged {what} has been restored from parity");
-    if pool.device.geometry().zoned || pool.writable().is_err() {
-        return;
+/// Writes a block of the log, as it had been sealed, over its damaged form.
+pub(crate) fn write_back(pool: &Pool, segment: SegmentId, block: u32, bytes: &[u8]) {
+    if write_over(pool, "log block", segment, block as usize, bytes) {
+        pool.healing.count();
     }
-    if let Err(error) = pool.device.write_at(segment, offset, bytes) {
-        tracing::warn!(%error, "the restored {what} could not be written back");
+}
+
+/// Whether the block has been written: not where nothing may be, nor where the device refuses it.
+fn write_over(pool: &Pool, what: &str, segment: SegmentId, block: usize, bytes: &[u8]) -> bool {
+    let offset = block as u32 * BLOCK_BYTES;
+    if pool.device.geometry().zoned || pool.writable().is_err() {
+        return false;
+    }
+    match pool.device.write_at(segment, offset, bytes) {
+        Ok(()) => {
+            tracing::warn!(%segment, offset, "a damaged {what} has been restored from parity");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the restored {what} could not be written back");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use cfs_device::{DeviceError, Geometry, HostSpace, MemDevice};
+    use cfs_format::SegmentSeq;
+    use cfs_kv::BlockPtr;
+    use cfs_seal::block::Cipher;
+    use cfs_seal::keys::ClusterKey;
+
+    use super::*;
+    use crate::pool::Host;
+    use crate::runs::{SegmentRuns, TableBlock};
+    use crate::space::{Purpose, Space};
+
+    struct NoHost;
+
+    impl Host for NoHost {
+        fn now_ns(&self) -> u64 {
+            1
+        }
+        fn fill_random(&self, buf: &mut [u8]) {
+            buf.fill(1);
+        }
+    }
+
+    /// Refuses, while it is told to, a block that is read alone, and all that is read from a segment's start.
+    struct Refusing {
+        inner: MemDevice,
+        block: u32,
+        refuses: AtomicBool,
+    }
+
+    impl Device for Refusing {
+        fn geometry(&self) -> Geometry {
+            self.inner.geometry()
+        }
+        fn read_at(
+            &self,
+            segment: SegmentId,
+            offset: u32,
+            buf: &mut [u8],
+        ) -> Result<(), DeviceError> {
+            let is_it = offset == self.block * BLOCK_BYTES && buf.len() == BLOCK;
+            if self.refuses.load(Ordering::Relaxed) && (is_it || offset == 0 && buf.len() > BLOCK) {
+                return Err(DeviceError::Io {
+                    operation: "read",
+                    segment: Some(segment),
+                    offset,
+                    source: std::io::ErrorKind::Other.into(),
+                });
+            }
+            self.inner.read_at(segment, offset, buf)
+        }
+        fn write_at(
+            &self,
+            segment: SegmentId,
+            offset: u32,
+            bytes: &[u8],
+        ) -> Result<(), DeviceError> {
+            self.inner.write_at(segment, offset, bytes)
+        }
+        fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
+            self.inner.prepare(segment)
+        }
+        fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
+            self.inner.discard_from(segment, offset)
+        }
+        fn flush(&self) -> Result<(), DeviceError> {
+            self.inner.flush()
+        }
+        fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
+            self.inner.host_space()
+        }
+    }
+
+    /// A table segment of 16 columns, several blocks each.
+    struct Subject {
+        device: Arc<Refusing>,
+        pool: Arc<Pool>,
+        segment: SegmentId,
+        seq: SegmentSeq,
+        used_bytes: u32,
+        blocks: Vec<BlockPtr>,
+        original: Vec<u8>,
+    }
+
+    const REFUSED: u32 = 5;
+
+    impl Subject {
+        fn new() -> Self {
+            let device = Arc::new(Refusing {
+                inner: MemDevice::new(64),
+                block: REFUSED,
+                refuses: AtomicBool::new(false),
+            });
+            let pool = Arc::new(Pool::new(
+                Arc::<Refusing>::clone(&device),
+                Arc::new(NoHost),
+                ClusterKey::from_bytes([9; 32]),
+                Cipher::Aes256Gcm,
+                [3; 16],
+                1,
+                Space::new(64, true),
+            ));
+            let runs = SegmentRuns::new(Arc::clone(&pool));
+            let mut writer = runs.writer(Purpose::Upkeep);
+            let mut state = 1_u64;
+            let mut content = vec![0; 6000];
+            let blocks: Vec<BlockPtr> = (0..40)
+                .map(|_| {
+                    content.fill_with(|| {
+                        state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
+                        (state >> 40) as u8
+                    });
+                    writer.append(&content).expect("a block")
+                })
+                .collect();
+            let seq = writer.current_seq();
+            let segment = writer.finish().expect("a run")[0];
+            let used_bytes = pool.space.lock().entry(segment).expect("used").used_bytes;
+            let mut original = vec![0; used_bytes as usize];
+            device.read_at(segment, 0, &mut original).expect("read");
+            Self {
+                device,
+                pool,
+                segment,
+                seq,
+                used_bytes,
+                blocks,
+                original,
+            }
+        }
+
+        fn opens(&self, block: BlockPtr) -> bool {
+            let block = TableBlock {
+                place: block.place,
+                stored_len: block.stored_len,
+                seq: self.seq,
+                used_bytes: self.used_bytes,
+            };
+            SegmentRuns::open_block(&self.pool, block).is_ok()
+        }
+
+        fn content(&self) -> Vec<u8> {
+            let mut now = vec![0; self.used_bytes as usize];
+            let read = self.device.inner.read_at(self.segment, 0, &mut now);
+            read.expect("read");
+            now
+        }
+    }
+
+    #[test]
+    fn a_repair_leaves_alone_what_lies_beside_it() {
+        let subject = Subject::new();
+        // Two sealed blocks meet in a block of the device; the end of the first is damaged, and in the column a byte
+        // of another block, where it would hit the second.
+        let meeting =
+            |pair: &[BlockPtr]| pair[1].place as usize % cfs_format::SEGMENT_BYTES as usize;
+        let pairs = subject.blocks.windows(2);
+        let at = pairs
+            .map(meeting)
+            .find(|at| at / BLOCK == 10 || at / BLOCK == 11);
+        let at = at.expect("blocks of 6000 bytes meet in one of two neighbours");
+        assert!((100..BLOCK - 100).contains(&(at % BLOCK)), "{at}");
+        for byte in [at - 50, at + 16 * BLOCK + 50] {
+            subject
+                .device
+                .inner
+                .flip_bit(subject.segment, byte as u32, 3);
+        }
+        for block in &subject.blocks {
+            assert!(subject.opens(*block), "{block:?}");
+        }
+        assert!(subject.content() == subject.original);
+        assert_eq!(subject.pool.healing.healed_blocks(), 1, "one column");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Opening never trusts a byte that is not authenticated: the superblock's MAC needs the right key, the manifest and
 //! the table blocks their tags, the log its batches. Until the incarnation has been counted up in the superblock
-//! nothing else is written; from then on no nonce of the process before can come again.
+//! nothing else is written, but for damaged blocks of log and manifests, which get back the very bytes that were sealed
+//! for their place; from then on no nonce of the process before can come again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -276,13 +277,7 @@ impl Store {
         };
         let tail = reader.read(&superblock.journal);
         for repaired in &tail.repaired {
-            heal::write_back(
-                pool,
-                "log block",
-                repaired.segment,
-                repaired.block,
-                &repaired.bytes,
-            );
+            heal::write_back(pool, repaired.segment, repaired.block, &repaired.bytes);
         }
         // After a clean shutdown there is nothing to read.
         if let Some(lost) = tail.lost.filter(|_| superblock.clean.get() != 1) {

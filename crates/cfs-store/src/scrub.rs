@@ -177,13 +177,11 @@ impl Scrub<'_> {
         };
         let tail = reader.read(&position);
         for repaired in &tail.repaired {
-            let bytes = &repaired.bytes;
             write_back(
                 &store.pool,
-                "log block",
                 repaired.segment,
                 repaired.block,
-                bytes,
+                &repaired.bytes,
             );
         }
         let last_lsn = tail
