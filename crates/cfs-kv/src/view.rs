@@ -108,6 +108,13 @@ impl View {
         runs.flat_map(|run| run.extents()).copied().collect()
     }
 
+    /// The same, one list for each run.
+    #[must_use]
+    pub fn extents_by_run(&self) -> Vec<Vec<u64>> {
+        let runs = self.0.state.runs();
+        runs.map(|run| run.extents().to_vec()).collect()
+    }
+
     pub(crate) fn state(&self) -> &State {
         &self.0.state
     }

@@ -169,7 +169,7 @@ pub(crate) fn reopen<T>(
 
 /// Makes the columns of a table segment zero again, all of whose sealed blocks have just been opened: what may still be
 /// wrong is the header block, which tells by itself, or parity. `is_header` says whether a block is the header block
-/// that belongs there.
+/// that belongs there. A column of which the device refuses a block is left as it is: its sum says nothing.
 pub(crate) fn settle_parity(
     pool: &Pool,
     segment: SegmentId,
@@ -191,7 +191,8 @@ pub(crate) fn settle_parity(
         refused,
     };
     for column in 0..columns {
-        if !image.is_suspect(column) {
+        let is_refused = image.refused.iter().any(|block| block % columns == column);
+        if is_refused || !image.is_suspect(column) {
             continue;
         }
         let mut block = column;
@@ -413,5 +414,14 @@ mod tests {
         }
         assert!(subject.content() == subject.original);
         assert_eq!(subject.pool.healing.healed_blocks(), 1, "one column");
+    }
+
+    #[test]
+    fn parity_stays_when_a_block_is_refused() {
+        let subject = Subject::new();
+        subject.device.refuses.store(true, Ordering::Relaxed);
+        settle_parity(&subject.pool, subject.segment, subject.used_bytes, |_| true);
+        assert!(subject.content() == subject.original);
+        assert_eq!(subject.pool.healing.healed_blocks(), 0);
     }
 }

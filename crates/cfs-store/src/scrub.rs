@@ -246,10 +246,10 @@ impl Scrub<'_> {
             }
             self.read(u64::from(pointer.stored_len))
         })?;
-        for segment in view.extents() {
-            if damaged.contains(&segment) {
-                continue;
-            }
+        // Of a run that was not read to its end nobody knows which blocks are right.
+        let runs = view.extents_by_run().into_iter();
+        let whole = runs.filter(|extents| extents.iter().all(|extent| !damaged.contains(extent)));
+        for segment in whole.flatten() {
             let segment = SegmentId(segment as u32);
             let entry = self.store.pool.space.lock().entry(segment).copied();
             if let Some(entry) = entry {
