@@ -236,6 +236,17 @@ impl Journal {
         [writer.segment, writer.follower]
     }
 
+    /// Leaves the current segment, of which something can no longer be read. The caller makes a checkpoint, after which
+    /// nothing of it is needed.
+    ///
+    /// # Errors
+    /// There is no room for another segment, and nothing has changed; or the pool goes read-only.
+    pub fn leave_segment(&self) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock();
+        let (follower, seq) = self.pool.take_segment(Stream::Journal, Purpose::Upkeep)?;
+        writer.go_on(&self.pool, follower, seq)
+    }
+
     /// Writes an empty batch once no command has come between two calls and all of them are durable, so that a reader
     /// of the log knows the latter.
     ///
@@ -376,6 +387,16 @@ impl Writer {
         let (follower, follower_seq) = pool
             .take_segment(Stream::Journal, Purpose::Upkeep)
             .map_err(|error| pool.fail(&error))?;
+        self.go_on(pool, follower, follower_seq)
+    }
+
+    /// Goes on in the follower, which will be followed by `follower`.
+    fn go_on(
+        &mut self,
+        pool: &Pool,
+        follower: SegmentId,
+        follower_seq: SegmentSeq,
+    ) -> Result<(), WriteError> {
         overwrite(pool, follower)?;
         pool.space.lock().close(self.segment, self.offset);
         self.segment = self.follower;

@@ -166,8 +166,9 @@ impl Scrub<'_> {
     /// While no checkpoint can be made, since that would give their segments away.
     fn log_and_manifests(&mut self) {
         let store = self.store;
-        let maintenance = store.maintenance.lock();
+        let mut maintenance = store.maintenance.lock();
         let position = maintenance.superblock.journal;
+        let [current, _] = store.journal().current_segments();
         let durable_lsn = store.journal().durable_lsn();
         let reader = LogReader {
             device: &*store.pool.device,
@@ -189,13 +190,18 @@ impl Scrub<'_> {
             .last()
             .map_or(position.lsn.get() - 1, |record| record.lsn.0);
         self.report.bytes += store.journal().replay_bytes();
-        if last_lsn < durable_lsn.0 {
-            self.find(
-                "log",
-                format!("command {}", last_lsn + 1),
-                "the log cannot be read from here on; the next checkpoint makes that good"
-                    .to_owned(),
-            );
+        let reaches_current = tail.segments.iter().any(|(segment, _)| *segment == current);
+        if tail.headless || last_lsn < durable_lsn.0 || !reaches_current {
+            // A reader would not come to what is written there from now on either.
+            let moved = store.journal().leave_segment();
+            match moved.and_then(|()| store.checkpoint_now(&mut maintenance)) {
+                Ok(()) => store.pool.healing.note("part of the log"),
+                Err(error) => self.find(
+                    "log",
+                    format!("command {}", last_lsn + 1),
+                    format!("the log cannot be read from here on, and no checkpoint makes that good: {error}"),
+                ),
+            }
         }
         let superblock = maintenance.superblock;
         for (name, pointer) in [

@@ -371,3 +371,35 @@ fn a_lost_segment_of_the_log_is_not_taken_for_its_end() {
     let store = killed.try_open(&device, false).expect("open");
     assert_eq!(commands_of(&store, killed.commands), killed.commands);
 }
+
+/// What is written behind a header that is gone could not be found after a crash.
+#[test]
+fn scrub_moves_the_log_out_of_a_segment_without_header() {
+    let killed = Killed::new();
+    for with_checkpoint in [false, true] {
+        let device = Arc::new(killed.device.power_cut(0));
+        let store = open(
+            Arc::clone(&device) as Arc<dyn Device>,
+            Arc::clone(&killed.host),
+        );
+        let segment = SegmentId(store.superblock().journal.segment.get());
+        for block in 0..2 {
+            device.flip_bit(segment, block * BLOCK_BYTES + 20, 1);
+        }
+        if with_checkpoint {
+            store.checkpoint().expect("checkpoint");
+        }
+        put(&store, COMMANDS + 1, 77);
+        let report = store.scrub(&mut |_| ControlFlow::Continue(()));
+        let report = report.expect("scrubbed");
+        assert_eq!(report.restored_blocks, 1, "{report:?}");
+        assert!(report.findings.is_empty(), "{report:?}");
+        put(&store, COMMANDS + 2, 78);
+        drop(store);
+        let found: Arc<dyn Device> = Arc::new(device.power_cut(3));
+        let store = killed.try_open(&found, false).expect("open");
+        assert_eq!(commands_of(&store, COMMANDS + 2), COMMANDS + 2);
+        let report = store.scrub(&mut |_| ControlFlow::Continue(()));
+        assert_eq!(report.expect("scrubbed").restored_blocks, 0);
+    }
+}
