@@ -25,7 +25,7 @@ use crate::store::{Maintenance, Store};
 
 /// Rounds over segments that were filled during the round before.
 const ROUNDS_MAX: usize = 8;
-/// Damaged metadata that is listed at most; and bad chunks.
+/// Damaged metadata that is listed at most.
 const FINDINGS_MAX: usize = 10_000;
 
 /// How far a scrub is.
@@ -40,7 +40,7 @@ pub struct ScrubProgress {
 /// Metadata that can neither be read nor restored.
 #[derive(Clone, Debug)]
 pub struct ScrubFinding {
-    /// `superblock`, `log`, `manifest` or `table-block`.
+    /// `superblock`, `log`, `manifest`, `table-block` or `chunk-index`.
     pub id: &'static str,
     /// Where it is.
     pub object: String,
@@ -71,6 +71,8 @@ struct Scrub<'a> {
     store: &'a Store,
     report: ScrubReport,
     bytes_total: u64,
+    /// Part of the chunk tree cannot be read, which has been told.
+    index_is_damaged: bool,
     pace: &'a mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
 }
 
@@ -89,6 +91,7 @@ impl Store {
             store: self,
             report: ScrubReport::default(),
             bytes_total: self.bytes_to_scrub(),
+            index_is_damaged: false,
             pace,
         };
         let stopped = scrub.run()?.is_break();
@@ -113,7 +116,7 @@ impl Scrub<'_> {
         if self.read(u64::from(ANCHORS * SEGMENT_BYTES)).is_break() || self.tables().is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.data()
+        Ok(self.data())
     }
 
     fn read(&mut self, bytes: u64) -> ControlFlow<()> {
@@ -265,7 +268,15 @@ impl Scrub<'_> {
         ControlFlow::Continue(())
     }
 
-    fn data(&mut self) -> Result<ControlFlow<()>, WriteError> {
+    /// Tells once that not all chunks can be verified.
+    fn find_index_damage(&mut self, error: &ReadError) {
+        if !std::mem::replace(&mut self.index_is_damaged, true) {
+            let sentence = format!("chunks that it leads to have not been verified: {error}");
+            self.find("chunk-index", "the table of chunks".to_owned(), sentence);
+        }
+    }
+
+    fn data(&mut self) -> ControlFlow<()> {
         let mut done: BTreeSet<SegmentSeq> = BTreeSet::new();
         let mut doubtful: BTreeSet<SegmentId> = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
@@ -281,31 +292,34 @@ impl Scrub<'_> {
                 break;
             }
             for (segment, seq) in segments {
-                if !self.walk(segment, seq)? {
+                if !self.walk(segment, seq) {
                     doubtful.insert(segment);
                 }
                 done.insert(seq);
-                if self.read(u64::from(SEGMENT_BYTES)).is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
+                self.read(u64::from(SEGMENT_BYTES))?;
             }
         }
         self.look_again(&doubtful)
     }
 
     /// Reads a data segment and verifies what the index has in it. False when that is not all that is live there.
-    fn walk(&mut self, segment: SegmentId, seq: SegmentSeq) -> Result<bool, WriteError> {
+    fn walk(&mut self, segment: SegmentId, seq: SegmentSeq) -> bool {
         let store = self.store;
         let mut content = vec![0; SEGMENT_BYTES as usize];
         if store.pool.device.read_at(segment, 0, &mut content).is_err() {
-            return Ok(false);
+            return false;
         }
         let (mut verified_bytes, mut scratch, mut out) = (0, Vec::new(), Vec::new());
         for found in store.records_in(seq, &content) {
             let fingerprint = Fingerprint(found.header.fingerprint);
             let record_len = RECORD_OVERHEAD + found.header.payload_len.get();
-            let Some(record) = store.chunk_record(&fingerprint)? else {
-                continue;
+            let record = match store.chunk_record(&fingerprint) {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.find_index_damage(&error);
+                    continue;
+                }
             };
             if (record.segment.get(), record.offset.get()) != (segment.0, found.offset) {
                 continue;
@@ -330,7 +344,7 @@ impl Scrub<'_> {
         }
         let space = store.pool.space.lock();
         let live_bytes = space.entry(segment).filter(|entry| entry.seq == seq);
-        Ok(live_bytes.is_none_or(|entry| entry.live_bytes <= verified_bytes))
+        live_bytes.is_none_or(|entry| entry.live_bytes <= verified_bytes)
     }
 
     fn is_named(&self, fingerprint: &Fingerprint, domain: DomainId, content: &[u8]) -> bool {
@@ -339,17 +353,21 @@ impl Scrub<'_> {
     }
 
     /// Reads each chunk in these segments as a reader would.
-    fn look_again(
-        &mut self,
-        segments: &BTreeSet<SegmentId>,
-    ) -> Result<ControlFlow<()>, WriteError> {
+    fn look_again(&mut self, segments: &BTreeSet<SegmentId>) -> ControlFlow<()> {
         if segments.is_empty() {
-            return Ok(ControlFlow::Continue(()));
+            return ControlFlow::Continue(());
         }
         let store = self.store;
         let mut out = Vec::new();
         for chunk in store.freeze().chunks() {
-            let (fingerprint, record) = chunk?;
+            let (fingerprint, record) = match chunk {
+                Ok(chunk) => chunk,
+                // Nothing follows a block that cannot be read.
+                Err(error) => {
+                    self.find_index_damage(&error);
+                    break;
+                }
+            };
             if !segments.contains(&SegmentId(record.segment.get())) {
                 continue;
             }
@@ -357,18 +375,17 @@ impl Scrub<'_> {
                 Ok(()) if self.is_named(&fingerprint, DomainId(record.domain.get()), &out) => {}
                 // Dropped meanwhile.
                 Err(ReadError::Missing { .. }) => {}
+                Err(error @ (ReadError::Table(_) | ReadError::Record { .. })) => {
+                    self.find_index_damage(&error);
+                }
                 result => {
                     tracing::warn!(%fingerprint, ?result, "a chunk is damaged");
                     store.damaged.lock().insert(fingerprint);
-                    if self.report.bad_chunks.len() < FINDINGS_MAX {
-                        self.report.bad_chunks.insert(fingerprint);
-                    }
+                    self.report.bad_chunks.insert(fingerprint);
                 }
             }
-            if self.read(u64::from(record.record_len.get())).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
+            self.read(u64::from(record.record_len.get()))?;
         }
-        Ok(ControlFlow::Continue(()))
+        ControlFlow::Continue(())
     }
 }

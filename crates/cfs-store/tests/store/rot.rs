@@ -403,3 +403,35 @@ fn scrub_moves_the_log_out_of_a_segment_without_header() {
         assert_eq!(report.expect("scrubbed").restored_blocks, 0);
     }
 }
+
+#[test]
+fn scrub_goes_on_where_the_table_of_chunks_is_damaged() {
+    let killed = Killed::new();
+    let device = Arc::new(killed.device.power_cut(0));
+    let open = || {
+        open(
+            Arc::clone(&device) as Arc<dyn Device>,
+            Arc::clone(&killed.host),
+        )
+    };
+    open().close().expect("closed");
+    let store = open();
+    for segment in store.freeze().chunk.extents() {
+        let segment = SegmentId(segment as u32);
+        let written = device.written_blocks().into_iter();
+        for (_, block) in written.filter(|(at, block)| *at == segment && *block > 0) {
+            device.flip_bit(segment, block * BLOCK_BYTES + 5, 1);
+        }
+    }
+    let report = store.scrub(&mut |_| ControlFlow::Continue(()));
+    let report = report.expect("the scrub goes on");
+    for id in ["table-block", "chunk-index"] {
+        let findings = report.findings.iter();
+        assert_eq!(
+            findings.filter(|found| found.id == id).count(),
+            1,
+            "{report:?}"
+        );
+    }
+    assert!(report.bad_chunks.is_empty() && !report.stopped);
+}
