@@ -17,7 +17,7 @@ use cfs_store::{Frozen, Store};
 use crate::Fs;
 use crate::error::Result;
 
-pub use affected::AffectedFile;
+pub use affected::{Affected, AffectedFile};
 
 /// Findings that are listed at most; the rest are only counted.
 const FINDINGS_MAX: usize = 10_000;

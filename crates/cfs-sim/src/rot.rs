@@ -201,10 +201,13 @@ impl Subject {
             })
             .map(|(_, _, _, fingerprint)| *fingerprint)
             .collect();
-        let allowed: BTreeMap<Ino, Vec<(u64, u64)>> = self
-            .guide
-            .affected_by(&hit)
-            .map_err(|error| error.to_string())?
+        let affected = self.guide.affected_by(&hit, || true);
+        let affected = affected.ok_or("a pass was not ended")?;
+        if let Some(error) = affected.incomplete {
+            return Err(error.to_string());
+        }
+        let allowed: BTreeMap<Ino, Vec<(u64, u64)>> = affected
+            .files
             .into_iter()
             .map(|file| (file.ino, file.ranges))
             .collect();

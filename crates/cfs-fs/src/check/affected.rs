@@ -11,7 +11,8 @@ use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::Frozen;
 
-use crate::error::Result;
+use super::PROGRESS_ROWS;
+use crate::error::{FsError, Result};
 use crate::{Fs, directory, extent, inode};
 
 /// Deepest path that is told; damaged tables could go around in circles.
@@ -22,51 +23,95 @@ const DEPTH_MAX: usize = 4096;
 pub struct AffectedFile {
     /// The file.
     pub ino: Ino,
-    /// Its names, absolute; none when it has been removed and is still open.
+    /// Its names, absolute; none when it has been removed and is still open, or when they could not be read.
     pub paths: Vec<Vec<u8>>,
     /// Byte ranges in ascending order, each from its first byte to the one after its last.
     pub ranges: Vec<(u64, u64)>,
 }
 
+/// What was found of the files that certain chunks belong to.
+#[derive(Clone, Debug, Default)]
+pub struct Affected {
+    /// The files, in the order of their numbers.
+    pub files: Vec<AffectedFile>,
+    /// Why there may be more of them, or more names.
+    pub incomplete: Option<FsError>,
+}
+
+/// A pass over the rows of the meta tree that goes as far as it can.
+struct Pass<'a> {
+    go_on: &'a mut dyn FnMut() -> bool,
+    first_error: Option<FsError>,
+}
+
+impl Pass<'_> {
+    /// Shows each row to `look`, and keeps the first error. False when `go_on` did not want to.
+    fn run(
+        &mut self,
+        frozen: &Frozen,
+        mut look: impl FnMut(&(Vec<u8>, Vec<u8>)) -> Result<()>,
+    ) -> bool {
+        let rows = frozen.meta.range(Bound::Unbounded, Bound::Unbounded);
+        for (number, row) in (0..).zip(rows) {
+            if number % PROGRESS_ROWS == 0 && !(self.go_on)() {
+                return false;
+            }
+            let row = row.map_err(|error| cfs_store::ReadError::from(error).into());
+            if let Err(error) = row.and_then(|row| look(&row)) {
+                self.first_error.get_or_insert(error);
+            }
+        }
+        true
+    }
+}
+
 impl Fs {
-    /// The files of which parts lie in any of `chunks`, as of the newest command, in the order of their numbers.
-    ///
-    /// # Errors
-    /// When a table cannot be read.
-    pub fn affected_by(&self, chunks: &HashSet<Fingerprint>) -> Result<Vec<AffectedFile>> {
+    /// The files of which parts lie in any of `chunks`, as of the newest command. Where the tables are damaged, those
+    /// that can be found. `go_on` is asked now and then whether to go on; `None` when it did not want to.
+    pub fn affected_by(
+        &self,
+        chunks: &HashSet<Fingerprint>,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Option<Affected> {
         if chunks.is_empty() {
-            return Ok(Vec::new());
+            return Some(Affected::default());
         }
         let frozen = self.store.freeze();
-        let found = self.ranges_in(&frozen, chunks)?;
-        if found.is_empty() {
-            return Ok(Vec::new());
-        }
-        let names = Names::read(&frozen, &found)?;
-        Ok(found
-            .into_iter()
-            .map(|(ino, ranges)| AffectedFile {
-                ino,
-                paths: names.paths(ino),
-                ranges,
-            })
-            .collect())
+        let mut pass = Pass {
+            go_on: &mut go_on,
+            first_error: None,
+        };
+        let found = self.ranges_in(&frozen, chunks, &mut pass)?;
+        let names = match found.is_empty() {
+            true => Names::default(),
+            false => Names::read(&frozen, &found, &mut pass)?,
+        };
+        let files = found.into_iter().map(|(ino, ranges)| AffectedFile {
+            ino,
+            paths: names.paths(ino),
+            ranges,
+        });
+        Some(Affected {
+            files: files.collect(),
+            incomplete: pass.first_error,
+        })
     }
 
     fn ranges_in(
         &self,
         frozen: &Frozen,
         chunks: &HashSet<Fingerprint>,
-    ) -> Result<BTreeMap<Ino, Vec<(u64, u64)>>> {
+        pass: &mut Pass<'_>,
+    ) -> Option<BTreeMap<Ino, Vec<(u64, u64)>>> {
         let mut found: BTreeMap<Ino, Vec<(u64, u64)>> = BTreeMap::new();
         let mut file_key: Option<FileKey> = None;
-        for row in frozen.meta.range(Bound::Unbounded, Bound::Unbounded) {
-            let row = row.map_err(cfs_store::ReadError::from)?;
+        let went_on = pass.run(frozen, |row| {
             let Ok((ino, row_tag, _)) = split_key(&row.0) else {
-                continue;
+                return Ok(());
             };
             match row_tag {
                 tag::INODE => {
+                    file_key = None;
                     let record = inode::decode(ino, &row.1)?;
                     let volume = self.store.volume(VolumeId(record.volume.get()));
                     file_key = volume
@@ -75,9 +120,9 @@ impl Fs {
                 }
                 tag::EXTENT => {
                     let Some(file_key) = &file_key else {
-                        continue;
+                        return Ok(());
                     };
-                    let extent = extent::decode_row(ino, file_key, &row)?;
+                    let extent = extent::decode_row(ino, file_key, row)?;
                     if chunks.contains(&extent.fingerprint) {
                         let ranges = found.entry(ino).or_default();
                         match ranges.last_mut() {
@@ -88,29 +133,31 @@ impl Fs {
                 }
                 _ => {}
             }
-        }
-        Ok(found)
+            Ok(())
+        });
+        went_on.then_some(found)
     }
 }
 
 /// Where names lead, for some files and all directories.
+#[derive(Default)]
 struct Names {
     directories: HashMap<Ino, (Ino, Vec<u8>)>,
     files: HashMap<Ino, Vec<(Ino, Vec<u8>)>>,
 }
 
 impl Names {
-    fn read(frozen: &Frozen, wanted: &BTreeMap<Ino, Vec<(u64, u64)>>) -> Result<Self> {
-        let mut names = Self {
-            directories: HashMap::new(),
-            files: HashMap::new(),
-        };
-        for row in frozen.meta.range(Bound::Unbounded, Bound::Unbounded) {
-            let (key, value) = row.map_err(cfs_store::ReadError::from)?;
-            let Ok((parent, tag::DIRENT, name)) = split_key(&key) else {
-                continue;
+    fn read(
+        frozen: &Frozen,
+        wanted: &BTreeMap<Ino, Vec<(u64, u64)>>,
+        pass: &mut Pass<'_>,
+    ) -> Option<Self> {
+        let mut names = Self::default();
+        let went_on = pass.run(frozen, |(key, value)| {
+            let Ok((parent, tag::DIRENT, name)) = split_key(key) else {
+                return Ok(());
             };
-            let entry = directory::decode(parent, &value)?;
+            let entry = directory::decode(parent, value)?;
             let ino = Ino(entry.ino.get());
             let place = (parent, name.to_vec());
             if u32::from(entry.kind) << 12 == libc::S_IFDIR {
@@ -118,8 +165,9 @@ impl Names {
             } else if wanted.contains_key(&ino) {
                 names.files.entry(ino).or_default().push(place);
             }
-        }
-        Ok(names)
+            Ok(())
+        });
+        went_on.then_some(names)
     }
 
     fn paths(&self, ino: Ino) -> Vec<Vec<u8>> {

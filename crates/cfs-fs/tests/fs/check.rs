@@ -1,5 +1,7 @@
 //! Each rule of the check is seen to fail: one row is damaged, and the finding must be there.
 
+use std::collections::HashSet;
+
 use cfs_format::table::{CookieRecord, DirentRecord, InodeRecord, key, system_key, tag};
 use cfs_format::{Ino, VolumeId};
 use cfs_fs::{Attr, Caller, Fs, XattrFlags};
@@ -267,4 +269,27 @@ fn references_are_counted_against_the_index() {
     assert_eq!(ids, ["chunk-references"]);
     assert_eq!((report.inodes, report.entries), (6, 6));
     assert!(report.chunks > 0 && report.extents >= report.chunks);
+}
+
+/// Damaged rows take nothing from what can be told of the others.
+#[test]
+fn affected_files_are_named_beside_damaged_rows() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    tree(&fs);
+    let chunks = fs.store().freeze().chunks();
+    let chunks: HashSet<_> = chunks.map(|chunk| chunk.expect("a chunk").0).collect();
+    assert!(fs.affected_by(&chunks, || false).is_none(), "ended");
+    let before = fs.affected_by(&chunks, || true).expect("not ended");
+    assert!(before.incomplete.is_none(), "{before:?}");
+    let mut txn = fs.store().begin();
+    // Both come before the rows of the file and its names.
+    txn.put(key(Ino::ROOT, tag::INODE, &[]), vec![1, 2]);
+    txn.put(key(Ino::ROOT, tag::DIRENT, b"a"), vec![1]);
+    txn.commit(&[]).expect("commit");
+    let after = fs.affected_by(&chunks, || true).expect("not ended");
+    assert!(after.incomplete.is_some(), "{after:?}");
+    assert_eq!(after.files, before.files);
+    let paths = &after.files[0].paths;
+    assert_eq!(*paths, [b"/file".to_vec(), b"/other".to_vec()]);
 }

@@ -67,13 +67,29 @@ pub fn scrub(
     for finding in &report.findings {
         tell(finding.id, finding.object.clone(), finding.sentence.clone());
     }
-    let affected = fs.affected_by(&report.bad_chunks).map_err(|e| failed(&e))?;
-    for file in &affected {
-        for name in names(file) {
+    let affected = match report.stopped {
+        true => None,
+        false => fs.affected_by(&report.bad_chunks, || !reporter.cancelled()),
+    };
+    let is_stopped = affected.is_none();
+    let affected = affected.unwrap_or_default();
+    for file in &affected.files {
+        for name in names(file, affected.incomplete.is_some()) {
             tell("unreadable", name, ranges(file));
         }
     }
-    if report.stopped {
+    let unnamed = match &affected.incomplete {
+        Some(error) => Some(format!(
+            "not all files that they belong to can be named: {error}"
+        )),
+        None if is_stopped => Some("which files they belong to was not looked up".to_owned()),
+        None => None,
+    };
+    if let Some(sentence) = unnamed.filter(|_| !report.bad_chunks.is_empty()) {
+        let object = format!("{} damaged chunks", report.bad_chunks.len());
+        tell("bad-chunks", object, sentence);
+    }
+    if is_stopped {
         return Err(Failure::new(
             Code::Interrupted,
             "interrupted; what was found until then has been told",
@@ -81,7 +97,10 @@ pub fn scrub(
         .hint("a scrub begins anew each time"));
     }
     Ok(Answer::Scrub(summary(
-        &report, &affected, findings, started,
+        &report,
+        &affected.files,
+        findings,
+        started,
     )))
 }
 
@@ -113,9 +132,13 @@ fn show(progress: ScrubProgress) -> Progress {
     }
 }
 
-fn names(file: &AffectedFile) -> Vec<String> {
+fn names(file: &AffectedFile, is_incomplete: bool) -> Vec<String> {
     if file.paths.is_empty() {
-        return vec![format!("inode {} (removed, and still open)", file.ino)];
+        let why = match is_incomplete {
+            true => "its name cannot be read",
+            false => "removed, and still open",
+        };
+        return vec![format!("inode {} ({why})", file.ino)];
     }
     let paths = file.paths.iter();
     paths
