@@ -169,12 +169,16 @@ pub(crate) fn reopen<T>(
 
 /// Makes the columns of a table segment zero again, all of whose sealed blocks have just been opened: what may still be
 /// wrong is the header block, which tells by itself, or parity. `is_header` says whether a block is the header block
-/// that belongs there. A column of which the device refuses a block is left as it is: its sum says nothing.
+/// that belongs there, `opens` whether all that is sealed in the segment's bytes and touches a range of them opens.
+///
+/// A block that the device refuses is made from its column and written if `opens` says that it is right, or else its
+/// column left as it is: the sum says nothing.
 pub(crate) fn settle_parity(
     pool: &Pool,
     segment: SegmentId,
     used_bytes: u32,
     is_header: impl Fn(&[u8]) -> bool,
+    opens: impl Fn(&[u8], Range<usize>) -> bool,
 ) {
     let _one = pool.healing.busy.lock();
     let total = used_bytes as usize / BLOCK;
@@ -191,17 +195,23 @@ pub(crate) fn settle_parity(
         refused,
     };
     for column in 0..columns {
-        let is_refused = image.refused.iter().any(|block| block % columns == column);
-        if is_refused || !image.is_suspect(column) {
+        let refused = image.refused.iter().copied();
+        let refused: Vec<usize> = refused.filter(|block| block % columns == column).collect();
+        let block = match refused[..] {
+            [] if !image.is_suspect(column) => continue,
+            [] if column == 0 && !is_header(&image.bytes[..BLOCK]) => 0,
+            [] => {
+                // The column's parity block is one of the last.
+                let parity = total - columns;
+                parity + (column + columns - parity % columns) % columns
+            }
+            [block] => block,
+            _ => continue,
+        };
+        image.toggle(&[block]);
+        if !refused.is_empty() && !opens(&image.bytes, block * BLOCK..(block + 1) * BLOCK) {
             continue;
         }
-        let mut block = column;
-        if column > 0 || is_header(&image.bytes[..BLOCK]) {
-            // The column's parity block is one of the last.
-            let parity = total - columns;
-            block = parity + (column + columns - parity % columns) % columns;
-        }
-        image.toggle(&[block]);
         if block == 0 && !is_header(&image.bytes[..BLOCK]) {
             continue;
         }
@@ -419,9 +429,22 @@ mod tests {
     #[test]
     fn parity_stays_when_a_block_is_refused() {
         let subject = Subject::new();
+        let settle = |opens: bool| {
+            let (pool, used_bytes) = (&subject.pool, subject.used_bytes);
+            settle_parity(pool, subject.segment, used_bytes, |_| true, |_, _| opens);
+        };
         subject.device.refuses.store(true, Ordering::Relaxed);
-        settle_parity(&subject.pool, subject.segment, subject.used_bytes, |_| true);
+        settle(false);
         assert!(subject.content() == subject.original);
         assert_eq!(subject.pool.healing.healed_blocks(), 0);
+        // What is known to be right is written, so that the medium takes other room for it.
+        let noise = [7; BLOCK];
+        let damaged = subject
+            .device
+            .write_at(subject.segment, REFUSED * BLOCK_BYTES, &noise);
+        damaged.expect("written");
+        settle(true);
+        assert!(subject.content() == subject.original);
+        assert_eq!(subject.pool.healing.healed_blocks(), 1);
     }
 }

@@ -8,8 +8,8 @@
 //! meanwhile) each chunk that the index has there is read as a reader would. Only what fails there is bad. Segments
 //! that are filled while the scrub runs are read in further rounds, since what compaction moves may be damaged.
 
-use std::collections::{BTreeSet, HashSet};
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::{ControlFlow, Range};
 
 use cfs_format::segment::RECORD_OVERHEAD;
 use cfs_format::superblock::ANCHORS;
@@ -202,7 +202,7 @@ impl Scrub<'_> {
                 Err(error) => self.find(
                     "log",
                     format!("command {}", last_lsn + 1),
-                    format!("the log cannot be read from here on, and no checkpoint makes that good: {error}"),
+                    format!("the log cannot be read from here on, and goes on there: {error}"),
                 ),
             }
         }
@@ -215,7 +215,7 @@ impl Scrub<'_> {
                 Ok((_, segments)) => {
                     for found in segments {
                         self.report.bytes += u64::from(found.used_bytes);
-                        self.settle(found.segment, found.seq, found.used_bytes);
+                        self.settle(found.segment, found.seq, found.used_bytes, None);
                     }
                 }
                 Err(error) => self.find("manifest", name.to_owned(), error.to_string()),
@@ -223,15 +223,38 @@ impl Scrub<'_> {
         }
     }
 
-    fn settle(&self, segment: SegmentId, seq: SegmentSeq, used_bytes: u32) {
+    /// `sealed` are all blocks that lie in the segment, where they are known.
+    fn settle(
+        &self,
+        segment: SegmentId,
+        seq: SegmentSeq,
+        used_bytes: u32,
+        sealed: Option<&[BlockPtr]>,
+    ) {
         let pool = &self.store.pool;
-        settle_parity(pool, segment, used_bytes, |block| {
+        let is_header = |block: &[u8]| {
             cfs_seal::keys::open_segment_header(block, &pool.cluster_key).is_ok_and(|header| {
                 header.segment.get() == segment.0
                     && header.seq.get() == seq.0
                     && block[size_of_val(&header)..].iter().all(|byte| *byte == 0)
             })
-        });
+        };
+        let opens = |bytes: &[u8], range: Range<usize>| {
+            let opens = |block: &BlockPtr| {
+                let offset = (block.place % u64::from(SEGMENT_BYTES)) as u32;
+                let place = offset as usize..offset as usize + block.stored_len as usize;
+                let touches = place.start < range.end && range.start < place.end;
+                !touches || {
+                    let sealed = bytes.get(place).map(<[u8]>::to_vec);
+                    sealed.is_some_and(|mut sealed| {
+                        let table = &pool.ciphers.table;
+                        table.open_in_place(seq, offset, b"", &mut sealed).is_ok()
+                    })
+                }
+            };
+            sealed.is_some_and(|sealed| sealed.iter().all(opens))
+        };
+        settle_parity(pool, segment, used_bytes, is_header, opens);
     }
 
     fn tables(&mut self) -> ControlFlow<()> {
@@ -244,10 +267,12 @@ impl Scrub<'_> {
 
     fn table(&mut self, view: &View) -> ControlFlow<()> {
         let mut damaged: BTreeSet<u64> = BTreeSet::new();
+        let mut sealed: BTreeMap<u64, Vec<BlockPtr>> = BTreeMap::new();
         view.read_all_blocks(|pointer: BlockPtr, error: Option<RunError>| {
             self.report.table_blocks += 1;
+            let segment = pointer.place / u64::from(SEGMENT_BYTES);
+            sealed.entry(segment).or_default().push(pointer);
             if let Some(error) = error {
-                let segment = pointer.place / u64::from(SEGMENT_BYTES);
                 let offset = pointer.place % u64::from(SEGMENT_BYTES);
                 damaged.insert(segment);
                 let object = format!("segment {segment} offset {offset}");
@@ -259,10 +284,11 @@ impl Scrub<'_> {
         let runs = view.extents_by_run().into_iter();
         let whole = runs.filter(|extents| extents.iter().all(|extent| !damaged.contains(extent)));
         for segment in whole.flatten() {
+            let blocks = sealed.remove(&segment);
             let segment = SegmentId(segment as u32);
             let entry = self.store.pool.space.lock().entry(segment).copied();
             if let Some(entry) = entry {
-                self.settle(segment, entry.seq, entry.used_bytes);
+                self.settle(segment, entry.seq, entry.used_bytes, blocks.as_deref());
             }
         }
         ControlFlow::Continue(())
