@@ -61,7 +61,7 @@ pub enum DeviceError {
 /// An array of `cfs_format::SEGMENT_BYTES`-sized segments.
 ///
 /// Offsets and lengths of writes are multiples of `cfs_format::BLOCK_BYTES`. Calls may come from several threads at
-/// once; calls on overlapping ranges do not.
+/// once; writes to overlapping ranges do not. A read of what is being written may return any mixture of old and new.
 pub trait Device: Send + Sync {
     /// What it is.
     fn geometry(&self) -> Geometry;

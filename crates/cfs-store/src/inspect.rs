@@ -70,7 +70,8 @@ pub struct LoggedCommand {
     pub command: Vec<u8>,
 }
 
-/// The commands that opening the pool on this device would replay. Changes nothing.
+/// The commands that opening the pool on this device would replay: where the log is damaged, those before the damage,
+/// which opening would refuse unless it is told to do without the rest. Changes nothing.
 ///
 /// # Errors
 /// There is no superblock that this key has written, or the device fails.

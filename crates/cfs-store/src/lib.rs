@@ -17,8 +17,7 @@
 //! | `scrub` | reading all of it to see whether it is whole |
 //! | `inspect` | what `cfs debug` and `fsck` look at |
 //!
-//! Locks are taken in this order and never the other way: maintenance, writer (a command in the making), pins,
-//! the journal's writer, a seal lane, a lane, the segment table.
+//! In which order locks are taken is told at [`Store`].
 
 #![forbid(unsafe_code)]
 

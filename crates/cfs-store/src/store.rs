@@ -71,8 +71,9 @@ pub(crate) struct Maintenance {
 
 /// A pool that is open.
 ///
-/// Order of locks: `making_room`, `maintenance`, `writer`, the journal's writer, its queue, a lane, the pins, the
-/// pool's space. Who holds one takes none before it.
+/// Order of locks: `making_room`, `maintenance`, `writer`, the pins, the journal's writer, its queue, a seal lane, a
+/// lane, the pool's space. Who holds one takes none before it. A block is repaired under the lock of `Healing`, beside
+/// any of them but the space, and takes none.
 pub struct Store {
     pub(crate) pool: Arc<Pool>,
     pub(crate) lanes: Arc<Lanes>,
