@@ -123,7 +123,8 @@ impl Store {
     /// # Errors
     /// The pool is read-only, or a table cannot be read.
     pub fn make_room(&self, bytes: u64) -> Result<bool, WriteError> {
-        let is_enough = || self.pool.space.lock().available_bytes() >= bytes;
+        // Segments alone do not tell: the host may have no room for them.
+        let is_enough = || self.admit(bytes).is_ok();
         let _one = self.making_room.lock();
         if is_enough() {
             return Ok(true);

@@ -75,23 +75,31 @@ fn a_full_pool_refuses_what_it_cannot_keep() {
 }
 
 /// The room of a large file comes back in steps of background work; who wrote right after deleting one was told that the
-/// pool is full.
+/// pool, or the host below it, is full.
 #[test]
 fn what_a_large_file_took_can_be_written_at_once() {
-    let pool = Pool::new(80);
-    let fs = pool.open();
-    let large = create(&fs, "large");
-    let mut len = 0;
-    while let Ok(written) = fs.write(large, len, &noise(len, 1 << 20), false) {
-        len += written as u64;
-    }
-    fs.syncfs().expect("what was accepted can be stored");
-    fs.unlink(Ino::ROOT, b"large").expect("unlink");
-    let ino = create(&fs, "next");
-    let written = fs.write(ino, 0, &noise(7, 8 << 20), false);
-    assert_eq!(written.expect("there is room at once"), 8 << 20);
-    fs.syncfs().expect("sync");
-    assert_clean(&fs);
+    let check = |segments: u32, prepared_segments_max: Option<u32>| {
+        let pool = Pool::new(segments);
+        let fs = pool.open();
+        pool.device.set_faults(FaultPlan {
+            prepared_segments_max,
+            ..FaultPlan::default()
+        });
+        let large = create(&fs, "large");
+        let mut len = 0;
+        while let Ok(written) = fs.write(large, len, &noise(len, 1 << 20), false) {
+            len += written as u64;
+        }
+        fs.syncfs().expect("what was accepted can be stored");
+        fs.unlink(Ino::ROOT, b"large").expect("unlink");
+        let ino = create(&fs, "next");
+        let written = fs.write(ino, 0, &noise(7, 8 << 20), false);
+        assert_eq!(written.expect("there is room at once"), 8 << 20);
+        fs.syncfs().expect("sync");
+        assert_clean(&fs);
+    };
+    check(80, None);
+    check(1000, Some(60));
 }
 
 /// Files that were written at the same time share segments, so that deleting some of them empties no segment. A full
