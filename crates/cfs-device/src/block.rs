@@ -75,6 +75,7 @@ impl Device for BlockDevice {
     fn geometry(&self) -> Geometry {
         Geometry {
             segment_count: self.segment_count,
+            written_segments: self.segment_count,
             zoned: false,
             sparse: false,
         }

@@ -139,8 +139,11 @@ impl FileDevice {
 
 impl Device for FileDevice {
     fn geometry(&self) -> Geometry {
+        let length = self.length.load(Ordering::Relaxed);
+        let written_segments = length.div_ceil(SEGMENT_BYTES.into()) as u32;
         Geometry {
             segment_count: self.segment_count,
+            written_segments,
             zoned: false,
             sparse: true,
         }

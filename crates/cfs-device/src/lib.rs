@@ -22,6 +22,8 @@ pub use memory::{FaultPlan, MemDevice, OperationCounts, SegmentImage};
 pub struct Geometry {
     /// Segments that may be addressed: `0..segment_count`.
     pub segment_count: u32,
+    /// Those from here on have never been written.
+    pub written_segments: u32,
     /// Writes must start where the last one in the segment ended, and a segment must be reset before it is rewritten.
     pub zoned: bool,
     /// The device takes its room from a host file system, so that `prepare` may fail although segments are free.

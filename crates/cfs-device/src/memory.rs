@@ -252,6 +252,7 @@ impl Device for MemDevice {
     fn geometry(&self) -> Geometry {
         Geometry {
             segment_count: self.segment_count,
+            written_segments: self.segment_count,
             zoned: false,
             sparse: true,
         }

@@ -218,6 +218,17 @@ pub struct ChunkRecord {
 
 const _: () = assert!(size_of::<ChunkRecord>() == 24);
 
+/// The segment of a chunk that is referenced and that no segment holds: an anchor, where chunks never lie.
+pub const LOST_SEGMENT: u32 = 0;
+
+impl ChunkRecord {
+    /// Whether the content is nowhere.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.segment.get() == LOST_SEGMENT
+    }
+}
+
 /// What is in a segment.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -6,7 +6,7 @@
 
 mod attributes;
 pub(crate) mod data;
-mod make;
+pub(crate) mod make;
 mod remove;
 mod rename;
 

@@ -19,6 +19,7 @@ mod error;
 mod extent;
 mod inode;
 mod namespace;
+mod rebuild;
 mod types;
 mod xattr;
 
@@ -35,6 +36,7 @@ pub use data::AllocateMode;
 pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
 pub use error::{FsError, Result};
 pub use namespace::format::FormatOptions;
+pub use rebuild::Rebuilt;
 pub use types::{
     AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,
     SetTime, StatFs, Time, XattrFlags,
@@ -83,6 +85,15 @@ impl Fs {
         options: FsOptions,
     ) -> std::result::Result<Arc<Self>, OpenError> {
         let store = Store::open(device, Arc::clone(&host), unlock, store_options, replay)?;
+        Self::over(store, host, options)
+    }
+
+    /// The file system in a store that has been opened.
+    fn over(
+        store: Arc<Store>,
+        host: Arc<dyn Host>,
+        options: FsOptions,
+    ) -> std::result::Result<Arc<Self>, OpenError> {
         if inode::committed(&store, cfs_format::Ino::ROOT)?.is_none() {
             return Err(OpenError::NoRoot);
         }

@@ -145,7 +145,8 @@ impl Job {
             }
         };
         if let Some(builder) = builder {
-            self.output.push(Arc::new(builder.finish(context.clone())?));
+            self.output
+                .push(Arc::new(builder.finish(context.clone(), None)?));
         }
         Ok(ended)
     }

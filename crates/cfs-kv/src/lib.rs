@@ -20,6 +20,7 @@ mod memtable;
 mod range;
 mod run;
 mod run_writer;
+pub mod salvage;
 mod search;
 mod sorted;
 mod state;

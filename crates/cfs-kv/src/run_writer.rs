@@ -114,8 +114,12 @@ impl<'a> RunBuilder<'a> {
         Ok(())
     }
 
-    /// Ends the run, which has at least one entry.
-    pub(crate) fn finish(mut self, context: RunContext) -> Result<Run, RunError> {
+    /// Ends the run, which has at least one entry. For `tree_before` see [`RunWriter::finish`].
+    pub(crate) fn finish(
+        mut self,
+        context: RunContext,
+        tree_before: Option<&[u8]>,
+    ) -> Result<Run, RunError> {
         self.summary.last_key = self.data.last_key().expect("a run has entries").to_vec();
         self.end_data_block()?;
         self.index_block_before(None);
@@ -123,7 +127,7 @@ impl<'a> RunBuilder<'a> {
         let partitions = self.root.finish(KIND_ROOT);
         let root_bytes = encode_root(&self.summary, partitions);
         let root = self.append(&root_bytes)?;
-        let extents = self.writer.finish()?;
+        let extents = self.writer.finish(tree_before)?;
         Run::from_root_bytes(context, root, extents, &root_bytes)
     }
 

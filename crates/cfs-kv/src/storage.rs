@@ -71,10 +71,14 @@ pub trait RunWriter {
     /// [`RunError::NoSpace`], [`RunError::Io`]; the run is then dropped.
     fn append_block(&mut self, plain: &[u8]) -> Result<BlockPtr, RunError>;
 
-    /// Ends the run. Returns the opaque storage extents (segment numbers) that hold it; its blocks can be read from
-    /// then on.
+    /// Ends the run with the block that was appended last, its root. Returns the opaque storage extents (segment
+    /// numbers) that hold it; its blocks can be read from then on.
+    ///
+    /// `tree_before` comes with the last run of what had been applied up to the last [`crate::Tree::rotate`]: a manifest
+    /// that, with this run as the newest one of level 0, stands for all of that. Kept beside the run it lets the tree
+    /// be found again when nothing else that names its runs is left; see [`crate::salvage`].
     ///
     /// # Errors
     /// As `append_block`.
-    fn finish(self: Box<Self>) -> Result<Vec<u64>, RunError>;
+    fn finish(self: Box<Self>, tree_before: Option<&[u8]>) -> Result<Vec<u64>, RunError>;
 }

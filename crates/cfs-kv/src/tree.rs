@@ -277,9 +277,8 @@ impl Tree {
             let Some(memtable) = state.sealed.last() else {
                 return Ok(());
             };
-            let is_oldest_data = state.sorted_runs().all(|sorted| sorted.is_empty());
             let mut written = Vec::new();
-            if let Err(error) = self.write_memtable(memtable, is_oldest_data, &mut written) {
+            if let Err(error) = self.write_memtable(&state, memtable, &mut written) {
                 written
                     .iter()
                     .for_each(|run: &Arc<Run>| run.mark_obsolete());
@@ -300,14 +299,21 @@ impl Tree {
 
     fn write_memtable(
         &self,
+        state: &State,
         memtable: &Memtable,
-        drop_tombstones: bool,
         written: &mut Vec<Arc<Run>>,
     ) -> Result<(), RunError> {
+        let drop_tombstones = state.sorted_runs().all(|sorted| sorted.is_empty());
         let mut started: Option<RunBuilder> = None;
         memtable.visit_newest(|key, value| {
             if value.is_none() && drop_tombstones {
                 return Ok(());
+            }
+            // Not before there is another entry: the last run is told that it is.
+            if let Some(builder) = started
+                .take_if(|run| run.is_full() || run.stored_bytes() >= self.options.run_bytes_max)
+            {
+                written.push(Arc::new(builder.finish(self.context.clone(), None)?));
             }
             let builder = match &mut started {
                 Some(builder) => builder,
@@ -317,15 +323,17 @@ impl Tree {
                     self.options.block_bytes,
                 )?),
             };
-            builder.push(key, value)?;
-            let full = builder.is_full() || builder.stored_bytes() >= self.options.run_bytes_max;
-            if full && let Some(builder) = started.take() {
-                written.push(Arc::new(builder.finish(self.context.clone())?));
-            }
-            Ok(())
+            builder.push(key, value)
         })?;
         if let Some(builder) = started {
-            written.push(Arc::new(builder.finish(self.context.clone())?));
+            let is_newest = state.sealed.len() == 1;
+            let tree_before = is_newest.then(|| {
+                let earlier = (!written.is_empty()).then(|| Arc::new(written.clone()));
+                let level0: Vec<SortedRun> = earlier.iter().chain(&state.level0).cloned().collect();
+                manifest::encode(&level0, &state.levels)
+            });
+            let run = builder.finish(self.context.clone(), tree_before.as_deref())?;
+            written.push(Arc::new(run));
         }
         Ok(())
     }

@@ -506,7 +506,7 @@ impl RunWriter for BlocksWriter {
         })
     }
 
-    fn finish(self: Box<Self>) -> Result<Vec<u64>, RunError> {
+    fn finish(self: Box<Self>, _: Option<&[u8]>) -> Result<Vec<u64>, RunError> {
         Ok(vec![0])
     }
 }

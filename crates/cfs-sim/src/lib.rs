@@ -14,6 +14,7 @@
 //! | `damage` | rot and old segments, on a copy |
 //! | `model` | what should be there |
 //! | `rot` | every block of a small pool damaged, one at a time |
+//! | `rebuild` | a pool whose checkpoint or whole segments are destroyed, rebuilt |
 //!
 //! Beside it, `decoders` and `mutate` are for fuzzing what reads bytes.
 
@@ -24,10 +25,12 @@ mod look;
 mod model;
 pub mod mutate;
 mod names;
+mod rebuild;
 mod rng;
 mod rot;
 mod trouble;
 mod world;
 
+pub use rebuild::{RebuildOutcome, rebuild};
 pub use rot::{RotOutcome, rot};
 pub use world::{Outcome, replay_command, run};

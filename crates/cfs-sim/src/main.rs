@@ -27,6 +27,9 @@ struct Arguments {
     /// Damage a pool block by block instead, one of every so many blocks and ways (1: all); --from is the seed.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rot: Option<u64>,
+    /// Destroy checkpoints and segments of so many pools and rebuild them instead; --from is the first seed.
+    #[arg(long, value_name = "N")]
+    rebuild: Option<u64>,
     /// Run with this bug, which must be found: the names are in docs/RELIABILITY.md.
     #[cfg(feature = "planted-bugs")]
     #[arg(long, value_parser = |name: &str| cfs_format::planted::Bug::from_name(name).ok_or("no such bug"))]
@@ -57,6 +60,30 @@ fn main() -> ExitCode {
             }
         };
     }
+    if let Some(count) = arguments.rebuild {
+        let mut total = cfs_sim::RebuildOutcome::default();
+        for seed in arguments.from..arguments.from + count {
+            match cfs_sim::rebuild(seed) {
+                Ok(outcome) => {
+                    total.pools += outcome.pools;
+                    total.whole += outcome.whole;
+                    total.findings += outcome.findings;
+                }
+                Err(reason) => {
+                    println!("seed {seed}: {reason}");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+        println!(
+            "{} rebuilt pools, {} of them whole, {} findings, {:.0} s",
+            total.pools,
+            total.whole,
+            total.findings,
+            start.elapsed().as_secs_f64()
+        );
+        return ExitCode::SUCCESS;
+    }
     let limit = arguments
         .minutes
         .map(|minutes| Duration::from_secs(60 * minutes));
@@ -84,6 +111,7 @@ fn main() -> ExitCode {
                 total.operations += outcome.operations;
                 total.power_cuts += outcome.power_cuts;
                 total.damaged_copies += outcome.damaged_copies;
+                total.rebuilt_copies += outcome.rebuilt_copies;
             }
             Err(reason) => {
                 println!("{reason}");
@@ -97,10 +125,11 @@ fn main() -> ExitCode {
     }
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{seeds} seeds from {from}, {} operations, {} power cuts, {} damaged copies, {seconds:.0} s: {}",
+        "{seeds} seeds from {from}, {} operations, {} power cuts, {} damaged and {} rebuilt copies, {seconds:.0} s: {}",
         total.operations,
         total.power_cuts,
         total.damaged_copies,
+        total.rebuilt_copies,
         match failed.is_empty() {
             true => "clean".to_owned(),
             false => format!("{} failed: {failed:?}", failed.len()),

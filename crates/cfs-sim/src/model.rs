@@ -51,7 +51,7 @@ struct Version {
 /// What was found in the file system, by path.
 pub(crate) type Found = BTreeMap<String, FoundNode>;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FoundNode {
     pub ino: u64,
     pub nlink: u32,

@@ -42,21 +42,21 @@ enum Damage {
 }
 
 /// What is in the pool by path: the content of files, targets of links, names of attributes with their values.
-type Tree = BTreeMap<String, Entry>;
+pub(crate) type Tree = BTreeMap<String, Entry>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
-    ino: Ino,
-    mode: u32,
-    content: Arc<Vec<u8>>,
+pub(crate) struct Entry {
+    pub ino: Ino,
+    pub mode: u32,
+    pub content: Arc<Vec<u8>>,
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// A pool to damage, and what is known of it.
-struct Subject {
-    device: MemDevice,
-    host: Arc<SimHost>,
-    tree: Tree,
+pub(crate) struct Subject {
+    pub device: MemDevice,
+    pub host: Arc<SimHost>,
+    pub tree: Tree,
     /// Where chunks lie: segment, first and last block, and the chunk.
     chunks: Vec<(SegmentId, u32, u32, Fingerprint)>,
     /// The pool open on a copy, to ask which files use a chunk.
@@ -87,7 +87,7 @@ pub fn rot(seed: u64, share: u64) -> Result<RotOutcome, String> {
                     })?;
             }
         }
-        for segment in subject.table_segments()? {
+        for segment in subject.segments_of(&[Stream::Table])? {
             let blocks = SEGMENT_BYTES / BLOCK_BYTES;
             for first in 0..=blocks - BURST_BLOCKS {
                 if !rng.one_in(share) {
@@ -106,7 +106,7 @@ pub fn rot(seed: u64, share: u64) -> Result<RotOutcome, String> {
 }
 
 impl Subject {
-    fn make(seed: u64, crashed: bool) -> Result<Self, String> {
+    pub fn make(seed: u64, crashed: bool) -> Result<Self, String> {
         let device = Arc::new(MemDevice::new(256));
         let host = Arc::new(SimHost::new(seed));
         world::format(&device, &host)?;
@@ -149,8 +149,8 @@ impl Subject {
         })
     }
 
-    /// Table segments that a pool of which nothing was changed needs.
-    fn table_segments(&self) -> Result<Vec<SegmentId>, String> {
+    /// Segments of these streams that a pool of which nothing was changed has.
+    pub fn segments_of(&self, streams: &[Stream]) -> Result<Vec<SegmentId>, String> {
         let store = self.guide.store();
         let mut segments: Vec<SegmentId> = self
             .device
@@ -164,10 +164,10 @@ impl Subject {
             let report = store
                 .segment_report(segment)
                 .map_err(|error| error.to_string())?;
-            let is_table = report
-                .header
-                .is_some_and(|header| header.stream == Stream::Table as u8);
-            if is_table {
+            let is_of = |header: cfs_format::segment::SegmentHeader| {
+                streams.iter().any(|stream| *stream as u8 == header.stream)
+            };
+            if report.header.is_some_and(is_of) {
                 tables.push(segment);
             }
         }
@@ -343,6 +343,48 @@ fn read_tree(fs: &Fs, allowed: &BTreeMap<Ino, Vec<(u64, u64)>>) -> Result<Tree, 
     Ok(tree)
 }
 
+/// Bytes of content that are read at a time where some cannot be.
+pub(crate) const HOLE_BYTES: usize = 512;
+
+/// Whether bytes stand for some that could not be read.
+pub(crate) fn is_hole(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == HOLE)
+}
+
+/// Stands for a byte that cannot be read.
+const HOLE: u8 = 0xee;
+
+/// As `read_tree`, but that a file's parts that cannot be read are [`HOLE`]s.
+pub(crate) fn read_tree_with_holes(fs: &Fs) -> Result<Tree, String> {
+    let mut waiting = vec![Ino::ROOT];
+    let mut unreadable: BTreeMap<Ino, Vec<(u64, u64)>> = BTreeMap::new();
+    while let Some(directory) = waiting.pop() {
+        let entries = look::entries(fs, directory).map_err(|error| error.to_string())?;
+        for (name, ino) in entries {
+            let fail = |error: cfs_fs::FsError| format!("{name}: {error}");
+            let attr = fs.getattr(ino).map_err(fail)?;
+            match attr.kind() {
+                libc::S_IFDIR => waiting.push(ino),
+                libc::S_IFREG => {
+                    let mut part = Vec::new();
+                    for start in (0..attr.size).step_by(HOLE_BYTES) {
+                        let end = (start + HOLE_BYTES as u64).min(attr.size);
+                        match fs.read(ino, start, HOLE_BYTES, &mut part) {
+                            Ok(()) => {}
+                            Err(error) if error.errno() == libc::EIO => {
+                                unreadable.entry(ino).or_default().push((start, end));
+                            }
+                            Err(error) => return Err(fail(error)),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    read_tree(fs, &unreadable)
+}
+
 fn read_entry(
     fs: &Fs,
     ino: Ino,
@@ -361,7 +403,7 @@ fn read_entry(
                 match fs.read(ino, start, (end - start) as usize, &mut part) {
                     Ok(()) => content.extend_from_slice(&part),
                     Err(error) if error.errno() == libc::EIO => {
-                        content.resize(end as usize, 0);
+                        content.resize(end as usize, HOLE);
                     }
                     Err(error) => return Err(error),
                 }

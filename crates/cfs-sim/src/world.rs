@@ -14,7 +14,8 @@ use cfs_seal::keys::ClusterKey;
 use cfs_store::{Health, Host, Store, StoreOptions};
 use zerocopy::FromZeros;
 
-use crate::model::{Model, NodeId};
+use crate::model::{Found, Model, NodeId};
+use crate::rebuild::{self, Destroyed};
 use crate::rng::Rng;
 use crate::trouble::Trouble;
 use crate::{damage, look};
@@ -54,6 +55,8 @@ pub struct Outcome {
     pub power_cuts: u64,
     /// Copies of the pool that were damaged and looked at.
     pub damaged_copies: u64,
+    /// Copies of the pool that were rebuilt without their checkpoint.
+    pub rebuilt_copies: u64,
     /// What happened, a line a step; empty unless asked for.
     pub trace: Vec<String>,
 }
@@ -303,6 +306,9 @@ impl World {
         if self.rng.one_in(3) {
             self.damage_copy()?;
         }
+        if self.rng.one_in(8) {
+            self.rebuild_copy()?;
+        }
         self.keep_images();
         Ok(End::On)
     }
@@ -357,6 +363,26 @@ impl World {
         let result = self.look_at_damaged(&what);
         self.device = kept;
         result
+    }
+
+    /// Destroys the checkpoint of a copy of the pool. What is rebuilt must be what is opened.
+    fn rebuild_copy(&mut self) -> Result<(), String> {
+        let destroyed = Destroyed::any(&mut self.rng);
+        let opened = world_of_copy(&self.device, &self.host)?;
+        let copy = Arc::new(self.device.power_cut(0));
+        self.trace(|| format!("rebuilding a copy: {destroyed:?}"));
+        let superblock = rebuild::destroy(&copy, &self.host, destroyed)?;
+        let rebuilt = self::rebuild(&copy, &self.host, Some(&superblock))?;
+        look::check(&rebuilt.fs).map_err(|reason| format!("rebuilt ({destroyed:?}): {reason}"))?;
+        let found = look::look(&rebuilt.fs)?;
+        if found != opened {
+            return Err(format!(
+                "rebuilt ({destroyed:?}), the pool is not what it is when opened; {:?}, {:?}",
+                rebuilt.report, rebuilt.findings
+            ));
+        }
+        self.outcome.rebuilt_copies += 1;
+        Ok(())
     }
 
     fn look_at_damaged(&mut self, what: &str) -> Result<(), String> {
@@ -455,6 +481,11 @@ impl World {
     }
 }
 
+/// What is in a copy of a pool when it is opened.
+fn world_of_copy(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Found, String> {
+    look::look(&*open(&Arc::new(device.power_cut(0)), host)?)
+}
+
 /// Makes a pool.
 pub(crate) fn format(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<(), String> {
     let device: Arc<dyn Device> = Arc::<MemDevice>::clone(device);
@@ -504,10 +535,19 @@ pub(crate) fn format(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<(),
 
 /// Opens a pool, with little memory.
 pub(crate) fn open(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Arc<Fs>, String> {
+    let (store_options, options) = options();
     Fs::open_pool(
         Arc::<MemDevice>::clone(device),
         Arc::<SimHost>::clone(host),
         |_| Ok(ClusterKey::from_bytes(KEY)),
+        store_options,
+        options,
+    )
+    .map_err(|error| format!("open: {error}"))
+}
+
+fn options() -> (StoreOptions, FsOptions) {
+    (
         StoreOptions {
             lanes: 1,
             block_cache_bytes: 1 << 20,
@@ -523,7 +563,25 @@ pub(crate) fn open(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Arc<F
             ..FsOptions::default()
         },
     )
-    .map_err(|error| format!("open: {error}"))
+}
+
+/// Rebuilds a pool from its segments, with the memory of `open`.
+pub(crate) fn rebuild(
+    device: &Arc<MemDevice>,
+    host: &Arc<SimHost>,
+    superblock_copy: Option<&[u8]>,
+) -> Result<cfs_fs::Rebuilt, String> {
+    let rebuilt = Fs::rebuild_pool(
+        Arc::<MemDevice>::clone(device),
+        Arc::<SimHost>::clone(host),
+        superblock_copy,
+        |_| Ok(ClusterKey::from_bytes(KEY)),
+        options(),
+        |_| true,
+    );
+    rebuilt
+        .map_err(|error| format!("rebuild: {error}"))?
+        .ok_or_else(|| "the rebuild ended early".to_owned())
 }
 
 pub(crate) fn ino(fs: &Fs, path: &str) -> Result<Ino, FsError> {

@@ -25,6 +25,14 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
+/// More of them: `cargo run --release -p cfs-sim -- --rebuild 100`.
+#[test]
+fn a_pool_without_its_checkpoint_is_rebuilt() {
+    if let Err(reason) = cfs_sim::rebuild(1) {
+        panic!("{reason}; replay: cargo run --release -p cfs-sim -- --rebuild 1 --from 1");
+    }
+}
+
 /// All of them: `cargo run --release -p cfs-sim -- --rot 1`.
 #[test]
 fn a_damaged_block_costs_no_more_than_the_data_in_it() {

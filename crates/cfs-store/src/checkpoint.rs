@@ -13,12 +13,16 @@
 use cfs_format::segment::Stream;
 use cfs_format::superblock::BlobPointer;
 use cfs_format::table::{SegmentRecord, system_key, tag};
-use cfs_format::{SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_format::{DomainId, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_kv::{Batch, RunError, Tree};
+use cfs_seal::keys::DomainSecret;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
+use crate::directory::{LogMark, TableOwner};
 use crate::error::WriteError;
 use crate::runs::{SegmentRuns, TableBlock};
 use crate::space::{Entry, Purpose, State};
@@ -44,8 +48,12 @@ const SMALL_TABLES_BYTES: u64 = 32 << 20;
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
 /// What the superblock points to: both trees' manifests, and the segments that their runs lie in.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
+    /// Where the log went on when it was written; the superblock may know a later place that says the same.
+    pub log: LogMark,
+    /// Secrets of the dedup domains, as the tables hold them: without them no chunk can be opened.
+    pub domains: Vec<(u16, [u8; 32])>,
     pub meta: Vec<u8>,
     pub chunk: Vec<u8>,
     /// Segment number, sequence number, bytes used.
@@ -251,9 +259,13 @@ impl Store {
         timestamp: cfs_format::Timestamp,
         retired: &mut Vec<SegmentId>,
     ) -> Result<(), WriteError> {
-        self.meta_tree.flush_rotated()?;
+        let mark = LogMark::new(&position, timestamp);
+        self.runs.set_checkpoint(Some(mark));
+        let flushed = self.meta_tree.flush_rotated();
+        self.runs.set_checkpoint(None);
+        flushed?;
         self.chunk_tree.flush_rotated()?;
-        let (pointer, copy) = self.write_manifests(maintenance)?;
+        let (pointer, copy) = self.write_manifests(maintenance, mark)?;
         {
             // Runs that the new manifests do not name.
             let mut space = self.pool.space.lock();
@@ -317,6 +329,7 @@ impl Store {
     fn write_manifests(
         &self,
         maintenance: &mut Maintenance,
+        log: LogMark,
     ) -> Result<(BlobPointer, BlobPointer), WriteError> {
         let meta = self.meta_tree.manifest();
         let chunk = self.chunk_tree.manifest();
@@ -335,7 +348,15 @@ impl Store {
                 segments.push((extent as u32, entry.seq.0, entry.used_bytes));
             }
         }
+        let domains = self.domains.read();
+        let wrap = |(domain, secret): (&DomainId, &Arc<DomainSecret>)| {
+            let key = &self.pool.cluster_key;
+            (domain.0, key.wrap_domain_secret(*domain, secret))
+        };
+        let domains: BTreeMap<_, _> = domains.iter().map(wrap).collect();
         let manifest = postcard::to_stdvec(&Manifest {
+            log,
+            domains: domains.into_iter().collect(),
             meta,
             chunk,
             segments,
@@ -351,7 +372,7 @@ impl Store {
         manifest: &[u8],
         maintenance: &mut Maintenance,
     ) -> Result<BlobPointer, WriteError> {
-        let mut writer = self.runs.writer(Purpose::Upkeep);
+        let mut writer = self.runs.writer(TableOwner::Manifest, Purpose::Upkeep);
         let mut pieces = Vec::new();
         for piece in manifest.chunks(MANIFEST_PIECE_BYTES) {
             let block = writer.append(piece)?;
@@ -362,7 +383,7 @@ impl Store {
         let block = writer.append(&root)?;
         let seq = writer.current_seq();
         let segment = SegmentId((block.place / u64::from(SEGMENT_BYTES)) as u32);
-        maintenance.manifest_segments.extend(writer.finish()?);
+        maintenance.manifest_segments.extend(writer.finish(None)?);
         let used_bytes = {
             let space = self.pool.space.lock();
             let entry = space

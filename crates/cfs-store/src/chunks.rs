@@ -186,7 +186,7 @@ impl Store {
             return Ok(pin);
         }
         if let Some(record) = self.chunk_record(&fingerprint)? {
-            if !self.damaged.lock().contains(&fingerprint) {
+            if !record.is_lost() && !self.damaged.lock().contains(&fingerprint) {
                 return Ok(pin);
             }
             damaged = Some(record);
@@ -285,6 +285,11 @@ impl Store {
         record: &ChunkRecord,
         out: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
+        if record.is_lost() {
+            return Err(ReadError::Lost {
+                fingerprint: *fingerprint,
+            });
+        }
         let place = self.record_place(record);
         let segment = SegmentId(record.segment.get());
         let damaged = |reason: String| ReadError::Damaged {

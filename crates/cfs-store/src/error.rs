@@ -15,6 +15,12 @@ pub enum ReadError {
         /// The chunk.
         fingerprint: Fingerprint,
     },
+    /// The content of a chunk was in no segment when the index was rebuilt.
+    #[error("chunk {fingerprint} is lost; writing the same content again brings it back")]
+    Lost {
+        /// The chunk.
+        fingerprint: Fingerprint,
+    },
     /// Stored bytes do not verify.
     #[error("{what} in segment {segment} at offset {offset} is damaged: {reason}")]
     Damaged {

@@ -13,7 +13,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_device::Device;
-use cfs_format::{BLOCK_BYTES, SegmentId};
+use cfs_format::segment::{SegmentHeader, Stream};
+use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 use cfs_seal::parity::{columns, differences, xor_into};
 use parking_lot::Mutex;
 
@@ -167,6 +168,53 @@ pub(crate) fn reopen<T>(
     None
 }
 
+/// The header of a table segment, also when its block is damaged and parity can tell what it was. `used_bytes` of the
+/// segment where they are known; else all that is possible is tried, since a header authenticates.
+pub(crate) fn table_header(
+    pool: &Pool,
+    segment: SegmentId,
+    used_bytes: Option<u32>,
+) -> Option<SegmentHeader> {
+    let open = |block: &[u8]| {
+        cfs_seal::keys::open_segment_header(block, &pool.cluster_key)
+            .ok()
+            .filter(|header| {
+                header.pool_uuid == pool.uuid
+                    && header.segment.get() == segment.0
+                    && header.stream == Stream::Table as u8
+            })
+    };
+    let mut first = vec![0; BLOCK];
+    if pool.device.read_at(segment, 0, &mut first).is_ok()
+        && let Some(header) = open(&first)
+    {
+        return Some(header);
+    }
+    let mut bytes = vec![0; SEGMENT_BYTES as usize];
+    read_what_can_be(&*pool.device, segment, 0, &mut bytes);
+    let totals = match used_bytes {
+        Some(used_bytes) => {
+            let total = used_bytes as usize / BLOCK;
+            total..total + 1
+        }
+        // What lies behind the used blocks is zeros, so that one of many blocks has the sums of a full one.
+        None => 2..SEGMENT_BYTES as usize / BLOCK + 1,
+    };
+    let is_tried = |total: &usize| used_bytes.is_some() || *total < 32 || *total == totals.end - 1;
+    totals.clone().filter(is_tried).find_map(|total| {
+        let columns = columns(total)?;
+        let mut header = vec![0; BLOCK];
+        for block in bytes[..total * BLOCK]
+            .chunks_exact(BLOCK)
+            .step_by(columns)
+            .skip(1)
+        {
+            xor_into(&mut header, block);
+        }
+        open(&header)
+    })
+}
+
 /// Makes the columns of a table segment zero again, all of whose sealed blocks have just been opened: what may still be
 /// wrong is the header block, which tells by itself, or parity. `is_header` says whether a block is the header block
 /// that belongs there, `opens` whether all that is sealed in the segment's bytes and touches a range of them opens.
@@ -259,6 +307,7 @@ mod tests {
     use cfs_seal::keys::ClusterKey;
 
     use super::*;
+    use crate::directory::TableOwner;
     use crate::pool::Host;
     use crate::runs::{SegmentRuns, TableBlock};
     use crate::space::{Purpose, Space};
@@ -354,7 +403,7 @@ mod tests {
                 Space::new(64, true),
             ));
             let runs = SegmentRuns::new(Arc::clone(&pool));
-            let mut writer = runs.writer(Purpose::Upkeep);
+            let mut writer = runs.writer(TableOwner::Meta, Purpose::Upkeep);
             let mut state = 1_u64;
             let mut content = vec![0; 6000];
             let blocks: Vec<BlockPtr> = (0..40)
@@ -367,7 +416,7 @@ mod tests {
                 })
                 .collect();
             let seq = writer.current_seq();
-            let segment = writer.finish().expect("a run")[0];
+            let segment = writer.finish(None).expect("a run")[0];
             let used_bytes = pool.space.lock().entry(segment).expect("used").used_bytes;
             let mut original = vec![0; used_bytes as usize];
             device.read_at(segment, 0, &mut original).expect("read");

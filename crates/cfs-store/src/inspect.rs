@@ -12,6 +12,7 @@ use std::ops::Bound;
 
 use crate::anchor::read_superblock;
 use crate::chunks::decode_chunk_record;
+use crate::directory::{DirectoryPlace, TableOwner, read_directory};
 use crate::error::{OpenError, ReadError};
 use crate::log_reader::{LogReader, LoggedRecord};
 use crate::space::{Entry, State};
@@ -55,6 +56,25 @@ pub struct SegmentReport {
     pub header: Option<SegmentHeader>,
     /// Records of a data segment, with their offsets, and whether the index points to them.
     pub records: Vec<(u32, RecordHeader, bool)>,
+    /// What a table segment's directory says.
+    pub directory: Option<DirectoryReport>,
+}
+
+/// The directory of a table segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryReport {
+    /// Whose blocks these are.
+    pub owner: TableOwner,
+    /// Sequence number of the first segment of the run or manifest.
+    pub first_seq: SegmentSeq,
+    /// Place of this segment among those of the run or manifest.
+    pub part: u32,
+    /// Whether its last block is the root.
+    pub is_last: bool,
+    /// Offset and stored length of each block.
+    pub blocks: Vec<(u32, u32)>,
+    /// Log position of the checkpoint whose last run this is.
+    pub checkpoint_lsn: Option<Lsn>,
 }
 
 /// A command in the log.
@@ -214,10 +234,38 @@ impl Store {
                 records.push((found.offset, found.header, live));
             }
         }
+        let directory = header
+            .as_ref()
+            .and_then(|header| self.directory_report(segment, header));
         Ok(SegmentReport {
             table_entry,
             header,
             records,
+            directory,
+        })
+    }
+
+    fn directory_report(
+        &self,
+        segment: SegmentId,
+        header: &SegmentHeader,
+    ) -> Option<DirectoryReport> {
+        let place = DirectoryPlace::of_header(header)?;
+        let seq = SegmentSeq(header.seq.get());
+        let directory = read_directory(&self.pool, segment, seq, place).ok()?;
+        let offset = |place: u64| (place % u64::from(SEGMENT_BYTES)) as u32;
+        let blocks = directory.blocks(segment);
+        Some(DirectoryReport {
+            owner: directory.owner,
+            first_seq: SegmentSeq(directory.first_seq),
+            part: directory.part,
+            is_last: directory.is_last,
+            blocks: blocks
+                .map(|block| (offset(block.place), block.stored_len))
+                .collect(),
+            checkpoint_lsn: directory
+                .note
+                .map(|note| Lsn(note.log.position().lsn.get())),
         })
     }
 }

@@ -24,6 +24,7 @@
 mod anchor;
 mod checkpoint;
 mod chunks;
+mod directory;
 mod error;
 mod heal;
 mod inspect;
@@ -32,6 +33,7 @@ mod lanes;
 mod log_reader;
 mod open;
 mod pool;
+mod rebuild;
 mod reclaim;
 mod runs;
 mod scrub;
@@ -41,11 +43,15 @@ mod txn;
 
 pub use anchor::{UnverifiedSuperblock, read_superblock};
 pub use chunks::{CHUNK_BYTES_MAX, ChunkPin, NewChunk};
+pub use directory::TableOwner;
 pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, WriteError};
-pub use inspect::{Frozen, LoggedCommand, SegmentReport, logged_commands};
+pub use inspect::{DirectoryReport, Frozen, LoggedCommand, SegmentReport, logged_commands};
 pub use journal::COMMAND_BYTES_MAX;
 pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
 pub use pool::Host;
+pub use rebuild::{
+    LostRange, MendStage, Namespace, RebuildProgress, RebuildReport, Reference, RowChanges, Summary,
+};
 pub use scrub::{ScrubFinding, ScrubProgress, ScrubReport};
 pub use space::SegmentCounts;
 pub use store::{Health, Reservation, Store, StoreOptions, StoreStats};

@@ -26,13 +26,14 @@ use zerocopy::FromBytes;
 use crate::anchor::{self, Anchors};
 use crate::checkpoint::ManifestSegment;
 use crate::chunks::{CHUNK_BYTES_MAX, Pins, SealLane};
+use crate::directory::TableOwner;
 use crate::error::{FormatPoolError, OpenError, ReadError, UnlockError, WriteError};
 use crate::heal;
 use crate::journal::Journal;
 use crate::lanes::Lanes;
 use crate::log_reader::{LogReader, LogTail, LoggedRecord};
 use crate::pool::{Host, Pool};
-use crate::runs::SegmentRuns;
+use crate::runs::{SegmentRuns, TreeRuns};
 use crate::space::{Entry, Space, State};
 use crate::store::{Maintenance, Store, StoreOptions, WriterState};
 use crate::txn::{Mode, Txn};
@@ -159,16 +160,6 @@ impl Store {
     ) -> Result<Arc<Self>, OpenError> {
         let (unverified, mut anchors) = anchor::scan(&*device)?;
         let mut superblock = unverified.superblock;
-        let cipher = Cipher::from_number(superblock.cipher)
-            .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
-        let chunk = &superblock.chunk;
-        cfs_seal::chunker::ChunkParams::new(chunk.min.get(), chunk.avg.get(), chunk.max.get())
-            .map_err(|error| OpenError::Superblock(error.to_string()))?;
-        if chunk.algorithm.get() != CHUNKER_GEAR {
-            return Err(OpenError::Superblock(
-                "unknown way of cutting chunks".into(),
-            ));
-        }
         let cluster_key = unlock(&superblock).map_err(|error| match error {
             UnlockError::WrongKey => OpenError::WrongKey,
             UnlockError::Unavailable(reason) => OpenError::Unlock(reason),
@@ -179,18 +170,21 @@ impl Store {
             ));
         }
         check_superblock(&superblock)?;
-        let segment_count = usable_segments(&*device, superblock.segments_max.get());
-        let space = Space::new(segment_count, device.geometry().sparse);
+        if superblock.manifest.stored_len.get() == 0 {
+            return Err(OpenError::Checkpoint(
+                "rebuilding the index was not finished".into(),
+            ));
+        }
         let incarnation = superblock.incarnation.get() + 1;
-        let pool = Arc::new(Pool::new(
+        let pool = pool_of(
             device,
             host,
             cluster_key,
-            cipher,
-            superblock.pool_uuid,
-            incarnation,
-            space,
-        ));
+            &Superblock {
+                incarnation: incarnation.into(),
+                ..superblock
+            },
+        )?;
         let position = superblock.journal;
         let was_clean = superblock.clean.get() == 1;
         let tail = Self::read_log(&pool, &superblock, options)?;
@@ -295,7 +289,7 @@ impl Store {
         Ok(tail)
     }
 
-    fn assemble(
+    pub(crate) fn assemble(
         pool: Arc<Pool>,
         superblock: Superblock,
         anchors: Anchors,
@@ -313,8 +307,11 @@ impl Store {
             block_bytes: TABLE_BLOCK_BYTES,
             ..TreeOptions::default()
         };
-        let tree = |bytes: Option<&[u8]>| {
-            let runs: Arc<dyn cfs_kv::RunStore> = Arc::<SegmentRuns>::clone(&runs);
+        let tree = |owner, bytes: Option<&[u8]>| {
+            let runs: Arc<dyn cfs_kv::RunStore> = Arc::new(TreeRuns {
+                runs: Arc::clone(&runs),
+                owner,
+            });
             match bytes {
                 None => Ok(Tree::create(
                     runs,
@@ -335,8 +332,14 @@ impl Store {
                 .collect(),
             lanes,
             pins: Arc::new(Pins::new()),
-            meta_tree: tree(manifest.map(|manifest| &manifest.meta[..]))?,
-            chunk_tree: tree(manifest.map(|manifest| &manifest.chunk[..]))?,
+            meta_tree: tree(
+                TableOwner::Meta,
+                manifest.map(|manifest| &manifest.meta[..]),
+            )?,
+            chunk_tree: tree(
+                TableOwner::Chunk,
+                manifest.map(|manifest| &manifest.chunk[..]),
+            )?,
             runs,
             block_cache,
             journal: std::sync::OnceLock::new(),
@@ -366,7 +369,7 @@ impl Store {
         })
     }
 
-    fn start_journal(&self, next_lsn: u64) -> Result<(), crate::error::WriteError> {
+    pub(crate) fn start_journal(&self, next_lsn: u64) -> Result<(), crate::error::WriteError> {
         let journal = Journal::start(Arc::clone(&self.pool), Arc::clone(&self.lanes), next_lsn)?;
         assert!(
             self.journal.set(journal).is_ok(),
@@ -425,7 +428,7 @@ impl Store {
     }
 
     /// Segment table, volumes, domains and counters, as of the checkpoint.
-    fn load_system_records(&self) -> Result<(), OpenError> {
+    pub(crate) fn load_system_records(&self) -> Result<(), OpenError> {
         let bad = |what| OpenError::Read(ReadError::Record { what });
         let lo = system_key(0, &[]);
         let hi = cfs_format::table::key(Ino(1), 0, &[]);
@@ -550,7 +553,7 @@ impl From<ReadError> for ReplayError {
 
 /// Numbers that the pool's own key has sealed and that make no sense all the same: a pool written by a build with a
 /// fault, or by nobody who means well.
-fn check_superblock(superblock: &Superblock) -> Result<(), OpenError> {
+pub(crate) fn check_superblock(superblock: &Superblock) -> Result<(), OpenError> {
     let wrong = |what: &str| Err(OpenError::Superblock(format!("{what} is out of range")));
     if superblock.chunk.max.get() as usize > CHUNK_BYTES_MAX {
         return wrong("the length of chunks");
@@ -571,7 +574,37 @@ fn check_superblock(superblock: &Superblock) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn usable_segments(device: &dyn Device, segments_max: u64) -> u32 {
+/// The pool that a superblock describes; its segment table is empty.
+pub(crate) fn pool_of(
+    device: Arc<dyn Device>,
+    host: Arc<dyn Host>,
+    cluster_key: ClusterKey,
+    superblock: &Superblock,
+) -> Result<Arc<Pool>, OpenError> {
+    let cipher = Cipher::from_number(superblock.cipher)
+        .ok_or_else(|| OpenError::Superblock("unknown cipher".into()))?;
+    let chunk = &superblock.chunk;
+    cfs_seal::chunker::ChunkParams::new(chunk.min.get(), chunk.avg.get(), chunk.max.get())
+        .map_err(|error| OpenError::Superblock(error.to_string()))?;
+    if chunk.algorithm.get() != CHUNKER_GEAR {
+        return Err(OpenError::Superblock(
+            "unknown way of cutting chunks".into(),
+        ));
+    }
+    let segment_count = usable_segments(&*device, superblock.segments_max.get());
+    let space = Space::new(segment_count, device.geometry().sparse);
+    Ok(Arc::new(Pool::new(
+        device,
+        host,
+        cluster_key,
+        cipher,
+        superblock.pool_uuid,
+        superblock.incarnation.get(),
+        space,
+    )))
+}
+
+pub(crate) fn usable_segments(device: &dyn Device, segments_max: u64) -> u32 {
     let count = device.geometry().segment_count;
     match u32::try_from(segments_max) {
         Ok(max) if max > 0 => count.min(max),

@@ -6,7 +6,8 @@
 //! `segment * SEGMENT_BYTES + offset`; a run's storage extents are its segment numbers.
 //!
 //! At the end of what is used of a segment lies the parity of all of it (`cfs_seal::parity`), so a block that does not
-//! open is tried again with what the parity says. How much is used is known from outside of the segment.
+//! open is tried again with what the parity says. How much is used is known from outside of the segment; its header
+//! tells it too. Before the parity comes the segment's directory ([`crate::directory`]), a block like the others.
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use cfs_seal::codec::{Codec, Compressor, decompress};
 use cfs_seal::parity::{content_blocks_max, fill_parity, parity_blocks};
 use parking_lot::Mutex;
 
+use crate::directory::{CheckpointNote, Directory, DirectoryPlace, LogMark, TableOwner};
 use crate::error::{ReadError, WriteError};
 use crate::heal::reopen;
 use crate::pool::Pool;
@@ -29,6 +31,8 @@ const BLOCK_PREFIX_BYTES: usize = 1 + 4;
 /// Most bytes of header and blocks in a segment; parity takes the rest.
 const CONTENT_BYTES_MAX: u32 =
     (content_blocks_max((SEGMENT_BYTES / BLOCK_BYTES) as usize) * BLOCK_BYTES as usize) as u32;
+/// Longest manifest in a note, bytes.
+const NOTE_BYTES_MAX: usize = BLOCK_RAW_BYTES_MAX / 2;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;
 
@@ -48,6 +52,14 @@ pub(crate) struct SegmentRuns {
     pool: Arc<Pool>,
     /// Segments of runs that the trees have given up, to be retired at the next checkpoint.
     released: Mutex<Vec<SegmentId>>,
+    /// Position of the checkpoint that is being written.
+    checkpoint: Mutex<Option<LogMark>>,
+}
+
+/// The storage of one tree.
+pub(crate) struct TreeRuns {
+    pub runs: Arc<SegmentRuns>,
+    pub owner: TableOwner,
 }
 
 impl SegmentRuns {
@@ -55,17 +67,26 @@ impl SegmentRuns {
         Self {
             pool,
             released: Mutex::new(Vec::new()),
+            checkpoint: Mutex::new(None),
         }
+    }
+
+    /// What is flushed from now on belongs to the checkpoint at this position; to none, when there is none.
+    pub fn set_checkpoint(&self, mark: Option<LogMark>) {
+        *self.checkpoint.lock() = mark;
     }
 
     pub fn take_released(&self) -> Vec<SegmentId> {
         std::mem::take(&mut self.released.lock())
     }
 
-    pub fn writer(&self, purpose: Purpose) -> SegmentRunWriter<'_> {
+    pub fn writer(&self, owner: TableOwner, purpose: Purpose) -> SegmentRunWriter<'_> {
         SegmentRunWriter {
+            runs: self,
             pool: &self.pool,
+            owner,
             purpose,
+            first_seq: None,
             compressor: Compressor::new(),
             open: None,
             segments: Vec::new(),
@@ -140,18 +161,18 @@ fn run_error(error: ReadError) -> RunError {
     }
 }
 
-impl RunStore for SegmentRuns {
+impl RunStore for TreeRuns {
     fn create_run(&self, reason: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
         let purpose = match reason {
             RunReason::Flush => Purpose::Upkeep,
             RunReason::Compaction => Purpose::Compaction,
         };
-        Ok(Box::new(self.writer(purpose)))
+        Ok(Box::new(self.runs.writer(self.owner, purpose)))
     }
 
     fn read_block(&self, block: BlockPtr) -> Result<Vec<u8>, RunError> {
         let (segment, offset) = split_place(block.place);
-        let entry = self.pool.space.lock().entry(segment).copied();
+        let entry = self.runs.pool.space.lock().entry(segment).copied();
         let entry = entry.ok_or_else(|| {
             run_error(ReadError::Damaged {
                 what: "table block",
@@ -166,13 +187,12 @@ impl RunStore for SegmentRuns {
             seq: entry.seq,
             used_bytes: entry.used_bytes,
         };
-        Self::open_block(&self.pool, block).map_err(run_error)
+        SegmentRuns::open_block(&self.runs.pool, block).map_err(run_error)
     }
 
     fn release_run(&self, extents: &[u64]) {
-        self.released
-            .lock()
-            .extend(extents.iter().map(|extent| SegmentId(*extent as u32)));
+        let segments = extents.iter().map(|extent| SegmentId(*extent as u32));
+        self.runs.released.lock().extend(segments);
     }
 }
 
@@ -180,12 +200,18 @@ struct OpenTableSegment {
     segment: SegmentId,
     seq: SegmentSeq,
     buffer: AlignedBuf,
+    /// Stored lengths of its blocks.
+    blocks: Vec<u32>,
 }
 
 /// Writes one run (or one manifest).
 pub(crate) struct SegmentRunWriter<'a> {
+    runs: &'a SegmentRuns,
     pool: &'a Pool,
+    owner: TableOwner,
     purpose: Purpose,
+    /// Sequence number of the first segment.
+    first_seq: Option<SegmentSeq>,
     compressor: Compressor,
     open: Option<OpenTableSegment>,
     segments: Vec<u64>,
@@ -196,6 +222,30 @@ pub(crate) struct SegmentRunWriter<'a> {
 impl SegmentRunWriter<'_> {
     /// Appends a block and tells where it lies.
     pub fn append(&mut self, plain: &[u8]) -> Result<BlockPtr, WriteError> {
+        self.compress(plain);
+        let stored_len = (self.scratch.len() + TAG_BYTES) as u32;
+        if let Some(open) = &self.open
+            && !open.has_room(stored_len)
+        {
+            // Filled up to its end, so that the parity of all but the last segment of a run is where one expects it.
+            self.close_segment(None)?;
+            self.compress(plain);
+        }
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => self.open_segment()?,
+        };
+        open.blocks.push(stored_len);
+        let offset = self.place_block();
+        let open = self.open.as_ref().expect("opened just above");
+        Ok(BlockPtr {
+            place: u64::from(open.segment.0) * u64::from(SEGMENT_BYTES) + u64::from(offset),
+            stored_len,
+        })
+    }
+
+    /// Puts the compressed form of a block into `scratch`.
+    fn compress(&mut self, plain: &[u8]) {
         assert!(
             plain.len() <= BLOCK_RAW_BYTES_MAX,
             "blocks are bounded where they are made"
@@ -208,42 +258,33 @@ impl SegmentRunWriter<'_> {
             .compress(Codec::Lz4, plain, &mut self.scratch);
         self.scratch[0] = codec;
         self.scratch[1..BLOCK_PREFIX_BYTES].copy_from_slice(&(plain.len() as u32).to_le_bytes());
-        let stored_len = (self.scratch.len() + TAG_BYTES) as u32;
-        if let Some(open) = &self.open
-            && open.buffer.as_slice().len() as u32 + stored_len > CONTENT_BYTES_MAX
-        {
-            // Filled up to its end, so that the parity of all but the last segment of a run is where one expects it.
-            self.close_segment(CONTENT_BYTES_MAX)?;
-        }
-        if self.open.is_none() {
-            let (segment, seq) = self.pool.take_segment(Stream::Table, self.purpose)?;
-            self.segments.push(u64::from(segment.0));
-            let mut buffer = self.pool.buffer();
-            buffer.extend_from_slice(&self.pool.segment_header(
-                Stream::Table,
-                segment,
-                seq,
-                SegmentId(0),
-                0,
-            ));
-            buffer.pad_to_multiple(BLOCK_BYTES as usize);
-            self.open = Some(OpenTableSegment {
-                segment,
-                seq,
-                buffer,
-            });
-        }
-        let open = self.open.as_mut().expect("opened just above");
+    }
+
+    /// Seals what is in `scratch` for the end of the open segment and puts it there; its offset.
+    fn place_block(&mut self) -> u32 {
+        let open = self.open.as_mut().expect("the caller has opened it");
         let offset = open.buffer.as_slice().len() as u32;
         self.pool
             .ciphers
             .table
             .seal_in_place(open.seq, offset, b"", &mut self.scratch, 0);
         open.buffer.extend_from_slice(&self.scratch);
-        Ok(BlockPtr {
-            place: u64::from(open.segment.0) * u64::from(SEGMENT_BYTES) + u64::from(offset),
-            stored_len,
-        })
+        offset
+    }
+
+    fn open_segment(&mut self) -> Result<&mut OpenTableSegment, WriteError> {
+        let (segment, seq) = self.pool.take_segment(Stream::Table, self.purpose)?;
+        self.segments.push(u64::from(segment.0));
+        self.first_seq.get_or_insert(seq);
+        let mut buffer = self.pool.buffer();
+        // The header is written when the segment is full.
+        buffer.resize(BLOCK_BYTES as usize);
+        Ok(self.open.insert(OpenTableSegment {
+            segment,
+            seq,
+            buffer,
+            blocks: Vec::new(),
+        }))
     }
 
     /// Sequence number of the segment that the last block went to.
@@ -251,38 +292,85 @@ impl SegmentRunWriter<'_> {
         self.open.as_ref().expect("a block has been appended").seq
     }
 
-    /// Writes the open segment, filled with zeros up to `content_bytes_min`, and its parity.
-    fn close_segment(&mut self, content_bytes_min: u32) -> Result<(), WriteError> {
-        let Some(mut open) = self.open.take() else {
+    /// Writes the open segment, with its directory and parity. The last one of a run ends where its content ends, and
+    /// may bring a note.
+    fn close_segment(&mut self, last: Option<Option<CheckpointNote>>) -> Result<(), WriteError> {
+        let Some(open) = &mut self.open else {
             return Ok(());
         };
-        let content_bytes = open.buffer.len().max(content_bytes_min as usize);
+        let directory = Directory {
+            owner: self.owner,
+            first_seq: self.first_seq.expect("set with the first segment").0,
+            part: self.segments.len() as u32 - 1,
+            is_last: last.is_some(),
+            blocks: std::mem::take(&mut open.blocks),
+            note: last.clone().flatten(),
+        };
+        let directory = postcard::to_stdvec(&directory).expect("a directory can be encoded");
+        self.compress(&directory);
+        let stored_len = (self.scratch.len() + TAG_BYTES) as u32;
+        let offset = self.place_block();
+        let open = self.open.take().expect("looked at just above");
+        let OpenTableSegment {
+            segment,
+            seq,
+            mut buffer,
+            ..
+        } = open;
+        let content_bytes = match last {
+            Some(_) => buffer.len(),
+            None => buffer.len().max(CONTENT_BYTES_MAX as usize),
+        };
         let content = content_bytes.div_ceil(BLOCK_BYTES as usize);
         let total = content + parity_blocks(content);
-        open.buffer.resize(total * BLOCK_BYTES as usize);
-        fill_parity(open.buffer.as_mut_slice(), content);
-        let used = open.buffer.len() as u32;
-        self.pool.write(open.segment, 0, open.buffer.as_slice())?;
-        self.pool.space.lock().close(open.segment, used);
+        buffer.resize(total * BLOCK_BYTES as usize);
+        let used = buffer.len() as u32;
+        let place = DirectoryPlace {
+            offset,
+            stored_len,
+            used_bytes: used,
+        };
+        let (next, first_lsn) = place.header_fields();
+        let header =
+            self.pool
+                .segment_header(Stream::Table, segment, seq, SegmentId(next), first_lsn);
+        buffer.as_mut_slice()[..header.len()].copy_from_slice(&header);
+        fill_parity(buffer.as_mut_slice(), content);
+        self.pool.write(segment, 0, buffer.as_slice())?;
+        self.pool.space.lock().close(segment, used);
         if used < SEGMENT_BYTES {
-            self.pool.space.lock().note_hollow(open.segment);
+            self.pool.space.lock().note_hollow(segment);
             self.pool
                 .device
-                .discard_from(open.segment, used)
+                .discard_from(segment, used)
                 .map_err(|error| self.pool.fail(&error))?;
         }
-        self.pool.recycle(open.buffer);
+        self.pool.recycle(buffer);
         Ok(())
     }
 
-    /// Writes what is left; the segments that hold the run.
-    pub fn finish(mut self) -> Result<Vec<SegmentId>, WriteError> {
-        self.close_segment(0)?;
+    /// Writes what is left; the segments that hold the run. A note that finds no room in the last one is left out: it
+    /// says again what the manifest says.
+    pub fn finish(mut self, note: Option<CheckpointNote>) -> Result<Vec<SegmentId>, WriteError> {
+        let note = note.filter(|note| {
+            let open = self.open.as_ref();
+            note.tree_before.len() <= NOTE_BYTES_MAX
+                && open.is_some_and(|open| open.has_room((note.tree_before.len() + 64) as u32))
+        });
+        self.close_segment(Some(note))?;
         self.finished = true;
         Ok(std::mem::take(&mut self.segments)
             .into_iter()
             .map(|segment| SegmentId(segment as u32))
             .collect())
+    }
+}
+
+impl OpenTableSegment {
+    /// Whether a block of this length fits, with a directory that lists it.
+    fn has_room(&self, stored_len: u32) -> bool {
+        let directory = Directory::bytes_max(self.blocks.len() + 1);
+        self.buffer.as_slice().len() as u32 + stored_len + directory <= CONTENT_BYTES_MAX
     }
 }
 
@@ -304,8 +392,15 @@ impl RunWriter for SegmentRunWriter<'_> {
         self.append(plain).map_err(write_to_run_error)
     }
 
-    fn finish(self: Box<Self>) -> Result<Vec<u64>, RunError> {
-        let segments = SegmentRunWriter::finish(*self).map_err(write_to_run_error)?;
+    fn finish(self: Box<Self>, tree_before: Option<&[u8]>) -> Result<Vec<u64>, RunError> {
+        let log = *self.runs.checkpoint.lock();
+        let is_noted = self.owner == TableOwner::Meta;
+        let note = tree_before.zip(log.filter(|_| is_noted));
+        let note = note.map(|(tree_before, log)| CheckpointNote {
+            tree_before: tree_before.to_vec(),
+            log,
+        });
+        let segments = SegmentRunWriter::finish(*self, note).map_err(write_to_run_error)?;
         Ok(segments
             .iter()
             .map(|segment| u64::from(segment.0))

@@ -8,7 +8,7 @@
 //! meanwhile) each chunk that the index has there is read as a reader would. Only what fails there is bad. Segments
 //! that are filled while the scrub runs are read in further rounds, since what compaction moves may be damaged.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::ops::{ControlFlow, Range};
 
 use cfs_format::segment::RECORD_OVERHEAD;
@@ -18,8 +18,9 @@ use cfs_kv::{BlockPtr, RunError, View};
 use cfs_seal::chunk::{RecordPlace, open_record};
 
 use crate::anchor;
+use crate::directory::{DirectoryPlace, read_directory};
 use crate::error::{ReadError, WriteError};
-use crate::heal::{settle_parity, write_back};
+use crate::heal::{settle_parity, table_header, write_back};
 use crate::log_reader::LogReader;
 use crate::store::{Maintenance, Store};
 
@@ -215,7 +216,7 @@ impl Scrub<'_> {
                 Ok((_, segments)) => {
                     for found in segments {
                         self.report.bytes += u64::from(found.used_bytes);
-                        self.settle(found.segment, found.seq, found.used_bytes, None);
+                        self.settle(found.segment, found.seq, found.used_bytes);
                     }
                 }
                 Err(error) => self.find("manifest", name.to_owned(), error.to_string()),
@@ -223,14 +224,36 @@ impl Scrub<'_> {
         }
     }
 
-    /// `sealed` are all blocks that lie in the segment, where they are known.
-    fn settle(
-        &self,
+    /// All that is sealed in a table segment, as its directory lists it; the directory itself too.
+    fn sealed_in(
+        &mut self,
         segment: SegmentId,
         seq: SegmentSeq,
         used_bytes: u32,
-        sealed: Option<&[BlockPtr]>,
-    ) {
+    ) -> Option<Vec<BlockPtr>> {
+        let pool = &self.store.pool;
+        let header = table_header(pool, segment, Some(used_bytes));
+        let place = header.as_ref().and_then(DirectoryPlace::of_header)?;
+        match read_directory(pool, segment, seq, place) {
+            Ok(directory) => {
+                let itself = BlockPtr {
+                    place: u64::from(segment.0) * u64::from(SEGMENT_BYTES)
+                        + u64::from(place.offset),
+                    stored_len: place.stored_len,
+                };
+                Some(directory.blocks(segment).chain([itself]).collect())
+            }
+            Err(error) => {
+                let object = format!("segment {segment} offset {}", place.offset);
+                self.find("table-block", object, error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Puts the parity of a table segment right, all blocks of which have been opened but for the directory.
+    fn settle(&mut self, segment: SegmentId, seq: SegmentSeq, used_bytes: u32) {
+        let sealed = self.sealed_in(segment, seq, used_bytes);
         let pool = &self.store.pool;
         let is_header = |block: &[u8]| {
             cfs_seal::keys::open_segment_header(block, &pool.cluster_key).is_ok_and(|header| {
@@ -252,7 +275,9 @@ impl Scrub<'_> {
                     })
                 }
             };
-            sealed.is_some_and(|sealed| sealed.iter().all(opens))
+            sealed
+                .as_ref()
+                .is_some_and(|sealed| sealed.iter().all(opens))
         };
         settle_parity(pool, segment, used_bytes, is_header, opens);
     }
@@ -267,11 +292,9 @@ impl Scrub<'_> {
 
     fn table(&mut self, view: &View) -> ControlFlow<()> {
         let mut damaged: BTreeSet<u64> = BTreeSet::new();
-        let mut sealed: BTreeMap<u64, Vec<BlockPtr>> = BTreeMap::new();
         view.read_all_blocks(|pointer: BlockPtr, error: Option<RunError>| {
             self.report.table_blocks += 1;
             let segment = pointer.place / u64::from(SEGMENT_BYTES);
-            sealed.entry(segment).or_default().push(pointer);
             if let Some(error) = error {
                 let offset = pointer.place % u64::from(SEGMENT_BYTES);
                 damaged.insert(segment);
@@ -284,11 +307,10 @@ impl Scrub<'_> {
         let runs = view.extents_by_run().into_iter();
         let whole = runs.filter(|extents| extents.iter().all(|extent| !damaged.contains(extent)));
         for segment in whole.flatten() {
-            let blocks = sealed.remove(&segment);
             let segment = SegmentId(segment as u32);
             let entry = self.store.pool.space.lock().entry(segment).copied();
             if let Some(entry) = entry {
-                self.settle(segment, entry.seq, entry.used_bytes, blocks.as_deref());
+                self.settle(segment, entry.seq, entry.used_bytes);
             }
         }
         ControlFlow::Continue(())
@@ -380,9 +402,6 @@ impl Scrub<'_> {
 
     /// Reads each chunk in these segments as a reader would.
     fn look_again(&mut self, segments: &BTreeSet<SegmentId>) -> ControlFlow<()> {
-        if segments.is_empty() {
-            return ControlFlow::Continue(());
-        }
         let store = self.store;
         let mut out = Vec::new();
         for chunk in store.freeze().chunks() {
@@ -394,6 +413,10 @@ impl Scrub<'_> {
                     break;
                 }
             };
+            if record.is_lost() {
+                self.report.bad_chunks.insert(fingerprint);
+                continue;
+            }
             if !segments.contains(&SegmentId(record.segment.get())) {
                 continue;
             }

@@ -80,11 +80,20 @@ Examples:
   cfs admin scrub --data /srv/pool --rate 50M --json";
 
 const REPAIR_HELP: &str = "\
-A pool whose log has lost acknowledged changes to damage is not opened by other commands. Its state is then that of the
-last change before the damage. Make a copy of the pool first if there is room for one.
+For a pool that other commands do not open. Make a copy of it first if there is room for one.
 
-Example:
-  cfs repair --accept-log-loss --data /srv/pool && cfs admin fsck --data /srv/pool";
+--accept-log-loss: the log has lost acknowledged changes to damage; the pool's state is then that of the last change
+before the damage.
+
+--rebuild-index: the checkpoint, the superblock or tables are damaged beyond what copies and parity bring back. All
+segments are read; what is found in them is put together again, and what is lost is listed by path: names that are gone,
+files with parts that cannot be read. Files without a name go to /lost+found. Interrupted, it has changed nothing.
+
+Exit code 0: all is there. 1: something is lost, and has been listed.
+
+Examples:
+  cfs repair --accept-log-loss --data /srv/pool && cfs admin fsck --data /srv/pool
+  cfs repair --rebuild-index --data /srv/pool > lost.txt";
 
 const DEBUG_EXAMPLES: &str = "\
 Examples:
@@ -279,12 +288,27 @@ pub struct TransferArgs {
     pub json: bool,
 }
 
+/// Kinds of repair.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Repair {
+    /// Go on without the changes that a damaged log has lost
+    #[arg(long)]
+    pub accept_log_loss: bool,
+    /// Make index and tables anew from the segments
+    #[arg(long)]
+    pub rebuild_index: bool,
+}
+
 /// Options of `cfs repair`.
 #[derive(Debug, Args)]
 pub struct RepairArgs {
-    /// Go on without the changes that a damaged log has lost
-    #[arg(long, required = true)]
-    pub accept_log_loss: bool,
+    /// What to do.
+    #[command(flatten)]
+    pub repair: Repair,
+    /// Print the summary and the findings as JSON
+    #[arg(long, conflicts_with = "accept_log_loss")]
+    pub json: bool,
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,

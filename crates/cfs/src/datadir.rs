@@ -5,6 +5,7 @@
 //!   pool          the device of a pool in a file; `pool.new` while it is being made
 //!   config.json   the path of the block device, where the pool is on one
 //!   key           0600, the key file that the first run made
+//!   superblock    0600, a copy of the pool's superblock, for `cfs repair`
 //!   lock          0600, held (flock) by the process that has the pool; its process id
 //!   socket        0600, admin socket of that process
 //!   log           log of a daemon
@@ -90,6 +91,39 @@ impl DataDir {
         self.path.join("key")
     }
 
+    fn superblock(&self) -> PathBuf {
+        self.path.join("superblock")
+    }
+
+    /// The copy of the pool's superblock; none where it is not there or cannot be read.
+    pub fn superblock_copy(&self) -> Option<Vec<u8>> {
+        const SUPERBLOCK_BYTES_MAX: u64 = 64 << 10;
+        let mut bytes = Vec::new();
+        let read = File::open(self.superblock())
+            .and_then(|file| file.take(SUPERBLOCK_BYTES_MAX).read_to_end(&mut bytes));
+        read.ok().map(|_| bytes)
+    }
+
+    /// Keeps a copy of the pool's superblock. Over the one that is there: of a key slot that has been replaced nothing is
+    /// to remain. Failing that is told and changes nothing else.
+    pub fn keep_superblock(&self, bytes: &[u8]) {
+        let path = self.superblock();
+        let kept = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.set_len(bytes.len() as u64)?;
+                file.sync_all()
+            });
+        if let Err(error) = kept {
+            tracing::warn!("cannot keep {}: {error}", path.display());
+        }
+    }
+
     /// The admin socket.
     pub fn socket(&self) -> PathBuf {
         self.path.join("socket")
@@ -131,7 +165,7 @@ impl DataDir {
                 Some("pool") => pool = true,
                 Some("config.json") => config = true,
                 // The first run makes these when `pool.new` is there, which becomes `pool`.
-                Some("key" | "log" | "socket") => lost = true,
+                Some("key" | "log" | "socket" | "superblock") => lost = true,
                 Some("pool.new") => begun = true,
                 Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
                 _ => foreign = Some(name),

@@ -24,6 +24,7 @@ mod interrupt;
 mod keys;
 mod memory;
 mod pool;
+mod repair;
 mod serve;
 mod transfer;
 
@@ -39,7 +40,7 @@ use crate::admin::protocol::{AnyPath, DebugTarget, Request, Transfer};
 use crate::admin::reporter::end_if_unprinted;
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
-    MountArgs, RepairArgs, ServerArgs,
+    MountArgs, ServerArgs,
 };
 use crate::daemon::Side;
 use crate::datadir::DataDir;
@@ -92,7 +93,7 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         }
         Command::Repair(args) => {
             start_log(log, "warn")?;
-            repair(args, environment)
+            repair::run(args, environment)
         }
         Command::Debug { command } => {
             start_log(log, "warn")?;
@@ -223,18 +224,6 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         }
     };
     on_existing(args.existing, environment, request, args.json)
-}
-
-fn repair(args: RepairArgs, environment: Environment) -> Result<ExitCode> {
-    let dir = DataDir::at(&args.existing.data)?;
-    let usage = Use {
-        accept_log_loss: args.accept_log_loss,
-        ..Use::default()
-    };
-    let pool = pool::open(&dir, KeyGiven::new(args.existing.key, environment), usage)?;
-    pool::close(&pool.fs)?;
-    tell!("the pool in {} opens", dir.path().display());
-    Ok(ExitCode::SUCCESS)
 }
 
 fn debug(command: DebugCommand, environment: Environment) -> Result<ExitCode> {

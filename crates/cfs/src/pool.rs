@@ -286,12 +286,69 @@ fn open_on(
         return Err(refusal);
     }
     let fs = fs.map_err(|error| not_opened(&pool_path(dir, path.as_deref()), error))?;
+    keep_superblock(dir, &fs);
     Ok(Pool {
         fs,
         dir: dir.clone(),
         device: path,
         _lock: lock,
     })
+}
+
+/// Keeps a copy of what of the superblock stays the same, unless it is there.
+fn keep_superblock(dir: &DataDir, fs: &Fs) {
+    let present = fs.store().superblock();
+    let is_kept = dir.superblock_copy().is_some_and(|copy| {
+        cfs_seal::keys::check_superblock_checksum(&copy).is_ok_and(|kept| {
+            (kept.pool_uuid, kept.key_slot) == (present.pool_uuid, present.key_slot)
+        })
+    });
+    if !is_kept {
+        dir.keep_superblock(&fs.store().superblock_copy());
+    }
+}
+
+/// Rebuilds the pool of `dir` from its segments, while the lock that comes back is held. `go_on` is told how far it is
+/// and says whether to go on; `None` without that.
+///
+/// # Errors
+/// Whatever stands in the way; the pool is as it was then.
+pub fn rebuild(
+    dir: &DataDir,
+    given: KeyGiven,
+    go_on: impl FnMut(cfs_store::RebuildProgress) -> bool,
+) -> Result<Option<(cfs_fs::Rebuilt, Lock)>> {
+    let contents = dir.contents()?;
+    if matches!(contents, Contents::Nothing) {
+        return Err(no_pool(dir));
+    }
+    let lock = dir.lock()?;
+    let (device, path) = open_device(dir, &contents)?;
+    let mut refusal = None;
+    let unlock = |superblock: &Superblock| {
+        cluster_key(dir, given, &superblock.key_slot).map_err(|failure| {
+            let error = UnlockError::Unavailable(failure.message.clone());
+            refusal = Some(failure);
+            error
+        })
+    };
+    let copy = dir.superblock_copy();
+    let rebuilt = Fs::rebuild_pool(
+        device,
+        Arc::new(System),
+        copy.as_deref(),
+        unlock,
+        options(Use::default()),
+        go_on,
+    );
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    let rebuilt = rebuilt.map_err(|error| not_opened(&pool_path(dir, path.as_deref()), error))?;
+    Ok(rebuilt.map(|rebuilt| {
+        keep_superblock(dir, &rebuilt.fs);
+        (rebuilt, lock)
+    }))
 }
 
 /// The cluster key, by what the slot wants and the user gave.
@@ -452,7 +509,8 @@ fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
     };
     match error {
         Store::NotAPool => pool(format!("{path} is not a ClaudeFS pool")).hint(
-            "restore the file from a copy, or give --data another directory; nothing was changed",
+            "if it was one, and the data directory has the file `superblock`: cfs repair --rebuild-index --data DIR; \
+             nothing was changed",
         ),
         Store::NewerFormat { .. } => {
             pool(format!("{path}: {error}")).hint("use a newer version of cfs; nothing was changed")
@@ -466,7 +524,9 @@ fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
         ),
         Store::Write(error) => Failure::new(Code::Host, format!("cannot write to {path}: {error}"))
             .hint("look at the disk that it is on, and free some room"),
-        error => pool(format!("{path} is damaged: {error}"))
-            .hint("restore it from a copy; nothing was changed"),
+        error => pool(format!("{path} is damaged: {error}")).hint(
+            "restore it from a copy, or make the index anew from what is left: cfs repair --rebuild-index --data DIR; \
+             nothing was changed",
+        ),
     }
 }

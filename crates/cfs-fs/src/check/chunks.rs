@@ -54,7 +54,12 @@ impl Chunks {
             stored_bytes += record_len;
             references += refs;
             referenced_bytes += refs * raw_len;
-            *live_bytes.entry(record.segment.get()).or_default() += record_len;
+            if record.is_lost() {
+                let sentence = format!("its content is lost; {refs} extents refer to it");
+                report.add("chunk-lost", format_args!("chunk {fingerprint}"), sentence);
+            } else {
+                *live_bytes.entry(record.segment.get()).or_default() += record_len;
+            }
 
             let seen = self.referenced.remove(&fingerprint);
             let seen_refs = seen.as_ref().map_or(0, |seen| u64::from(seen.refs));

@@ -109,7 +109,7 @@ impl RunWriter for Writer<'_> {
         })
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Vec<u64>, RunError> {
+    fn finish(mut self: Box<Self>, _: Option<&[u8]>) -> Result<Vec<u64>, RunError> {
         self.write_out()?;
         Ok(std::mem::take(&mut self.extents))
     }

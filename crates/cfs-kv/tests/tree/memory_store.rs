@@ -28,6 +28,14 @@ struct Inner {
     reads: u64,
     /// Bytes.
     written: u64,
+    newest: Option<NewestRun>,
+}
+
+/// The last run of what was applied before a rotate, and the manifest that came with it.
+#[derive(Clone)]
+pub struct NewestRun {
+    pub tree_before: Vec<u8>,
+    pub extents: Vec<u64>,
 }
 
 impl Inner {
@@ -123,6 +131,26 @@ impl MemoryStore {
         inner.extents.values().flatten().cloned().collect()
     }
 
+    /// The run that came with a manifest since this was last asked.
+    pub fn take_newest(&self) -> Option<NewestRun> {
+        self.0.lock().unwrap().newest.take()
+    }
+
+    /// The blocks of an extent.
+    pub fn blocks_of(&self, extent: u64) -> Vec<(BlockPtr, Vec<u8>)> {
+        let inner = self.0.lock().unwrap();
+        let pointer = |(index, bytes): (usize, &Vec<u8>)| {
+            let stored_len = bytes.len() as u32;
+            let place = extent << 32 | index as u64;
+            (BlockPtr { place, stored_len }, bytes.clone())
+        };
+        inner.extents[&extent]
+            .iter()
+            .enumerate()
+            .map(pointer)
+            .collect()
+    }
+
     pub fn flip(&self, extent: u64, block: usize, bit: usize) {
         let mut inner = self.0.lock().unwrap();
         inner.extents.get_mut(&extent).unwrap()[block][bit / 8] ^= 1 << (bit % 8);
@@ -191,8 +219,15 @@ impl RunWriter for Writer<'_> {
         })
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Vec<u64>, RunError> {
-        self.store.0.lock().unwrap().call()?;
+    fn finish(mut self: Box<Self>, tree_before: Option<&[u8]>) -> Result<Vec<u64>, RunError> {
+        let mut inner = self.store.0.lock().unwrap();
+        inner.call()?;
+        if let Some(tree_before) = tree_before {
+            inner.newest = Some(NewestRun {
+                tree_before: tree_before.to_vec(),
+                extents: self.extents.clone(),
+            });
+        }
         self.finished = true;
         Ok(std::mem::take(&mut self.extents))
     }

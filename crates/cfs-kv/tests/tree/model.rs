@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
-use cfs_kv::{Batch, BlockCache, RunError, Tree, TreeOptions, View};
+use cfs_kv::{Batch, BlockCache, RunError, Tree, TreeOptions, View, salvage};
 
 use crate::{
-    memory_store::MemoryStore,
+    memory_store::{MemoryStore, NewestRun},
     random::{Random, for_seeds},
 };
 
@@ -133,6 +133,25 @@ fn check_view(view: &View, model: &Map, random: &mut Random) {
     );
 }
 
+/// What the blocks of a tree's runs say, one after the other.
+fn salvaged(store: &MemoryStore, newest: &NewestRun) -> Map {
+    let runs = salvage::runs_oldest_first(&newest.tree_before).unwrap();
+    let extents = runs.iter().flat_map(|run| &run.extents);
+    let mut map = Map::new();
+    for extent in extents.chain(&newest.extents) {
+        for (block, bytes) in store.blocks_of(*extent) {
+            let entries = salvage::entries_of_block(block, bytes).unwrap();
+            for (key, value) in entries.into_iter().flatten() {
+                match value {
+                    Some(value) => map.insert(key, value),
+                    None => map.remove(&key),
+                };
+            }
+        }
+    }
+    map
+}
+
 struct World {
     store: Arc<MemoryStore>,
     cache: Arc<BlockCache>,
@@ -186,7 +205,14 @@ impl World {
 
     fn finish_checkpoint(&mut self) {
         if let Some(rotated) = self.rotated.take() {
+            self.store.take_newest();
             retry(|| self.tree.flush_rotated());
+            if let Some(newest) = self.store.take_newest() {
+                assert!(
+                    salvaged(&self.store, &newest) == rotated,
+                    "the newest run does not lead to the tree"
+                );
+            }
             self.durable = (self.tree.manifest(), rotated);
             self.store.superblock();
         }

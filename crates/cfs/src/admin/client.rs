@@ -58,6 +58,20 @@ pub fn perform(
     json: bool,
     here: impl FnOnce(Request, &dyn Reporter) -> Result<Answer>,
 ) -> Result<ExitCode> {
+    on_terminal(json, |terminal| {
+        let answer = ask_or_do(dir, request, &**terminal, here)?;
+        show_answer(answer, terminal, json)
+    })
+}
+
+/// Does work that tells of its progress on the terminal and ends early on a signal.
+///
+/// # Errors
+/// Those of the work.
+pub fn on_terminal(
+    json: bool,
+    work: impl FnOnce(&Arc<Terminal>) -> Result<ExitCode>,
+) -> Result<ExitCode> {
     let terminal = Arc::new(Terminal::new(json));
     let signals = interrupt::listen()
         .map_err(|error| Failure::new(Code::Host, format!("cannot listen for signals: {error}")))?;
@@ -72,9 +86,9 @@ pub fn perform(
             }
         }
     });
-    let result = ask_or_do(dir, request, &*terminal, here);
+    let result = work(&terminal);
     terminal.finish();
-    show_answer(result?, &terminal, json)
+    result
 }
 
 fn ask_or_do(
@@ -210,8 +224,31 @@ pub fn change_passphrase(
     Ok(code)
 }
 
+/// What is said at the end of work that has findings.
+pub struct Terms<'a, S> {
+    /// How many.
+    pub findings: u64,
+    /// The whole, for JSON.
+    pub summary: &'a S,
+    /// The whole, for people.
+    pub line: String,
+}
+
+/// Says it; the exit code says whether something was found.
+pub fn show_findings<S: Serialize>(terminal: &Terminal, json: bool, terms: Terms<S>) -> ExitCode {
+    terminal.finish();
+    for line in findings_or_line(terminal, json, terms.findings, terms.summary, || terms.line) {
+        print_line(&line);
+    }
+    match terms.findings {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(Code::Failed.number()),
+    }
+}
+
 /// Prints the answer; the exit code says whether something was found or not done.
 fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCode> {
+    terminal.finish();
     let lines = match &answer {
         Answer::Status(status) => or_json(&**status, json, || status.lines()),
         Answer::Df(df) => or_json(df, json, || df.lines()),
@@ -268,7 +305,8 @@ fn findings_or_line<S: Serialize>(
     or_json(&document, json, || vec![line()])
 }
 
-fn verdict(findings: u64) -> String {
+/// Findings in words.
+pub fn verdict(findings: u64) -> String {
     match findings {
         0 => "clean".to_owned(),
         1 => "1 finding".to_owned(),

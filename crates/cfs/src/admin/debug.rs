@@ -12,7 +12,7 @@ use cfs_fs::command::Command;
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::FileKey;
-use cfs_store::{LoggedCommand, ReadError};
+use cfs_store::{DirectoryReport, LoggedCommand, ReadError, TableOwner};
 use zerocopy::FromBytes;
 
 use super::protocol::DebugTarget;
@@ -152,6 +152,14 @@ fn print_segment(fs: &Fs, segment: SegmentId, out: &mut Out<'_>) -> Result<()> {
         Some(header) => out(segment_header(header)),
         None => out("no header that belongs to this pool".to_owned()),
     };
+    if let Some(directory) = &report.directory {
+        out(table_directory(directory));
+        for (offset, stored_len) in &directory.blocks {
+            if !out(format!("{offset:>8}  {stored_len:>7} bytes")) {
+                break;
+            }
+        }
+    }
     for (offset, header, is_live) in &report.records {
         if !out(record(*offset, header, *is_live)) {
             break;
@@ -173,6 +181,27 @@ fn segment_header(header: &SegmentHeader) -> String {
         header.first_lsn,
         nanoseconds(header.created_ns.get())
     )
+}
+
+fn table_directory(directory: &DirectoryReport) -> String {
+    let owner = match directory.owner {
+        TableOwner::Meta => "a run of the meta tree",
+        TableOwner::Chunk => "a run of the chunk tree",
+        TableOwner::Manifest => "a manifest",
+    };
+    let mut text = format!(
+        "directory: part {} of {owner} that begins with sequence {}, {} blocks",
+        directory.part,
+        sequence(directory.first_seq.0),
+        directory.blocks.len()
+    );
+    if directory.is_last {
+        text += ", the last one its root";
+    }
+    if let Some(lsn) = directory.checkpoint_lsn {
+        text += &format!("; ends the checkpoint from which the log goes on with command {lsn}");
+    }
+    text
 }
 
 fn record(offset: u32, header: &RecordHeader, is_live: bool) -> String {

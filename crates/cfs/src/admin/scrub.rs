@@ -132,7 +132,8 @@ fn show(progress: ScrubProgress) -> Progress {
     }
 }
 
-fn names(file: &AffectedFile, is_incomplete: bool) -> Vec<String> {
+/// A file's names, or what stands for them.
+pub fn names(file: &AffectedFile, is_incomplete: bool) -> Vec<String> {
     if file.paths.is_empty() {
         let why = match is_incomplete {
             true => "its name cannot be read",
@@ -146,7 +147,8 @@ fn names(file: &AffectedFile, is_incomplete: bool) -> Vec<String> {
         .collect()
 }
 
-fn ranges(file: &AffectedFile) -> String {
+/// What of it cannot be read.
+pub fn ranges(file: &AffectedFile) -> String {
     let mut listed: Vec<String> = file
         .ranges
         .iter()

@@ -332,6 +332,7 @@ impl Service {
             )
             .hint("look at the disk; one of the two passphrases opens the pool")
         })?;
+        self.pool.dir.keep_superblock(&store.superblock_copy());
         let old_key = self.pool.dir.key();
         if let Err(error) = std::fs::remove_file(&old_key)
             && error.kind() != std::io::ErrorKind::NotFound

@@ -16,8 +16,8 @@ use cfs_store::{FormatPoolError, Host, POOL_BYTES_MIN, Store, StoreOptions};
 use zeroize::Zeroizing;
 
 use super::{
-    Pool, Use, cipher_of, device_failure, master_key, new_slot, not_opened, open_on, options,
-    pool_path, random,
+    Pool, Use, cipher_of, device_failure, keep_superblock, master_key, new_slot, not_opened,
+    open_on, options, pool_path, random,
 };
 use crate::cli::FirstRunArgs;
 use crate::datadir::{Config, Contents, DataDir};
@@ -175,6 +175,7 @@ fn make(
         fs_options,
     )
     .map_err(|error| not_opened(&pool_path(dir, first_run.device.as_deref()), error))?;
+    keep_superblock(dir, &fs);
     Ok(Pool {
         fs,
         dir: dir.clone(),

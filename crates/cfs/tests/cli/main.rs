@@ -8,6 +8,7 @@ mod first_run;
 mod mount;
 mod readme;
 mod refusals;
+mod repair;
 mod scrub;
 mod support;
 mod transfer;

@@ -1,0 +1,283 @@
+//! What a namespace needs when its pool is rebuilt from the segments: see [`cfs_store::Namespace`].
+//!
+//! Rows that were in lost blocks leave others behind that do not fit together. Mending keeps what can be reached or be
+//! made reachable again, in this order for each inode and then for the tree:
+//! - Rows of an inode whose record is lost: a directory gets a new record, so that what is in it stays; anything else
+//!   goes, since what its extents name cannot be known without its record.
+//! - A name whose cookie row is lost gets a new one, and the other way round.
+//! - Content that is known to be missing is replaced by extents of lost chunks: reading it fails, which zeros would hide.
+//! - Names of inodes that are lost go. Inodes without a name that had one are put into `/lost+found`.
+//! - Counts are set to what is counted.
+//!
+//! Each of these is a finding, told by path.
+
+mod content;
+mod entries;
+mod tree;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use cfs_device::Device;
+use cfs_format::superblock::Superblock;
+use cfs_format::table::{InodeRecord, VolumeRecord, key, split_key, tag};
+use cfs_format::{DomainId, Ino, VolumeId};
+use cfs_seal::keys::{ClusterKey, FileKey};
+use cfs_store::{
+    Host, LostRange, MendStage, Namespace, ReadError, RebuildProgress, RebuildReport, Reference,
+    ReplayError, RowChanges, Store, StoreOptions, Summary, Txn, UnlockError,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::check::Finding;
+use crate::{Fs, FsOptions, OpenError, extent, inode};
+
+/// Findings that are listed at most.
+const FINDINGS_MAX: usize = 10_000;
+
+/// A pool that has been rebuilt.
+pub struct Rebuilt {
+    /// Its files.
+    pub fs: Arc<Fs>,
+    /// What the store found.
+    pub report: RebuildReport,
+    /// What could not be brought back, or only in part.
+    pub findings: Vec<Finding>,
+    /// Findings beyond those.
+    pub findings_omitted: u64,
+}
+
+impl Fs {
+    /// Rebuilds index and tables of a pool from its segments and opens it. For `superblock_copy` and `go_on` see
+    /// [`Store::rebuild`]; `None` when `go_on` did not want to.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; the pool is as it was.
+    pub fn rebuild_pool(
+        device: Arc<dyn Device>,
+        host: Arc<dyn Host>,
+        superblock_copy: Option<&[u8]>,
+        unlock: impl FnOnce(&Superblock) -> Result<ClusterKey, UnlockError>,
+        (store_options, options): (StoreOptions, FsOptions),
+        go_on: impl FnMut(RebuildProgress) -> bool,
+    ) -> Result<Option<Rebuilt>, OpenError> {
+        let mut rebuilder = Rebuilder {
+            host: Arc::clone(&host),
+            findings: Vec::new(),
+            findings_omitted: 0,
+        };
+        let rebuilt = Store::rebuild(
+            device,
+            Arc::clone(&host),
+            superblock_copy,
+            unlock,
+            store_options,
+            &mut rebuilder,
+            go_on,
+        )?;
+        let Some((store, report)) = rebuilt else {
+            return Ok(None);
+        };
+        Ok(Some(Rebuilt {
+            fs: Self::over(store, host, options)?,
+            report,
+            findings: rebuilder.findings,
+            findings_omitted: rebuilder.findings_omitted,
+        }))
+    }
+}
+
+struct Rebuilder {
+    host: Arc<dyn Host>,
+    findings: Vec<Finding>,
+    findings_omitted: u64,
+}
+
+impl Namespace for Rebuilder {
+    fn replay(&mut self, txn: &mut Txn<'_>, command: &[u8]) -> Result<(), ReplayError> {
+        crate::replay(txn, command)
+    }
+
+    fn mend(
+        &mut self,
+        store: &Store,
+        lost: &[LostRange],
+        stage: MendStage,
+    ) -> Result<RowChanges, ReadError> {
+        let mut mending = Mending::new(self, store, lost);
+        mending.rows()?;
+        mending.tree(stage)?;
+        Ok(mending.changes.into_iter().collect())
+    }
+
+    fn summarize(&mut self, store: &Store) -> Result<Summary, ReadError> {
+        let mut volumes: BTreeMap<VolumeId, VolumeRecord> = store.volumes().into_iter().collect();
+        for record in volumes.values_mut() {
+            record.logical_bytes = 0.into();
+            record.allocated_bytes = 0.into();
+            record.inode_count = 0.into();
+        }
+        let mut next_ino = Ino::ROOT.0 + 1;
+        for row in all_rows(store) {
+            let (row_key, value) = row?;
+            let Ok((ino, tag::INODE, _)) = split_key(&row_key) else {
+                continue;
+            };
+            let Ok(record) = inode::decode(ino, &value) else {
+                continue;
+            };
+            next_ino = next_ino.max(ino.0 + 1);
+            let id = VolumeId(record.volume.get());
+            let volume = volumes.entry(id).or_insert_with(|| VolumeRecord {
+                root: Ino::ROOT.0.into(),
+                created_ns: self.host.now_ns().into(),
+                domain: DomainId::DEFAULT.0.into(),
+                codec: cfs_format::segment::CODEC_LZ4,
+                ..VolumeRecord::default()
+            });
+            volume.inode_count += 1;
+            if !inode::is_directory(&record) {
+                let logical = volume.logical_bytes.get();
+                volume.logical_bytes = logical.wrapping_add(record.size.get()).into();
+                volume.allocated_bytes += record.allocated.get();
+            }
+        }
+        Ok(Summary {
+            volumes: volumes.into_iter().collect(),
+            next_ino,
+        })
+    }
+
+    fn references(
+        &mut self,
+        store: &Store,
+        each: &mut dyn FnMut(Reference),
+    ) -> Result<(), ReadError> {
+        let mut file_key = None;
+        for row in all_rows(store) {
+            let row = row?;
+            match split_key(&row.0) {
+                Ok((Ino(0), _, _)) | Err(_) => {}
+                Ok((ino, tag::INODE, _)) => {
+                    let record = inode::decode(ino, &row.1).ok();
+                    file_key = record.and_then(|record| file_key_of(store, &record));
+                }
+                Ok((ino, tag::EXTENT, _)) => {
+                    let extent = file_key
+                        .as_ref()
+                        .and_then(|file_key| extent::decode_row(ino, file_key, &row).ok());
+                    if let Some(extent) = extent {
+                        each(Reference {
+                            fingerprint: extent.fingerprint,
+                            chunk_len: extent.chunk_len,
+                            domain: extent.domain,
+                        });
+                    }
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn all_rows(store: &Store) -> impl Iterator<Item = Result<extent::Row, ReadError>> {
+    let rows = store.view().range(Bound::Unbounded, Bound::Unbounded);
+    rows.map(|row| row.map_err(ReadError::from))
+}
+
+fn file_key_of(store: &Store, record: &InodeRecord) -> Option<FileKey> {
+    let volume = store.volume(VolumeId(record.volume.get()));
+    let domain = volume.map_or(DomainId::DEFAULT, |volume| DomainId(volume.domain.get()));
+    let secret = store.domain_secret(domain)?;
+    Some(FileKey::derive(&secret, &record.salt))
+}
+
+/// What the rows seen so far say about an inode; either side may come first.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// Type bits of its record.
+    kind: Option<u32>,
+    nlink: u32,
+    /// The parent that a directory's record names.
+    parent: Ino,
+    /// Entries that point to it, and the directory of the last of them.
+    names: u32,
+    name_parent: Ino,
+    /// Directories among its own entries.
+    subdirectories: u32,
+    is_orphan: bool,
+}
+
+/// One pass of mending.
+struct Mending<'a> {
+    rebuilder: &'a mut Rebuilder,
+    store: &'a Store,
+    lost: &'a [LostRange],
+    seen: HashMap<Ino, Seen>,
+    /// Rows that differ from what is there; `None` goes.
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Findings whose path is still to be told.
+    troubles: Vec<(Ino, &'static str, String)>,
+}
+
+impl<'a> Mending<'a> {
+    fn new(rebuilder: &'a mut Rebuilder, store: &'a Store, lost: &'a [LostRange]) -> Self {
+        Self {
+            rebuilder,
+            store,
+            lost,
+            seen: HashMap::new(),
+            changes: BTreeMap::new(),
+            troubles: Vec::new(),
+        }
+    }
+
+    fn find(&mut self, id: &'static str, object: String, sentence: String) {
+        if self.rebuilder.findings.len() < FINDINGS_MAX {
+            self.rebuilder.findings.push(Finding {
+                id,
+                object,
+                sentence,
+            });
+        } else {
+            self.rebuilder.findings_omitted += 1;
+        }
+    }
+
+    /// A finding at an inode, whose path is looked for when all names are right.
+    fn trouble(&mut self, ino: Ino, id: &'static str, sentence: impl Into<String>) {
+        self.troubles.push((ino, id, sentence.into()));
+    }
+
+    /// The value of a row as mended so far.
+    fn get(&self, row_key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        match self.changes.get(row_key) {
+            Some(value) => Ok(value.clone()),
+            None => self.store.get(row_key),
+        }
+    }
+
+    fn put(&mut self, row_key: Vec<u8>, value: Vec<u8>) {
+        self.changes.insert(row_key, Some(value));
+    }
+
+    fn delete(&mut self, row_key: Vec<u8>) {
+        self.changes.insert(row_key, None);
+    }
+
+    fn record(&self, ino: Ino) -> Result<Option<InodeRecord>, ReadError> {
+        let bytes = self.get(&key(ino, tag::INODE, &[]))?;
+        Ok(bytes.and_then(|bytes| InodeRecord::read_from_bytes(&bytes).ok()))
+    }
+
+    fn put_record(&mut self, ino: Ino, record: &InodeRecord) {
+        self.put(key(ino, tag::INODE, &[]), record.as_bytes().to_vec());
+    }
+
+    /// Whether a row with this key may have been in a lost block.
+    fn may_be_lost(&self, row_key: &[u8]) -> bool {
+        self.lost.iter().any(|range| range.may_hold(row_key))
+    }
+}

@@ -1,0 +1,328 @@
+//! The tree as a whole: names that lead nowhere, inodes that no name leads to, counts of links; and the paths of all
+//! findings.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cfs_format::Ino;
+use cfs_format::table::{DirentRecord, InodeRecord, key, split_key, tag};
+use cfs_store::{LostRange, MendStage, ReadError};
+
+use super::{Mending, Seen, all_rows};
+use crate::apply::make::orphan_key;
+use crate::directory::{self, FIRST_COOKIE};
+use crate::inode;
+
+/// Where inodes go whose names are lost.
+const LOST_AND_FOUND: &[u8] = b"lost+found";
+/// Deepest path that is told.
+const DEPTH_MAX: usize = 4096;
+/// Lost ranges that are told.
+const RANGES_TOLD: usize = 1000;
+
+/// The name of each directory, and those of inodes with findings.
+#[derive(Default)]
+struct Paths {
+    directories: HashMap<Ino, (Ino, Vec<u8>)>,
+    others: HashMap<Ino, (Ino, Vec<u8>)>,
+}
+
+impl Paths {
+    fn of(&self, ino: Ino) -> String {
+        if ino == Ino::ROOT {
+            return "/".to_owned();
+        }
+        let mut parts = Vec::new();
+        let mut at = ino;
+        while let Some((parent, name)) = self.directories.get(&at).or_else(|| self.others.get(&at))
+        {
+            parts.push(name.as_slice());
+            at = *parent;
+            if at == Ino::ROOT || parts.len() > DEPTH_MAX {
+                break;
+            }
+        }
+        if parts.is_empty() || at != Ino::ROOT {
+            return format!("inode {ino}");
+        }
+        parts.reverse();
+        format!("/{}", String::from_utf8_lossy(&parts.join(&b'/')))
+    }
+}
+
+impl Mending<'_> {
+    /// Makes one tree of all inodes, and tells what was found.
+    pub(super) fn tree(&mut self, stage: MendStage) -> Result<(), ReadError> {
+        let is_last = stage == MendStage::Last;
+        if is_last && self.is_missing(Ino::ROOT) {
+            self.trouble(Ino::ROOT, "attributes", "owner, mode and times are lost");
+            let mut root = self.new_directory(Ino::ROOT);
+            root.mode = (libc::S_IFDIR | 0o755).into();
+            root.parent = Ino::ROOT.0.into();
+            self.put_record(Ino::ROOT, &root);
+            let seen = self.seen.entry(Ino::ROOT).or_default();
+            *seen = Seen {
+                kind: Some(libc::S_IFDIR),
+                nlink: 2,
+                parent: Ino::ROOT,
+                ..*seen
+            };
+        }
+        self.remove_dangling()?;
+        if is_last {
+            self.attach_unreachable()?;
+        }
+        self.count_links()?;
+        self.tell()
+    }
+
+    fn is_missing(&self, ino: Ino) -> bool {
+        self.seen.get(&ino).is_none_or(|seen| seen.kind.is_none())
+    }
+
+    /// Removes names of inodes that are lost.
+    fn remove_dangling(&mut self) -> Result<(), ReadError> {
+        let dangling = self
+            .seen
+            .values()
+            .any(|seen| seen.names > 0 && seen.kind.is_none());
+        if dangling {
+            for row in self.mended_rows(tag::DIRENT)? {
+                let (parent, name, value) = row;
+                let Ok(entry) = directory::decode(parent, &value) else {
+                    continue;
+                };
+                if !self.is_missing(Ino(entry.ino.get())) {
+                    continue;
+                }
+                self.delete(key(parent, tag::DIRENT, &name));
+                let cookie = entry.cookie.get().to_be_bytes();
+                self.delete(key(parent, tag::COOKIE, &cookie));
+                if let Some(mut record) = self.record(parent)? {
+                    record.size = record.size.get().saturating_sub(1).into();
+                    self.put_record(parent, &record);
+                }
+                if u32::from(entry.kind) << 12 == libc::S_IFDIR {
+                    let seen = self.seen.entry(parent).or_default();
+                    seen.subdirectories = seen.subdirectories.saturating_sub(1);
+                }
+                let shown = String::from_utf8_lossy(&name).into_owned();
+                self.trouble(parent, "lost", format!("{shown:?} in it is lost"));
+            }
+        }
+        let orphans: Vec<Ino> = self
+            .seen
+            .iter()
+            .filter(|(_, seen)| seen.is_orphan && (seen.kind.is_none() || seen.names > 0))
+            .map(|(ino, _)| *ino)
+            .collect();
+        for ino in orphans {
+            self.delete(orphan_key(ino));
+            if let Some(seen) = self.seen.get_mut(&ino) {
+                seen.is_orphan = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// All rows of one kind, with changes: inode, suffix, value.
+    fn mended_rows(&self, wanted: u8) -> Result<Vec<(Ino, Vec<u8>, Vec<u8>)>, ReadError> {
+        let mut rows = Vec::new();
+        let take = |rows: &mut Vec<_>, row_key: &[u8], value: &[u8]| {
+            if let Ok((ino, row_tag, suffix)) = split_key(row_key)
+                && ino != Ino(0)
+                && row_tag == wanted
+            {
+                rows.push((ino, suffix.to_vec(), value.to_vec()));
+            }
+        };
+        for row in all_rows(self.store) {
+            let (row_key, value) = row?;
+            if !self.changes.contains_key(&row_key) {
+                take(&mut rows, &row_key, &value);
+            }
+        }
+        for (row_key, value) in &self.changes {
+            if let Some(value) = value {
+                take(&mut rows, row_key, value);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Gives a name to inodes that have lost theirs.
+    fn attach_unreachable(&mut self) -> Result<(), ReadError> {
+        let mut unreachable: Vec<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                seen.kind.is_some() && seen.names == 0 && !seen.is_orphan && **ino != Ino::ROOT
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        if unreachable.is_empty() {
+            return Ok(());
+        }
+        unreachable.sort_unstable();
+        let found = self.lost_and_found()?;
+        for ino in unreachable.into_iter().filter(|ino| *ino != found) {
+            let kind = self.seen[&ino].kind.expect("filtered above");
+            self.add_entry(found, format!("inode-{ino}").as_bytes(), ino, kind)?;
+            self.trouble(ino, "name", "its name is lost");
+        }
+        Ok(())
+    }
+
+    /// The directory `/lost+found`, made if it is not there.
+    fn lost_and_found(&mut self) -> Result<Ino, ReadError> {
+        let present = self.get(&key(Ino::ROOT, tag::DIRENT, LOST_AND_FOUND))?;
+        let present = present.and_then(|bytes| directory::decode(Ino::ROOT, &bytes).ok());
+        if let Some(entry) = present
+            && u32::from(entry.kind) << 12 == libc::S_IFDIR
+            && !self.is_missing(Ino(entry.ino.get()))
+        {
+            return Ok(Ino(entry.ino.get()));
+        }
+        let highest = self.seen.keys().max().copied().unwrap_or(Ino::ROOT);
+        let ino = Ino(highest.0.max(Ino::ROOT.0) + 1);
+        self.new_directory(ino);
+        self.seen.insert(
+            ino,
+            Seen {
+                kind: Some(libc::S_IFDIR),
+                nlink: 2,
+                ..Seen::default()
+            },
+        );
+        // A file may have taken the name.
+        let mut name = LOST_AND_FOUND.to_vec();
+        while self.get(&key(Ino::ROOT, tag::DIRENT, &name))?.is_some() {
+            name.push(b'~');
+        }
+        self.add_entry(Ino::ROOT, &name, ino, libc::S_IFDIR)?;
+        Ok(ino)
+    }
+
+    fn add_entry(
+        &mut self,
+        parent: Ino,
+        name: &[u8],
+        target: Ino,
+        kind: u32,
+    ) -> Result<(), ReadError> {
+        let mut record = self.record(parent)?.unwrap_or_else(InodeRecord::default);
+        let cookie = record.next_cookie.get().max(FIRST_COOKIE);
+        record.next_cookie = (cookie + 1).into();
+        record.size += 1;
+        self.put_record(parent, &record);
+        let entry = DirentRecord {
+            ino: target.0.into(),
+            cookie: cookie.into(),
+            timestamp: record.timestamp,
+            kind: (kind >> 12) as u8,
+        };
+        self.put_entry(parent, name, &entry);
+        self.count_entry(parent, target, entry.kind);
+        Ok(())
+    }
+
+    /// Sets links and parents to what the names say.
+    fn count_links(&mut self) -> Result<(), ReadError> {
+        let numbers: Vec<Ino> = self.seen.keys().copied().collect();
+        for ino in numbers {
+            let seen = self.seen[&ino];
+            let Some(kind) = seen.kind else {
+                continue;
+            };
+            let is_directory = kind == libc::S_IFDIR;
+            let nlink = match (seen.is_orphan, is_directory) {
+                (true, _) => 0,
+                (false, true) => 2 + seen.subdirectories,
+                (false, false) => seen.names,
+            };
+            let parent = match (is_directory, ino == Ino::ROOT || seen.is_orphan) {
+                (true, false) => seen.name_parent,
+                _ => seen.parent,
+            };
+            if (nlink, parent) == (seen.nlink, seen.parent) {
+                continue;
+            }
+            if let Some(mut record) = self.record(ino)? {
+                record.nlink = nlink.into();
+                if inode::is_directory(&record) {
+                    record.parent = parent.0.into();
+                }
+                self.put_record(ino, &record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns what was found into findings, with paths.
+    fn tell(&mut self) -> Result<(), ReadError> {
+        let troubles = std::mem::take(&mut self.troubles);
+        let ranges: Vec<LostRange> = self.lost.iter().take(RANGES_TOLD).cloned().collect();
+        if troubles.is_empty() && ranges.is_empty() {
+            return Ok(());
+        }
+        let mut paths = Paths::default();
+        let wanted: std::collections::HashSet<Ino> =
+            troubles.iter().map(|(ino, ..)| *ino).collect();
+        let edges = ranges
+            .iter()
+            .flat_map(|range| [&range.after, &range.before])
+            .flatten()
+            .filter_map(|row_key| split_key(row_key).ok().map(|(ino, ..)| ino));
+        let wanted: std::collections::HashSet<Ino> = wanted.into_iter().chain(edges).collect();
+        for (parent, name, value) in self.mended_rows(tag::DIRENT)? {
+            let Ok(entry) = directory::decode(parent, &value) else {
+                continue;
+            };
+            let ino = Ino(entry.ino.get());
+            if u32::from(entry.kind) << 12 == libc::S_IFDIR {
+                paths.directories.insert(ino, (parent, name));
+            } else if wanted.contains(&ino) {
+                paths.others.insert(ino, (parent, name));
+            }
+        }
+        let mut told: BTreeMap<(String, &'static str), String> = BTreeMap::new();
+        for (ino, id, sentence) in troubles {
+            told.entry((paths.of(ino), id))
+                .and_modify(|all| {
+                    all.push_str("; ");
+                    all.push_str(&sentence);
+                })
+                .or_insert(sentence);
+        }
+        for ((object, id), sentence) in told {
+            self.find(id, object, sentence);
+        }
+        for range in &ranges {
+            let edge = |row_key: &Option<Vec<u8>>, none: &str| match row_key {
+                Some(row_key) => describe(row_key, &paths),
+                None => none.to_owned(),
+            };
+            let sentence = format!(
+                "from behind {} to before {}: what was made or changed there may be lost without a trace",
+                edge(&range.after, "the first row"),
+                edge(&range.before, "the end")
+            );
+            self.find("rows", "a damaged block of the tables".to_owned(), sentence);
+        }
+        Ok(())
+    }
+}
+
+/// A row in words.
+fn describe(row_key: &[u8], paths: &Paths) -> String {
+    match split_key(row_key) {
+        Ok((Ino(0), ..)) | Err(_) => "the system's own rows".to_owned(),
+        Ok((ino, tag::DIRENT, name)) => {
+            format!("{:?} in {}", String::from_utf8_lossy(name), paths.of(ino))
+        }
+        Ok((ino, tag::EXTENT, suffix)) if suffix.len() == 8 => {
+            let offset = u64::from_be_bytes(suffix.try_into().expect("eight bytes"));
+            format!("byte {offset} of {}", paths.of(ino))
+        }
+        Ok((ino, ..)) => paths.of(ino),
+    }
+}
