@@ -22,8 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
+use crate::clean::Aim;
 use crate::directory::{LogMark, TableOwner};
 use crate::error::WriteError;
+use crate::pace::Load;
 use crate::runs::{SegmentRuns, TableBlock};
 use crate::space::{Entry, Purpose, State};
 use crate::store::{Maintenance, Store};
@@ -32,10 +34,17 @@ use crate::store::{Maintenance, Store};
 const FLUSH_AFTER_NS: u64 = 1_000_000_000;
 /// A checkpoint is made at the latest this long after the last one when the log is not empty.
 const CHECKPOINT_AFTER_NS: u64 = 30_000_000_000;
-/// As above, when segments wait to become free.
+/// As above, when segments wait to become free and nobody uses the pool.
 const CHECKPOINT_FOR_SPACE_AFTER_NS: u64 = 2_000_000_000;
-/// Freed segments that keep their room on the host, to be written again soon.
-const PREPARED_KEPT: usize = 8;
+/// As above, while it is in use: a checkpoint costs others a little.
+const CHECKPOINT_FOR_SPACE_BUSY_AFTER_NS: u64 = 5_000_000_000;
+/// Segments whose room goes back to the host in one tick: while the pool is in use, and when it is idle.
+const TRIMMED_SEGMENTS: (usize, usize) = (16, 128);
+/// Commands of up to so many dropped chunks in one tick: while the pool is in use, and when it is idle.
+const DROPS: (usize, usize) = (2, 8);
+/// Tables with at least so many tombstones, and one in [`TOMBSTONE_SHARE`] entries, are merged when the pool is idle.
+const TOMBSTONES: u64 = 1000;
+const TOMBSTONE_SHARE: u64 = 8;
 /// Table compaction steps in one tick.
 const COMPACT_STEPS: usize = 4;
 /// As above, when a pool that has been changed is closed.
@@ -154,11 +163,19 @@ impl Store {
             self.checkpoint_now(&mut maintenance)?;
         }
         // Room that is held for later goes back to the host.
-        self.pool
-            .space
-            .lock()
-            .trim(&*self.pool.device, usize::MAX)
-            .map_err(|error| self.pool.fail(&error))
+        self.trim(usize::MAX, true).map(drop)
+    }
+
+    /// Gives the room of up to `count` segments that nobody needs back to the host. Whether there are more.
+    pub(crate) fn trim(&self, count: usize, is_idle: bool) -> Result<bool, WriteError> {
+        for _ in 0..count {
+            let mut space = self.pool.space.lock();
+            let trimmed = space.trim_one(&*self.pool.device, is_idle);
+            if !trimmed.map_err(|error| self.pool.fail(&error))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A step of merging in both trees; false when there is none to do. Called by who holds `maintenance`.
@@ -243,7 +260,12 @@ impl Store {
             Ok(()) => {
                 self.journal()
                     .note_checkpoint(maintenance.checkpoint_lsn, replay_bytes);
-                self.free_retired(retired)
+                maintenance.has_merged = false;
+                let mut space = self.pool.space.lock();
+                for segment in retired {
+                    space.free(segment);
+                }
+                Ok(())
             }
             Err(error) => {
                 self.pool.space.lock().put_back_pending(retired);
@@ -400,24 +422,6 @@ impl Store {
         })
     }
 
-    fn free_retired(&self, retired: Vec<SegmentId>) -> Result<(), WriteError> {
-        for segment in retired {
-            let keep = {
-                let space = self.pool.space.lock();
-                let is_whole = space.entry(segment).is_some_and(|entry| !entry.hollow);
-                is_whole && space.prepared_count() < PREPARED_KEPT
-            };
-            if !keep {
-                self.pool
-                    .device
-                    .discard_from(segment, 0)
-                    .map_err(|error| self.pool.fail(&error))?;
-            }
-            self.pool.space.lock().free(segment, keep);
-        }
-        Ok(())
-    }
-
     /// Reads a manifest; and the segments that hold it.
     pub(crate) fn read_manifest(
         pool: &crate::pool::Pool,
@@ -488,36 +492,78 @@ impl Store {
         }
         // What one part cannot do must not keep the others from their work.
         let written = journal.write_out().and_then(|()| journal.mark_durable());
-        let dropped = self.drop_dead_chunks().map(drop);
+        let load = self.pace.look(now);
         let is_low = self.available_bytes() < LOW_BYTES;
-        let cleaned = self.clean_segments(is_low);
-        let kept_up = self.keep_up(now, is_low);
-        written.and(kept_up).and(dropped).and(cleaned)
+        let dropped = self.drop_some(load, is_low);
+        let wants_more = self.pass_wants_more();
+        let cleaned = self.clean_segments(match wants_more {
+            _ if is_low => Aim::LowRoom,
+            true => Aim::Pass,
+            false => Aim::Upkeep(load),
+        });
+        let kept_up = self.keep_up(now, load, is_low);
+        // A pass that can do no more has ended, too.
+        if !wants_more || !matches!(cleaned, Ok(false)) {
+            let has_room_to_come = self.pool.space.lock().has_room_to_come();
+            if !has_room_to_come || kept_up.is_err() {
+                self.end_pass();
+            }
+        }
+        written.and(kept_up).and(dropped).and(cleaned.map(drop))
+    }
+
+    fn drop_some(&self, load: Load, is_low: bool) -> Result<(), WriteError> {
+        let batches = match load {
+            Load::Busy if !is_low => DROPS.0,
+            _ => DROPS.1,
+        };
+        for _ in 0..batches {
+            if !self.drop_dead_chunks()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether removed rows take so much of the tables that merging gives noticeable room.
+    pub(crate) fn has_tombstones(&self) -> bool {
+        [&self.meta_tree, &self.chunk_tree].into_iter().any(|tree| {
+            let stats = tree.stats();
+            stats.run_tombstones >= TOMBSTONES
+                && stats.run_tombstones * TOMBSTONE_SHARE > stats.run_entries
+        })
     }
 
     /// Makes a checkpoint when one is due, merges table runs, gives room back to the host.
-    fn keep_up(&self, now: u64, is_low: bool) -> Result<(), WriteError> {
+    fn keep_up(&self, now: u64, load: Load, is_low: bool) -> Result<(), WriteError> {
         let journal = self.journal();
         let mut maintenance = self.maintenance.lock();
         let age = now.saturating_sub(maintenance.last_checkpoint_ns);
         let pending = self.pool.space.lock().pending_count();
+        let for_space_after = match load {
+            Load::Idle => CHECKPOINT_FOR_SPACE_AFTER_NS,
+            Load::Busy => CHECKPOINT_FOR_SPACE_BUSY_AFTER_NS,
+        };
+        let frees = pending > 0 || (maintenance.has_merged && load == Load::Idle);
         let due = journal.replay_bytes() > self.replay_bytes_soft()
             || self.memtable_bytes() > self.memtable_bytes_soft()
             || (age > CHECKPOINT_AFTER_NS && journal.last_lsn() > maintenance.checkpoint_lsn)
-            || (pending > 0 && (age > CHECKPOINT_FOR_SPACE_AFTER_NS || is_low));
+            || (frees && (age > for_space_after || is_low));
         if due {
             self.checkpoint_now(&mut maintenance)?;
             maintenance.merges_wait = false;
             maintenance.stuck_segments.clear();
         }
         // Runs have segments of their own, however small they are.
-        let for_room = is_low && self.pool.space.lock().table_bytes() < SMALL_TABLES_BYTES;
+        let is_small = self.pool.space.lock().table_bytes() < SMALL_TABLES_BYTES;
+        let for_room = (is_low && is_small)
+            || ((load == Load::Idle || self.has_pass()) && self.has_tombstones());
         for _ in 0..COMPACT_STEPS {
             if maintenance.merges_wait {
                 break;
             }
             match self.compact_step(for_room) {
-                Ok(true) => {}
+                Ok(true) => maintenance.has_merged = true,
                 Ok(false) => break,
                 // The next checkpoint frees what this merge has written, and perhaps more.
                 Err(RunError::NoSpace) => maintenance.merges_wait = true,
@@ -525,11 +571,11 @@ impl Store {
             }
         }
         drop(maintenance);
-        self.pool
-            .space
-            .lock()
-            .trim(&*self.pool.device, 16)
-            .map_err(|error| self.pool.fail(&error))
+        let count = match load {
+            Load::Busy if !is_low => TRIMMED_SEGMENTS.0,
+            _ => TRIMMED_SEGMENTS.1,
+        };
+        self.trim(count, load == Load::Idle).map(drop)
     }
 }
 

@@ -173,6 +173,7 @@ impl Store {
             .domain_secret(domain)
             .expect("the domain of a volume exists");
         let fingerprint = secret.fingerprint(data);
+        self.pace.note_use();
         let published = self.pins.pin(fingerprint);
         let mut pin = ChunkPin {
             pool: Arc::clone(&self.pool),
@@ -241,6 +242,7 @@ impl Store {
         fingerprint: &Fingerprint,
         out: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
+        self.pace.note_use();
         let mut record = self.chunk_record(fingerprint)?.ok_or(ReadError::Missing {
             fingerprint: *fingerprint,
         })?;

@@ -218,29 +218,39 @@ impl Lanes {
     /// # Errors
     /// A device failure.
     pub fn write_out(&self) -> Result<(), WriteError> {
-        for lane in &self.lanes {
-            let mut lane = lane.lock();
-            let Some(open) = &mut lane.open else {
-                continue;
-            };
-            if open.buffer.as_slice().len() as u32 <= open.written {
-                continue;
-            }
-            let end = block_ceil(open.buffer.as_slice().len() as u32);
-            if end + footer_bytes(open.entries.len()) > SEGMENT_BYTES {
-                // The padding would take the footer's room; hardly anything else would have found any.
-                self.seal(&mut lane)?;
-                continue;
-            }
-            open.buffer.resize(end as usize);
-            self.pool.write(
-                open.segment,
-                open.written,
-                &open.buffer.as_slice()[open.written as usize..],
-            )?;
-            open.written = end;
-            self.pool.space.lock().set_used(open.segment, end);
+        self.lanes
+            .iter()
+            .try_for_each(|lane| self.write_out_lane(&mut lane.lock()))
+    }
+
+    /// As above, for the lane of compaction alone: a flush for somebody else then finds little to write there.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn write_out_cold(&self) -> Result<(), WriteError> {
+        self.write_out_lane(&mut self.lanes[self.cold_lane()].lock())
+    }
+
+    fn write_out_lane(&self, lane: &mut Lane) -> Result<(), WriteError> {
+        let Some(open) = &mut lane.open else {
+            return Ok(());
+        };
+        if open.buffer.as_slice().len() as u32 <= open.written {
+            return Ok(());
         }
+        let end = block_ceil(open.buffer.as_slice().len() as u32);
+        if end + footer_bytes(open.entries.len()) > SEGMENT_BYTES {
+            // The padding would take the footer's room; hardly anything else would have found any.
+            return self.seal(lane);
+        }
+        open.buffer.resize(end as usize);
+        self.pool.write(
+            open.segment,
+            open.written,
+            &open.buffer.as_slice()[open.written as usize..],
+        )?;
+        open.written = end;
+        self.pool.space.lock().set_used(open.segment, end);
         Ok(())
     }
 

@@ -13,7 +13,10 @@
 //! | `txn` | one command |
 //! | `checkpoint` | tables and superblock at one log position |
 //! | `open` | making, opening and recovering a pool |
-//! | `reclaim` | dropping dead chunks, compaction |
+//! | `reclaim` | dropping dead chunks, making room for who waits |
+//! | `clean` | compaction: which segments to empty, and emptying them |
+//! | `pass` | reclaim that somebody has asked for |
+//! | `pace` | how much of that may be done now |
 //! | `scrub` | reading all of it to see whether it is whole |
 //! | `inspect` | what `cfs debug` and `fsck` look at |
 //!
@@ -24,6 +27,7 @@
 mod anchor;
 mod checkpoint;
 mod chunks;
+mod clean;
 mod directory;
 mod error;
 mod heal;
@@ -32,6 +36,8 @@ mod journal;
 mod lanes;
 mod log_reader;
 mod open;
+mod pace;
+mod pass;
 mod pool;
 mod rebuild;
 mod reclaim;
@@ -48,6 +54,7 @@ pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, Wri
 pub use inspect::{DirectoryReport, Frozen, LoggedCommand, SegmentReport, logged_commands};
 pub use journal::COMMAND_BYTES_MAX;
 pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
+pub use pass::{ReclaimPlan, ReclaimProgress, ReclaimTotals, SegmentsOfTenth};
 pub use pool::Host;
 pub use rebuild::{
     LostRange, MendStage, Namespace, RebuildProgress, RebuildReport, Reference, RowChanges, Summary,

@@ -210,6 +210,7 @@ impl Store {
                 used_bytes,
                 pins: 0,
                 hollow: used_bytes < SEGMENT_BYTES,
+                changed_ms: 0,
                 state: State::Full(Stream::Table),
             };
             for (segment, seq, used_bytes) in &manifest.segments {
@@ -232,6 +233,7 @@ impl Store {
                     used_bytes: SEGMENT_BYTES,
                     pins: 0,
                     hollow: false,
+                    changed_ms: 0,
                     state: State::Full(Stream::Journal),
                 };
                 claim(&mut space, *segment, entry)?;
@@ -247,7 +249,13 @@ impl Store {
             position.lsn.get(),
             &mut replay,
         )?;
-        store.pool.space.lock().end_replay();
+        {
+            let mut space = store.pool.space.lock();
+            space.end_replay();
+            if !was_clean {
+                space.hold_free();
+            }
+        }
         store.start_journal(next_lsn)?;
         if was_clean && next_lsn == position.lsn.get() {
             store.leave_old_journal()?;
@@ -345,6 +353,9 @@ impl Store {
             journal: std::sync::OnceLock::new(),
             damaged: Mutex::default(),
             making_room: Mutex::new(()),
+            cleaning: Mutex::new(()),
+            books: Mutex::default(),
+            pace: crate::pace::Pace::default(),
             writer: Mutex::new(WriterState {
                 last_timestamp: Timestamp(superblock.checkpoint_timestamp.get()),
                 pool: PoolRecord::default(),
@@ -357,6 +368,7 @@ impl Store {
                 checkpoint_lsn: Lsn(superblock.journal.lsn.get().saturating_sub(1)),
                 merged_lsn: Lsn(0),
                 merges_wait: false,
+                has_merged: false,
                 stuck_segments: BTreeSet::new(),
                 superblock,
                 anchors,
@@ -450,6 +462,7 @@ impl Store {
                         used_bytes: record.used_bytes.get(),
                         pins: 0,
                         hollow: false,
+                        changed_ms: 0,
                         state: State::Full(stream),
                     };
                     claim(&mut self.pool.space.lock(), segment, entry)?;

@@ -5,6 +5,8 @@
 //! - A segment whose content is no longer needed is `Pending` until a checkpoint that does not need it is durable;
 //!   so replay never meets a segment that was used twice since the checkpoint.
 //! - `promised_bytes` is the sum of all living reservations; together with the reserve it never exceeds what is free.
+//! - `prepared` and `held` are disjoint parts of `free`: the first have the host's room for certain, the second may still
+//!   have some, which goes back to it a little at a time.
 
 use std::collections::BTreeSet;
 
@@ -19,9 +21,14 @@ use crate::error::NoSpace;
 pub(crate) const SEGMENT_PAYLOAD_BYTES: u64 = (SEGMENT_BYTES - 2 * BLOCK_BYTES) as u64 * 7 / 8;
 
 /// Free segments that are kept prepared (given room by the host) between uses.
-const PREPARED_IDLE: usize = 8;
+const PREPARED_KEPT: usize = 8;
+/// As above, once nobody uses the pool.
+const PREPARED_KEPT_IDLE: usize = 2;
 /// Segments, at the end of the pool and beyond it, that are tried on a full host.
 const ROOM_SEARCHED: u32 = 256;
+/// Segments beyond the last one used that a process which was killed may have prepared: as many as hold twice the largest
+/// promises that are usual.
+const SUSPECTS: u32 = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -46,6 +53,8 @@ pub(crate) struct Entry {
     pub pins: u32,
     /// Part of its room has been given back to the host.
     pub hollow: bool,
+    /// When a chunk in it was last added or lost, milliseconds since 1970; 0 when it was before the pool was opened.
+    pub changed_ms: u64,
     pub state: State,
 }
 
@@ -64,6 +73,7 @@ const FREE: Entry = Entry {
     used_bytes: 0,
     pins: 0,
     hollow: false,
+    changed_ms: 0,
     state: State::Free,
 };
 
@@ -91,6 +101,10 @@ pub(crate) struct Space {
     free: BTreeSet<u32>,
     /// Those of `free` that the host has given room to.
     prepared: BTreeSet<u32>,
+    /// Those of `free` that may have room on the host which nobody needs.
+    held: BTreeSet<u32>,
+    /// Segments that were never used, but perhaps prepared by a process that ended without giving them back.
+    suspect: std::ops::Range<u32>,
     pending: Vec<SegmentId>,
     segment_count: u32,
     reserve_segments: u32,
@@ -131,6 +145,8 @@ impl Space {
             entries,
             free: BTreeSet::new(),
             prepared: BTreeSet::new(),
+            held: BTreeSet::new(),
+            suspect: 0..0,
             pending: Vec::new(),
             segment_count,
             reserve_segments: (segment_count / 16).clamp(12, 96),
@@ -248,6 +264,10 @@ impl Space {
         let segment = SegmentId(self.prepared.pop_first().expect("prepared just above"));
         self.entry_mut(segment);
         self.free.remove(&segment.0);
+        debug_assert!(
+            !self.held.contains(&segment.0),
+            "prepared segments are not held"
+        );
         *self.entry_mut(segment) = Entry {
             seq,
             state: State::Open(stream),
@@ -256,11 +276,12 @@ impl Space {
         Ok(segment)
     }
 
-    /// The lowest free segment that is not prepared.
+    /// The free segment to prepare next: one that still has room on the host, else the lowest.
     fn pick(&self) -> Option<SegmentId> {
-        self.free
-            .iter()
-            .find(|index| !self.prepared.contains(index))
+        let is_prepared = |index: &&u32| self.prepared.contains(index);
+        self.held
+            .first()
+            .or_else(|| self.free.iter().find(|index| !is_prepared(index)))
             .copied()
             .or_else(|| {
                 ((self.entries.len() as u32) < self.segment_count)
@@ -274,10 +295,20 @@ impl Space {
         device: &dyn Device,
         segment: SegmentId,
     ) -> Result<(), NoSpaceOr<DeviceError>> {
-        match device.prepare(segment) {
+        let mut prepared = device.prepare(segment);
+        if matches!(prepared, Err(DeviceError::NoSpace { .. })) && !self.held.is_empty() {
+            while let Some(index) = self.held.pop_first() {
+                device
+                    .discard_from(SegmentId(index), 0)
+                    .map_err(NoSpaceOr::Other)?;
+            }
+            prepared = device.prepare(segment);
+        }
+        match prepared {
             Ok(()) => {
                 self.entry_mut(segment);
                 self.free.insert(segment.0);
+                self.held.remove(&segment.0);
                 self.prepared.insert(segment.0);
                 Ok(())
             }
@@ -336,7 +367,7 @@ impl Space {
         }
         if self.sparse {
             let wanted = (self.promised_bytes + bytes).div_ceil(SEGMENT_PAYLOAD_BYTES) as usize
-                + PREPARED_IDLE;
+                + PREPARED_KEPT;
             while self.prepared.len() < wanted {
                 let Some(segment) = self.pick() else {
                     break;
@@ -364,22 +395,56 @@ impl Space {
         self.promised_bytes
     }
 
-    /// Gives prepared segments that no promise needs back to the host. At most `limit` in one call.
-    pub fn trim(&mut self, device: &dyn Device, limit: usize) -> Result<(), DeviceError> {
+    /// Gives the room of one segment that nobody needs back to the host; false when there is none. An idle pool keeps
+    /// less.
+    pub fn trim_one(&mut self, device: &dyn Device, is_idle: bool) -> Result<bool, DeviceError> {
+        let index = match self.held.pop_last() {
+            Some(index) => index,
+            None => match self.superfluous(is_idle) {
+                Some(index) => index,
+                None => return Ok(false),
+            },
+        };
+        device.discard_from(SegmentId(index), 0)?;
+        Ok(true)
+    }
+
+    /// A segment that is prepared, or may be so by an earlier process, and that no promise needs.
+    fn superfluous(&mut self, is_idle: bool) -> Option<u32> {
         if !self.sparse {
-            return Ok(());
+            return None;
         }
-        let wanted = self.promised_bytes.div_ceil(SEGMENT_PAYLOAD_BYTES) as usize + PREPARED_IDLE;
-        for _ in 0..limit {
-            if self.prepared.len() <= wanted {
-                break;
-            }
-            let Some(index) = self.prepared.pop_last() else {
-                break;
-            };
-            device.discard_from(SegmentId(index), 0)?;
+        let kept = if is_idle {
+            PREPARED_KEPT_IDLE
+        } else {
+            PREPARED_KEPT
+        };
+        if self.prepared.len() > self.promised_segments() as usize + kept {
+            return self.prepared.pop_last();
         }
-        Ok(())
+        // What has been used since is known for what it is.
+        let used = self.entries.len() as u32;
+        self.suspect.start = self.suspect.start.max(used);
+        self.suspect.next()
+    }
+
+    /// The pool was not closed: what is free may still have room on the host.
+    pub fn hold_free(&mut self) {
+        if self.sparse {
+            self.held = self.free.difference(&self.prepared).copied().collect();
+            let used = self.entries.len() as u32;
+            self.suspect = used..used.saturating_add(SUSPECTS).min(self.segment_count);
+        }
+    }
+
+    /// Whether there are segments that are on the way to become the host's room again.
+    pub fn has_room_to_come(&self) -> bool {
+        !self.pending.is_empty() || !self.held.is_empty()
+    }
+
+    /// Bytes of free segments that the host has not got back yet.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.len() as u64 * u64::from(SEGMENT_BYTES)
     }
 
     /// An open segment is full.
@@ -411,6 +476,7 @@ impl Space {
         self.entry_mut(segment);
         self.free.remove(&segment.0);
         self.prepared.remove(&segment.0);
+        self.held.remove(&segment.0);
         self.table_bytes += entry.table_bytes();
         self.table_bytes -= self.entry_mut(segment).table_bytes();
         *self.entry_mut(segment) = entry;
@@ -461,9 +527,10 @@ impl Space {
         self.release_if_empty(segment);
     }
 
-    /// Changes the live bytes of a data segment. One that becomes empty is retired.
-    pub fn add_live(&mut self, segment: SegmentId, delta: i64) {
+    /// Changes the live bytes of a data segment at a time in milliseconds since 1970. One that becomes empty is retired.
+    pub fn add_live(&mut self, segment: SegmentId, delta: i64, now_ms: u64) {
         let entry = self.entry_mut(segment);
+        entry.changed_ms = now_ms;
         let live = i64::from(entry.live_bytes) + delta;
         entry.live_bytes = u32::try_from(live).expect("live bytes stay within the segment");
         self.changed.insert(segment.0);
@@ -483,7 +550,7 @@ impl Space {
             #[cfg(feature = "planted-bugs")]
             if cfs_format::planted::has(cfs_format::planted::Bug::FreeBeforeDurable) {
                 self.take_pending_one(segment);
-                self.free(segment, true);
+                self.free(segment);
             }
         }
     }
@@ -507,19 +574,18 @@ impl Space {
         self.pending.extend(retired);
     }
 
-    /// A retired segment may be used again.
-    pub fn free(&mut self, segment: SegmentId, still_prepared: bool) {
+    /// A retired segment may be used again. Some keep the room that the host has given them, others give it back later.
+    pub fn free(&mut self, segment: SegmentId) {
         let entry = self.entry_mut(segment);
         assert_eq!(entry.state, State::Pending, "{segment:?} is freed");
+        let is_whole = !entry.hollow;
         *entry = FREE;
         self.free.insert(segment.0);
-        if still_prepared {
+        if is_whole && self.prepared.len() < PREPARED_KEPT {
             self.prepared.insert(segment.0);
+        } else {
+            self.held.insert(segment.0);
         }
-    }
-
-    pub fn prepared_count(&self) -> usize {
-        self.prepared.len()
     }
 
     /// Data segments whose records are out of date, with their entry; free ones have none.
@@ -558,6 +624,12 @@ impl Space {
         for index in self.prepared.difference(&self.free) {
             let sentence = "it has been prepared to be handed out, and is not free".to_owned();
             found.push((SegmentId(*index), sentence));
+        }
+        for index in self.held.iter() {
+            if !self.free.contains(index) || self.prepared.contains(index) {
+                let sentence = "the host is to get its room back, and it is in use".to_owned();
+                found.push((SegmentId(*index), sentence));
+            }
         }
         if table_bytes != self.table_bytes {
             let sentence = format!(

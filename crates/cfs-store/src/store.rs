@@ -17,6 +17,8 @@ use crate::chunks::{Pins, SealLane};
 use crate::error::{NoSpace, ReadError, WriteError};
 use crate::journal::Journal;
 use crate::lanes::Lanes;
+use crate::pace::Pace;
+use crate::pass::Books;
 use crate::pool::Pool;
 use crate::runs::SegmentRuns;
 use crate::space::SegmentCounts;
@@ -65,14 +67,16 @@ pub(crate) struct Maintenance {
     pub merged_lsn: Lsn,
     /// A merge of table runs has found no room since the last checkpoint.
     pub merges_wait: bool,
+    /// Runs have been merged since the last checkpoint; the next one frees what they were made of.
+    pub has_merged: bool,
     /// Segments with live records that could not be moved.
     pub stuck_segments: BTreeSet<SegmentId>,
 }
 
 /// A pool that is open.
 ///
-/// Order of locks: `making_room`, `maintenance`, `writer`, the pins, the journal's writer, its queue, a seal lane, a
-/// lane, the pool's space. Who holds one takes none before it. A block is repaired under the lock of `Healing`, beside
+/// Order of locks: `making_room`, `cleaning`, `maintenance`, `writer`, the pins, the journal's writer, its queue, a seal lane, a
+/// lane, the pool's space. Who holds one takes none before it. Who holds `books` takes none at all. A block is repaired under the lock of `Healing`, beside
 /// any of them but the space, and takes none.
 pub struct Store {
     pub(crate) pool: Arc<Pool>,
@@ -89,6 +93,10 @@ pub struct Store {
     pub(crate) damaged: Mutex<HashSet<Fingerprint>>,
     /// Held by who frees segments for a writer that found no room.
     pub(crate) making_room: Mutex<()>,
+    /// Held by who empties segments.
+    pub(crate) cleaning: Mutex<()>,
+    pub(crate) books: Mutex<Books>,
+    pub(crate) pace: Pace,
     pub(crate) volumes: RwLock<HashMap<VolumeId, VolumeRecord>>,
     pub(crate) domains: RwLock<HashMap<DomainId, Arc<DomainSecret>>>,
     pub(crate) next_ino: AtomicU64,
@@ -264,9 +272,12 @@ impl Store {
     /// Bytes that could be accepted now.
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
-        let available = self.pool.space.lock().available_bytes();
+        let (available, held) = {
+            let space = self.pool.space.lock();
+            (space.available_bytes(), space.held_bytes())
+        };
         match self.pool.device.host_space() {
-            Ok(Some(host)) => available.min(host.available_bytes),
+            Ok(Some(host)) => available.min(host.available_bytes.saturating_add(held)),
             _ => available,
         }
     }
@@ -328,11 +339,13 @@ impl Store {
             }
         }
         let available = space.available_bytes();
+        let held = space.held_bytes();
+        let host_available = host.map(|host| host.available_bytes.saturating_add(held));
         StoreStats {
             pool,
             segments: space.counts(),
             host_allocated_bytes: host.map(|host| host.allocated_bytes),
-            available_bytes: host.map_or(available, |host| available.min(host.available_bytes)),
+            available_bytes: host_available.map_or(available, |host| available.min(host)),
             promised_bytes: space.promised_bytes(),
             live_bytes,
             data_used_bytes,

@@ -349,9 +349,10 @@ impl<'a> Txn<'a> {
         // Additions first, so that a segment is not taken for empty in between.
         live.sort_by_key(|(_, delta)| std::cmp::Reverse(*delta));
         {
+            let now_ms = timestamp.0 >> 16;
             let mut space = store.pool.space.lock();
             for (segment, delta) in live {
-                space.add_live(SegmentId(segment), delta);
+                space.add_live(SegmentId(segment), delta, now_ms);
             }
         }
         let mut meta_batch = Batch::new();
@@ -385,6 +386,9 @@ impl<'a> Txn<'a> {
         // The index first: whoever sees an extent finds its chunk.
         store.chunk_tree.apply(&chunk_batch);
         store.meta_tree.apply(&meta_batch);
+        if kind == KIND_NAMESPACE {
+            store.pace.note_use();
+        }
         Ok(match mode {
             Mode::Live => store.journal().enqueue(timestamp, kind, command),
             Mode::Replay { .. } => Lsn(0),

@@ -21,7 +21,7 @@ fn content(seed: u64) -> Vec<u8> {
     (0..len).map(|_| (next(&mut state) % 7) as u8).collect()
 }
 
-fn check_counts(store: &Store) {
+pub fn check_counts(store: &Store) {
     let frozen = store.freeze();
     let mut refs: BTreeMap<Fingerprint, u32> = BTreeMap::new();
     let lo = key(Ino(1), 0, &[]);

@@ -20,7 +20,16 @@ pub struct TestHost(AtomicU64);
 
 impl TestHost {
     pub fn start() -> Arc<dyn Host> {
+        Self::with_clock()
+    }
+
+    /// One whose clock can be moved.
+    pub fn with_clock() -> Arc<Self> {
         Arc::new(Self(AtomicU64::new(1_700_000_000_000_000_000)))
+    }
+
+    pub fn pass_ms(&self, ms: u64) {
+        self.0.fetch_add(ms * 1_000_000, Ordering::Relaxed);
     }
 }
 

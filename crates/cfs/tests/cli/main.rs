@@ -7,6 +7,7 @@ mod admin;
 mod first_run;
 mod mount;
 mod readme;
+mod reclaim;
 mod refusals;
 mod repair;
 mod scrub;

@@ -1,0 +1,310 @@
+//! Room that nobody needs any more goes back to the host, by itself and in bounded time, and compaction says what it does.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use cfs_device::{Device, MemDevice};
+use cfs_format::{DomainId, SEGMENT_BYTES};
+use cfs_seal::codec::Codec;
+use cfs_store::{Host, Store};
+
+use crate::crash::check_counts;
+use crate::support::{Put, TestHost, apply, format, next, open};
+
+/// What the pool may take beside its live data and a tenth: log, tables, manifests, open segments, what is kept ready.
+const FIXED_SEGMENTS: u64 = 20;
+/// Ticks of a tenth of a second in which it must have come down: a minute.
+const TICKS: u32 = 600;
+
+struct World {
+    device: Arc<MemDevice>,
+    host: Arc<TestHost>,
+    store: Arc<Store>,
+}
+
+impl World {
+    fn new(segment_count: u32) -> Self {
+        let device = Arc::new(MemDevice::new(segment_count));
+        let host = TestHost::with_clock();
+        let (dyn_device, dyn_host): (Arc<dyn Device>, Arc<dyn Host>) =
+            (device.clone(), host.clone());
+        format(&dyn_device, &dyn_host);
+        let store = open(dyn_device, dyn_host);
+        Self {
+            device,
+            host,
+            store,
+        }
+    }
+
+    /// Content that does not shrink, of 4 KiB to 256 KiB.
+    fn put(&self, slot: u64, seed: u64) {
+        let mut state = seed;
+        let len = (4 << 10) + (next(&mut state) % (252 << 10)) as usize;
+        let bytes: Vec<u8> = (0..len).map(|_| next(&mut state) as u8).collect();
+        self.put_bytes(slot, &bytes);
+    }
+
+    /// The slot lets go of what it held.
+    fn clear(&self, slot: u64) {
+        self.put_bytes(slot, b"nothing");
+    }
+
+    fn put_bytes(&self, slot: u64, bytes: &[u8]) {
+        let pin = self
+            .store
+            .put_chunk(0, DomainId::DEFAULT, Codec::None, bytes)
+            .expect("room");
+        let put: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+        let command = postcard::to_stdvec(&put).expect("a command");
+        let mut txn = self.store.begin();
+        apply(&mut txn, &command).expect("applies");
+        txn.commit(&command).expect("commits");
+    }
+
+    fn tick(&self) {
+        self.host.pass_ms(100);
+        self.store.tick().expect("a tick");
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        let host = self.device.host_space().expect("measured");
+        host.expect("sparse").allocated_bytes
+    }
+
+    /// Whether the host has got back what it should; and a description.
+    fn is_small(&self) -> (bool, String) {
+        let (allocated, stats) = (self.allocated_bytes(), self.store.stats());
+        let live = stats.live_bytes;
+        let allowed = live + live / 10 + FIXED_SEGMENTS * u64::from(SEGMENT_BYTES);
+        let text = format!(
+            "{allocated} bytes allocated, {allowed} allowed, {live} live, {} used, {:?}",
+            stats.data_used_bytes, stats.segments
+        );
+        (allocated <= allowed, text)
+    }
+
+    #[track_caller]
+    fn settle(&self, what: &str) {
+        let before = self.allocated_bytes();
+        // Until the dead chunks have left the index they count as live.
+        (0..5).for_each(|_| self.tick());
+        for ticks in 5..TICKS {
+            if self.is_small().0 {
+                println!(
+                    "{what}: from {before}, after {ticks} ticks: {}",
+                    self.is_small().1
+                );
+                return;
+            }
+            self.tick();
+        }
+        panic!("{what}: {}", self.is_small().1);
+    }
+}
+
+/// Half of the chunks of most segments die, then all.
+#[test]
+fn the_host_gets_its_room_back_without_being_asked() {
+    let world = World::new(512);
+    let mut state = 11;
+    for slot in 1..=2000 {
+        world.put(slot, slot);
+    }
+    let full = world.allocated_bytes();
+    assert!(full > 230 << 20, "{full}");
+    for slot in 1..=2000 {
+        if next(&mut state).is_multiple_of(2) {
+            world.clear(slot);
+        }
+    }
+    world.settle("a random half");
+    check_counts(&world.store);
+    assert!(world.allocated_bytes() < full * 7 / 10);
+    assert!(world.store.reclaim_totals().segments > 10);
+    for slot in 1..=2000 {
+        world.clear(slot);
+    }
+    world.settle("everything");
+    check_counts(&world.store);
+    assert!(world.allocated_bytes() <= FIXED_SEGMENTS * u64::from(SEGMENT_BYTES));
+}
+
+/// While somebody uses the pool without a pause, the host still gets most of it.
+#[test]
+fn a_busy_pool_is_compacted_too() {
+    let world = World::new(512);
+    for slot in 1..=1000 {
+        world.put(slot, slot);
+    }
+    let full = world.allocated_bytes();
+    for slot in (1..=1000).step_by(2) {
+        world.clear(slot);
+    }
+    let mut out = Vec::new();
+    let fingerprint = world.store.freeze().chunks().next().expect("a chunk");
+    let (fingerprint, _) = fingerprint.expect("readable");
+    for _ in 0..TICKS {
+        // Somebody reads.
+        world
+            .store
+            .read_chunk(&fingerprint, &mut out)
+            .expect("readable");
+        world.tick();
+    }
+    let now = world.allocated_bytes();
+    let stats = world.store.stats();
+    assert!(
+        now < full * 6 / 7,
+        "{full} before, {now} now, {stats:?} {:?}",
+        world.store.reclaim_plan()
+    );
+    let dead = stats.data_used_bytes - stats.live_bytes;
+    let allowed = stats.live_bytes / 10 + 6 * u64::from(SEGMENT_BYTES);
+    assert!(dead <= allowed, "{dead} dead, {stats:?}");
+    check_counts(&world.store);
+}
+
+/// Of a segment that has just lost chunks more may be lost: it is left alone for a while. Then the emptier ones go first.
+#[test]
+fn what_is_just_dying_is_not_copied() {
+    let world = World::new(512);
+    for slot in 1..=1000 {
+        world.put(slot, slot);
+    }
+    for _ in 0..50 {
+        world.tick();
+    }
+    for slot in 1..=1000 {
+        world.clear(slot);
+        if slot % 10 == 0 {
+            world.tick();
+        }
+    }
+    let copied = world.store.reclaim_totals().copied_bytes;
+    assert!(copied < 4 << 20, "{copied} bytes of dying data were copied");
+    world.settle("everything, little by little");
+}
+
+/// A process that is killed leaves segments with room on the host that nobody needs; the next one gives it back.
+#[test]
+fn room_that_a_killed_process_held_is_given_back() {
+    let world = World::new(512);
+    for slot in 1..=300 {
+        world.put(slot, slot);
+    }
+    world.store.checkpoint().expect("a checkpoint");
+    let promise = world.store.admit(300 << 20).expect("there is room");
+    let held = world.allocated_bytes();
+    let World {
+        device,
+        host,
+        store,
+    } = world;
+    // It ends without giving anything back.
+    std::mem::forget(promise);
+    drop(store);
+    let store = open(device.clone(), host.clone());
+    let world = World {
+        device,
+        host,
+        store,
+    };
+    assert!(held > 300 << 20, "{held}");
+    world.settle("after a kill");
+    check_counts(&world.store);
+}
+
+/// The plan tells what a pass does; a pass does it, at once or by ticks, and can be ended.
+#[test]
+fn a_pass_does_what_its_plan_says() {
+    for at_once in [true, false] {
+        let world = World::new(512);
+        for slot in 1..=1000 {
+            world.put(slot, slot);
+        }
+        for slot in (1..=1000).step_by(3) {
+            world.clear(slot);
+        }
+        let mut ended = 0;
+        let stopped = world.store.reclaim_now(&mut |progress| {
+            ended += 1;
+            match progress.done.segments < 3 {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        });
+        assert_eq!(stopped.expect("it runs").done.segments, 3);
+        assert!(ended > 3);
+        let plan = world.store.reclaim_plan();
+        let by_tenth: u64 = plan.tenths.iter().map(|tenth| tenth.segments).sum();
+        assert!(plan.segments_to_empty > 20 && by_tenth >= plan.segments_to_empty);
+        assert!(plan.bytes_to_free > 20 << 20, "{plan:?}");
+        let before = world.allocated_bytes();
+        let done = match at_once {
+            true => world
+                .store
+                .reclaim_now(&mut |_| ControlFlow::Continue(()))
+                .expect("it runs"),
+            false => {
+                world.store.start_reclaim().expect("it starts");
+                assert!(world.store.reclaim_progress().is_running);
+                let mut ticks = 0;
+                while world.store.reclaim_progress().is_running {
+                    world.tick();
+                    ticks += 1;
+                    assert!(ticks < TICKS, "{:?}", world.store.reclaim_progress());
+                }
+                world.store.reclaim_progress()
+            }
+        };
+        assert!(!done.is_running);
+        assert_eq!(done.segments_total, plan.segments_to_empty);
+        assert_eq!(done.done.segments, plan.segments_to_empty);
+        assert_eq!(done.done.copied_bytes, plan.bytes_to_copy);
+        let freed = before - world.allocated_bytes();
+        let slack = 6 * u64::from(SEGMENT_BYTES);
+        assert!(
+            freed + slack >= plan.bytes_to_free && freed <= plan.bytes_to_free + 2 * slack,
+            "{freed} freed, {plan:?}"
+        );
+        let after = world.store.reclaim_plan();
+        assert!(after.segments_to_empty <= 1, "{after:?}");
+        check_counts(&world.store);
+    }
+}
+
+/// The tables of a pool from which everything was removed are small again.
+#[test]
+fn tables_of_what_was_removed_become_small() {
+    let world = World::new(512);
+    let mut rows = BTreeMap::new();
+    for slot in 1..=40_000_u64 {
+        let mut txn = world.store.begin();
+        let key = cfs_format::table::key(cfs_format::Ino(1 << 40 | slot), 0x10, &[]);
+        let mut state = slot;
+        let value: Vec<u8> = (0..100).map(|_| next(&mut state) as u8).collect();
+        txn.put(key.clone(), value);
+        rows.insert(slot, key);
+        txn.commit(b"row").expect("commits");
+    }
+    world.store.checkpoint().expect("a checkpoint");
+    let tables = |store: &Store| store.stats().segments.table;
+    let full = tables(&world.store);
+    for key in rows.into_values() {
+        let mut txn = world.store.begin();
+        txn.delete(key);
+        txn.commit(b"row").expect("commits");
+    }
+    for _ in 0..TICKS {
+        world.tick();
+    }
+    let now = world.allocated_bytes();
+    assert!(
+        now <= FIXED_SEGMENTS * u64::from(SEGMENT_BYTES),
+        "{now} bytes allocated, {full} segments of tables before, {} now",
+        tables(&world.store)
+    );
+    assert!(tables(&world.store) <= 4, "{full} {}", tables(&world.store));
+}
