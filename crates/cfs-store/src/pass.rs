@@ -4,16 +4,19 @@
 //! would otherwise leave some dead weight alone. It ends when nothing is left, or when as many segments have been emptied
 //! as were to be when it began, since under load there are always more. It does not outlive the process.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use cfs_format::SEGMENT_BYTES;
 use cfs_kv::RunError;
 
 use crate::clean::{Aim, is_worthwhile};
-use crate::error::WriteError;
+use crate::error::{ReadError, WriteError};
 use crate::space::State;
 use crate::store::Store;
 
+/// Chunks without references that a plan takes into account at most.
+const DEAD_CHUNKS_MAX: usize = 1 << 16;
 /// Segments that are emptied between two checkpoints.
 const SEGMENTS_BETWEEN_CHECKPOINTS: u64 = 32;
 
@@ -96,13 +99,29 @@ impl Pass {
 
 impl Store {
     /// What a pass would do now. Changes nothing.
-    #[must_use]
-    pub fn reclaim_plan(&self) -> ReclaimPlan {
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn reclaim_plan(&self) -> Result<ReclaimPlan, ReadError> {
         let segment_bytes = u64::from(SEGMENT_BYTES);
+        let mut dying_bytes: HashMap<u32, u32> = HashMap::new();
+        for fingerprint in self.dead_chunks(DEAD_CHUNKS_MAX)? {
+            if let Some(record) = self.chunk_record(&fingerprint)? {
+                *dying_bytes.entry(record.segment.get()).or_default() += record.record_len.get();
+            }
+        }
         let mut plan = ReclaimPlan::default();
         let space = self.pool.space.lock();
         plan.bytes_on_the_way = space.pending_count() as u64 * segment_bytes + space.held_bytes();
-        for (_, entry) in space.entries() {
+        for (segment, entry) in space.entries() {
+            let mut entry = *entry;
+            if let Some(bytes) = dying_bytes.get(&segment.0) {
+                entry.live_bytes = entry.live_bytes.saturating_sub(*bytes);
+                if entry.live_bytes == 0 {
+                    plan.bytes_on_the_way += segment_bytes;
+                    continue;
+                }
+            }
             if !entry.is_data() || !matches!(entry.state, State::Full(_)) || entry.used_bytes == 0 {
                 continue;
             }
@@ -112,7 +131,7 @@ impl Store {
             of_tenth.segments += 1;
             of_tenth.used_bytes += used;
             of_tenth.live_bytes += live;
-            if is_worthwhile(entry) {
+            if is_worthwhile(&entry) {
                 plan.segments_to_empty += 1;
                 plan.bytes_to_copy += live;
             }
@@ -120,16 +139,16 @@ impl Store {
         // The copies take whole segments, at whose ends a little is left over.
         let copies = plan.bytes_to_copy.div_ceil(segment_bytes / 16 * 15);
         plan.bytes_to_free = plan.segments_to_empty.saturating_sub(copies) * segment_bytes;
-        plan
+        Ok(plan)
     }
 
     /// Begins a pass, which [`Store::tick`] then does; nothing happens when one is under way.
     ///
     /// # Errors
-    /// The pool is read-only.
+    /// The pool is read-only, or a table cannot be read.
     pub fn start_reclaim(&self) -> Result<(), WriteError> {
         self.pool.writable()?;
-        let plan = self.reclaim_plan();
+        let plan = self.reclaim_plan()?;
         let mut books = self.books.lock();
         let before = books.totals;
         books.pass.get_or_insert(Pass {
@@ -198,7 +217,7 @@ impl Store {
             }
         }
         let pass = Pass {
-            segments_total: self.reclaim_plan().segments_to_empty,
+            segments_total: self.reclaim_plan()?.segments_to_empty,
             ..pass
         };
         let mut emptied = 0;

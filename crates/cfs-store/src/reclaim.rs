@@ -64,22 +64,28 @@ impl Store {
         Ok(())
     }
 
+    /// Chunks that nothing references and that are in the index, up to `count`.
+    pub(crate) fn dead_chunks(&self, count: usize) -> Result<Vec<Fingerprint>, ReadError> {
+        let lo = system_key(tag::DEAD_CHUNK, &[]);
+        let hi = system_key(tag::DEAD_CHUNK + 1, &[]);
+        let fingerprint = |key: &[u8]| {
+            let (_, _, suffix) = split_key(key).ok()?;
+            Some(Fingerprint(<[u8; 32]>::try_from(suffix).ok()?))
+        };
+        let rows = self.range(&lo, &hi).take(count);
+        rows.map(|row| {
+            let (key, _) = row?;
+            fingerprint(&key).ok_or(ReadError::Record { what: "dead chunk" })
+        })
+        .collect()
+    }
+
     /// Takes a batch of chunks that nothing references out of the index. True when there were any.
     ///
     /// # Errors
     /// The pool is read-only, or a table cannot be read.
     pub(crate) fn drop_dead_chunks(&self) -> Result<bool, WriteError> {
-        let lo = system_key(tag::DEAD_CHUNK, &[]);
-        let hi = system_key(tag::DEAD_CHUNK + 1, &[]);
-        let mut candidates = Vec::new();
-        for row in self.range(&lo, &hi).take(DROP_BATCH) {
-            let (key, _) = row?;
-            let fingerprint = split_key(&key)
-                .ok()
-                .and_then(|(_, _, suffix)| <[u8; 32]>::try_from(suffix).ok())
-                .ok_or(ReadError::Record { what: "dead chunk" })?;
-            candidates.push(Fingerprint(fingerprint));
-        }
+        let candidates = self.dead_chunks(DROP_BATCH)?;
         if candidates.is_empty() {
             return Ok(false);
         }

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod debug;
+mod gc;
 pub mod protocol;
 pub mod report;
 pub mod reporter;

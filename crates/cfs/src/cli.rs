@@ -29,6 +29,7 @@ Examples:
   cfs admin status --data /srv/pool           what it saves
   cfs admin fsck --data /srv/pool             verify every reference and count
   cfs admin scrub --data /srv/pool            verify every byte that is stored
+  cfs admin gc --dry-run --data /srv/pool     what is dead weight, and where
 
 ";
 
@@ -78,6 +79,22 @@ Exit code 0: nothing found, or only what could be restored. 1: findings. 130: in
 Examples:
   cfs admin scrub --data /srv/pool
   cfs admin scrub --data /srv/pool --rate 50M --json";
+
+const GC_HELP: &str = "\
+Nobody has to ask for this: a pool is compacted by itself, until a tenth of it is dead weight while it is in use, and a
+twentieth when it is not. A pass goes further: it empties every segment of which more than a twentieth is dead. First the
+plan is shown: how many segments hold how much that is still needed, what is to be copied, what comes free.
+
+Without options the pass runs in the background at a pace that others hardly notice, and this command watches it. Ctrl-C
+ends the watching; in a server the pass goes on, and `cfs admin status` tells how far it is. With --now Ctrl-C ends the
+pass itself.
+
+Exit code 0: done. 1: the pool is read-only, or cannot be read. 130: interrupted; nothing is lost.
+
+Examples:
+  cfs admin gc --dry-run --data /srv/pool
+  cfs admin gc --data /srv/pool
+  cfs admin gc --now --json --data /srv/pool";
 
 const REPAIR_HELP: &str = "\
 For a pool that other commands do not open. Make a copy of it first if there is room for one.
@@ -428,6 +445,9 @@ pub enum AdminCommand {
     /// Read all that is stored, restore damaged metadata, and name the files that damaged content belongs to
     #[command(after_help = SCRUB_HELP)]
     Scrub(ScrubArgs),
+    /// Empty segments of which little is still needed, so that the host gets their room back
+    #[command(after_help = GC_HELP)]
+    Gc(GcArgs),
     /// Change what opens the pool
     Key {
         /// The key command.
@@ -442,6 +462,20 @@ pub struct ScrubArgs {
     /// Most bytes to read in a second [default: as fast as it goes]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse_rate)]
     pub rate: Option<NonZeroU64>,
+    /// Options of any report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// Options of `cfs admin gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// As fast as it goes, until nothing is left that is worth it; others wait meanwhile
+    #[arg(long, conflicts_with = "dry_run")]
+    pub now: bool,
+    /// Only tell what would be done
+    #[arg(long)]
+    pub dry_run: bool,
     /// Options of any report.
     #[command(flatten)]
     pub report: ReportArgs,

@@ -36,7 +36,7 @@ use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
-use crate::admin::protocol::{AnyPath, DebugTarget, Request, Transfer};
+use crate::admin::protocol::{AnyPath, DebugTarget, GcWay, Request, Transfer};
 use crate::admin::reporter::end_if_unprinted;
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
@@ -208,6 +208,14 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         AdminCommand::LsDomains(args) => (args, Request::LsDomains),
         AdminCommand::Fsck(args) => (args, Request::Fsck),
         AdminCommand::Scrub(args) => (args.report, Request::Scrub { rate: args.rate }),
+        AdminCommand::Gc(args) => {
+            let way = match (args.now, args.dry_run) {
+                (_, true) => GcWay::DryRun,
+                (true, false) => GcWay::Now,
+                (false, false) => GcWay::Background,
+            };
+            (args.report, Request::Gc(way))
+        }
         AdminCommand::Key {
             command:
                 KeyCommand::ChangePassphrase {

@@ -158,7 +158,7 @@ fn a_busy_pool_is_compacted_too() {
     assert!(
         now < full * 6 / 7,
         "{full} before, {now} now, {stats:?} {:?}",
-        world.store.reclaim_plan()
+        world.store.reclaim_plan().expect("readable")
     );
     let dead = stats.data_used_bytes - stats.live_bytes;
     let allowed = stats.live_bytes / 10 + 6 * u64::from(SEGMENT_BYTES);
@@ -237,7 +237,7 @@ fn a_pass_does_what_its_plan_says() {
         });
         assert_eq!(stopped.expect("it runs").done.segments, 3);
         assert!(ended > 3);
-        let plan = world.store.reclaim_plan();
+        let plan = world.store.reclaim_plan().expect("readable");
         let by_tenth: u64 = plan.tenths.iter().map(|tenth| tenth.segments).sum();
         assert!(plan.segments_to_empty > 20 && by_tenth >= plan.segments_to_empty);
         assert!(plan.bytes_to_free > 20 << 20, "{plan:?}");
@@ -269,7 +269,7 @@ fn a_pass_does_what_its_plan_says() {
             freed + slack >= plan.bytes_to_free && freed <= plan.bytes_to_free + 2 * slack,
             "{freed} freed, {plan:?}"
         );
-        let after = world.store.reclaim_plan();
+        let after = world.store.reclaim_plan().expect("readable");
         assert!(after.segments_to_empty <= 1, "{after:?}");
         check_counts(&world.store);
     }

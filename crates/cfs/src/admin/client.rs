@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::debug;
 use super::protocol::{
-    Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, PROTOCOL, Present, Request,
-    ScrubSummary, TransferSummary,
+    Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, GcResult, PROTOCOL, Present,
+    Request, ScrubSummary, TransferSummary,
 };
 use super::reporter::{Reporter, Terminal, print_line};
 use super::service::Service;
@@ -263,6 +263,9 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
                 scrub_line(summary)
             })
         }
+        Answer::Gc(summary) => or_json(summary, json, || {
+            summary.result.iter().map(GcResult::line).collect()
+        }),
         Answer::Transfer(summary) => or_json(summary, json, || summary_lines(summary)),
         Answer::Nothing => Vec::new(),
     };

@@ -80,6 +80,8 @@ pub enum Request {
         /// Most bytes a second.
         rate: Option<NonZeroU64>,
     },
+    /// Empty segments that hold little.
+    Gc(GcWay),
     /// Copy in.
     Import(Transfer),
     /// Copy out.
@@ -93,6 +95,18 @@ pub enum Request {
     },
     /// Print a structure.
     Debug(DebugTarget),
+}
+
+/// How segments are to be emptied.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "way")]
+pub enum GcWay {
+    /// Not at all; the plan is asked for.
+    DryRun,
+    /// At the pace of background work.
+    Background,
+    /// As fast as it goes.
+    Now,
 }
 
 /// What opens the pool now, for a request that must prove it.
@@ -153,6 +167,8 @@ pub enum Event {
     Accepted,
     /// How far it is.
     Progress(Progress),
+    /// What gc is going to do.
+    GcPlan(GcPlan),
     /// Something that fsck or scrub found.
     Finding(Finding),
     /// A file that could not be copied, or something the user should know.
@@ -219,6 +235,8 @@ pub enum Answer {
     Fsck(FsckSummary),
     /// Of `scrub`.
     Scrub(ScrubSummary),
+    /// Of `gc`.
+    Gc(GcSummary),
     /// Of `import` and `export`.
     Transfer(TransferSummary),
     /// Of what only succeeds.
@@ -259,6 +277,60 @@ pub struct ScrubSummary {
     pub findings: u64,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// Data segments of which up to a certain part is live.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GcTenth {
+    /// At most this much of what was written to them is live, and more than ten percent less.
+    pub live_percent_max: u32,
+    /// How many they are.
+    pub segments: u64,
+    /// Bytes written to them.
+    pub used_bytes: u64,
+    /// Those that are live.
+    pub live_bytes: u64,
+}
+
+/// What a pass of gc would do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GcPlan {
+    /// Data segments by how much of them is live.
+    pub segments: Vec<GcTenth>,
+    /// Those that would be emptied.
+    pub segments_to_empty: u64,
+    /// Bytes that would be copied out of them.
+    pub bytes_to_copy: u64,
+    /// Bytes that would come free.
+    pub bytes_to_free: u64,
+    /// Bytes that become free without it.
+    pub bytes_on_the_way: u64,
+}
+
+/// What a pass of gc has done.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GcResult {
+    /// Segments emptied.
+    pub segments: u64,
+    /// Bytes copied out of them.
+    pub copied_bytes: u64,
+    /// Chunks without references that left the index.
+    pub dropped_chunks: u64,
+    /// Bytes that the pool took from its host before.
+    pub pool_bytes_before: u64,
+    /// And after.
+    pub pool_bytes_after: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Plan and result of gc.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GcSummary {
+    /// The plan, made before anything was done.
+    pub plan: GcPlan,
+    /// What was done; none of a dry run.
+    pub result: Option<GcResult>,
 }
 
 /// What was copied.

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::protocol::{GcPlan, GcResult};
 use crate::bytes::{count, show};
 
 /// Health and figures of a pool.
@@ -69,6 +70,28 @@ pub struct Status {
     pub hot_bytes: u64,
     /// Damaged blocks of tables and log that were restored from parity since the pool was opened.
     pub healed_blocks: u64,
+    /// Emptying of segments since the pool was opened.
+    #[serde(default)]
+    pub reclaim: Reclaim,
+}
+
+/// What emptying segments has done, and whether a pass that was asked for is under way.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Reclaim {
+    /// Segments emptied.
+    pub segments: u64,
+    /// Bytes copied out of them.
+    pub copied_bytes: u64,
+    /// Chunks without references that left the index.
+    pub dropped_chunks: u64,
+    /// Bytes that a pass would free now.
+    pub reclaimable_bytes: u64,
+    /// A pass that was asked for is under way.
+    pub pass_is_running: bool,
+    /// Segments that it, or the last one, has emptied.
+    pub pass_segments: u64,
+    /// Segments that it was to empty when it began.
+    pub pass_segments_total: u64,
 }
 
 /// Segments of a pool by what they hold.
@@ -217,6 +240,21 @@ impl Status {
                 count(self.segments.total)
             ),
         );
+        let reclaim = &self.reclaim;
+        let mut reclaimed = format!(
+            "{} segments emptied, {} copied; a pass would free {}",
+            count(reclaim.segments),
+            show(reclaim.copied_bytes),
+            show(reclaim.reclaimable_bytes)
+        );
+        if reclaim.pass_is_running {
+            reclaimed += &format!(
+                "; pass under way, {} of {} segments",
+                count(reclaim.pass_segments),
+                count(reclaim.pass_segments_total)
+            );
+        }
+        row("reclaim", reclaimed);
         row("journal", format!("{} to replay", show(self.journal_bytes)));
         row("dirty", show(self.dirty_bytes));
         row("hot", show(self.hot_bytes));
@@ -296,6 +334,54 @@ impl Domains {
             ]
         }));
         table(&rows, &[Align::Right, Align::Left, Align::Right])
+    }
+}
+
+impl GcPlan {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows = vec![["live", "segments", "written", "live bytes"].map(str::to_owned)];
+        let tenths = self.segments.iter().filter(|tenth| tenth.segments > 0);
+        rows.extend(tenths.map(|it| {
+            [
+                format!("{}-{} %", it.live_percent_max - 10, it.live_percent_max),
+                count(it.segments),
+                show(it.used_bytes),
+                show(it.live_bytes),
+            ]
+        }));
+        let mut lines = match rows.len() {
+            1 => vec!["no full data segments".to_owned()],
+            _ => table(&rows, &[Align::Right; 4]),
+        };
+        lines.push(match self.segments_to_empty {
+            0 => "nothing is worth emptying".to_owned(),
+            segments => format!(
+                "to empty: {} segments; {} to copy, {} come free",
+                count(segments),
+                show(self.bytes_to_copy),
+                show(self.bytes_to_free)
+            ),
+        });
+        if self.bytes_on_the_way > 0 {
+            lines.push(format!("free soon anyway: {}", show(self.bytes_on_the_way)));
+        }
+        lines
+    }
+}
+
+impl GcResult {
+    /// The line that people read.
+    pub fn line(&self) -> String {
+        format!(
+            "emptied {} segments, copied {}, dropped {} chunks in {:.1} s; the pool takes {}, before {}",
+            count(self.segments),
+            show(self.copied_bytes),
+            count(self.dropped_chunks),
+            self.seconds,
+            show(self.pool_bytes_after),
+            show(self.pool_bytes_before)
+        )
     }
 }
 

@@ -155,6 +155,10 @@ impl Reporter for Terminal {
                 self.bar.suspend(|| crate::tell!("{path}: {message}"));
             }
             Event::Line { text } => self.bar.suspend(|| print_line(text)),
+            Event::GcPlan(_) if self.json => {}
+            Event::GcPlan(plan) => self
+                .bar
+                .suspend(|| plan.lines().iter().for_each(|line| print_line(line))),
             Event::Accepted | Event::Done { .. } | Event::Failed { .. } => {}
         }
     }

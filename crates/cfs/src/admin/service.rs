@@ -15,8 +15,11 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::debug;
-use super::protocol::{Answer, Event, Finding, FsckSummary, Present, Progress, Request, Transfer};
-use super::report::{Df, DomainUse, Domains, Segments, Status, VolumeUse, ratio};
+use super::gc;
+use super::protocol::{
+    Answer, Event, Finding, FsckSummary, GcWay, Present, Progress, Request, Transfer,
+};
+use super::report::{Df, DomainUse, Domains, Reclaim, Segments, Status, VolumeUse, ratio};
 use super::reporter::Reporter;
 use super::scrub::scrub;
 use crate::bytes::count;
@@ -99,6 +102,18 @@ impl Service {
                     false => self.pool.fs.store().stats().healed_blocks,
                 };
                 scrub(&self.pool.fs, rate, restored, reporter)
+            }
+            Request::Gc(way) => {
+                let place = gc::Place {
+                    store: self.pool.fs.store(),
+                    pool_bytes: &|| self.pool_bytes(),
+                    serves: self.serves,
+                };
+                match way {
+                    GcWay::DryRun => gc::plan_only(place, reporter),
+                    GcWay::Background => gc::in_background(place, reporter),
+                    GcWay::Now => gc::at_once(place, reporter),
+                }
             }
             Request::Import(transfer) => {
                 let run = self.run(reporter);
@@ -219,6 +234,21 @@ impl Service {
             dirty_bytes: fs.dirty_bytes(),
             hot_bytes: fs.hot_bytes(),
             healed_blocks: stats.healed_blocks,
+            reclaim: self.reclaim(),
+        }
+    }
+
+    fn reclaim(&self) -> Reclaim {
+        let store = self.pool.fs.store();
+        let (totals, pass) = (store.reclaim_totals(), store.reclaim_progress());
+        Reclaim {
+            segments: totals.segments,
+            copied_bytes: totals.copied_bytes,
+            dropped_chunks: totals.dropped_chunks,
+            reclaimable_bytes: store.reclaim_plan().map_or(0, |plan| plan.bytes_to_free),
+            pass_is_running: pass.is_running,
+            pass_segments: pass.done.segments,
+            pass_segments_total: pass.segments_total,
         }
     }
 

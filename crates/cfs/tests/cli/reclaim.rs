@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, can_mount};
-use crate::trees::noise;
+use crate::support::{Scratch, Server, can_mount, command, eventually, run};
+use crate::trees::{assert_same, noise};
 
 /// What a pool takes beside its live data and a tenth: log, tables, open segments, what is kept ready. 24 MiB.
 const FIXED_BYTES: u64 = 12 * (2 << 20);
@@ -125,4 +125,139 @@ fn the_pool_shrinks_after_half_or_all_was_removed() {
     assert!(Path::new(&world.mount).exists());
     server.stop();
     assert!(world.host_bytes() < FIXED_BYTES);
+}
+
+/// A pool of which every second file was replaced; what was in them is dead, and nothing has been compacted yet.
+fn half_dead(scratch: &Scratch) -> (PathBuf, PathBuf) {
+    let (data, source) = (scratch.path("pool"), scratch.dir("source"));
+    let write = |number: u64, seed: u64| {
+        let path = source.join(format!("f{number}"));
+        fs::write(path, noise(seed, 500_000)).expect("a file");
+    };
+    (0..160).for_each(|number| write(number, 1 + number));
+    cfs!(
+        "import",
+        "-T",
+        source,
+        "/tree",
+        "--workers",
+        "1",
+        "--data",
+        data
+    )
+    .ok();
+    (0..160)
+        .step_by(2)
+        .for_each(|number| write(number, 1000 + number));
+    cfs!(
+        "import",
+        "-T",
+        source,
+        "/tree",
+        "--workers",
+        "1",
+        "--data",
+        data
+    )
+    .ok();
+    (data, source)
+}
+
+fn pool_bytes(data: &Path) -> u64 {
+    fs::metadata(data.join("pool")).expect("the pool").blocks() * 512
+}
+
+#[test]
+fn gc_tells_its_plan_and_does_it() {
+    for (served, way) in [(false, "--now"), (true, "--now"), (false, ""), (true, "")] {
+        let scratch = Scratch::new();
+        let (data, source) = half_dead(&scratch);
+        let server = served.then(|| Server::start(&data, None));
+        let dry = cfs!("admin", "gc", "--dry-run", "--json", "--data", data).ok();
+        let dry = dry.json();
+        assert_eq!(dry["result"], serde_json::Value::Null, "{dry}");
+        let planned = dry["plan"]["bytes_to_free"].as_u64().expect("a number");
+        // Some has been done by the processes before, without being asked.
+        assert!(planned > 1 << 20, "{dry}");
+        let text = cfs!("admin", "gc", "--dry-run", "--data", data).ok().stdout;
+        assert!(text.contains("to empty: "), "{text}");
+        let mut arguments = vec!["admin", "gc", "--json"];
+        arguments.extend((!way.is_empty()).then_some(way));
+        let mut asked = command(&[]);
+        asked.args(arguments).arg("--data").arg(&data);
+        let done = run(asked).ok();
+        let summary = done.json();
+        let result = &summary["result"];
+        let number = |name: &str| result[name].as_u64().expect("a number");
+        assert!(number("segments") > 0, "{summary}");
+        assert!(number("copied_bytes") > 0, "{summary}");
+        let freed = number("pool_bytes_before").saturating_sub(number("pool_bytes_after"));
+        assert!(freed + (20 << 20) > planned, "{summary}");
+        let again = cfs!("admin", "gc", "--dry-run", "--data", data).ok().stdout;
+        assert!(again.contains("nothing is worth emptying"), "{again}");
+        cfs!("admin", "fsck", "--data", data).ok();
+        if let Some(server) = server {
+            server.stop();
+        }
+        let live = 160 * 500_000;
+        let now = pool_bytes(&data);
+        assert!(now <= live + live / 10 + FIXED_BYTES, "{now}");
+        let out = scratch.path("out");
+        cfs!("export", "/tree", out, "--data", data).ok();
+        assert_same(&source, &out);
+    }
+}
+
+/// Ctrl-C ends the watching, and the pass goes on; or, where there is no server, the pass.
+#[test]
+fn gc_can_be_interrupted() {
+    for served in [true, false] {
+        let scratch = Scratch::new();
+        let (data, source) = half_dead(&scratch);
+        let server = served.then(|| Server::start(&data, None));
+        let mut asked = command(&[&"admin", &"gc", &"--data", &data]);
+        let child = asked.spawn().expect("it starts");
+        std::thread::sleep(Duration::from_millis(600));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("our own child");
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "served {served}: {said}");
+        let words = if served {
+            "goes on in the server"
+        } else {
+            "the pass has ended"
+        };
+        assert!(said.contains(words), "served {served}: {said}");
+        let reclaim = || {
+            let status = cfs!("admin", "status", "--json", "--data", data)
+                .ok()
+                .json();
+            status["reclaim"].clone()
+        };
+        if let Some(server) = server {
+            assert_eq!(reclaim()["pass_is_running"], true);
+            eventually("the end of the pass", || {
+                reclaim()["pass_is_running"] == false
+            });
+            assert!(
+                reclaim()["pass_segments"].as_u64() > Some(20),
+                "{}",
+                reclaim()
+            );
+            server.stop();
+        }
+        let out = scratch.path("out");
+        cfs!("export", "/tree", out, "--data", data).ok();
+        assert_same(&source, &out);
+    }
+}
+
+#[test]
+fn gc_refuses_what_makes_no_sense() {
+    let scratch = Scratch::new();
+    let data = scratch.path("none");
+    let done = cfs!("admin", "gc", "--now", "--dry-run", "--data", data);
+    assert_eq!(done.code, 2, "{done:?}");
+    cfs!("admin", "gc", "--data", data).refused(5, "no pool");
 }
