@@ -39,7 +39,7 @@ const BLOCK_BYTES_MAX: usize = 48 << 10;
 /// Sizes that a tree keeps to.
 #[derive(Clone, Debug)]
 pub struct TreeOptions {
-    /// Memory of the memtable, bytes, from which [`Tree::wants_rotate`] is true.
+    /// Memory that a memtable is made for, bytes; who rotates decides how large it becomes.
     pub memtable_bytes_max: usize,
     /// A data block, bytes before compression; at most 48 KiB.
     pub block_bytes: usize,
@@ -144,6 +144,11 @@ impl Tree {
             manifest::check_sorted(&runs)?;
             Ok(Arc::new(runs))
         };
+        if names.level0.iter().any(Vec::is_empty) {
+            return Err(OpenError::Manifest {
+                rule: "nothing in a sorted run of level 0",
+            });
+        }
         let level0 = names
             .level0
             .into_iter()
@@ -244,12 +249,6 @@ impl Tree {
         let state = self.state.read();
         let sealed = state.sealed.iter().map(|memtable| memtable.bytes());
         state.active.bytes() + sealed.sum::<usize>()
-    }
-
-    /// Whether the memtable that takes the changes has reached its size.
-    #[must_use]
-    pub fn wants_rotate(&self) -> bool {
-        self.state.read().active.bytes() >= self.options.memtable_bytes_max
     }
 
     /// Seals the memtable and starts a new one, under the store's writer lock. `false` when there is nothing in it.

@@ -42,6 +42,8 @@ pub struct CfsKv {
     log: File,
     log_bytes: Vec<u8>,
     batch: Batch,
+    /// Bytes applied since the memtable was rotated.
+    memtable_bytes: usize,
     background: Option<JoinHandle<()>>,
 }
 
@@ -85,6 +87,7 @@ impl CfsKv {
             log: File::create(path.join("log")).expect("create"),
             log_bytes: Vec::new(),
             batch: Batch::new(),
+            memtable_bytes: 0,
             background: Some(background),
         }
     }
@@ -121,7 +124,9 @@ impl Engine for CfsKv {
         self.log.sync_data().expect("log");
         let tree = &self.shared.tree;
         tree.apply(&self.batch);
-        if tree.wants_rotate() {
+        self.memtable_bytes += self.log_bytes.len();
+        if self.memtable_bytes >= TreeOptions::default().memtable_bytes_max {
+            self.memtable_bytes = 0;
             // As the store does: no more than two memtables wait.
             while tree.stats().sealed_memtables >= 2 {
                 std::thread::sleep(std::time::Duration::from_millis(1));

@@ -102,6 +102,19 @@ fn any_flipped_bit_or_cut_of_a_manifest() {
         open(&store, &longer),
         Err(OpenError::Manifest { .. })
     ));
+    // Nothing writes a sorted run of level 0 without a run; merging it would begin nowhere.
+    let cache = Arc::new(BlockCache::new(0));
+    let nothing = Tree::create(store.clone(), cache, small_options()).manifest();
+    let (head, levels) = nothing.split_at(12);
+    assert_eq!(
+        levels, [0; 8],
+        "counts of sorted runs in level 0 and of levels"
+    );
+    let hollow = [head, &[1, 0, 0, 0], &[0; 4], &[0; 4]].concat();
+    assert!(matches!(
+        open(&store, &hollow),
+        Err(OpenError::Manifest { .. })
+    ));
     for bit in 0..manifest.len() * 8 {
         let mut damaged = manifest.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);

@@ -41,7 +41,7 @@ fn fill(tree: &Tree, store: &MemoryStore, random: &mut Random, count: usize) -> 
             batch.put(key.clone(), vec![1; 40]);
         }
         tree.apply(&batch);
-        if tree.wants_rotate() {
+        if tree.memtable_bytes() >= options().memtable_bytes_max {
             checkpoint(tree, store);
         }
     }
