@@ -96,7 +96,9 @@ pub fn run() -> anyhow::Result<()> {
     if !faults.is_empty() {
         bail!("the layers do not hold:\n  {}", faults.join("\n  "));
     }
-    planted_bugs_stay_out()?;
+    for feature in ["planted-bugs", "models"] {
+        stays_out(feature)?;
+    }
     println!(
         "{} crates, {} edges, all point down",
         crates.len(),
@@ -105,23 +107,20 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The product is never built with the bugs that the simulation plants.
-fn planted_bugs_stay_out() -> anyhow::Result<()> {
-    // Were they called otherwise, or did cargo not tell features this way, this would look for nothing.
-    let planted = features(&["--package", "cfs-sim", "--features", "planted-bugs"])?;
+/// The product is never built with what is for checkers alone: bugs that can be planted, locks of the models.
+fn stays_out(feature: &str) -> anyhow::Result<()> {
+    let has = |line: &str| line.starts_with("cfs-store ") && line.contains(feature);
+    // Were it called otherwise, or did cargo not tell features this way, this would look for nothing.
+    let with = features(&["--package", "cfs-store", "--features", feature])?;
     ensure!(
-        planted.lines().any(has_planted_bugs),
-        "cargo tree does not show planted bugs where they are"
+        with.lines().any(has),
+        "cargo tree does not show the feature {feature} where it is"
     );
     let product = features(&["--package", "cfs"])?;
-    match product.lines().find(|line| has_planted_bugs(line)) {
+    match product.lines().find(|line| has(line)) {
         None => Ok(()),
-        Some(line) => bail!("the product is built with planted bugs: {line}"),
+        Some(line) => bail!("the product is built with the feature {feature}: {line}"),
     }
-}
-
-fn has_planted_bugs(line: &str) -> bool {
-    line.starts_with("cfs-store ") && line.contains("planted-bugs")
 }
 
 /// The packages that a build takes, a line each, with their features.

@@ -38,6 +38,18 @@ enum Task {
     Scenario(scenario::Options),
     /// Write to a mount, kill its server over and over, and compare with a ledger of what was acknowledged.
     Torture(torture::Options),
+    /// Run the store's threads under schedules that a seed decides about.
+    Models {
+        /// Go on for so long, all models together.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Only this model.
+        #[arg(long)]
+        model: Option<String>,
+    },
     /// Run the decoders on inputs that are wrong.
     Fuzz {
         /// Only this one; all in turn if not given.
@@ -72,6 +84,11 @@ fn main() -> anyhow::Result<()> {
         Task::Layers => layers::run(),
         Task::Scenario(options) => scenario::run(&options),
         Task::Torture(options) => torture::run(&options),
+        Task::Models {
+            minutes,
+            seed,
+            model,
+        } => models(minutes, seed, model),
         Task::Fuzz {
             target,
             seconds,
@@ -81,6 +98,27 @@ fn main() -> anyhow::Result<()> {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
     }
+}
+
+/// Builds and runs the models; see `crates/cfs-store/tests/models`.
+fn models(minutes: u64, seed: u64, model: Option<String>) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    command.args(["test", "--release", "--quiet", "--package", "cfs-store"]);
+    command.args([
+        "--features",
+        "models,planted-bugs",
+        "--test",
+        "models",
+        "--",
+    ]);
+    command.args(["--minutes", &minutes.to_string()]);
+    command.args(["--seed", &seed.to_string()]);
+    if let Some(model) = model {
+        command.args(["--model", &model]);
+    }
+    let status = command.status()?;
+    anyhow::ensure!(status.success(), "a model failed");
+    Ok(())
 }
 
 /// Builds and runs the program that has the decoders; see `cfs_sim::decoders`.

@@ -1,7 +1,7 @@
 //! Bugs on purpose, of which the checkers must find each.
 //!
-//! Only with the feature `planted-bugs`, which nothing of the product turns on: the simulation builds with it, plants
-//! one bug at a time, and must fail. docs/RELIABILITY.md lists who finds what.
+//! Only with the feature `planted-bugs`, which nothing of the product turns on: the simulation and the models of the store
+//! build with it, plant one bug at a time, and must fail. docs/RELIABILITY.md lists who finds what.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -37,10 +37,20 @@ pub enum Bug {
     RenameBeforeContent,
     /// An inode that is open when it loses its last name is not noted as an orphan.
     OrphanForgotten,
+    /// After a flush everything is acknowledged that was committed by then.
+    NewestAcknowledged,
+    /// Lanes are written out before the queue of commands is taken.
+    LanesBeforeQueue,
+    /// A chunk is looked up before it is pinned.
+    PinAfterLookup,
+    /// A full data segment is looked for on the device before it has been written there.
+    SealForgotten,
+    /// A checkpoint retires all journal segments but those that are current when it looks.
+    FollowerRetired,
 }
 
 impl Bug {
-    /// All of them.
+    /// Those that the simulation finds, which has one thread.
     pub const ALL: [Self; 14] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
@@ -56,6 +66,15 @@ impl Bug {
         Self::TruncateBeforeContent,
         Self::RenameBeforeContent,
         Self::OrphanForgotten,
+    ];
+
+    /// Those that show only when threads meet: the models of the store find them.
+    pub const MET: [Self; 5] = [
+        Self::NewestAcknowledged,
+        Self::LanesBeforeQueue,
+        Self::PinAfterLookup,
+        Self::SealForgotten,
+        Self::FollowerRetired,
     ];
 
     /// Its name on the command line.
@@ -76,13 +95,19 @@ impl Bug {
             Self::TruncateBeforeContent => "truncate-before-content",
             Self::RenameBeforeContent => "rename-before-content",
             Self::OrphanForgotten => "orphan-forgotten",
+            Self::NewestAcknowledged => "newest-acknowledged",
+            Self::LanesBeforeQueue => "lanes-before-queue",
+            Self::PinAfterLookup => "pin-after-lookup",
+            Self::SealForgotten => "seal-forgotten",
+            Self::FollowerRetired => "follower-retired",
         }
     }
 
     /// The bug with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|bug| bug.name() == name)
+        let mut bugs = Self::ALL.into_iter().chain(Self::MET);
+        bugs.find(|bug| bug.name() == name)
     }
 }
 

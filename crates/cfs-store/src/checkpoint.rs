@@ -19,7 +19,6 @@ use cfs_seal::keys::DomainSecret;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
 use crate::clean::Aim;
@@ -29,6 +28,7 @@ use crate::pace::Load;
 use crate::runs::{SegmentRuns, TableBlock};
 use crate::space::{Entry, Purpose, State};
 use crate::store::{Maintenance, Store};
+use crate::sync::Ordering;
 
 /// Commands are made durable at the latest this long after they were first seen unflushed.
 const FLUSH_AFTER_NS: u64 = 1_000_000_000;
@@ -234,16 +234,25 @@ impl Store {
             self.put_counters(&mut writer, changed);
             self.meta_tree.rotate();
             self.chunk_tree.rotate();
-            // Before `space` is locked: see the order of locks in `Store`.
-            let in_use = self.journal().current_segments();
+            #[cfg(feature = "planted-bugs")]
+            let current = cfs_format::planted::has(cfs_format::planted::Bug::FollowerRetired)
+                .then(|| self.journal().current_segments());
             let mut space = self.pool.space.lock();
+            // The log may have gone on since it was cut, without a command: to a segment that was taken only then.
+            let is_before = |_segment: &SegmentId, entry: &Entry| {
+                #[cfg(feature = "planted-bugs")]
+                if let Some(current) = &current {
+                    return !current.contains(_segment);
+                }
+                entry.seq < SegmentSeq(position.seq.get())
+            };
             let old_journal: Vec<SegmentId> = space
                 .entries()
                 .filter(|(segment, entry)| {
                     matches!(
                         entry.state,
                         State::Open(Stream::Journal) | State::Full(Stream::Journal)
-                    ) && !in_use.contains(segment)
+                    ) && is_before(segment, entry)
                 })
                 .map(|(segment, _)| segment)
                 .collect();

@@ -15,13 +15,13 @@ use cfs_format::{DomainId, Fingerprint, KeyEpoch, SegmentId, SegmentSeq};
 use cfs_seal::chunk::{ChunkFields, ChunkSealer, RecordPlace, open_record};
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::DomainSecret;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
 use crate::error::{ReadError, WriteError};
 use crate::pool::Pool;
 use crate::store::Store;
+use crate::sync::Mutex;
 
 /// Longest chunk, bytes.
 pub const CHUNK_BYTES_MAX: usize = cfs_seal::codec::RAW_LEN_MAX;
@@ -174,6 +174,12 @@ impl Store {
             .expect("the domain of a volume exists");
         let fingerprint = secret.fingerprint(data);
         self.pace.note_use();
+        #[cfg(feature = "planted-bugs")]
+        let known_before = match cfs_format::planted::has(cfs_format::planted::Bug::PinAfterLookup)
+        {
+            true => self.chunk_record(&fingerprint)?,
+            false => None,
+        };
         let published = self.pins.pin(fingerprint);
         let mut pin = ChunkPin {
             pool: Arc::clone(&self.pool),
@@ -184,6 +190,10 @@ impl Store {
         };
         let mut damaged = None;
         if published.is_some() {
+            return Ok(pin);
+        }
+        #[cfg(feature = "planted-bugs")]
+        if known_before.is_some() {
             return Ok(pin);
         }
         if let Some(record) = self.chunk_record(&fingerprint)? {
@@ -301,22 +311,24 @@ impl Store {
             reason,
         };
         let place = place.ok_or_else(|| damaged("its segment is not in use".into()))?;
-        READ_SCRATCH.with_borrow_mut(|(sealed, scratch)| {
-            self.read_record(record, sealed)?;
-            let header = open_record(
-                sealed,
+        let (mut sealed, mut scratch) = READ_SCRATCH.take();
+        let read = self.read_record(record, &mut sealed);
+        let opened = read.and_then(|()| {
+            open_record(
+                &sealed,
                 place,
                 &self.pool.ciphers.record_header,
                 |domain| self.domain_secret(domain),
-                scratch,
+                &mut scratch,
                 out,
             )
-            .map_err(|error| damaged(error.to_string()))?;
-            if header.fingerprint != fingerprint.0 {
-                return Err(damaged("another chunk lies there".into()));
-            }
-            Ok(())
-        })
+            .map_err(|error| damaged(error.to_string()))
+        });
+        READ_SCRATCH.set((sealed, scratch));
+        if opened?.fingerprint != fingerprint.0 {
+            return Err(damaged("another chunk lies there".into()));
+        }
+        Ok(())
     }
 
     pub(crate) fn record_place(&self, record: &ChunkRecord) -> Option<RecordPlace> {
@@ -364,7 +376,7 @@ impl Store {
 }
 
 thread_local! {
-    /// A sealed record and its decrypted payload; kept because first-touch memory is slow.
+    /// A sealed record and its decrypted payload; kept because first-touch memory is slow. Taken out while in use.
     static READ_SCRATCH: std::cell::RefCell<(Vec<u8>, Vec<u8>)> = const { std::cell::RefCell::new((Vec::new(), Vec::new())) };
 }
 

@@ -10,15 +10,14 @@
 //! is written only as a whole.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_device::Device;
 use cfs_format::segment::{SegmentHeader, Stream};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 use cfs_seal::parity::{columns, differences, xor_into};
-use parking_lot::Mutex;
 
 use crate::pool::Pool;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const TABLE_BLOCK: &str = "table block";

@@ -15,7 +15,6 @@
 //! How the log is read back is in `log_reader`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs_device::AlignedBuf;
@@ -24,13 +23,13 @@ use cfs_format::segment::Stream;
 use cfs_format::superblock::JournalPosition;
 use cfs_format::{BLOCK_BYTES, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp};
 use cfs_seal::parity::xor_into;
-use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
 use crate::error::WriteError;
 use crate::lanes::Lanes;
 use crate::pool::{Pool, block_ceil};
 use crate::space::Purpose;
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
 
 /// Longest command, bytes.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -194,6 +193,11 @@ impl Journal {
             return Ok(());
         }
         self.pool.flush()?;
+        #[cfg(feature = "planted-bugs")]
+        let written = match cfs_format::planted::has(cfs_format::planted::Bug::NewestAcknowledged) {
+            true => self.last_lsn().0,
+            false => written,
+        };
         self.durable_lsn.store(written, Ordering::Release);
         Ok(())
     }
@@ -282,6 +286,13 @@ impl Journal {
     }
 
     fn write_queue(&self, writer: &mut Writer) -> Result<u64, WriteError> {
+        #[cfg(feature = "planted-bugs")]
+        let lanes_first = cfs_format::planted::has(cfs_format::planted::Bug::LanesBeforeQueue);
+        #[cfg(not(feature = "planted-bugs"))]
+        let lanes_first = false;
+        if lanes_first {
+            self.lanes.write_out()?;
+        }
         let (bytes, ends) = {
             let mut queue = self.queue.lock();
             (
@@ -290,7 +301,9 @@ impl Journal {
             )
         };
         // After the queue was taken: the chunks of its commands are in the lanes by now.
-        self.lanes.write_out()?;
+        if !lanes_first {
+            self.lanes.write_out()?;
+        }
         let durable = self.durable_lsn().0;
         let mut start = 0;
         let mut index = 0;

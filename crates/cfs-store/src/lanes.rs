@@ -14,11 +14,11 @@ use cfs_format::segment::{
 };
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_seal::chunk::{RECORD_HEAD_BYTES, RecordPlace, record_len, sealed_head};
-use parking_lot::{Mutex, RwLock};
 
 use crate::error::WriteError;
 use crate::pool::{Pool, block_ceil};
 use crate::space::Purpose;
+use crate::sync::{Mutex, RwLock};
 
 struct OpenSegment {
     segment: SegmentId,
@@ -174,6 +174,10 @@ impl Lanes {
         let Some(mut open) = lane.open.take() else {
             return Ok(());
         };
+        #[cfg(feature = "planted-bugs")]
+        if cfs_format::planted::has(cfs_format::planted::Bug::SealForgotten) {
+            self.open.write().remove(&open.segment);
+        }
         let used = open.buffer.as_slice().len() as u32;
         let footer_len = footer_bytes(open.entries.len());
         let footer_offset = SEGMENT_BYTES - footer_len;

@@ -19,6 +19,7 @@
 //! | `pace` | how much of that may be done now |
 //! | `scrub` | reading all of it to see whether it is whole |
 //! | `inspect` | what `cfs debug` and `fsck` look at |
+//! | `sync` | the locks of all of them |
 //!
 //! In which order locks are taken is told at [`Store`].
 
@@ -45,6 +46,7 @@ mod runs;
 mod scrub;
 mod space;
 mod store;
+mod sync;
 mod txn;
 
 pub use anchor::{UnverifiedSuperblock, read_superblock};

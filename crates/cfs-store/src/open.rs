@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_device::Device;
 use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
@@ -20,7 +19,6 @@ use cfs_format::{
 use cfs_kv::{Batch, BlockCache, Tree, TreeOptions};
 use cfs_seal::block::Cipher;
 use cfs_seal::keys::{ClusterKey, DomainSecret};
-use parking_lot::{Mutex, RwLock};
 use zerocopy::FromBytes;
 
 use crate::anchor::{self, Anchors};
@@ -36,6 +34,7 @@ use crate::pool::{Host, Pool};
 use crate::runs::{SegmentRuns, TreeRuns};
 use crate::space::{Entry, Space, State};
 use crate::store::{Maintenance, Store, StoreOptions, WriterState};
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use crate::txn::{Mode, Txn};
 
 /// Smallest pool, bytes: the reserve, the log, the tables, and a little data.

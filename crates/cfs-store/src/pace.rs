@@ -4,10 +4,9 @@
 //! simulation repeats. Work is paid for in bytes read and written, from a purse that fills with time; what costs more
 //! than is in it makes debts, and nothing is done until they are paid.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 use cfs_format::SEGMENT_BYTES;
-use parking_lot::Mutex;
 
 /// The pool is idle when it has not been used for so long.
 const IDLE_AFTER_NS: u64 = 2_000_000_000;

@@ -1,6 +1,5 @@
 //! What all parts of the store share: the device, the keys, the segment table, and whether writing is still allowed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use cfs_device::{AlignedBuf, Device, DeviceError};
@@ -8,11 +7,11 @@ use cfs_format::segment::{SegmentHeader, Stream};
 use cfs_format::{BLOCK_BYTES, FORMAT_VERSION, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_seal::block::{BlockCipher, Cipher};
 use cfs_seal::keys::{ClusterKey, Purpose as KeyPurpose};
-use parking_lot::Mutex;
 
 use crate::error::{NoSpace, WriteError};
 use crate::heal::Healing;
 use crate::space::{NoSpaceOr, Purpose, Space};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Time and entropy from outside, so that the core has neither of its own.
 pub trait Host: Send + Sync {

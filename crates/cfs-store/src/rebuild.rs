@@ -22,7 +22,6 @@ mod sources;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cfs_device::Device;
 use cfs_format::journal::KIND_NAMESPACE;
@@ -44,6 +43,7 @@ use crate::open::{ReplayError, check_superblock, pool_of, usable_segments};
 use crate::pool::Host;
 use crate::space::{Entry, State};
 use crate::store::{Store, StoreOptions};
+use crate::sync::Ordering;
 use crate::txn::{Mode, Txn};
 
 use scan::Scan;
@@ -338,6 +338,7 @@ fn claim_all(
             live_bytes: 0,
             used_bytes,
             pins: 0,
+            changed_ms: 0,
             hollow: used_bytes < SEGMENT_BYTES,
             state: State::Full(stream),
         };
@@ -662,7 +663,7 @@ impl Rebuild<'_> {
             let mut space = store.pool.space.lock();
             for (segment, bytes) in live {
                 let counted = space.entry(segment).map_or(0, |entry| entry.live_bytes);
-                space.add_live(segment, bytes - i64::from(counted));
+                space.add_live(segment, bytes - i64::from(counted), 0);
             }
         }
         let mut batch = Batch::new();

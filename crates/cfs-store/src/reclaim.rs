@@ -176,19 +176,3 @@ impl Store {
             .map(drop)
     }
 }
-
-impl FoundRecord {
-    /// What the index has of it, without references.
-    pub fn chunk_record(&self, segment: SegmentId) -> cfs_format::table::ChunkRecord {
-        cfs_format::table::ChunkRecord {
-            segment: segment.0.into(),
-            offset: self.offset.into(),
-            record_len: (RECORD_OVERHEAD + self.header.payload_len.get()).into(),
-            raw_len: self.header.raw_len,
-            refs: 0.into(),
-            domain: self.header.domain,
-            codec: self.header.codec,
-            reserved: 0,
-        }
-    }
-}

@@ -17,13 +17,13 @@ use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter};
 use cfs_seal::codec::{Codec, Compressor, decompress};
 use cfs_seal::parity::{content_blocks_max, fill_parity, parity_blocks};
-use parking_lot::Mutex;
 
 use crate::directory::{CheckpointNote, Directory, DirectoryPlace, LogMark, TableOwner};
 use crate::error::{ReadError, WriteError};
 use crate::heal::reopen;
 use crate::pool::Pool;
 use crate::space::Purpose;
+use crate::sync::Mutex;
 
 const TAG_BYTES: usize = 16;
 /// Codec and raw length before a block's payload.

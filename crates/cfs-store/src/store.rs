@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs_format::superblock::Superblock;
@@ -10,7 +9,6 @@ use cfs_format::table::{PoolRecord, VolumeRecord};
 use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
 use cfs_seal::keys::DomainSecret;
-use parking_lot::{Mutex, RwLock};
 
 use crate::anchor::Anchors;
 use crate::chunks::{Pins, SealLane};
@@ -22,6 +20,7 @@ use crate::pass::Books;
 use crate::pool::Pool;
 use crate::runs::SegmentRuns;
 use crate::space::SegmentCounts;
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 
 /// How a store uses memory and threads.
 #[derive(Clone, Copy, Debug)]

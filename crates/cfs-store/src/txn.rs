@@ -12,12 +12,12 @@ use cfs_format::table::{ChunkRecord, PoolRecord, VolumeRecord, system_key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::Batch;
 use cfs_seal::keys::DomainSecret;
-use parking_lot::MutexGuard;
 use zerocopy::IntoBytes;
 
 use crate::chunks::NewChunk;
 use crate::error::{ReadError, WriteError};
 use crate::store::{Store, WriterState};
+use crate::sync::MutexGuard;
 
 #[cfg(feature = "planted-bugs")]
 pub(crate) static COUNTED_LATER: parking_lot::Mutex<Option<Batch>> = parking_lot::Mutex::new(None);
@@ -374,7 +374,7 @@ impl<'a> Txn<'a> {
         if next_ino > 0 {
             store
                 .next_ino
-                .fetch_max(next_ino, std::sync::atomic::Ordering::Relaxed);
+                .fetch_max(next_ino, crate::sync::Ordering::Relaxed);
         }
         #[cfg(feature = "planted-bugs")]
         if cfs_format::planted::has(cfs_format::planted::Bug::CountAfterExtent) {

@@ -13,50 +13,14 @@ use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::codec::Codec;
 use cfs_store::{Health, OpenError, Store, StoreOptions, WriteError};
 
-use crate::support::{Put, TestHost, apply, format, format_with, next, open, try_open};
+use crate::support::{
+    Shape, TestHost, check_counts, format, format_with, next, open, put, try_open,
+};
 
 fn content(seed: u64) -> Vec<u8> {
     let mut state = seed;
     let len = 1 + (next(&mut state) % 60_000) as usize;
     (0..len).map(|_| (next(&mut state) % 7) as u8).collect()
-}
-
-pub fn check_counts(store: &Store) {
-    let frozen = store.freeze();
-    let mut refs: BTreeMap<Fingerprint, u32> = BTreeMap::new();
-    let lo = key(Ino(1), 0, &[]);
-    for row in store.range(&lo, &[0xff; 9]) {
-        let (_, value) = row.expect("row");
-        *refs
-            .entry(Fingerprint(value[..32].try_into().expect("32 bytes")))
-            .or_default() += 1;
-    }
-    let mut live: BTreeMap<u32, u32> = BTreeMap::new();
-    let mut out = Vec::new();
-    for chunk in frozen.chunks() {
-        let (fingerprint, record) = chunk.expect("chunk");
-        assert_eq!(
-            refs.remove(&fingerprint).unwrap_or(0),
-            record.refs.get(),
-            "references of {fingerprint}"
-        );
-        *live.entry(record.segment.get()).or_default() += record.record_len.get();
-        store
-            .read_chunk(&fingerprint, &mut out)
-            .expect("every chunk in the index can be read");
-    }
-    assert!(refs.is_empty(), "every referenced chunk is in the index");
-    for (segment, record) in frozen.segments {
-        assert_eq!(
-            live.remove(&segment.0).unwrap_or(0),
-            record.live_bytes.get(),
-            "live bytes of {segment:?}"
-        );
-    }
-    assert!(
-        live.is_empty(),
-        "every chunk is in a segment that is in use"
-    );
 }
 
 fn run(seed: u64) {
@@ -132,13 +96,7 @@ fn run(seed: u64) {
                     _ => {
                         let slot = 1 + next(&mut state) % 20;
                         let seed = next(&mut state) % 40;
-                        let pin =
-                            store.put_chunk(0, DomainId::DEFAULT, Codec::Lz4, &content(seed))?;
-                        let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
-                        let command = postcard::to_stdvec(&command).expect("encode");
-                        let mut txn = store.begin();
-                        apply(&mut txn, &command).expect("apply");
-                        txn.commit(&command)?;
+                        put(&store, slot, &content(seed), Shape::default())?;
                         history.push((slot, seed));
                     }
                 }
@@ -191,14 +149,11 @@ fn padding_leaves_room_for_the_footer() {
     for slot in 1..=2_000 {
         let mut content = vec![0; 1 + (next(&mut state) % 5_000) as usize];
         content.fill_with(|| next(&mut state) as u8);
-        let pin = store
-            .put_chunk(0, DomainId::DEFAULT, Codec::None, &content)
-            .expect("a chunk");
-        let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
-        let command = postcard::to_stdvec(&command).expect("encode");
-        let mut txn = store.begin();
-        apply(&mut txn, &command).expect("apply");
-        txn.commit(&command).expect("commit");
+        let shape = Shape {
+            codec: Codec::None,
+            ..Shape::default()
+        };
+        put(&store, slot, &content, shape).expect("a chunk");
         store.write_log(Duration::ZERO).expect("written");
     }
     check_counts(&store);
@@ -215,15 +170,7 @@ fn a_damaged_chunk_is_stored_again() {
     let reopen =
         |device: &Arc<MemDevice>| open(Arc::clone(device) as Arc<dyn Device>, Arc::clone(&host));
     let put = |store: &Store, slot: u64| {
-        let pin = store
-            .put_chunk(0, DomainId::DEFAULT, Codec::Lz4, &content(1))
-            .expect("a chunk");
-        let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
-        let command = postcard::to_stdvec(&command).expect("encode");
-        let mut txn = store.begin();
-        apply(&mut txn, &command).expect("apply");
-        txn.commit(&command).expect("commit");
-        (*pin.fingerprint(), pin.new_chunk())
+        put(store, slot, &content(1), Shape::default()).expect("a chunk")
     };
     format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
     let store = reopen(&device);

@@ -9,7 +9,7 @@ use cfs_format::{DomainId, SEGMENT_BYTES};
 use cfs_seal::codec::Codec;
 use cfs_store::{Host, Store};
 
-use crate::crash::check_counts;
+use crate::support::check_counts;
 use crate::support::{Put, TestHost, apply, format, next, open};
 
 /// What the pool may take beside its live data and a tenth: log, tables, manifests, open segments, what is kept ready.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use cfs_device::{Device, DeviceError, Geometry, HostSpace, MemDevice};
 use cfs_format::segment::{SegmentHeader, Stream};
 use cfs_format::table::{key, tag};
-use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
+use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES, SegmentId};
 use cfs_seal::codec::Codec;
 use cfs_store::{Host, OpenError, Store, StoreOptions};
 
-use crate::support::{Put, TestHost, apply, format, open, try_open};
+use crate::support::{self, Shape, TestHost, format, open, try_open};
 
 /// Commands in the log of a process that was killed, each with a chunk of its own, and synced by itself.
 const COMMANDS: u64 = 9;
@@ -69,14 +69,11 @@ impl Device for BadSectors {
 
 /// A command with a chunk of this byte, durable.
 fn put(store: &Store, slot: u64, byte: u8) {
-    let pin = store
-        .put_chunk(0, DomainId::DEFAULT, Codec::None, &[byte; 100])
-        .expect("a chunk");
-    let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
-    let command = postcard::to_stdvec(&command).expect("encode");
-    let mut txn = store.begin();
-    apply(&mut txn, &command).expect("apply");
-    txn.commit(&command).expect("commit");
+    let shape = Shape {
+        codec: Codec::None,
+        ..Shape::default()
+    };
+    support::put(store, slot, &[byte; 100], shape).expect("a chunk");
     store.sync().expect("durable");
 }
 

@@ -1,18 +1,21 @@
 //! What these tests share: a host without a clock, a pool's key, and one kind of command.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_device::Device;
 use cfs_format::superblock::{ChunkParams, KeySlot, UNLOCK_KEY_FILE};
 use cfs_format::table::{VolumeRecord, key, tag};
-use cfs_format::{Fingerprint, Ino, VolumeId};
+use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::block::Cipher;
+use cfs_seal::codec::Codec;
 use cfs_seal::keys::{
     ClusterKey, MasterKey, render_key_file, unwrap_cluster_key, wrap_cluster_key,
 };
 use cfs_store::{
     FormatOptions, Host, NewChunk, OpenError, ReplayError, Store, StoreOptions, Txn, UnlockError,
+    WriteError,
 };
 use zerocopy::FromZeros;
 
@@ -118,4 +121,80 @@ pub fn try_open(
         options,
         apply,
     )
+}
+
+/// How [`put`] does it.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    /// The lane that the chunk goes to.
+    pub lane: usize,
+    pub codec: Codec,
+    /// Bytes by which the command is longer than it must be.
+    pub padding: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            lane: 0,
+            codec: Codec::Lz4,
+            padding: 0,
+        }
+    }
+}
+
+/// Stores a chunk and lets the slot refer to it.
+pub fn put(
+    store: &Store,
+    slot: u64,
+    content: &[u8],
+    shape: Shape,
+) -> Result<(Fingerprint, Option<NewChunk>), WriteError> {
+    let pin = store.put_chunk(shape.lane, DomainId::DEFAULT, shape.codec, content)?;
+    let command: Put = (slot, *pin.fingerprint(), pin.new_chunk());
+    let mut command = postcard::to_stdvec(&command).expect("encode");
+    command.resize(command.len() + shape.padding, 0);
+    let mut txn = store.begin();
+    apply(&mut txn, &command).expect("apply");
+    txn.commit(&command)?;
+    Ok((*pin.fingerprint(), pin.new_chunk()))
+}
+
+/// Compares references and live bytes with a recount, and reads every chunk.
+pub fn check_counts(store: &Store) {
+    let frozen = store.freeze();
+    let mut refs: BTreeMap<Fingerprint, u32> = BTreeMap::new();
+    let lo = key(Ino(1), 0, &[]);
+    for row in store.range(&lo, &[0xff; 9]) {
+        let (_, value) = row.expect("row");
+        *refs
+            .entry(Fingerprint(value[..32].try_into().expect("32 bytes")))
+            .or_default() += 1;
+    }
+    let mut live: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut out = Vec::new();
+    for chunk in frozen.chunks() {
+        let (fingerprint, record) = chunk.expect("chunk");
+        assert_eq!(
+            refs.remove(&fingerprint).unwrap_or(0),
+            record.refs.get(),
+            "references of {fingerprint}"
+        );
+        *live.entry(record.segment.get()).or_default() += record.record_len.get();
+        store
+            .read_chunk(&fingerprint, &mut out)
+            .expect("every chunk in the index can be read");
+    }
+    assert!(refs.is_empty(), "every referenced chunk is in the index");
+    for (segment, record) in frozen.segments {
+        assert_eq!(
+            live.remove(&segment.0).unwrap_or(0),
+            record.live_bytes.get(),
+            "live bytes of {segment:?}"
+        );
+    }
+    assert!(
+        live.is_empty(),
+        "every chunk is in a segment that is in use"
+    );
 }
