@@ -72,6 +72,15 @@ enum Task {
 enum Bench {
     /// The mount, beside its ceiling, gocryptfs and a plain directory.
     Mount(bench_mount::Options),
+    /// Memory and lookups of the chunk index, without any content.
+    Chunks {
+        /// Where the pool lies meanwhile; it needs some 5 GB for 20 million chunks.
+        #[arg(long, default_value = "/tmp")]
+        dir: PathBuf,
+        /// Millions of chunks.
+        #[arg(long, default_value_t = 20.0)]
+        millions: f64,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -97,7 +106,20 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
+        Task::Bench {
+            bench: Bench::Chunks { dir, millions },
+        } => bench_chunks(&dir, millions),
     }
+}
+
+/// Builds and runs the bench of the chunk index; see `crates/cfs-store/benches/chunks.rs`.
+fn bench_chunks(dir: &std::path::Path, millions: f64) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    command.args(["bench", "--quiet", "--package", "cfs-store"]);
+    command.args(["--bench", "chunks", "--"]).arg(dir);
+    let status = command.arg(millions.to_string()).status()?;
+    anyhow::ensure!(status.success(), "the bench failed");
+    Ok(())
 }
 
 /// Builds and runs the models; see `crates/cfs-store/tests/models`.
