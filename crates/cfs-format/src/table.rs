@@ -42,6 +42,8 @@ pub mod tag {
     pub const NEXT_INO: u8 = 0x17;
     /// System, inode 0: a file to re-chunk; suffix: inode number, u64 big-endian; no value.
     pub const FRAGMENTED: u8 = 0x18;
+    /// System, inode 0: the last recount of references; no suffix; value `RecountRecord`.
+    pub const RECOUNT: u8 = 0x19;
 }
 
 /// The key `(ino, tag, suffix)` of the meta tree.
@@ -266,6 +268,24 @@ pub struct PoolRecord {
     /// Content that the references stand for, bytes, counting a chunk once a reference.
     pub referenced_bytes: le::U64,
 }
+
+/// What the last recount of references has found, as of the checkpoint.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct RecountRecord {
+    /// When it was done, nanoseconds since 1970.
+    pub finished_ns: le::U64,
+    /// Chunks whose count is not that of the extents that show them.
+    pub differing: le::U64,
+    /// Those of them that no extent shows.
+    pub leaked: le::U64,
+    /// Those of them that the chunk tree has not.
+    pub missing: le::U64,
+}
+
+const _: () = assert!(size_of::<RecountRecord>() == 32);
 
 /// A volume.
 #[derive(

@@ -20,6 +20,7 @@ mod extent;
 mod inode;
 mod namespace;
 mod rebuild;
+pub mod recount;
 mod types;
 mod xattr;
 
@@ -52,6 +53,7 @@ pub struct Fs {
     pub(crate) opens: namespace::opens::OpenCounts,
     pub(crate) atimes: namespace::atime::PendingTimes,
     pub(crate) reaper: namespace::reap::Reaper,
+    pub(crate) recounts: recount::Recounts,
 }
 
 /// Why a pool could not be opened. Nothing changed, but for what recovery itself writes.
@@ -105,6 +107,7 @@ impl Fs {
             opens: namespace::opens::OpenCounts::default(),
             atimes: namespace::atime::PendingTimes::default(),
             reaper: namespace::reap::Reaper::default(),
+            recounts: recount::Recounts::default(),
         });
         fs.queue_orphans()?;
         Ok(fs)
@@ -117,7 +120,7 @@ impl Fs {
     }
 
     /// Does background work that is due, a bounded amount of it: writes aged dirty data and access times, removes
-    /// inodes without a name, re-chunks fragmented files, then the store's own. Called by one thread about every
+    /// inodes without a name, re-chunks fragmented files, then the store's own, and recounts references. Called by one thread about every
     /// 100 ms.
     ///
     /// # Errors
@@ -128,6 +131,7 @@ impl Fs {
         let touched = self.write_atimes_if_due();
         let reaped = self.reap_some();
         let stored = self.store.tick().map_err(FsError::from);
+        self.recount_some();
         stored.and(written).and(touched).and(reaped)
     }
 
@@ -148,6 +152,7 @@ impl Fs {
     pub fn close(&self) -> Result<()> {
         let flushed = self.files.flush_all();
         let touched = self.write_atimes();
+        self.stop_recount();
         self.store.close()?;
         flushed.and(touched)
     }

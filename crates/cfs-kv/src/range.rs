@@ -19,6 +19,7 @@ pub struct Range {
     high: Bound<Vec<u8>>,
     front: Option<Merge>,
     back: Option<Merge>,
+    through: ReadThrough,
     ended: bool,
 }
 
@@ -31,8 +32,16 @@ impl Range {
             high,
             front: None,
             back: None,
+            through: ReadThrough::Cache,
             ended,
         }
+    }
+
+    /// Reads blocks past the cache, so that a long scan does not push out what others need.
+    #[must_use]
+    pub fn past_cache(mut self) -> Self {
+        self.through = ReadThrough::Store;
+        self
     }
 
     fn merge(&self, direction: Direction) -> Result<Merge, RunError> {
@@ -67,8 +76,7 @@ impl Range {
                 Direction::Backward => sorted.iter().any(|run| touches(run, bounds)),
             };
             if touched {
-                let cursor =
-                    RunCursor::new(Arc::clone(sorted), direction, ReadThrough::Cache, start)?;
+                let cursor = RunCursor::new(Arc::clone(sorted), direction, self.through, start)?;
                 cursors.push(Cursor::Run(cursor));
             }
         }

@@ -113,10 +113,17 @@ pub(crate) fn check(fs: &Fs) -> Result<(), String> {
         .check(|_| true)
         .map_err(|error| format!("check: {error}"))?
         .ok_or("the check ended early")?;
-    if report.is_clean() {
-        return Ok(());
+    if !report.is_clean() {
+        return Err(format!("check found {:?}", report.findings));
     }
-    Err(format!("check found {:?}", report.findings))
+    let recount = fs
+        .recount(|_| true)
+        .map_err(|error| format!("recount: {error}"))?
+        .ok_or("the recount ended early")?;
+    match recount.is_clean() && recount.freed == 0 {
+        true => Ok(()),
+        false => Err(format!("the recount found {recount:?}")),
+    }
 }
 
 /// That nothing is promised when nothing is dirty, and that segments add up to those that there are.

@@ -145,7 +145,9 @@ impl Store {
         self.lanes.seal_all()?;
         maintenance.superblock.clean = 1.into();
         let has_checkpoint = maintenance.superblock.manifest.stored_len.get() > 0;
-        if has_checkpoint && self.journal().last_lsn() == maintenance.checkpoint_lsn {
+        let has_changed =
+            maintenance.has_merged || self.journal().last_lsn() != maintenance.checkpoint_lsn;
+        if has_checkpoint && !has_changed {
             // Nothing has changed: another checkpoint would cost segments and say the same.
             self.point_at_journal(&mut maintenance)?;
         } else {
@@ -343,6 +345,10 @@ impl Store {
             }
         }
         batch.put(system_key(tag::POOL, &[]), writer.pool.as_bytes().to_vec());
+        if writer.recount.finished_ns.get() > 0 {
+            let recount = writer.recount.as_bytes().to_vec();
+            batch.put(system_key(tag::RECOUNT, &[]), recount);
+        }
         batch.put(
             system_key(tag::NEXT_INO, &[0]),
             self.next_ino.load(Ordering::Relaxed).to_le_bytes().to_vec(),

@@ -32,7 +32,36 @@ pub struct Frozen {
     pub segments: Vec<(SegmentId, SegmentRecord)>,
 }
 
+/// Rows of a table in order, read past the cache, so that a long scan does not push out what others need.
+pub struct TableScan(cfs_kv::Range);
+
+impl TableScan {
+    fn of(view: &View) -> Self {
+        Self(view.range(Bound::Unbounded, Bound::Unbounded).past_cache())
+    }
+}
+
+impl Iterator for TableScan {
+    type Item = Result<(Vec<u8>, Vec<u8>), ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.0.next()?.map_err(ReadError::from))
+    }
+}
+
 impl Frozen {
+    /// All rows of the meta tree, for a long scan.
+    #[must_use]
+    pub fn scan_meta(&self) -> TableScan {
+        TableScan::of(&self.meta)
+    }
+
+    /// All rows of the chunk tree, for a long scan.
+    #[must_use]
+    pub fn scan_chunks(&self) -> TableScan {
+        TableScan::of(&self.chunk)
+    }
+
     /// All chunks, in the order of their fingerprints.
     pub fn chunks(
         &self,

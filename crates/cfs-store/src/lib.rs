@@ -53,7 +53,9 @@ pub use anchor::{UnverifiedSuperblock, read_superblock};
 pub use chunks::{CHUNK_BYTES_MAX, ChunkPin, NewChunk};
 pub use directory::TableOwner;
 pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, WriteError};
-pub use inspect::{DirectoryReport, Frozen, LoggedCommand, SegmentReport, logged_commands};
+pub use inspect::{
+    DirectoryReport, Frozen, LoggedCommand, SegmentReport, TableScan, logged_commands,
+};
 pub use journal::COMMAND_BYTES_MAX;
 pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
 pub use pass::{ReclaimPlan, ReclaimProgress, ReclaimTotals, SegmentsOfTenth};

@@ -12,7 +12,7 @@ use cfs_device::Device;
 use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
 use cfs_format::segment::Stream;
 use cfs_format::superblock::{ANCHORS, CHUNKER_GEAR, ChunkParams, KeySlot, Superblock};
-use cfs_format::table::{PoolRecord, SegmentRecord, VolumeRecord, system_key, tag};
+use cfs_format::table::{PoolRecord, RecountRecord, SegmentRecord, VolumeRecord, system_key, tag};
 use cfs_format::{
     DomainId, FORMAT_VERSION, Ino, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId,
 };
@@ -238,7 +238,8 @@ impl Store {
                 claim(&mut space, *segment, entry)?;
             }
         }
-        let store = Self::assemble(pool, superblock, anchors, options, Some(&manifest))?;
+        let mut store = Self::assemble(pool, superblock, anchors, options, Some(&manifest))?;
+        store.was_unclean = !was_clean;
         store.check_run_segments()?;
         store.maintenance.lock().manifest_segments = all_manifest_segments.into_iter().collect();
         store.load_system_records()?;
@@ -351,6 +352,8 @@ impl Store {
             block_cache,
             journal: std::sync::OnceLock::new(),
             damaged: Mutex::default(),
+            disputed: Mutex::default(),
+            was_unclean: false,
             making_room: Mutex::new(()),
             cleaning: Mutex::new(()),
             books: Mutex::default(),
@@ -358,6 +361,7 @@ impl Store {
             writer: Mutex::new(WriterState {
                 last_timestamp: Timestamp(superblock.checkpoint_timestamp.get()),
                 pool: PoolRecord::default(),
+                recount: RecountRecord::default(),
                 volumes_changed: BTreeSet::new(),
             }),
             volumes: RwLock::new(HashMap::new()),
@@ -469,6 +473,10 @@ impl Store {
                 tag::POOL => {
                     self.writer.lock().pool =
                         PoolRecord::read_from_bytes(&value).map_err(|_| bad("pool counters"))?;
+                }
+                tag::RECOUNT => {
+                    self.writer.lock().recount =
+                        RecountRecord::read_from_bytes(&value).map_err(|_| bad("recount"))?;
                 }
                 tag::VOLUME => {
                     let volume = suffix.try_into().map_err(|_| bad("volume key"))?;

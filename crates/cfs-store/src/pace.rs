@@ -36,6 +36,7 @@ struct PaceState {
     used_ns: u64,
     looked_ns: u64,
     purse_bytes: i64,
+    is_idle: bool,
 }
 
 impl Pace {
@@ -56,6 +57,7 @@ impl Pace {
             since if since >= IDLE_AFTER_NS => Load::Idle,
             _ => Load::Busy,
         };
+        state.is_idle = load == Load::Idle;
         let rate = match load {
             Load::Idle => IDLE_BYTES_PER_SECOND,
             Load::Busy => BUSY_BYTES_PER_SECOND,
@@ -65,6 +67,14 @@ impl Pace {
         state.looked_ns = now_ns;
         state.purse_bytes = (state.purse_bytes + bytes(since)).min(bytes(PURSE_NS));
         load
+    }
+
+    /// What the last look has found.
+    pub fn load(&self) -> Load {
+        match self.state.lock().is_idle {
+            true => Load::Idle,
+            false => Load::Busy,
+        }
     }
 
     /// Whether work may be begun.

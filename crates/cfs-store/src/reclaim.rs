@@ -5,7 +5,7 @@
 //! that is durable (see `space`). A reader that looked a chunk up before it was moved finds bytes that do not verify,
 //! looks again, and finds the new place.
 
-use cfs_format::table::{split_key, system_key, tag};
+use cfs_format::table::{RecountRecord, split_key, system_key, tag};
 use cfs_format::{Fingerprint, SegmentId};
 use cfs_kv::RunError;
 use serde::{Deserialize, Serialize};
@@ -72,12 +72,46 @@ impl Store {
             let (_, _, suffix) = split_key(key).ok()?;
             Some(Fingerprint(<[u8; 32]>::try_from(suffix).ok()?))
         };
-        let rows = self.range(&lo, &hi).take(count);
-        rows.map(|row| {
+        let rows = self.range(&lo, &hi).map(|row| {
             let (key, _) = row?;
             fingerprint(&key).ok_or(ReadError::Record { what: "dead chunk" })
-        })
-        .collect()
+        });
+        let disputed = self.disputed.lock().clone();
+        let is_agreed = |row: &Result<Fingerprint, ReadError>| {
+            !row.as_ref().is_ok_and(|it| disputed.contains(it))
+        };
+        rows.filter(is_agreed).take(count).collect()
+    }
+
+    /// More extents show these chunks than are counted: they stay in the index while this process lives.
+    pub fn dispute(&self, fingerprints: impl IntoIterator<Item = Fingerprint>) {
+        self.disputed.lock().extend(fingerprints);
+    }
+
+    /// Drops chunks that neither a count nor an extent refers to and that are not listed to be dropped, if that is still
+    /// so. How many it were.
+    ///
+    /// # Errors
+    /// The pool is read-only, or a table cannot be read.
+    pub fn drop_unlisted(&self, fingerprints: Vec<Fingerprint>) -> Result<u64, WriteError> {
+        let mut dropped = 0;
+        for batch in fingerprints.chunks(DROP_BATCH) {
+            dropped += self.drop_chunks(batch.to_vec())?;
+        }
+        Ok(dropped)
+    }
+
+    /// What the last recount has found; all zero when there was none.
+    #[must_use]
+    pub fn recount_record(&self) -> RecountRecord {
+        self.writer.lock().recount
+    }
+
+    /// Keeps what a recount has found, from the next checkpoint on durably. Views of the tables that it has used are to be
+    /// dropped before, since that checkpoint frees what only they have held.
+    pub fn set_recount_record(&self, record: RecountRecord) {
+        self.maintenance.lock().has_merged = true;
+        self.writer.lock().recount = record;
     }
 
     /// Takes a batch of chunks that nothing references out of the index. True when there were any.
@@ -93,6 +127,10 @@ impl Store {
         for fingerprint in &candidates {
             self.chunk_record(fingerprint)?;
         }
+        Ok(self.drop_chunks(candidates)? > 0)
+    }
+
+    fn drop_chunks(&self, candidates: Vec<Fingerprint>) -> Result<u64, WriteError> {
         let mut txn = self.begin();
         self.pins.exclude(|is_pinned| {
             let mut dropped = Vec::new();
@@ -102,12 +140,12 @@ impl Store {
                 }
             }
             if dropped.is_empty() {
-                return Ok(false);
+                return Ok(0);
             }
             let count = dropped.len() as u64;
             txn.commit_store(&StoreCommand::Drop(dropped).encode())?;
             self.books.lock().totals.dropped_chunks += count;
-            Ok(true)
+            Ok(count)
         })
     }
 

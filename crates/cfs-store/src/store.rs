@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cfs_format::superblock::Superblock;
-use cfs_format::table::{PoolRecord, VolumeRecord};
+use cfs_format::table::{PoolRecord, RecountRecord, VolumeRecord};
 use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
 use cfs_seal::keys::DomainSecret;
@@ -50,6 +50,7 @@ impl Default for StoreOptions {
 pub(crate) struct WriterState {
     pub last_timestamp: Timestamp,
     pub pool: PoolRecord,
+    pub recount: RecountRecord,
     pub volumes_changed: BTreeSet<VolumeId>,
 }
 
@@ -90,6 +91,10 @@ pub struct Store {
     pub(crate) writer: Mutex<WriterState>,
     /// Chunks that could not be opened since the pool was. Equal content is stored again in their place.
     pub(crate) damaged: Mutex<HashSet<Fingerprint>>,
+    /// Chunks that more extents show than are counted: they stay in the index whatever their count.
+    pub(crate) disputed: Mutex<HashSet<Fingerprint>>,
+    /// The pool had not been closed when it was opened.
+    pub(crate) was_unclean: bool,
     /// Held by who frees segments for a writer that found no room.
     pub(crate) making_room: Mutex<()>,
     /// Held by who empties segments.
@@ -279,6 +284,18 @@ impl Store {
             Ok(Some(host)) => available.min(host.available_bytes.saturating_add(held)),
             _ => available,
         }
+    }
+
+    /// Whether nobody has used the pool for some seconds, as of the last [`Store::tick`].
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.pace.load() == crate::pace::Load::Idle
+    }
+
+    /// Whether the last process that had the pool ended without closing it.
+    #[must_use]
+    pub fn was_unclean(&self) -> bool {
+        self.was_unclean
     }
 
     /// Returns when everything that was committed before the call is durable. Those who wait at the same time share

@@ -89,12 +89,17 @@ Without options the pass runs in the background at a pace that others hardly not
 ends the watching; in a server the pass goes on, and `cfs admin status` tells how far it is. With --now Ctrl-C ends the
 pass itself.
 
-Exit code 0: done. 1: the pool is read-only, or cannot be read. 130: interrupted; nothing is lost.
+With --recount the extents of all files are counted against the counts of references by which chunks are freed. That, too,
+happens by itself, once a week and after a crash, slowly and while nobody uses the pool. Only what both agree on is ever
+freed; what they disagree on is a finding, and stays.
+
+Exit code 0: done. 1: the pool is read-only, or cannot be read, or findings of a recount. 130: interrupted; nothing is lost.
 
 Examples:
   cfs admin gc --dry-run --data /srv/pool
   cfs admin gc --data /srv/pool
-  cfs admin gc --now --json --data /srv/pool";
+  cfs admin gc --now --json --data /srv/pool
+  cfs admin gc --recount --data /srv/pool";
 
 const REPAIR_HELP: &str = "\
 For a pool that other commands do not open. Make a copy of it first if there is room for one.
@@ -476,6 +481,9 @@ pub struct GcArgs {
     /// Only tell what would be done
     #[arg(long)]
     pub dry_run: bool,
+    /// Empty nothing, but recount the references of all chunks and compare
+    #[arg(long, conflicts_with_all = ["now", "dry_run"])]
+    pub recount: bool,
     /// Options of any report.
     #[command(flatten)]
     pub report: ReportArgs,

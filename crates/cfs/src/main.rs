@@ -209,12 +209,13 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         AdminCommand::Fsck(args) => (args, Request::Fsck),
         AdminCommand::Scrub(args) => (args.report, Request::Scrub { rate: args.rate }),
         AdminCommand::Gc(args) => {
-            let way = match (args.now, args.dry_run) {
-                (_, true) => GcWay::DryRun,
-                (true, false) => GcWay::Now,
-                (false, false) => GcWay::Background,
+            let request = match (args.recount, args.dry_run, args.now) {
+                (true, _, _) => Request::Recount,
+                (_, true, _) => Request::Gc(GcWay::DryRun),
+                (_, _, true) => Request::Gc(GcWay::Now),
+                _ => Request::Gc(GcWay::Background),
             };
-            (args.report, Request::Gc(way))
+            (args.report, request)
         }
         AdminCommand::Key {
             command:

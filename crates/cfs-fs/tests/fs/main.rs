@@ -5,3 +5,4 @@ mod crash;
 mod model;
 mod namespace;
 mod pool;
+mod recount;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::debug;
 use super::protocol::{
     Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, GcResult, PROTOCOL, Present,
-    Request, ScrubSummary, TransferSummary,
+    RecountSummary, Request, ScrubSummary, TransferSummary,
 };
 use super::reporter::{Reporter, Terminal, print_line};
 use super::service::Service;
@@ -266,6 +266,11 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Gc(summary) => or_json(summary, json, || {
             summary.result.iter().map(GcResult::line).collect()
         }),
+        Answer::Recount(summary) => {
+            findings_or_line(terminal, json, summary.findings, summary, || {
+                recount_line(summary)
+            })
+        }
         Answer::Transfer(summary) => or_json(summary, json, || summary_lines(summary)),
         Answer::Nothing => Vec::new(),
     };
@@ -275,6 +280,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
     let incomplete = match &answer {
         Answer::Fsck(summary) => summary.findings > 0,
         Answer::Scrub(summary) => summary.findings > 0,
+        Answer::Recount(summary) => summary.findings > 0,
         Answer::Transfer(summary) => summary.problems > 0,
         _ => false,
     };
@@ -326,6 +332,31 @@ fn fsck_line(summary: &FsckSummary) -> String {
         count(summary.extents),
         count(summary.chunks)
     )
+}
+
+fn recount_line(summary: &RecountSummary) -> String {
+    let mut line = format!(
+        "{}: {} references to {} chunks recounted in {:.1} s",
+        verdict(summary.findings),
+        count(summary.references),
+        count(summary.chunks),
+        summary.seconds
+    );
+    if summary.differing > 0 {
+        line += &format!(
+            "; {} chunks differ, {} of them leaked, {} missing; nothing of them is freed",
+            count(summary.differing),
+            count(summary.leaked),
+            count(summary.missing)
+        );
+    }
+    if summary.freed > 0 {
+        line += &format!(
+            "; {} chunks that nothing referred to were in no list, and are free now",
+            count(summary.freed)
+        );
+    }
+    line
 }
 
 fn scrub_line(summary: &ScrubSummary) -> String {

@@ -82,6 +82,8 @@ pub enum Request {
     },
     /// Empty segments that hold little.
     Gc(GcWay),
+    /// Recount references.
+    Recount,
     /// Copy in.
     Import(Transfer),
     /// Copy out.
@@ -237,6 +239,8 @@ pub enum Answer {
     Scrub(ScrubSummary),
     /// Of `gc`.
     Gc(GcSummary),
+    /// Of `gc --recount`.
+    Recount(RecountSummary),
     /// Of `import` and `export`.
     Transfer(TransferSummary),
     /// Of what only succeeds.
@@ -331,6 +335,27 @@ pub struct GcSummary {
     pub plan: GcPlan,
     /// What was done; none of a dry run.
     pub result: Option<GcResult>,
+}
+
+/// What a recount has found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RecountSummary {
+    /// References that extents hold.
+    pub references: u64,
+    /// Chunks compared.
+    pub chunks: u64,
+    /// Chunks whose count is not that of the extents.
+    pub differing: u64,
+    /// Those of them that no extent shows.
+    pub leaked: u64,
+    /// Those of them that the index has not.
+    pub missing: u64,
+    /// Chunks without any reference that were in no list, and have been dropped.
+    pub freed: u64,
+    /// Findings; of very many only the first are sent.
+    pub findings: u64,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// What was copied.

@@ -73,6 +73,63 @@ pub struct Status {
     /// Emptying of segments since the pool was opened.
     #[serde(default)]
     pub reclaim: Reclaim,
+    /// Recounts of references.
+    #[serde(default)]
+    pub recount: Recount,
+}
+
+/// What recounts of references have found, and how far the one is that is under way.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Recount {
+    /// One is under way in the background.
+    pub is_running: bool,
+    /// Extents and chunks that it has looked at.
+    pub seen: u64,
+    /// Extents and chunks that it is to look at.
+    pub total: u64,
+    /// When the last one ended, seconds since 1970.
+    pub finished_at: Option<u64>,
+    /// Chunks whose count was not that of the extents that show them.
+    pub differing: u64,
+    /// Those of them that no extent showed.
+    pub leaked: u64,
+    /// Those of them that the index had not.
+    pub missing: u64,
+    /// Why the last one could not go on.
+    pub failed: Option<String>,
+}
+
+impl Recount {
+    fn text(&self) -> String {
+        let mut text = match self.finished_at {
+            None => "none yet".to_owned(),
+            Some(at) => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let hours = now.map_or(0, |now| now.as_secs().saturating_sub(at) / 3600);
+                let result = match self.differing {
+                    0 => "all agree".to_owned(),
+                    differing => format!(
+                        "{} chunks differ ({} leaked, {} missing)",
+                        count(differing),
+                        count(self.leaked),
+                        count(self.missing)
+                    ),
+                };
+                match hours {
+                    0..48 => format!("{result}, {hours} h ago"),
+                    _ => format!("{result}, {} days ago", hours / 24),
+                }
+            }
+        };
+        if self.is_running {
+            let percent = self.seen as f64 * 100.0 / self.total.max(1) as f64;
+            text += &format!("; one is under way, {percent:.0} %");
+        }
+        if let Some(failed) = &self.failed {
+            text += &format!("; the last one could not go on: {failed}");
+        }
+        text
+    }
 }
 
 /// What emptying segments has done, and whether a pass that was asked for is under way.
@@ -255,6 +312,7 @@ impl Status {
             );
         }
         row("reclaim", reclaimed);
+        row("recount", self.recount.text());
         row("journal", format!("{} to replay", show(self.journal_bytes)));
         row("dirty", show(self.dirty_bytes));
         row("hot", show(self.hot_bytes));

@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 use super::debug;
 use super::gc;
 use super::protocol::{
-    Answer, Event, Finding, FsckSummary, GcWay, Present, Progress, Request, Transfer,
+    Answer, Event, Finding, FsckSummary, GcWay, Present, Progress, RecountSummary, Request,
+    Transfer,
 };
-use super::report::{Df, DomainUse, Domains, Reclaim, Segments, Status, VolumeUse, ratio};
+use super::report::{Df, DomainUse, Domains, Reclaim, Recount, Segments, Status, VolumeUse, ratio};
 use super::reporter::Reporter;
 use super::scrub::scrub;
 use crate::bytes::count;
@@ -115,6 +116,7 @@ impl Service {
                     GcWay::Now => gc::at_once(place, reporter),
                 }
             }
+            Request::Recount => self.recount(reporter),
             Request::Import(transfer) => {
                 let run = self.run(reporter);
                 import(&run, &transfer, &self.excluded()).map(Answer::Transfer)
@@ -171,12 +173,21 @@ impl Service {
         let stats = store.stats();
         let superblock = store.superblock();
         let volumes = store.volumes();
+        let recount = fs.recount_status();
         let (health, health_reason) = match store.health() {
             Health::Good if stats.damaged_chunks > 0 => (
                 "damaged",
                 Some(format!(
                     "{} chunks could not be read; `cfs admin scrub` names the files",
                     count(stats.damaged_chunks)
+                )),
+            ),
+            Health::Good if recount.last.differing.get() > 0 => (
+                "damaged",
+                Some(format!(
+                    "counts of {} chunks are not those of a recount, which frees none of them; \
+                     `cfs admin gc --recount` lists them, `cfs admin fsck` looks at all else",
+                    count(recount.last.differing.get())
                 )),
             ),
             Health::Good => ("good", None),
@@ -235,7 +246,61 @@ impl Service {
             hot_bytes: fs.hot_bytes(),
             healed_blocks: stats.healed_blocks,
             reclaim: self.reclaim(),
+            recount: Recount {
+                is_running: recount.running.is_some(),
+                seen: recount.running.map_or(0, |progress| progress.seen),
+                total: recount.running.map_or(0, |progress| progress.total),
+                finished_at: (recount.last.finished_ns.get() > 0)
+                    .then(|| recount.last.finished_ns.get() / 1_000_000_000),
+                differing: recount.last.differing.get(),
+                leaked: recount.last.leaked.get(),
+                missing: recount.last.missing.get(),
+                failed: recount.failed,
+            },
         }
+    }
+
+    fn recount(&self, reporter: &dyn Reporter) -> Result<Answer> {
+        let started = Instant::now();
+        let report = self.pool.fs.recount(|progress| {
+            reporter.event(&Event::Progress(Progress {
+                phase: "recount, extents and chunks".to_owned(),
+                objects: progress.seen,
+                objects_total: Some(progress.total),
+                bytes: 0,
+                bytes_total: None,
+            }));
+            !reporter.cancelled()
+        });
+        let report = report
+            .map_err(|error| {
+                Failure::new(
+                    Code::Failed,
+                    format!("the recount could not go on: {error}"),
+                )
+                .hint("`cfs admin fsck` tells what is wrong with the tables")
+            })?
+            .ok_or_else(|| Failure::new(Code::Interrupted, "interrupted; nothing was changed"))?;
+        for finding in &report.findings {
+            reporter.event(&Event::Finding(Finding {
+                id: finding.id.to_owned(),
+                object: finding.object.clone(),
+                sentence: finding.sentence.clone(),
+            }));
+        }
+        Ok(Answer::Recount(RecountSummary {
+            references: report.references,
+            chunks: report.chunks,
+            differing: report.differing,
+            leaked: report.leaked,
+            missing: report.missing,
+            freed: report.freed,
+            findings: match report.is_clean() {
+                true => 0,
+                false => report.differing.max(1),
+            },
+            seconds: started.elapsed().as_secs_f64(),
+        }))
     }
 
     fn reclaim(&self) -> Reclaim {

@@ -261,3 +261,38 @@ fn gc_refuses_what_makes_no_sense() {
     assert_eq!(done.code, 2, "{done:?}");
     cfs!("admin", "gc", "--data", data).refused(5, "no pool");
 }
+
+/// Nothing of a healthy pool differs, served or not, and status tells when that was found.
+#[test]
+fn references_can_be_recounted() {
+    let scratch = Scratch::new();
+    let (data, _) = half_dead(&scratch);
+    let status = || {
+        cfs!("admin", "status", "--json", "--data", data)
+            .ok()
+            .json()
+    };
+    let text = || cfs!("admin", "status", "--data", data).ok().stdout;
+    assert_eq!(status()["recount"]["finished_at"], serde_json::Value::Null);
+    assert!(text().contains("none yet"), "{}", text());
+    for served in [false, true] {
+        let server = served.then(|| Server::start(&data, None));
+        let done = cfs!("admin", "gc", "--recount", "--json", "--data", data).ok();
+        let report = done.json();
+        assert_eq!(report["clean"], true, "{report}");
+        assert!(report["references"].as_u64() >= Some(160), "{report}");
+        assert!(report["chunks"].as_u64() >= Some(160), "{report}");
+        let line = cfs!("admin", "gc", "--recount", "--data", data).ok().stdout;
+        assert!(line.starts_with("clean: "), "{line}");
+        if let Some(server) = server {
+            server.stop();
+        }
+        assert!(
+            status()["recount"]["finished_at"].as_u64() > Some(0),
+            "{}",
+            status()
+        );
+        assert_eq!(status()["health"], "good");
+        assert!(text().contains("all agree, 0 h ago"), "{}", text());
+    }
+}
