@@ -1,6 +1,7 @@
 //! Checks and benches that developers run: `cargo xtask --help`.
 
 mod bench_mount;
+mod bench_reclaim;
 mod layers;
 mod place;
 mod scenario;
@@ -81,6 +82,8 @@ enum Bench {
         #[arg(long, default_value_t = 20.0)]
         millions: f64,
     },
+    /// What compaction costs those who use the mount meanwhile.
+    Reclaim(bench_reclaim::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -109,6 +112,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Chunks { dir, millions },
         } => bench_chunks(&dir, millions),
+        Task::Bench {
+            bench: Bench::Reclaim(options),
+        } => bench_reclaim::run(&options),
     }
 }
 
