@@ -224,6 +224,10 @@ impl Store {
 
     pub(crate) fn checkpoint_now(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
         self.pool.writable()?;
+        // What one that found no room has left goes first: each attempt would leave another memtable, and each becomes
+        // a run with a segment of its own.
+        self.meta_tree.flush_rotated()?;
+        self.chunk_tree.flush_rotated()?;
         let (position, replay_bytes, timestamp, mut retired) = {
             let mut writer = self.writer.lock();
             let (position, bytes) = self.journal().cut()?;
@@ -560,14 +564,20 @@ impl Store {
             Load::Busy => CHECKPOINT_FOR_SPACE_BUSY_AFTER_NS,
         };
         let frees = pending > 0 || (maintenance.has_merged && load == Load::Idle);
-        let due = journal.replay_bytes() > self.replay_bytes_soft()
+        let must = journal.replay_bytes() > self.replay_bytes_soft()
             || self.memtable_bytes() > self.memtable_bytes_soft()
             || (age > CHECKPOINT_AFTER_NS && journal.last_lsn() > maintenance.checkpoint_lsn)
-            || (frees && (age > for_space_after || is_low));
-        if due {
-            self.checkpoint_now(&mut maintenance)?;
-            maintenance.merges_wait = false;
-            maintenance.stuck_segments.clear();
+            || (pending > 0 && (age > for_space_after || is_low));
+        if must || (frees && age > for_space_after) {
+            match self.checkpoint_now(&mut maintenance) {
+                Ok(()) => {
+                    maintenance.merges_wait = false;
+                    maintenance.stuck_segments.clear();
+                }
+                // It was to free a little; it can wait for one that is needed.
+                Err(WriteError::NoSpace(_)) if !must => maintenance.has_merged = false,
+                Err(error) => return Err(error),
+            }
         }
         // Runs have segments of their own, however small they are.
         let is_small = self.pool.space.lock().table_bytes() < SMALL_TABLES_BYTES;

@@ -118,7 +118,7 @@ impl Store {
     /// Empties segments for as long as it is worth it and the pace allows. True when nothing is left that is worth it.
     ///
     /// # Errors
-    /// No space, or the pool is read-only.
+    /// The pool is read-only, or a table cannot be read. Want of room is none: there is nothing to be done then.
     pub(crate) fn clean_segments(&self, aim: Aim) -> Result<bool, WriteError> {
         // Who holds it is at it.
         let Some(_one) = self.cleaning.try_lock() else {
@@ -131,10 +131,13 @@ impl Store {
             _ => self.pace.may_work(),
         };
         while may_go_on(cleaned) {
-            if !self.clean_one(aim)? {
-                return Ok(true);
+            match self.clean_one(aim) {
+                Ok(true) => cleaned += 1,
+                Ok(false) => return Ok(true),
+                // The next checkpoint frees what has been emptied, and perhaps more.
+                Err(WriteError::NoSpace(_)) => break,
+                Err(error) => return Err(error),
             }
-            cleaned += 1;
         }
         Ok(false)
     }
