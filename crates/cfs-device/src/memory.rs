@@ -30,6 +30,8 @@ pub struct FaultPlan {
     pub failing_reads: Vec<u64>,
     /// Reads that fail after filling half of the buffer.
     pub short_reads: Vec<u64>,
+    /// Blocks that no read gets, alone or together with others, whatever is written to them; segment and number in it.
+    pub refused_blocks: Vec<(SegmentId, u32)>,
     /// Writes that fail; a part of the bytes may have been written.
     pub failing_writes: Vec<u64>,
     /// Flushes that fail; what was not flushed before is then in doubt for ever.
@@ -266,7 +268,11 @@ impl Device for MemDevice {
         if state.begin_call() != Power::On {
             return Err(failed("read", segment, offset, no_power()));
         }
-        if state.plan.failing_reads.contains(&number) {
+        let blocks = offset / BLOCK_BYTES..(offset + buf.len() as u32).div_ceil(BLOCK_BYTES);
+        let mut refused = state.plan.refused_blocks.iter();
+        if state.plan.failing_reads.contains(&number)
+            || refused.any(|(of, block)| *of == segment && blocks.contains(block))
+        {
             return Err(failed("read", segment, offset, injected()));
         }
         if state.plan.short_reads.contains(&number) {

@@ -297,9 +297,8 @@ fn write_over(pool: &Pool, what: &str, segment: SegmentId, block: usize, bytes: 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
 
-    use cfs_device::{DeviceError, Geometry, HostSpace, MemDevice};
+    use cfs_device::{FaultPlan, MemDevice};
     use cfs_format::SegmentSeq;
     use cfs_kv::BlockPtr;
     use cfs_seal::block::Cipher;
@@ -322,59 +321,9 @@ mod tests {
         }
     }
 
-    /// Refuses, while it is told to, a block that is read alone, and all that is read from a segment's start.
-    struct Refusing {
-        inner: MemDevice,
-        block: u32,
-        refuses: AtomicBool,
-    }
-
-    impl Device for Refusing {
-        fn geometry(&self) -> Geometry {
-            self.inner.geometry()
-        }
-        fn read_at(
-            &self,
-            segment: SegmentId,
-            offset: u32,
-            buf: &mut [u8],
-        ) -> Result<(), DeviceError> {
-            let is_it = offset == self.block * BLOCK_BYTES && buf.len() == BLOCK;
-            if self.refuses.load(Ordering::Relaxed) && (is_it || offset == 0 && buf.len() > BLOCK) {
-                return Err(DeviceError::Io {
-                    operation: "read",
-                    segment: Some(segment),
-                    offset,
-                    source: std::io::ErrorKind::Other.into(),
-                });
-            }
-            self.inner.read_at(segment, offset, buf)
-        }
-        fn write_at(
-            &self,
-            segment: SegmentId,
-            offset: u32,
-            bytes: &[u8],
-        ) -> Result<(), DeviceError> {
-            self.inner.write_at(segment, offset, bytes)
-        }
-        fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-            self.inner.prepare(segment)
-        }
-        fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-            self.inner.discard_from(segment, offset)
-        }
-        fn flush(&self) -> Result<(), DeviceError> {
-            self.inner.flush()
-        }
-        fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
-            self.inner.host_space()
-        }
-    }
-
     /// A table segment of 16 columns, several blocks each.
     struct Subject {
-        device: Arc<Refusing>,
+        device: Arc<MemDevice>,
         pool: Arc<Pool>,
         segment: SegmentId,
         seq: SegmentSeq,
@@ -387,13 +336,9 @@ mod tests {
 
     impl Subject {
         fn new() -> Self {
-            let device = Arc::new(Refusing {
-                inner: MemDevice::new(64),
-                block: REFUSED,
-                refuses: AtomicBool::new(false),
-            });
+            let device = Arc::new(MemDevice::new(64));
             let pool = Arc::new(Pool::new(
-                Arc::<Refusing>::clone(&device),
+                Arc::<MemDevice>::clone(&device),
                 Arc::new(NoHost),
                 ClusterKey::from_bytes([9; 32]),
                 Cipher::Aes256Gcm,
@@ -442,7 +387,8 @@ mod tests {
 
         fn content(&self) -> Vec<u8> {
             let mut now = vec![0; self.used_bytes as usize];
-            let read = self.device.inner.read_at(self.segment, 0, &mut now);
+            self.device.set_faults(FaultPlan::default());
+            let read = self.device.read_at(self.segment, 0, &mut now);
             read.expect("read");
             now
         }
@@ -462,10 +408,7 @@ mod tests {
         let at = at.expect("blocks of 6000 bytes meet in one of two neighbours");
         assert!((100..BLOCK - 100).contains(&(at % BLOCK)), "{at}");
         for byte in [at - 50, at + 16 * BLOCK + 50] {
-            subject
-                .device
-                .inner
-                .flip_bit(subject.segment, byte as u32, 3);
+            subject.device.flip_bit(subject.segment, byte as u32, 3);
         }
         for block in &subject.blocks {
             assert!(subject.opens(*block), "{block:?}");
@@ -481,7 +424,13 @@ mod tests {
             let (pool, used_bytes) = (&subject.pool, subject.used_bytes);
             settle_parity(pool, subject.segment, used_bytes, |_| true, |_, _| opens);
         };
-        subject.device.refuses.store(true, Ordering::Relaxed);
+        let refuse = || {
+            subject.device.set_faults(FaultPlan {
+                refused_blocks: vec![(subject.segment, REFUSED)],
+                ..FaultPlan::default()
+            });
+        };
+        refuse();
         settle(false);
         assert!(subject.content() == subject.original);
         assert_eq!(subject.pool.healing.healed_blocks(), 0);
@@ -491,6 +440,7 @@ mod tests {
             .device
             .write_at(subject.segment, REFUSED * BLOCK_BYTES, &noise);
         damaged.expect("written");
+        refuse();
         settle(true);
         assert!(subject.content() == subject.original);
         assert_eq!(subject.pool.healing.healed_blocks(), 1);

@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use cfs_device::{Device, DeviceError, Geometry, HostSpace, MemDevice};
+use cfs_device::{Device, FaultPlan, MemDevice};
 use cfs_format::segment::{SegmentHeader, Stream};
 use cfs_format::table::{key, tag};
 use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES, SegmentId};
@@ -24,47 +24,6 @@ struct Killed {
     commands: u64,
     segment: SegmentId,
     first_block: u32,
-}
-
-/// Refuses to read some blocks of a segment.
-struct BadSectors {
-    inner: MemDevice,
-    segment: SegmentId,
-    blocks: Range<u32>,
-}
-
-impl Device for BadSectors {
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
-    }
-    fn read_at(&self, segment: SegmentId, offset: u32, buf: &mut [u8]) -> Result<(), DeviceError> {
-        let end = (offset + buf.len() as u32).div_ceil(BLOCK_BYTES);
-        let hits = offset / BLOCK_BYTES < self.blocks.end && self.blocks.start < end;
-        if segment == self.segment && hits {
-            return Err(DeviceError::Io {
-                operation: "read",
-                segment: Some(segment),
-                offset,
-                source: std::io::ErrorKind::Other.into(),
-            });
-        }
-        self.inner.read_at(segment, offset, buf)
-    }
-    fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.inner.write_at(segment, offset, bytes)
-    }
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        self.inner.prepare(segment)
-    }
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        self.inner.discard_from(segment, offset)
-    }
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.inner.flush()
-    }
-    fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
-        self.inner.host_space()
-    }
 }
 
 /// A command with a chunk of this byte, durable.
@@ -104,11 +63,12 @@ impl Killed {
 
     /// The pool with these blocks refused.
     fn refusing(&self, segment: SegmentId, blocks: Range<u32>) -> Arc<dyn Device> {
-        Arc::new(BadSectors {
-            inner: self.device.power_cut(0),
-            segment,
-            blocks,
-        })
+        let device = self.device.power_cut(0);
+        device.set_faults(FaultPlan {
+            refused_blocks: blocks.map(|block| (segment, block)).collect(),
+            ..FaultPlan::default()
+        });
+        Arc::new(device)
     }
 
     fn block_of(&self, command: u64) -> u32 {
