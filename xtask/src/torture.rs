@@ -20,6 +20,7 @@ use anyhow::{Context as _, ensure};
 use parking_lot::Mutex;
 
 use crate::place::{Place, output};
+use crate::workload::Random;
 use ledger::Ledger;
 use writer::Writer;
 
@@ -46,24 +47,6 @@ pub struct Options {
     /// The release binary of ClaudeFS; by default the one beside this program.
     #[arg(long)]
     cfs: Option<PathBuf>,
-}
-
-/// The generator of Steele, Lea and Flood (OOPSLA '14).
-#[derive(Clone)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }
 
 /// Runs the torture.
@@ -105,7 +88,7 @@ fn rounds(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let log = Arc::new(Mutex::new(File::create(log)?));
-    let mut rng = Rng(seed);
+    let mut rng = Random::new(seed);
     let mut ledgers: Vec<Ledger> = (0..WRITERS)
         .map(|number| Ledger::new(format!("writer-{number}"), Arc::clone(&log)))
         .collect();
@@ -136,7 +119,7 @@ fn rounds(
             let writers: Vec<_> = ledgers
                 .iter_mut()
                 .map(|ledger| {
-                    let mut writer = Writer::new(&mnt, ledger, Rng(rng.next()));
+                    let mut writer = Writer::new(&mnt, ledger, Random::new(rng.next()));
                     let dead = &dead;
                     scope.spawn(move || writer.work(dead))
                 })

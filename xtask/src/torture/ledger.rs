@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail, ensure};
 use parking_lot::Mutex;
 
-use super::Rng;
+use crate::workload::Random;
 
 /// Content that can be made again from two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) struct Content {
 impl Content {
     /// The bytes. Those of a longer content with the same number begin with them.
     pub fn bytes(self) -> Vec<u8> {
-        let mut rng = Rng(self.id);
+        let mut rng = Random::new(self.id);
         let shrinks = self.id.is_multiple_of(2);
         let mut bytes = Vec::with_capacity(self.len as usize + 8);
         while (bytes.len() as u64) < self.len {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 
-use super::Rng;
 use super::ledger::{Content, Ledger, State};
+use crate::workload::Random;
 
 const NAMES: u64 = 40;
 const LOGS: u64 = 3;
@@ -25,12 +25,12 @@ pub(crate) struct Counts {
 pub(crate) struct Writer<'a> {
     directory: PathBuf,
     ledger: &'a mut Ledger,
-    rng: Rng,
+    rng: Random,
     counts: Counts,
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(mnt: &Path, ledger: &'a mut Ledger, rng: Rng) -> Self {
+    pub fn new(mnt: &Path, ledger: &'a mut Ledger, rng: Random) -> Self {
         Self {
             directory: mnt.join(&ledger.directory),
             ledger,
