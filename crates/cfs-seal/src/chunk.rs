@@ -208,25 +208,6 @@ pub fn sealed_head(
     head
 }
 
-/// Appends to `out` the record at `from` as it is to lie at `to`. The payload is neither opened nor verified.
-///
-/// # Errors
-/// [`OpenChunkError`]: `Format` or `HeaderForged`; `out` is then as it was.
-pub fn move_record(
-    record: &[u8],
-    from: RecordPlace,
-    to: RecordPlace,
-    header_cipher: &BlockCipher,
-    out: &mut Vec<u8>,
-) -> Result<RecordHeader, OpenChunkError> {
-    let header = open_record_header(record, from, header_cipher)?;
-    let payload = record
-        .get(RECORD_HEAD_BYTES..record_len(&header) as usize)
-        .ok_or(OpenChunkError::Format("cut short"))?;
-    finish_record(&header, payload, to, header_cipher, out);
-    Ok(header)
-}
-
 /// Bytes of the record that starts with `bytes`, by its plain prefix; for walking a segment without footer. Not
 /// authenticated: open the header next.
 ///
@@ -281,8 +262,7 @@ pub fn open_record_header(
 /// Opens a record: `out` then holds the chunk's content and nothing else. `secret_of` gives the secret of a domain.
 /// `scratch` is room for the compressed form, reused from call to call.
 ///
-/// That the content has the fingerprint follows from the payload's tag for everything that was sealed right; see
-/// [`verify_fingerprint`] for asking the content itself.
+/// That the content has the fingerprint follows from the payload's tag for everything that was sealed right.
 ///
 /// # Errors
 /// [`OpenChunkError`]; `out` is then empty.
@@ -350,12 +330,6 @@ where
             .map_err(|error| OpenChunkError::Decompress(fingerprint, error))?;
     }
     Ok(header)
-}
-
-/// Whether `data` is the content that has this name in the domain.
-#[must_use]
-pub fn verify_fingerprint(secret: &DomainSecret, fingerprint: Fingerprint, data: &[u8]) -> bool {
-    secret.fingerprint(data) == fingerprint
 }
 
 fn chunk_key(cipher: Cipher, secret: &DomainSecret, header: &RecordHeader) -> LessSafeKey {

@@ -1,11 +1,12 @@
 //! Looking at the store from outside: consistent views for checks, and reports of what is in a segment.
 
 use cfs_device::Device;
-use cfs_format::segment::{RecordHeader, SegmentHeader, Stream};
+use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader, Stream};
 use cfs_format::table::{ChunkRecord, PoolRecord, SegmentRecord, VolumeRecord};
 use cfs_format::{Fingerprint, Lsn, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId};
 use cfs_kv::View;
 use cfs_seal::block::Cipher;
+use cfs_seal::footer::{TRAILER_BYTES, decode_trailer, open_footer, sealed_footer_len};
 use cfs_seal::keys::{ClusterKey, Purpose};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -85,6 +86,9 @@ pub struct SegmentReport {
     pub header: Option<SegmentHeader>,
     /// Records of a data segment, with their offsets, and whether the index points to them.
     pub records: Vec<(u32, RecordHeader, bool)>,
+    /// What the footer of a data segment lists; none in other segments, and where it ends without a trailer, as in one
+    /// that is not full.
+    pub footer: Option<Result<Vec<FooterEntry>, &'static str>>,
     /// What a table segment's directory says.
     pub directory: Option<DirectoryReport>,
 }
@@ -266,11 +270,16 @@ impl Store {
         let directory = header
             .as_ref()
             .and_then(|header| self.directory_report(segment, header));
+        let footer = header
+            .as_ref()
+            .filter(|_| is_data)
+            .and_then(|header| self.footer_in(SegmentSeq(header.seq.get()), &mut content));
         Ok(SegmentReport {
             table_entry,
             header,
             records,
             directory,
+            footer,
         })
     }
 
@@ -296,6 +305,27 @@ impl Store {
                 .note
                 .map(|note| Lsn(note.log.position().lsn.get())),
         })
+    }
+}
+
+impl Store {
+    /// The footer of a data segment; its bytes are decrypted in place.
+    fn footer_in(
+        &self,
+        seq: SegmentSeq,
+        content: &mut [u8],
+    ) -> Option<Result<Vec<FooterEntry>, &'static str>> {
+        let (body, trailer) = content.split_last_chunk_mut::<TRAILER_BYTES>()?;
+        let trailer = decode_trailer(trailer).ok()?;
+        if trailer.seq.get() != seq.0 {
+            return Some(Err("it is of another filling of the segment"));
+        }
+        let offset = trailer.offset.get();
+        let len = sealed_footer_len(trailer.entry_count.get() as usize);
+        // That it lies before the trailer has been checked.
+        let sealed = body.get_mut(offset as usize..offset as usize + len)?;
+        let opened = open_footer(sealed, seq, offset, &self.pool.ciphers.footer);
+        Some(opened.map_err(|_| "authentication failed"))
     }
 }
 

@@ -157,6 +157,25 @@ fn padding_leaves_room_for_the_footer() {
         store.write_log(Duration::ZERO).expect("written");
     }
     check_counts(&store);
+    let mut full = 0;
+    for (segment, _) in store.freeze().segments {
+        let report = store.segment_report(segment).expect("a report");
+        let Some(footer) = report.footer else {
+            continue;
+        };
+        let listed: Vec<_> = footer
+            .expect("an undamaged footer")
+            .iter()
+            .map(|entry| (entry.offset.get(), entry.fingerprint))
+            .collect();
+        let records = report.records.iter();
+        let found: Vec<_> = records
+            .map(|(offset, header, _)| (*offset, header.fingerprint))
+            .collect();
+        assert!(listed == found, "{segment:?}");
+        full += 1;
+    }
+    assert!(full > 1, "{full} full segments");
     drop(store);
     let store = open(Arc::new(device.power_cut(1)), host);
     check_counts(&store);

@@ -3,7 +3,7 @@
 //! What is printed comes from the device or from the tables as they are, field by field, with the names that
 //! `docs/format/` uses.
 
-use cfs_format::segment::{RecordHeader, SegmentHeader, Stream};
+use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader, Stream};
 use cfs_format::superblock::{Superblock, UNLOCK_PASSPHRASE};
 use cfs_format::table::{ChunkRecord, ExtentRecord, InodeRecord, TimeRecord, key, split_key, tag};
 use cfs_format::{Fingerprint, Ino, SegmentId, VolumeId};
@@ -162,10 +162,30 @@ fn print_segment(fs: &Fs, segment: SegmentId, out: &mut Out<'_>) -> Result<()> {
     }
     for (offset, header, is_live) in &report.records {
         if !out(record(*offset, header, *is_live)) {
-            break;
+            return Ok(());
         }
     }
+    if let Some(footer) = &report.footer {
+        out(match footer {
+            Ok(entries) => footer_line(entries, &report.records),
+            Err(reason) => format!("footer: {reason}"),
+        });
+    }
     Ok(())
+}
+
+fn footer_line(entries: &[FooterEntry], records: &[(u32, RecordHeader, bool)]) -> String {
+    let is_found = |entry: &&FooterEntry| {
+        records.iter().any(|(offset, header, _)| {
+            (*offset, header.fingerprint) == (entry.offset.get(), entry.fingerprint)
+        })
+    };
+    let found = entries.iter().filter(is_found).count();
+    format!(
+        "footer: lists {} records, {found} of which are there; {} are there in all",
+        entries.len(),
+        records.len()
+    )
 }
 
 fn segment_header(header: &SegmentHeader) -> String {

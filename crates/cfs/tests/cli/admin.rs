@@ -332,6 +332,20 @@ fn debug_prints_every_structure() {
         .to_owned();
     let segment = debug(&["segment", &segment]);
     assert!(segment.contains("live"), "{segment}");
+    // Who ends in order leaves no segment without a footer.
+    let more = scratch.path("more");
+    plant(&more, 12);
+    cfs!("import", "-T", more, "/more", "--data", data).ok();
+    let extents = debug(&["extents", "/more/large"]);
+    let segment = extents.split("segment ").nth(1).expect("a segment");
+    let segment = debug(&["segment", segment.split(' ').next().expect("a number")]);
+    let footer = segment.lines().last().unwrap_or_default();
+    let count = segment
+        .lines()
+        .filter(|line| line.contains(" epoch "))
+        .count();
+    let words = format!("footer: lists {count} records, {count} of which are there");
+    assert!(count > 0 && footer.starts_with(&words), "{segment}");
     cfs!("debug", "inode", "/absent", "--data", data).refused(1, "no such file");
     cfs!("debug", "extents", "999999", "--data", data).refused(1, "there is no inode");
 }
