@@ -11,6 +11,7 @@ mod workload;
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -61,6 +62,10 @@ enum Task {
         /// Decides about the inputs.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Look for inputs by what they reach: libFuzzer, with the compiler that builds everything else. Needs a C++
+        /// compiler and the crate `libfuzzer-sys`.
+        #[arg(long, requires = "target")]
+        guided: bool,
     },
     /// Measure, and print a table.
     Bench {
@@ -105,7 +110,11 @@ fn main() -> anyhow::Result<()> {
             target,
             seconds,
             seed,
-        } => fuzz(target, seconds, seed),
+            guided,
+        } => match target {
+            Some(target) if guided => fuzz_guided(&target, seconds, seed),
+            target => fuzz(target, seconds, seed),
+        },
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
@@ -158,5 +167,36 @@ fn fuzz(target: Option<String>, seconds: u64, seed: u64) -> anyhow::Result<()> {
     command.args(["--seed", &seed.to_string()]);
     let status = command.status()?;
     anyhow::ensure!(status.success(), "a target failed");
+    Ok(())
+}
+
+/// What cargo-fuzz passes to a nightly compiler, as far as any other takes it too: counters of edges, and operands of
+/// comparisons. Without a sanitizer of addresses: the decoders have no `unsafe` of their own.
+const GUIDED_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+     -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// Builds one of the targets in `fuzz/` and runs it. New inputs go to a directory beside the build; what ends the
+/// process is written to the current one.
+fn fuzz_guided(target: &str, seconds: u64, seed: u64) -> anyhow::Result<()> {
+    let version = std::process::Command::new("rustc").arg("-vV").output()?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.context("rustc -vV tells no host")?;
+    let build = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let build = build.join("fuzz");
+    let found = build.join("corpus").join(target);
+    std::fs::create_dir_all(&found)?;
+    let mut command = std::process::Command::new(env!("CARGO"));
+    command.args(["run", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
+    // With a target of its own, the flags leave build scripts and macros alone.
+    command.args(["--target", host, "--bin", target, "--"]);
+    command.arg(&found).arg(format!("fuzz/corpus/{target}"));
+    command.arg(format!("-max_total_time={seconds}"));
+    command.arg(format!("-seed={seed}"));
+    command.args(["-timeout=20", "-rss_limit_mb=4096"]);
+    command.env("CARGO_TARGET_DIR", &build);
+    let status = command.env("RUSTFLAGS", GUIDED_FLAGS).status()?;
+    anyhow::ensure!(status.success(), "{target} failed");
     Ok(())
 }
