@@ -31,8 +31,15 @@ id! {
     Lsn(u64)
 }
 id! {
-    /// An inode number: high 8 bits the metadata shard, low 56 bits a counter within it. Never reused.
+    /// An inode number. In the tables: the highest bit 0, then 8 bits the metadata shard, 55 bits a counter within it;
+    /// never reused. With the highest bit set it names an inode as a snapshot shows it, see [`Ino::in_view`]; such
+    /// numbers are in no table.
     Ino(u64)
+}
+id! {
+    /// Stands for a snapshot in the numbers of its inodes: 20 bits. 0 is no snapshot; with it an inode number stands for
+    /// the directory that lists snapshots.
+    ViewId(u32)
 }
 id! {
     /// A volume: the unit of snapshot retention, codec choice, quota and dedup domain.
@@ -56,11 +63,64 @@ impl Ino {
     /// The root directory.
     pub const ROOT: Self = Self(1);
 
+    const VIEWED: u64 = 1 << 63;
+    const SHARD_SHIFT: u32 = 55;
+    const COUNTER_BITS_VIEWED: u32 = 35;
+    const VIEW_SHIFT: u32 = Self::COUNTER_BITS_VIEWED + 8;
+
     /// The metadata shard that owns this inode.
     #[must_use]
     pub fn shard(self) -> u8 {
-        (self.0 >> 56) as u8
+        match self.view() {
+            Some((_, ino)) => ino.shard(),
+            None => (self.0 >> Self::SHARD_SHIFT) as u8,
+        }
     }
+
+    /// The number under which `view` shows this inode: the highest bit, 20 bits of the view, 8 of the shard, 35 of the
+    /// counter. `None` for an inode with a larger counter, and for one that is a view's already.
+    #[must_use]
+    pub fn in_view(self, view: ViewId) -> Option<Self> {
+        let counter = self.0 & ((1 << Self::SHARD_SHIFT) - 1);
+        if self.0 & Self::VIEWED != 0
+            || counter >> Self::COUNTER_BITS_VIEWED != 0
+            || view > ViewId::MAX
+        {
+            return None;
+        }
+        let shard = u64::from(self.shard()) << Self::COUNTER_BITS_VIEWED;
+        Some(Self(
+            Self::VIEWED | u64::from(view.0) << Self::VIEW_SHIFT | shard | counter,
+        ))
+    }
+
+    /// Whether it is a directory that lists snapshots.
+    #[must_use]
+    pub fn lists_snapshots(self) -> bool {
+        matches!(self.view(), Some((ViewId::LIST, _)))
+    }
+
+    /// The view and the inode that a number of [`Ino::in_view`] stands for.
+    #[must_use]
+    pub fn view(self) -> Option<(ViewId, Self)> {
+        if self.0 & Self::VIEWED == 0 {
+            return None;
+        }
+        let view = (self.0 & !Self::VIEWED) >> Self::VIEW_SHIFT;
+        let shard = self.0 >> Self::COUNTER_BITS_VIEWED & 0xff;
+        let counter = self.0 & ((1 << Self::COUNTER_BITS_VIEWED) - 1);
+        Some((
+            ViewId(view as u32),
+            Self(shard << Self::SHARD_SHIFT | counter),
+        ))
+    }
+}
+
+impl ViewId {
+    /// The directory that lists snapshots.
+    pub const LIST: Self = Self(0);
+    /// The largest.
+    pub const MAX: Self = Self((1 << 20) - 1);
 }
 
 impl VolumeId {
@@ -103,5 +163,28 @@ impl std::fmt::Debug for Fingerprint {
 impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_views_come_back() {
+        for ino in [
+            Ino(1),
+            Ino((0x7f << 55) | 77),
+            Ino((0xff << 55) | ((1 << 35) - 1)),
+        ] {
+            for view in [ViewId::LIST, ViewId(1), ViewId::MAX] {
+                let viewed = ino.in_view(view).expect("it fits");
+                assert_eq!(viewed.view(), Some((view, ino)));
+                assert_eq!(viewed.shard(), ino.shard());
+                assert_eq!(viewed.in_view(view), None);
+            }
+            assert_eq!(ino.view(), None);
+        }
+        assert_eq!(Ino(1 << 35).in_view(ViewId(1)), None);
     }
 }

@@ -13,7 +13,7 @@ pub mod superblock;
 pub mod table;
 
 pub use ids::{
-    DomainId, Fingerprint, Ino, KeyEpoch, Lsn, SegmentId, SegmentSeq, Timestamp, VolumeId,
+    DomainId, Fingerprint, Ino, KeyEpoch, Lsn, SegmentId, SegmentSeq, Timestamp, ViewId, VolumeId,
 };
 
 /// Bytes in a segment, the unit of allocation of the pool.

@@ -37,6 +37,10 @@ pub enum Bug {
     RenameBeforeContent,
     /// An inode that is open when it loses its last name is not noted as an orphan.
     OrphanForgotten,
+    /// A snapshot is taken before what was accepted is in the log.
+    SnapshotBeforeData,
+    /// An extent that a snapshot holds is not counted.
+    HistoryUncounted,
     /// After a flush everything is acknowledged that was committed by then.
     NewestAcknowledged,
     /// Lanes are written out before the queue of commands is taken.
@@ -51,7 +55,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulation finds, which has one thread.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
         Self::CountAfterExtent,
@@ -66,6 +70,8 @@ impl Bug {
         Self::TruncateBeforeContent,
         Self::RenameBeforeContent,
         Self::OrphanForgotten,
+        Self::SnapshotBeforeData,
+        Self::HistoryUncounted,
     ];
 
     /// Those that show only when threads meet: the models of the store find them.
@@ -100,6 +106,8 @@ impl Bug {
             Self::PinAfterLookup => "pin-after-lookup",
             Self::SealForgotten => "seal-forgotten",
             Self::FollowerRetired => "follower-retired",
+            Self::SnapshotBeforeData => "snapshot-before-data",
+            Self::HistoryUncounted => "history-uncounted",
         }
     }
 

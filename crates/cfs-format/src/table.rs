@@ -15,9 +15,9 @@ use crate::{FormatError, Ino};
 pub mod tag {
     /// Attributes; no suffix; value `InodeRecord`.
     pub const INODE: u8 = 0x10;
-    /// Content of a small file or target of a symbolic link; no suffix; value: the bytes.
+    /// Content of a small file or target of a symbolic link; no suffix; value `StampRecord`, then the bytes.
     pub const INLINE: u8 = 0x20;
-    /// Extended attribute; suffix: name; value: the bytes.
+    /// Extended attribute; suffix: name; value `StampRecord`, then the bytes.
     pub const XATTR: u8 = 0x30;
     /// Extent; suffix: file offset, u64 big-endian; value `ExtentRecord`.
     pub const EXTENT: u8 = 0x40;
@@ -30,7 +30,7 @@ pub mod tag {
     pub const VOLUME: u8 = 0x11;
     /// System, inode 0: dedup domain; suffix: id, u16 big-endian; value: the 32-byte secret.
     pub const DOMAIN: u8 = 0x12;
-    /// System, inode 0: an inode without a name; suffix: inode number, u64 big-endian; no value.
+    /// System, inode 0: an inode without a name; suffix: inode number, u64 big-endian; value `StampRecord`.
     pub const ORPHAN: u8 = 0x13;
     /// System, inode 0: what is in a segment; suffix: index, u32 big-endian; value `SegmentRecord`.
     pub const SEGMENT: u8 = 0x14;
@@ -44,6 +44,21 @@ pub mod tag {
     pub const FRAGMENTED: u8 = 0x18;
     /// System, inode 0: the last recount of references; no suffix; value `RecountRecord`.
     pub const RECOUNT: u8 = 0x19;
+
+    /// Tags of inode 0 from here on belong to the file system alone; the store does not look at their rows when it opens.
+    pub const FIRST_OF_FILE_SYSTEM: u8 = 0x20;
+    /// System, inode 0: snapshot; suffix: volume, u32, and timestamp, u64, big-endian; value `SnapshotRecord`, then the
+    /// name and the path.
+    pub const SNAPSHOT: u8 = 0x21;
+    /// System, inode 0: an earlier state of a row; suffix: see `history_key`; value: that row's, of an extent
+    /// `HeldExtentRecord`.
+    pub const HISTORY: u8 = 0x22;
+    /// System, inode 0: says that a `HISTORY` row is there, in the order of their ends; suffix: see `ended_key`; no
+    /// value.
+    pub const ENDED: u8 = 0x23;
+    /// System, inode 0: history that a deleted snapshot may have been the last to need; suffix: volume, u32, and
+    /// timestamp, u64, big-endian; value `PruneRecord`, then the end of the last `ENDED` key that was looked at.
+    pub const PRUNE: u8 = 0x24;
 }
 
 /// The key `(ino, tag, suffix)` of the meta tree.
@@ -74,6 +89,82 @@ pub fn split_key(key: &[u8]) -> Result<(Ino, u8, &[u8]), FormatError> {
     let (ino, rest) = key.split_first_chunk::<8>().ok_or(error)?;
     let (tag, suffix) = rest.split_first().ok_or(error)?;
     Ok((Ino(u64::from_be_bytes(*ino)), *tag, suffix))
+}
+
+/// The part of a `HISTORY` key that all states of one row share, without the tag of the system record: inode, tag and
+/// suffix of the row. Suffixes that are names have a zero byte after them, so that keys sort as the rows do.
+#[must_use]
+pub fn history_prefix(ino: Ino, row_tag: u8, suffix: &[u8]) -> Vec<u8> {
+    let mut prefix = system_key(tag::HISTORY, &ino.0.to_be_bytes());
+    prefix.push(row_tag);
+    prefix.extend_from_slice(suffix);
+    if matches!(row_tag, tag::XATTR | tag::DIRENT) {
+        prefix.push(0);
+    }
+    prefix
+}
+
+/// The `HISTORY` key of the state of a row that ended at `to`, the timestamp of the command that replaced it.
+#[must_use]
+pub fn history_key(ino: Ino, row_tag: u8, suffix: &[u8], to: u64) -> Vec<u8> {
+    let mut key = history_prefix(ino, row_tag, suffix);
+    key.extend_from_slice(&to.to_be_bytes());
+    key
+}
+
+/// Inode, tag and suffix of the row, and the end of the state, from the suffix of a `HISTORY` key.
+///
+/// # Errors
+/// When it is none.
+pub fn split_history(suffix: &[u8]) -> Result<(Ino, u8, &[u8], u64), FormatError> {
+    let error = |rule| FormatError {
+        structure: "history key",
+        rule,
+    };
+    let (ino, row_tag, rest) = split_key(suffix).map_err(|_| error("at least nine bytes"))?;
+    let (name, to) = rest.split_last_chunk::<8>().ok_or(error("an end"))?;
+    let name = match row_tag {
+        tag::XATTR | tag::DIRENT => name.strip_suffix(&[0]).ok_or(error("a zero byte"))?,
+        _ => name,
+    };
+    Ok((ino, row_tag, name, u64::from_be_bytes(*to)))
+}
+
+/// The `ENDED` key for a `HISTORY` row: volume, end, then inode, tag and suffix of the row.
+#[must_use]
+pub fn ended_key(volume: u32, to: u64, ino: Ino, row_tag: u8, suffix: &[u8]) -> Vec<u8> {
+    let mut key = system_key(tag::ENDED, &volume.to_be_bytes());
+    key.extend_from_slice(&to.to_be_bytes());
+    key.extend_from_slice(&ino.0.to_be_bytes());
+    key.push(row_tag);
+    key.extend_from_slice(suffix);
+    key
+}
+
+/// Volume, end, inode, tag and suffix from the suffix of an `ENDED` key.
+///
+/// # Errors
+/// When it is none.
+pub fn split_ended(suffix: &[u8]) -> Result<(u32, u64, Ino, u8, &[u8]), FormatError> {
+    let error = FormatError {
+        structure: "key of an ended row",
+        rule: "volume, end, inode and tag",
+    };
+    let (volume, rest) = suffix.split_first_chunk::<4>().ok_or(error)?;
+    let (to, rest) = rest.split_first_chunk::<8>().ok_or(error)?;
+    let (ino, row_tag, name) = split_key(rest).map_err(|_| error)?;
+    let (volume, to) = (u32::from_be_bytes(*volume), u64::from_be_bytes(*to));
+    Ok((volume, to, ino, row_tag, name))
+}
+
+/// When a row was written; in front of values that have no layout of their own.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct StampRecord {
+    /// Timestamp (hybrid logical clock) of the command that wrote this row.
+    pub timestamp: le::U64,
 }
 
 /// Seconds and nanoseconds since 1970; seconds may be negative, nanoseconds are 0..=999,999,999.
@@ -166,6 +257,8 @@ const _: () = assert!(size_of::<DirentRecord>() == 25);
 pub struct CookieRecord {
     /// The inode.
     pub ino: le::U64,
+    /// Timestamp (hybrid logical clock) of the command that wrote this record.
+    pub timestamp: le::U64,
     /// File type, as `st_mode >> 12`.
     pub kind: u8,
 }
@@ -193,6 +286,22 @@ pub struct ExtentRecord {
 }
 
 const _: () = assert!(size_of::<ExtentRecord>() == 56);
+
+/// An extent that only snapshots show, with what its file's key is made of: it may outlive all records of its inode.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct HeldExtentRecord {
+    /// The extent.
+    pub extent: ExtentRecord,
+    /// Salt of the file key.
+    pub salt: [u8; 16],
+    /// The volume of the file.
+    pub volume: le::U32,
+}
+
+const _: () = assert!(size_of::<HeldExtentRecord>() == 76);
 
 /// Where a chunk lies: the value of the chunk tree.
 #[derive(
@@ -303,6 +412,8 @@ pub struct VolumeRecord {
     pub inode_count: le::U64,
     /// Creation, nanoseconds since 1970.
     pub created_ns: le::U64,
+    /// Timestamp of its newest snapshot; 0 when it has none.
+    pub newest_snapshot: le::U64,
     /// Dedup domain of new chunks.
     pub domain: le::U16,
     /// `segment::CODEC_*` for new chunks.
@@ -313,4 +424,46 @@ pub struct VolumeRecord {
     pub reserved: [u8; 4],
 }
 
-const _: () = assert!(size_of::<VolumeRecord>() == 48);
+const _: () = assert!(size_of::<VolumeRecord>() == 56);
+
+/// A snapshot: a directory as it was before the command with the timestamp in the key.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct SnapshotRecord {
+    /// The directory.
+    pub directory: le::U64,
+    /// When, nanoseconds since 1970.
+    pub created_ns: le::U64,
+    /// Bytes of content of the whole volume then.
+    pub volume_logical_bytes: le::U64,
+    /// Inodes of the whole volume then.
+    pub volume_inode_count: le::U64,
+    /// Stands for it in inode numbers: 1..=2^20-1, no other snapshot of the pool has it.
+    pub view: le::U32,
+    /// `snapshot_flag::*`.
+    pub flags: le::U32,
+    /// Bytes of the name, which follows; then comes the path of the directory.
+    pub name_len: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
+/// Bits of `SnapshotRecord::flags`.
+pub mod snapshot_flag {
+    /// It cannot be deleted.
+    pub const HELD: u32 = 1;
+}
+
+const _: () = assert!(size_of::<SnapshotRecord>() == 48);
+
+/// History to go through: states of rows that ended after the timestamp in the key.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct PruneRecord {
+    /// Up to and with those that ended here.
+    pub until: le::U64,
+}

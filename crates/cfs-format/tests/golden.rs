@@ -2,14 +2,16 @@
 //! it. A difference is a change of format: it needs a new version, a new golden file, and a decoder that still reads
 //! the old one.
 
+use cfs_format::Ino;
 use cfs_format::journal::{BATCH_MAGIC, BatchHeader};
 use cfs_format::segment::{
     FooterEntry, FooterTrailer, RECORD_MAGIC, RecordHeader, RecordPrefix, SegmentHeader,
 };
 use cfs_format::superblock::{BlobPointer, ChunkParams, JournalPosition, KeySlot, Superblock};
 use cfs_format::table::{
-    ChunkRecord, CookieRecord, DirentRecord, ExtentRecord, InodeRecord, PoolRecord, SegmentRecord,
-    TimeRecord, VolumeRecord,
+    ChunkRecord, CookieRecord, DirentRecord, ExtentRecord, HeldExtentRecord, InodeRecord,
+    PoolRecord, SegmentRecord, SnapshotRecord, TimeRecord, VolumeRecord, ended_key, history_key,
+    split_ended, split_history, tag,
 };
 use zerocopy::{Immutable, IntoBytes};
 
@@ -214,6 +216,7 @@ fn tables() {
     check("dirent", &dirent, include_str!("../golden/v1/dirent.hex"));
     let cookie = CookieRecord {
         ino: 11.into(),
+        timestamp: 13.into(),
         kind: 8,
     };
     check("cookie", &cookie, include_str!("../golden/v1/cookie.hex"));
@@ -264,10 +267,67 @@ fn tables() {
         allocated_bytes: 3.into(),
         inode_count: 4.into(),
         created_ns: 5.into(),
+        newest_snapshot: 6.into(),
         domain: 1.into(),
         codec: 2,
         codec_level: 3,
         reserved: [0; 4],
     };
     check("volume", &volume, include_str!("../golden/v1/volume.hex"));
+    let held = HeldExtentRecord {
+        extent,
+        salt: counting(0x70),
+        volume: 9.into(),
+    };
+    check(
+        "held_extent",
+        &held,
+        include_str!("../golden/v1/held_extent.hex"),
+    );
+    let snapshot = SnapshotRecord {
+        directory: 1.into(),
+        created_ns: 2.into(),
+        volume_logical_bytes: 3.into(),
+        volume_inode_count: 4.into(),
+        view: 5.into(),
+        flags: 1.into(),
+        name_len: 6,
+        reserved: [0; 7],
+    };
+    check(
+        "snapshot",
+        &snapshot,
+        include_str!("../golden/v1/snapshot.hex"),
+    );
+}
+
+#[test]
+fn history_keys() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let rows: [(u8, &[u8]); 3] = [
+        (tag::INODE, b""),
+        (tag::DIRENT, b"name"),
+        (tag::EXTENT, &[0, 0, 0, 0, 0, 1, 0, 0]),
+    ];
+    let golden = [
+        "00000000000000002200000000000000071000000000000001ff",
+        "0000000000000000220000000000000007506e616d650000000000000001ff",
+        "000000000000000022000000000000000740000000000001000000000000000001ff",
+    ];
+    for ((row_tag, suffix), golden) in rows.into_iter().zip(golden) {
+        let history = history_key(Ino(7), row_tag, suffix, 0x1ff);
+        assert_eq!(hex(&history), golden);
+        assert_eq!(
+            split_history(&history[9..]),
+            Ok((Ino(7), row_tag, suffix, 0x1ff))
+        );
+        let ended = ended_key(3, 0x1ff, Ino(7), row_tag, suffix);
+        assert_eq!(
+            split_ended(&ended[9..]),
+            Ok((3, 0x1ff, Ino(7), row_tag, suffix))
+        );
+        assert!(hex(&ended).starts_with("0000000000000000230000000300000000000001ff"));
+    }
+    assert!(split_history(&[1; 16]).is_err());
+    assert!(split_ended(&[1; 20]).is_err());
 }

@@ -10,7 +10,7 @@ use cfs_format::table::{InodeRecord, inode_flag, key, tag};
 use cfs_store::Txn;
 
 use crate::error::{FsError, Result};
-use crate::inode;
+use crate::{inode, row};
 
 /// Name of the attribute with the access ACL.
 pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -196,14 +196,15 @@ pub(crate) fn follow_mode(txn: &mut Txn<'_>, ino: Ino, record: &InodeRecord) -> 
     }
     if let Some(mut acl) = stored(txn, ino, ACCESS)? {
         acl.set_mode_bits(record.mode.get());
-        txn.put(key(ino, tag::XATTR, ACCESS), acl.encode());
+        let value = row::stamped(txn, &acl.encode());
+        txn.put(key(ino, tag::XATTR, ACCESS), value);
     }
     Ok(())
 }
 
 fn stored(txn: &Txn<'_>, ino: Ino, name: &[u8]) -> Result<Option<Acl>> {
     match txn.get(&key(ino, tag::XATTR, name))? {
-        Some(bytes) => Acl::decode(&bytes)
+        Some(bytes) => Acl::decode(&row::content(bytes)?)
             .map_err(|_| FsError::damaged(format_args!("the ACL of inode {ino}"))),
         None => Ok(None),
     }

@@ -2,13 +2,14 @@
 //!
 //! Each function validates everything first and writes afterwards, so that a refused command leaves its transaction
 //! as it was. Rows are read as the transaction sees them; ranges show committed rows only, so no command ranges over
-//! rows that it has written itself.
+//! rows that it has written itself. At the end of each, what it replaces and a snapshot still sees is kept.
 
 mod attributes;
 pub(crate) mod data;
 pub(crate) mod make;
 mod remove;
 mod rename;
+mod snapshots;
 
 use cfs_format::Ino;
 use cfs_format::table::InodeRecord;
@@ -16,6 +17,9 @@ use cfs_store::Txn;
 
 use crate::command::Command;
 use crate::error::Result;
+use crate::history;
+
+pub(crate) use snapshots::split_prune_key;
 
 /// Extents that removing a name frees at once; a file with more is left to the reaper.
 pub(crate) const EXTENTS_WITH_UNLINK_MAX: u32 = 64;
@@ -52,6 +56,12 @@ impl Outcome {
 /// # Errors
 /// What the command's kind refuses. The transaction must then be dropped if the cause is [`crate::FsError::Read`].
 pub(crate) fn apply(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
+    let outcome = change(txn, command)?;
+    history::keep(txn)?;
+    Ok(outcome)
+}
+
+fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
     match command {
         Command::Format(format) => make::format(txn, format),
         Command::Make(command) => make::make(txn, command),
@@ -73,5 +83,15 @@ pub(crate) fn apply(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
             data::clone_range(txn, command).map(|()| Outcome::default())
         }
         Command::Rechunk(command) => data::rechunk(txn, command).map(|()| Outcome::default()),
+        Command::SnapshotCreate(command) => {
+            snapshots::create(txn, command).map(|()| Outcome::default())
+        }
+        Command::SnapshotDelete(command) => {
+            snapshots::delete(txn, command).map(|()| Outcome::default())
+        }
+        Command::SnapshotHold(command) => {
+            snapshots::hold(txn, command).map(|()| Outcome::default())
+        }
+        Command::Prune(command) => snapshots::prune(txn, command).map(|()| Outcome::default()),
     }
 }

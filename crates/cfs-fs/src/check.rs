@@ -6,6 +6,7 @@
 
 mod affected;
 mod chunks;
+mod history;
 mod inodes;
 
 use std::ops::Bound;
@@ -52,6 +53,10 @@ pub struct CheckReport {
     pub extents: u64,
     /// Chunks.
     pub chunks: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Earlier states of rows that are kept for them.
+    pub states: u64,
     /// The first findings; empty when all is well.
     pub findings: Vec<Finding>,
     /// Findings beyond those.
@@ -115,12 +120,15 @@ pub fn check(store: &Store, mut go_on: impl FnMut(u64) -> bool) -> Result<Option
     let mut report = CheckReport::default();
     let mut inodes = inodes::Inodes::new(store, &frozen);
     let mut chunks = chunks::Chunks::default();
+    let mut history = history::History::new(store, &frozen, &mut report)?;
     let mut rows = 0;
     for row in frozen.meta.range(Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = row.map_err(cfs_store::ReadError::from)?;
         match split_key(&key) {
             Ok((Ino(0), row_tag, suffix)) => match row_tag {
                 tag::DEAD_CHUNK => chunks.dead_row(suffix),
+                tag::HISTORY => history.state_row(suffix, &value, &mut chunks, &mut report)?,
+                tag::ENDED => history.ended_row(suffix, &mut report)?,
                 tag::ORPHAN => inodes.orphan_row(suffix, &mut report),
                 _ => {}
             },
@@ -142,6 +150,7 @@ pub fn check(store: &Store, mut go_on: impl FnMut(u64) -> bool) -> Result<Option
         }
     }
     inodes.finish(&mut report);
+    history.finish(&mut report);
     chunks.finish(&frozen, &mut report)?;
     for (segment, sentence) in store.segment_contradictions() {
         report.add("segment-owner", format_args!("segment {segment}"), sentence);

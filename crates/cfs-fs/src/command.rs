@@ -4,7 +4,7 @@
 //! Its bytes are [`COMMAND_VERSION`], then the postcard encoding. **The order of variants and fields is the format**:
 //! add at the end, or count the version up and keep the old decoder.
 
-use cfs_format::{DomainId, Fingerprint, Ino};
+use cfs_format::{DomainId, Fingerprint, Ino, Timestamp, ViewId, VolumeId};
 use cfs_store::NewChunk;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,14 @@ pub enum Command {
     /// Moves a name and leaves a whiteout under the old one: a character device 0/0, which says to a union of file
     /// systems that there is nothing.
     RenameWhiteout(RenameWhiteout),
+    /// Takes a snapshot of a directory.
+    SnapshotCreate(SnapshotCreate),
+    /// Deletes a snapshot; what it held is removed by [`Command::Prune`].
+    SnapshotDelete(SnapshotDelete),
+    /// Holds or releases a snapshot.
+    SnapshotHold(SnapshotHold),
+    /// Removes states of rows that a deleted snapshot was the last to need, in steps.
+    Prune(Prune),
 }
 
 /// See [`Command::Format`].
@@ -324,6 +332,8 @@ pub struct Shift {
 pub struct CloneRange {
     /// Source file.
     pub source: Ino,
+    /// The source as a snapshot with this timestamp shows it.
+    pub source_at: Option<Timestamp>,
     /// First byte in the source.
     pub source_offset: u64,
     /// Destination file.
@@ -336,6 +346,54 @@ pub struct CloneRange {
     pub now: Time,
     /// Clear set-user-id and set-group-id as a write by another does.
     pub kill_suid_sgid: bool,
+}
+
+/// See [`Command::SnapshotCreate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotCreate {
+    /// The directory.
+    pub directory: Ino,
+    /// Name of the snapshot.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// The directory's path, for people.
+    #[serde(with = "byte_vec")]
+    pub path: Vec<u8>,
+    /// Its place in inode numbers, which no other snapshot has.
+    pub view: ViewId,
+    /// When.
+    pub now: Time,
+}
+
+/// See [`Command::SnapshotDelete`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDelete {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot's timestamp.
+    pub timestamp: Timestamp,
+}
+
+/// See [`Command::SnapshotHold`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotHold {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot's timestamp.
+    pub timestamp: Timestamp,
+    /// Hold it, or release it.
+    pub held: bool,
+}
+
+/// See [`Command::Prune`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prune {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The timestamp that the deleted snapshot had.
+    pub timestamp: Timestamp,
+    /// States to look at, at most.
+    pub rows_max: u32,
 }
 
 /// See [`Command::Reap`].

@@ -48,6 +48,7 @@ use parking_lot::Mutex;
 use crate::error::{FsError, Result};
 use crate::inode;
 use crate::types::{AtimePolicy, FsOptions, Time};
+use crate::views::{Place, Views, listed_by};
 
 use body::{Body, FileState, Identity};
 use buffer::Buffers;
@@ -83,9 +84,10 @@ pub(crate) struct Files {
 pub(crate) struct Core {
     store: Arc<Store>,
     host: Arc<dyn Host>,
+    views: Arc<Views>,
     chunker: Chunker,
     chunk_bytes_max: usize,
-    dirty_bytes_max: u64,
+    dirty_bytes_max: AtomicU64,
     flush_after_ns: u64,
     readahead_bytes: u64,
     /// Who reads a file of this size in order lets go of the chunks behind.
@@ -95,6 +97,7 @@ pub(crate) struct Core {
     shards: [Mutex<HashMap<Ino, Arc<FileState>>>; SHARDS],
     buffers: Arc<Buffers>,
     flying_bytes: Arc<AtomicU64>,
+    flying_jobs: Arc<AtomicU64>,
     dirty: DirtyList,
     hot: Arc<HotArea>,
     lanes: Lanes,
@@ -129,7 +132,12 @@ impl Files {
     ///
     /// # Panics
     /// When the pool's chunk parameters are none that the chunker takes; the store checks them when it opens.
-    pub(crate) fn new(store: Arc<Store>, host: Arc<dyn Host>, options: &FsOptions) -> Self {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        host: Arc<dyn Host>,
+        views: Arc<Views>,
+        options: &FsOptions,
+    ) -> Self {
         let params = store.superblock().chunk;
         let params = ChunkParams::new(params.min.get(), params.avg.get(), params.max.get())
             .expect("the store has checked the parameters");
@@ -139,7 +147,7 @@ impl Files {
         let core = Arc::new(Core {
             chunker: Chunker::new(params),
             chunk_bytes_max: params.max() as usize,
-            dirty_bytes_max: options.dirty_bytes_max,
+            dirty_bytes_max: AtomicU64::new(options.dirty_bytes_max),
             flush_after_ns: options.flush_after_ms.saturating_mul(1_000_000),
             readahead_bytes: options.readahead_bytes,
             stream_bytes_min: options.hot_bytes / STREAM_SHARE,
@@ -151,6 +159,7 @@ impl Files {
             shards: std::array::from_fn(|_| Mutex::default()),
             buffers: Buffers::new(buffer_bytes),
             flying_bytes: Arc::default(),
+            flying_jobs: Arc::default(),
             dirty: DirtyList::default(),
             hot: Arc::clone(&hot),
             lanes: Lanes::new(threads),
@@ -159,6 +168,7 @@ impl Files {
             rechunker: Mutex::default(),
             store,
             host,
+            views,
         });
         let mut threads = Lanes::start(&core);
         threads.extend(HotArea::start(&hot, &core.store));
@@ -201,10 +211,21 @@ impl Core {
         if body.gone {
             return Err(FsError::NotFound);
         }
+        let place = match file.ino.view() {
+            // It may have been deleted.
+            Some(_) => self.views.place(file.ino)?,
+            None => Place {
+                ino: file.ino,
+                at: None,
+            },
+        };
         if body.identity.is_some() {
             return Ok(());
         }
-        let record = inode::committed(&self.store, file.ino)?.ok_or(FsError::NotFound)?;
+        if listed_by(file.ino).is_some() {
+            return Err(FsError::IsDirectory);
+        }
+        let record = self.views.record(file.ino)?.ok_or(FsError::NotFound)?;
         match inode::kind(&record) {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(FsError::IsDirectory),
@@ -223,6 +244,7 @@ impl Core {
         body.identity = Some(Identity {
             volume,
             domain,
+            place,
             file_key: FileKey::derive(&secret, &record.salt),
         });
         let size = record.size.get();

@@ -6,13 +6,14 @@
 //! entry that was there all the time exactly once. The directory's record holds the next cookie, and the number of
 //! entries in `size`.
 
-use cfs_format::Ino;
 use cfs_format::table::{CookieRecord, DirentRecord, InodeRecord, key, split_key, tag};
+use cfs_format::{Ino, ViewId};
 use cfs_store::Txn;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{FsError, Result};
 use crate::types::DirEntry;
+use crate::views::{SNAPSHOTS_NAME, beside, listed_by};
 use crate::{Fs, inode};
 
 /// The first entry's cookie. Smaller ones are free for a front end's `.` and `..`.
@@ -53,10 +54,25 @@ pub(crate) fn decode_cookie(parent: Ino, bytes: &[u8]) -> Result<(CookieRecord, 
 /// The cookie in a `COOKIE` row's key.
 pub(crate) fn cookie_of_key(bytes: &[u8]) -> Result<u64> {
     let (ino, _, suffix) = split_key(bytes)?;
+    decode_suffix(ino, suffix)
+}
+
+fn decode_suffix(ino: Ino, suffix: &[u8]) -> Result<u64> {
     let suffix = suffix
         .try_into()
         .map_err(|_| FsError::damaged(format_args!("a cookie key of directory {ino}")))?;
     Ok(u64::from_be_bytes(suffix))
+}
+
+/// Refuses the name of the directory that lists snapshots, which no entry may have. No part of applying commands.
+///
+/// # Errors
+/// [`FsError::Snapshot`].
+pub(crate) fn check_reserved(name: &[u8]) -> Result<()> {
+    match name == SNAPSHOTS_NAME {
+        true => Err(FsError::Snapshot),
+        false => Ok(()),
+    }
 }
 
 /// The entry with this name.
@@ -129,6 +145,7 @@ fn put(txn: &mut Txn<'_>, parent: Ino, name: &[u8], cookie: u64, target: Target)
     txn.put(key(parent, tag::DIRENT, name), entry.as_bytes().to_vec());
     let row = CookieRecord {
         ino: target.ino.0.into(),
+        timestamp: txn.timestamp().0.into(),
         kind,
     };
     let mut value = Vec::with_capacity(size_of::<CookieRecord>() + name.len());
@@ -154,7 +171,10 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`].
     pub fn dir_limit(&self, ino: Ino) -> Result<u64> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if listed_by(ino).is_some() {
+            return Ok(u64::MAX);
+        }
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
         if !inode::is_directory(&record) {
             return Err(FsError::NotDirectory);
         }
@@ -177,21 +197,34 @@ impl Fs {
         limit: u64,
         entries_max: usize,
     ) -> Result<Vec<DirEntry>> {
+        if let Some(directory) = listed_by(ino) {
+            return self.list_snapshots(directory, cookie, entries_max);
+        }
         let first = cookie.saturating_add(1).max(FIRST_COOKIE);
         let mut entries = Vec::new();
         if first < limit {
-            let lo = key(ino, tag::COOKIE, &first.to_be_bytes());
-            let hi = key(ino, tag::COOKIE, &limit.to_be_bytes());
-            for row in self.store.range(&lo, &hi).take(entries_max) {
-                let (row_key, value) = row.map_err(cfs_store::ReadError::from)?;
+            let place = self.views.place(ino)?;
+            let (lo, hi) = (first.to_be_bytes(), limit.to_be_bytes());
+            let rows = self.views.rows(place, tag::COOKIE, &lo, Some(&hi));
+            for row in rows.take(entries_max) {
+                let (suffix, value) = row?;
                 let (record, name) = decode_cookie(ino, &value)?;
                 entries.push(DirEntry {
-                    ino: Ino(record.ino.get()),
-                    cookie: cookie_of_key(&row_key)?,
+                    ino: beside(ino, Ino(record.ino.get()))?,
+                    cookie: decode_suffix(ino, &suffix)?,
                     kind: u32::from(record.kind) << 12,
                     name: name.to_vec(),
                 });
             }
+        }
+        let shows_list = self.options.list_snapshots && ino.view().is_none();
+        if shows_list && cookie < limit && entries.len() < entries_max {
+            entries.push(DirEntry {
+                ino: ino.in_view(ViewId::LIST).ok_or(FsError::TooLarge)?,
+                cookie: limit,
+                kind: libc::S_IFDIR,
+                name: SNAPSHOTS_NAME.to_vec(),
+            });
         }
         if cookie == 0 {
             self.touch_atime(ino)?;
@@ -204,10 +237,40 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`].
     pub fn parent(&self, ino: Ino) -> Result<Ino> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if let Some(directory) = listed_by(ino) {
+            return Ok(directory);
+        }
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
         if !inode::is_directory(&record) {
             return Err(FsError::NotDirectory);
         }
-        Ok(Ino(record.parent.get()))
+        if let Some((view, directory)) = ino.view()
+            && self.views.snapshot(view)?.directory == directory
+        {
+            return directory.in_view(ViewId::LIST).ok_or(FsError::TooLarge);
+        }
+        beside(ino, Ino(record.parent.get()))
+    }
+
+    /// Entries of the directory that lists the snapshots of another.
+    fn list_snapshots(
+        &self,
+        directory: Ino,
+        cookie: u64,
+        entries_max: usize,
+    ) -> Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        for (snapshot, shown) in self.views.listed(directory, None)? {
+            let own = FIRST_COOKIE + u64::from(snapshot.view.0);
+            if own > cookie && entries.len() < entries_max {
+                entries.push(DirEntry {
+                    ino: shown.in_view(snapshot.view).ok_or(FsError::TooLarge)?,
+                    cookie: own,
+                    kind: libc::S_IFDIR,
+                    name: snapshot.name.clone(),
+                });
+            }
+        }
+        Ok(entries)
     }
 }

@@ -64,6 +64,15 @@ pub enum FsError {
     /// A path passes through a symbolic link, which path resolution does not follow.
     #[error("the path passes through a symbolic link")]
     SymbolicLink,
+    /// What a snapshot shows cannot be changed, nor can the directory that lists snapshots.
+    #[error("a snapshot cannot be changed")]
+    Snapshot,
+    /// The snapshot that it was seen in has been deleted.
+    #[error("the snapshot has been deleted")]
+    Stale,
+    /// The snapshot is held.
+    #[error("the snapshot is held")]
+    Held,
     /// Not offered.
     #[error("not supported")]
     NotSupported,
@@ -92,7 +101,9 @@ impl FsError {
             Self::AccessDenied => libc::EACCES,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::NoSpace => libc::ENOSPC,
-            Self::ReadOnly(_) => libc::EROFS,
+            Self::ReadOnly(_) | Self::Snapshot => libc::EROFS,
+            Self::Stale => libc::ESTALE,
+            Self::Held => libc::EBUSY,
             Self::Invalid => libc::EINVAL,
             Self::TooLarge => libc::EFBIG,
             Self::TooManyLinks => libc::EMLINK,

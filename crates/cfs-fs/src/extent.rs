@@ -66,25 +66,39 @@ impl Extent {
 /// Where committed rows are read from.
 pub(crate) trait Rows {
     /// Rows with keys in `[lo, hi)`.
-    fn rows(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl DoubleEndedIterator<Item = Result<Row>>;
+    fn rows(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl Iterator<Item = Result<Row>>;
+    /// The same, the last first.
+    fn rows_back(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl Iterator<Item = Result<Row>>;
 }
 
 /// A key and its value.
 pub(crate) type Row = (Vec<u8>, Vec<u8>);
 
 impl Rows for Store {
-    fn rows(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl DoubleEndedIterator<Item = Result<Row>> {
+    fn rows(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl Iterator<Item = Result<Row>> {
         self.range(&lo, &hi).map(|row| row.map_err(table_error))
+    }
+
+    fn rows_back(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl Iterator<Item = Result<Row>> {
+        self.range(&lo, &hi)
+            .rev()
+            .map(|row| row.map_err(table_error))
     }
 }
 
 impl Rows for Txn<'_> {
-    fn rows(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl DoubleEndedIterator<Item = Result<Row>> {
+    fn rows(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl Iterator<Item = Result<Row>> {
         self.range(&lo, &hi).map(|row| row.map_err(table_error))
+    }
+
+    fn rows_back(&self, lo: Vec<u8>, hi: Vec<u8>) -> impl Iterator<Item = Result<Row>> {
+        self.range(&lo, &hi)
+            .rev()
+            .map(|row| row.map_err(table_error))
     }
 }
 
-fn table_error(error: impl Into<cfs_store::ReadError>) -> FsError {
+pub(crate) fn table_error(error: impl Into<cfs_store::ReadError>) -> FsError {
     error.into().into()
 }
 
@@ -145,8 +159,8 @@ pub(crate) fn scan<'a>(
     let before = (from > 0 && from < to)
         .then(|| {
             let row = rows
-                .rows(extent_key(ino, 0), extent_key(ino, from))
-                .next_back()?;
+                .rows_back(extent_key(ino, 0), extent_key(ino, from))
+                .next()?;
             match row.and_then(|row| decode_row(ino, file_key, &row)) {
                 Ok(extent) if extent.end() <= from => None,
                 other => Some(other),
@@ -408,8 +422,7 @@ pub(crate) fn last_extents_start(
 ) -> Result<u64> {
     let mut start = size;
     for (index, row) in rows
-        .rows(extent_key(ino, 0), extent_key(ino, size))
-        .rev()
+        .rows_back(extent_key(ino, 0), extent_key(ino, size))
         .enumerate()
     {
         if index == count {

@@ -26,8 +26,12 @@ pub(crate) fn committed(store: &Store, ino: Ino) -> Result<Option<InodeRecord>> 
     }
 }
 
-/// The record as the transaction sees it, or [`FsError::NotFound`].
+/// The record as the transaction sees it, or [`FsError::NotFound`]; [`FsError::Snapshot`] for a number of a view, which
+/// no command may change.
 pub(crate) fn get(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
+    if ino.view().is_some() {
+        return Err(FsError::Snapshot);
+    }
     let bytes = txn.get(&key(ino, tag::INODE, &[]))?;
     decode(ino, &bytes.ok_or(FsError::NotFound)?)
 }

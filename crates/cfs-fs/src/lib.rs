@@ -7,7 +7,7 @@
 //! - `apply` is deterministic: tables and command in, tables out. It validates before it writes.
 //! - A name and its cookie row are written and removed together; a directory's record counts its entries in `size`.
 //! - An inode with `nlink` 0 has an `ORPHAN` record, and the other way round.
-//! - Lock order: the state of an open file, then the store's writer lock.
+//! - Lock order: the gate for accepting data, the state of an open file, then the store's writer lock.
 
 mod acl;
 mod apply;
@@ -17,11 +17,14 @@ mod data;
 mod directory;
 mod error;
 mod extent;
+mod history;
 mod inode;
 mod namespace;
 mod rebuild;
 pub mod recount;
+mod row;
 mod types;
+mod views;
 mod xattr;
 
 use std::sync::Arc;
@@ -30,6 +33,7 @@ use std::time::Duration;
 use cfs_device::Device;
 use cfs_format::superblock::Superblock;
 use cfs_store::{Host, ReplayError, Store, StoreOptions, Txn};
+use parking_lot::RwLock;
 
 use command::Command;
 
@@ -42,6 +46,7 @@ pub use types::{
     AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,
     SetTime, StatFs, Time, XattrFlags,
 };
+pub use views::{SNAPSHOTS_NAME, Snapshot};
 pub use xattr::{XATTR_LIST_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 
 /// A mounted pool.
@@ -54,6 +59,9 @@ pub struct Fs {
     pub(crate) atimes: namespace::atime::PendingTimes,
     pub(crate) reaper: namespace::reap::Reaper,
     pub(crate) recounts: recount::Recounts,
+    pub(crate) views: Arc<views::Views>,
+    /// Held shared while data are accepted, and alone while a snapshot is taken.
+    pub(crate) gate: RwLock<()>,
 }
 
 /// Why a pool could not be opened. Nothing changed, but for what recovery itself writes.
@@ -99,8 +107,14 @@ impl Fs {
         if inode::committed(&store, cfs_format::Ino::ROOT)?.is_none() {
             return Err(OpenError::NoRoot);
         }
+        let views = Arc::new(views::Views::load(Arc::clone(&store))?);
         let fs = Arc::new(Self {
-            files: data::Files::new(Arc::clone(&store), Arc::clone(&host), &options),
+            files: data::Files::new(
+                Arc::clone(&store),
+                Arc::clone(&host),
+                Arc::clone(&views),
+                &options,
+            ),
             store,
             host,
             options,
@@ -108,6 +122,8 @@ impl Fs {
             atimes: namespace::atime::PendingTimes::default(),
             reaper: namespace::reap::Reaper::default(),
             recounts: recount::Recounts::default(),
+            views,
+            gate: RwLock::new(()),
         });
         fs.queue_orphans()?;
         Ok(fs)
@@ -120,7 +136,8 @@ impl Fs {
     }
 
     /// Does background work that is due, a bounded amount of it: writes aged dirty data and access times, removes
-    /// inodes without a name, re-chunks fragmented files, then the store's own, and recounts references. Called by one thread about every
+    /// inodes without a name and history that no snapshot needs, re-chunks fragmented files, then the store's own, and
+    /// recounts references. Called by one thread about every
     /// 100 ms.
     ///
     /// # Errors
@@ -130,9 +147,10 @@ impl Fs {
         let written = self.files.tick();
         let touched = self.write_atimes_if_due();
         let reaped = self.reap_some();
+        let pruned = self.prune_some();
         let stored = self.store.tick().map_err(FsError::from);
         self.recount_some();
-        stored.and(written).and(touched).and(reaped)
+        stored.and(written).and(touched).and(reaped).and(pruned)
     }
 
     /// Waits until something changes, at most for `patience`, and hands the change to the pool's device without flushing

@@ -8,6 +8,7 @@ mod make;
 pub(crate) mod opens;
 pub(crate) mod reap;
 mod remove;
+mod snapshots;
 mod statfs;
 
 use cfs_store::Reservation;
@@ -28,6 +29,7 @@ impl Fs {
             return Ok(reservation);
         }
         self.reap_all()?;
+        self.prune_all()?;
         self.store.make_room(ROOM_BYTES)?;
         Ok(self.store.admit(bytes)?)
     }

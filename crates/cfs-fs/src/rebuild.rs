@@ -13,6 +13,7 @@
 
 mod content;
 mod entries;
+mod past;
 mod tree;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use cfs_device::Device;
 use cfs_format::superblock::Superblock;
-use cfs_format::table::{InodeRecord, VolumeRecord, key, split_key, tag};
+use cfs_format::table::{InodeRecord, VolumeRecord, key, split_history, split_key, tag};
 use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::keys::{ClusterKey, FileKey};
 use cfs_store::{
@@ -31,7 +32,8 @@ use cfs_store::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::check::Finding;
-use crate::{Fs, FsOptions, OpenError, extent, inode};
+use crate::views::Snapshot;
+use crate::{Fs, FsOptions, OpenError, extent, history, inode};
 
 /// Findings that are listed at most.
 const FINDINGS_MAX: usize = 10_000;
@@ -107,6 +109,9 @@ impl Namespace for Rebuilder {
     ) -> Result<RowChanges, ReadError> {
         let mut mending = Mending::new(self, store, lost);
         mending.rows()?;
+        if !lost.is_empty() {
+            mending.past()?;
+        }
         mending.tree(stage)?;
         Ok(mending.changes.into_iter().collect())
     }
@@ -117,10 +122,19 @@ impl Namespace for Rebuilder {
             record.logical_bytes = 0.into();
             record.allocated_bytes = 0.into();
             record.inode_count = 0.into();
+            record.newest_snapshot = 0.into();
         }
         let mut next_ino = Ino::ROOT.0 + 1;
+        let mut newest: BTreeMap<VolumeId, u64> = BTreeMap::new();
         for row in all_rows(store) {
             let (row_key, value) = row?;
+            if let Ok((Ino(0), tag::SNAPSHOT, _)) = split_key(&row_key)
+                && let Ok(snapshot) = Snapshot::decode(&(row_key.clone(), value.clone()))
+            {
+                let newest = newest.entry(snapshot.volume).or_insert(0);
+                *newest = snapshot.timestamp.0.max(*newest);
+                continue;
+            }
             let Ok((ino, tag::INODE, _)) = split_key(&row_key) else {
                 continue;
             };
@@ -143,6 +157,11 @@ impl Namespace for Rebuilder {
                 volume.allocated_bytes += record.allocated.get();
             }
         }
+        for (id, timestamp) in newest {
+            if let Some(volume) = volumes.get_mut(&id) {
+                volume.newest_snapshot = timestamp.into();
+            }
+        }
         Ok(Summary {
             volumes: volumes.into_iter().collect(),
             next_ino,
@@ -158,6 +177,13 @@ impl Namespace for Rebuilder {
         for row in all_rows(store) {
             let row = row?;
             match split_key(&row.0) {
+                Ok((Ino(0), tag::HISTORY, state)) => {
+                    if let Ok((ino, tag::EXTENT, suffix, _)) = split_history(state)
+                        && let Ok(extent) = history::stored_extent(store, ino, suffix, &row.1)
+                    {
+                        each(reference(&extent));
+                    }
+                }
                 Ok((Ino(0), _, _)) | Err(_) => {}
                 Ok((ino, tag::INODE, _)) => {
                     let record = inode::decode(ino, &row.1).ok();
@@ -168,11 +194,7 @@ impl Namespace for Rebuilder {
                         .as_ref()
                         .and_then(|file_key| extent::decode_row(ino, file_key, &row).ok());
                     if let Some(extent) = extent {
-                        each(Reference {
-                            fingerprint: extent.fingerprint,
-                            chunk_len: extent.chunk_len,
-                            domain: extent.domain,
-                        });
+                        each(reference(&extent));
                     }
                 }
                 Ok(_) => {}
@@ -185,6 +207,14 @@ impl Namespace for Rebuilder {
 fn all_rows(store: &Store) -> impl Iterator<Item = Result<extent::Row, ReadError>> {
     let rows = store.view().range(Bound::Unbounded, Bound::Unbounded);
     rows.map(|row| row.map_err(ReadError::from))
+}
+
+fn reference(extent: &extent::Extent) -> Reference {
+    Reference {
+        fingerprint: extent.fingerprint,
+        chunk_len: extent.chunk_len,
+        domain: extent.domain,
+    }
 }
 
 fn file_key_of(store: &Store, record: &InodeRecord) -> Option<FileKey> {

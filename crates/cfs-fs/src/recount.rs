@@ -14,7 +14,7 @@ mod schedule;
 
 use std::collections::{BTreeMap, HashMap};
 
-use cfs_format::table::{ChunkRecord, RecountRecord, split_key, system_key, tag};
+use cfs_format::table::{ChunkRecord, RecountRecord, split_history, split_key, system_key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::{Frozen, ReadError, Store, TableScan};
@@ -22,7 +22,7 @@ use zerocopy::FromBytes;
 
 use crate::check::Finding;
 use crate::error::{FsError, Result};
-use crate::{extent, inode};
+use crate::{extent, history, inode};
 
 pub use schedule::RecountStatus;
 pub(crate) use schedule::Recounts;
@@ -145,7 +145,16 @@ impl ExtentScan {
 
     /// The chunk of an extent's row; none for other rows.
     fn look(&mut self, keys: &Keys<'_>, row: &(Vec<u8>, Vec<u8>)) -> Result<Option<Fingerprint>> {
-        let (ino, row_tag, _) = split_key(&row.0)?;
+        let (ino, row_tag, suffix) = split_key(&row.0)?;
+        if (ino, row_tag) == (Ino(0), tag::HISTORY) {
+            return match split_history(suffix)? {
+                (ino, tag::EXTENT, suffix, _) => {
+                    let extent = history::stored_extent(keys.store, ino, suffix, &row.1)?;
+                    Ok(Some(extent.fingerprint))
+                }
+                _ => Ok(None),
+            };
+        }
         if ino == Ino(0) {
             return Ok(None);
         }

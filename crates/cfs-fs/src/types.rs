@@ -235,6 +235,8 @@ pub struct FsOptions {
     pub atime: AtimePolicy,
     /// Bytes read ahead of a sequential reader.
     pub readahead_bytes: u64,
+    /// Let listings of directories show the directory `.snapshots`, which is there in any case.
+    pub list_snapshots: bool,
 }
 
 impl Default for FsOptions {
@@ -246,6 +248,7 @@ impl Default for FsOptions {
             seal_threads: 0,
             atime: AtimePolicy::Relatime,
             readahead_bytes: 4 << 20,
+            list_snapshots: false,
         }
     }
 }

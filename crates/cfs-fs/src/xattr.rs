@@ -11,7 +11,8 @@ use crate::apply::Outcome;
 use crate::command::{Command, RemoveXattr, SetXattr};
 use crate::error::{FsError, Result};
 use crate::types::XattrFlags;
-use crate::{Fs, inode};
+use crate::views::listed_by;
+use crate::{Fs, inode, row};
 
 /// Longest name, bytes.
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
@@ -73,8 +74,8 @@ pub(crate) fn set(txn: &mut Txn<'_>, command: &SetXattr) -> Result<Outcome> {
         return Err(FsError::ArgumentTooLong);
     }
     let mut record = inode::get(txn, command.ino)?;
-    let row = key(command.ino, tag::XATTR, &command.name);
-    let exists = record.flags.get() & inode_flag::XATTRS != 0 && txn.get(&row)?.is_some();
+    let row_key = key(command.ino, tag::XATTR, &command.name);
+    let exists = record.flags.get() & inode_flag::XATTRS != 0 && txn.get(&row_key)?.is_some();
     if command.create && exists {
         return Err(FsError::Exists);
     }
@@ -100,9 +101,10 @@ pub(crate) fn set(txn: &mut Txn<'_>, command: &SetXattr) -> Result<Outcome> {
     match value {
         Some(value) => {
             record.flags |= inode_flag::XATTRS;
-            txn.put(row, value);
+            let value = row::stamped(txn, &value);
+            txn.put(row_key, value);
         }
-        None if exists => txn.delete(row),
+        None if exists => txn.delete(row_key),
         None => {}
     }
     record.ctime = command.now.into();
@@ -176,13 +178,15 @@ impl Fs {
     /// [`FsError::NotFound`], [`FsError::NoData`].
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         check_name(name)?;
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if listed_by(ino).is_some() {
+            return Err(FsError::NoData);
+        }
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
         if record.flags.get() & inode_flag::XATTRS == 0 {
             return Err(FsError::NoData);
         }
-        self.store
-            .get(&key(ino, tag::XATTR, name))?
-            .ok_or(FsError::NoData)
+        let value = self.views.get(self.views.place(ino)?, tag::XATTR, name)?;
+        row::content(value.ok_or(FsError::NoData)?)
     }
 
     /// Sets an attribute. Setting an ACL also sets the mode; an ACL without entries removes it.
@@ -214,12 +218,17 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if listed_by(ino).is_some() {
+            return Ok(Vec::new());
+        }
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
         if record.flags.get() & inode_flag::XATTRS == 0 {
             return Ok(Vec::new());
         }
-        let (lo, hi) = rows_of(ino);
-        names(self.store.range(&lo, &hi))
+        let rows = self
+            .views
+            .rows(self.views.place(ino)?, tag::XATTR, &[], None);
+        rows.map(|row| row.map(|(name, _)| name)).collect()
     }
 
     /// Removes an attribute.

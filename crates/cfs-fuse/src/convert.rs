@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cfs_format::Ino;
 use cfs_fs::{Attr, Caller, FsError, SetAttr, SetTime, Time};
 
 use crate::abi::{self, InHeader, set_attr};
@@ -49,11 +50,37 @@ pub(crate) fn attr_out(attr: &Attr) -> abi::AttrOut {
     }
 }
 
+/// Whether the kernel may remember a name, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameStays {
+    /// It changes through the kernel alone.
+    Yes,
+    /// It comes and goes without the kernel: the name of a snapshot.
+    No,
+}
+
+impl NameStays {
+    /// Of names in this directory.
+    pub(crate) fn in_directory(parent: Ino) -> Self {
+        match parent.lists_snapshots() {
+            true => Self::No,
+            false => Self::Yes,
+        }
+    }
+
+    fn seconds(self) -> u64 {
+        match self {
+            Self::Yes => CACHE_TIME.as_secs(),
+            Self::No => 0,
+        }
+    }
+}
+
 /// An inode for the kernel to remember. Inode numbers are never reused, so the generation is always 0.
-pub(crate) fn entry(attr: &Attr) -> abi::EntryOut {
+pub(crate) fn entry(attr: &Attr, stays: NameStays) -> abi::EntryOut {
     abi::EntryOut {
         nodeid: attr.ino.0,
-        entry_valid: CACHE_TIME.as_secs(),
+        entry_valid: stays.seconds(),
         attr_valid: CACHE_TIME.as_secs(),
         attr: attributes(attr),
         ..abi::EntryOut::default()
@@ -61,9 +88,9 @@ pub(crate) fn entry(attr: &Attr) -> abi::EntryOut {
 }
 
 /// That there is no such name, which may be remembered too: inode number 0.
-pub(crate) fn absent() -> abi::EntryOut {
+pub(crate) fn absent(stays: NameStays) -> abi::EntryOut {
     abi::EntryOut {
-        entry_valid: CACHE_TIME.as_secs(),
+        entry_valid: stays.seconds(),
         ..abi::EntryOut::default()
     }
 }

@@ -28,6 +28,7 @@ mod names;
 mod rebuild;
 mod rng;
 mod rot;
+mod snapshots;
 mod trouble;
 mod world;
 

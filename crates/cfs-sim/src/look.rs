@@ -16,8 +16,16 @@ const ENTRIES_AT_ONCE: usize = 7;
 /// # Errors
 /// What could not be read, and what contradicts itself.
 pub(crate) fn look(fs: &Fs) -> Result<Found, String> {
+    look_below(fs, Ino::ROOT)
+}
+
+/// Everything that can be reached from a directory.
+///
+/// # Errors
+/// What could not be read, and what contradicts itself.
+pub(crate) fn look_below(fs: &Fs, root: Ino) -> Result<Found, String> {
     let mut found = Found::new();
-    let mut waiting = vec![(String::new(), Ino::ROOT)];
+    let mut waiting = vec![(String::new(), root)];
     while let Some((directory, ino)) = waiting.pop() {
         for (name, ino) in entries(fs, ino).map_err(|error| format!("{directory}/: {error}"))? {
             let path = match directory.is_empty() {

@@ -72,6 +72,46 @@ pub(crate) struct Model {
     moments: Vec<Moment>,
     /// Hashes of every content that any file has had, for pools that have been damaged.
     ever: BTreeSet<u64>,
+    /// Snapshots by their names.
+    pub snapshots: BTreeMap<String, FrozenCopy>,
+}
+
+/// What was there when a snapshot was taken, by path in its directory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FrozenCopy {
+    nodes: BTreeMap<String, (Kind, Arc<Attributes>, Arc<Vec<u8>>)>,
+    /// Taking or deleting it has failed, or a crash came first: it may be there or not.
+    pub is_uncertain: bool,
+}
+
+impl FrozenCopy {
+    /// Compares with what a snapshot shows.
+    pub fn check(&self, found: &Found) -> Result<(), String> {
+        if let Some(path) = self.nodes.keys().find(|path| !found.contains_key(*path)) {
+            return Err(format!("{path} is missing"));
+        }
+        for (path, there) in found {
+            let Some((kind, attributes, content)) = self.nodes.get(path) else {
+                return Err(format!("{path} should not be there"));
+            };
+            if *kind != there.kind || **attributes != there.attributes {
+                return Err(format!(
+                    "{path} is of another kind, or has other attributes"
+                ));
+            }
+            if *kind == Kind::File && *content != there.content {
+                return Err(format!("{path} has another content"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Paths and contents of files.
+    pub fn files(&self) -> impl Iterator<Item = (&String, &Arc<Vec<u8>>)> {
+        let files = self.nodes.iter();
+        let files = files.filter(|(_, (kind, ..))| *kind == Kind::File);
+        files.map(|(path, (_, _, content))| (path, content))
+    }
 }
 
 impl Model {
@@ -405,6 +445,28 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// All that is below a directory, as it is now.
+    pub fn freeze(&self, directory: &str) -> FrozenCopy {
+        let prefix = match directory {
+            "" => String::new(),
+            directory => format!("{directory}/"),
+        };
+        let nodes = self.now.names.iter().filter_map(|(path, node)| {
+            let path = path.strip_prefix(&prefix)?;
+            let kind = self.kinds[node].clone();
+            let content = match kind {
+                Kind::File => self.content(*node),
+                _ => Arc::default(),
+            };
+            let attributes = Arc::clone(&self.now.attributes[node]);
+            Some((path.to_owned(), (kind, attributes, content)))
+        });
+        FrozenCopy {
+            nodes: nodes.collect(),
+            is_uncertain: false,
+        }
     }
 
     /// Whether some file has had this content at some time.

@@ -219,6 +219,7 @@ impl World {
         if !early {
             let found = look::look(&fs)?;
             self.model.recover(&found)?;
+            self.check_snapshots(&fs, true)?;
             look::check(&fs)?;
             self.trace(|| format!("opened, {} names", found.len()));
             self.device.set_faults(self.trouble.plan(&self.device));
@@ -283,6 +284,7 @@ impl World {
             // Reading goes on also on a pool that went read-only.
             let found = look::look(&fs)?;
             self.model.check_now(&found)?;
+            self.check_snapshots(&fs, false)?;
         }
         if good {
             look::check(&fs)?;
@@ -409,7 +411,10 @@ impl World {
     }
 
     fn step(&mut self, fs: &Fs) -> Result<(), Failure> {
-        match self.rng.below(40) {
+        match self.rng.below(44) {
+            40 => self.take_snapshot(fs),
+            41 => self.delete_snapshot(fs),
+            42 | 43 => self.copy_from_snapshot(fs),
             0..=2 => self.create(fs),
             3 => self.mkdir(fs),
             4 => self.make_special(fs),

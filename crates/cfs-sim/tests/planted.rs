@@ -24,6 +24,8 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::TruncateBeforeContent, 1000),
     (Bug::RenameBeforeContent, 100),
     (Bug::OrphanForgotten, 10),
+    (Bug::SnapshotBeforeData, 50),
+    (Bug::HistoryUncounted, 50),
 ];
 
 /// Those that are found within so many seeds are planted in every run of the checks.

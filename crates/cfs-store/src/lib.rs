@@ -50,6 +50,7 @@ mod sync;
 mod txn;
 
 pub use anchor::{UnverifiedSuperblock, read_superblock};
+pub use cfs_kv::{Range, RunError};
 pub use chunks::{CHUNK_BYTES_MAX, ChunkPin, NewChunk};
 pub use directory::TableOwner;
 pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, WriteError};

@@ -363,6 +363,7 @@ impl Store {
                 pool: PoolRecord::default(),
                 recount: RecountRecord::default(),
                 volumes_changed: BTreeSet::new(),
+                newest_snapshot: Timestamp(0),
             }),
             volumes: RwLock::new(HashMap::new()),
             domains: RwLock::new(HashMap::new()),
@@ -446,7 +447,7 @@ impl Store {
     pub(crate) fn load_system_records(&self) -> Result<(), OpenError> {
         let bad = |what| OpenError::Read(ReadError::Record { what });
         let lo = system_key(0, &[]);
-        let hi = cfs_format::table::key(Ino(1), 0, &[]);
+        let hi = system_key(tag::FIRST_OF_FILE_SYSTEM, &[]);
         for row in self.range(&lo, &hi) {
             let (key, value) = row.map_err(ReadError::from)?;
             let (_, tag, suffix) =
@@ -483,6 +484,10 @@ impl Store {
                     let volume = VolumeId(u32::from_be_bytes(volume));
                     let record =
                         VolumeRecord::read_from_bytes(&value).map_err(|_| bad("volume"))?;
+                    let newest = Timestamp(record.newest_snapshot.get());
+                    let mut writer = self.writer.lock();
+                    writer.newest_snapshot = writer.newest_snapshot.max(newest);
+                    drop(writer);
                     self.volumes.write().insert(volume, record);
                 }
                 tag::DOMAIN => {

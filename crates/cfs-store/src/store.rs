@@ -52,6 +52,8 @@ pub(crate) struct WriterState {
     pub pool: PoolRecord,
     pub recount: RecountRecord,
     pub volumes_changed: BTreeSet<VolumeId>,
+    /// At least that of every volume.
+    pub newest_snapshot: Timestamp,
 }
 
 /// What checkpoints and compaction hold alone.

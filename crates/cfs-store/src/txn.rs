@@ -98,6 +98,25 @@ impl<'a> Txn<'a> {
         }
     }
 
+    /// The value at `key` of the meta tree before this command.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn before(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        self.store.get(key)
+    }
+
+    /// Keys of the meta tree that this command has set or removed so far, in order.
+    pub fn changed_keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.meta.keys().map(Vec::as_slice)
+    }
+
+    /// No volume has a newer snapshot; 0 when there is none. It may be larger than that of any volume.
+    #[must_use]
+    pub fn newest_snapshot(&self) -> Timestamp {
+        self.writer.newest_snapshot
+    }
+
     /// Rows of the meta tree in `[lo, hi)` as they were before this command.
     #[must_use]
     pub fn range(&self, lo: &[u8], hi: &[u8]) -> cfs_kv::Range {
@@ -365,6 +384,8 @@ impl<'a> Txn<'a> {
         if !volumes.is_empty() {
             let mut all = store.volumes.write();
             for (volume, record) in volumes {
+                let newest = Timestamp(record.newest_snapshot.get());
+                writer.newest_snapshot = writer.newest_snapshot.max(newest);
                 all.insert(volume, record);
                 writer.volumes_changed.insert(volume);
             }

@@ -8,4 +8,5 @@ pub mod report;
 pub mod reporter;
 pub mod scrub;
 pub mod service;
+pub mod snapshots;
 pub mod socket;

@@ -117,6 +117,17 @@ Examples:
   cfs repair --accept-log-loss --data /srv/pool && cfs admin fsck --data /srv/pool
   cfs repair --rebuild-index --data /srv/pool > lost.txt";
 
+const SNAPSHOT_CREATE_HELP: &str = "\
+It holds exactly what has been acknowledged before, in all files, and can be read in the mount, in .snapshots/NAME of the
+directory and of each below it; listings do not show .snapshots, unless the mount was made with --list-snapshots. To go
+back to it, copy from there.
+
+A snapshot of one directory keeps what changes in its whole volume.
+
+Examples:
+  cfs admin snapshot create /home --name monday --data /srv/pool
+  cp -a /mnt/cfs/home/.snapshots/monday/letter.txt /mnt/cfs/home/";
+
 const DEBUG_EXAMPLES: &str = "\
 Examples:
   cfs debug superblock --data /srv/pool
@@ -233,6 +244,9 @@ pub struct MountingArgs {
     /// Refuse all writes through the mount
     #[arg(long)]
     pub read_only: bool,
+    /// Let listings show .snapshots in each directory; it is there in any case
+    #[arg(long)]
+    pub list_snapshots: bool,
     /// Whether sync(2) and syncfs(2) write out everything that the mount holds
     #[arg(long, value_enum, default_value_t = SyncCalls::Auto)]
     pub sync_calls: SyncCalls,
@@ -453,12 +467,63 @@ pub enum AdminCommand {
     /// Empty segments of which little is still needed, so that the host gets their room back
     #[command(after_help = GC_HELP)]
     Gc(GcArgs),
+    /// Keep a directory as it is now, and go back to what was kept
+    Snapshot {
+        /// The snapshot command.
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
     /// Change what opens the pool
     Key {
         /// The key command.
         #[command(subcommand)]
         command: KeyCommand,
     },
+}
+
+/// The snapshot commands.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot of a directory and all below it, in no time whatever its size
+    #[command(after_help = SNAPSHOT_CREATE_HELP)]
+    Create(SnapshotArgs),
+    /// Tell which snapshots there are
+    #[command(after_help = "Example:\n  cfs admin snapshot list --data /srv/pool")]
+    List {
+        /// Directory, from the root of the pool [default: all that have snapshots]
+        path: Option<PathBuf>,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Delete a snapshot; its room comes back in the background
+    #[command(
+        after_help = "Example:\n  cfs admin snapshot delete /home --name monday --data /srv/pool"
+    )]
+    Delete(SnapshotArgs),
+    /// Keep a snapshot from being deleted
+    #[command(
+        after_help = "Example:\n  cfs admin snapshot hold /home --name monday --data /srv/pool"
+    )]
+    Hold(SnapshotArgs),
+    /// Let a snapshot that is held be deleted again
+    #[command(
+        after_help = "Example:\n  cfs admin snapshot release /home --name monday --data /srv/pool"
+    )]
+    Release(SnapshotArgs),
+}
+
+/// Which snapshot.
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// Directory, from the root of the pool
+    pub path: PathBuf,
+    /// Name of the snapshot
+    #[arg(long)]
+    pub name: std::ffi::OsString,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
 }
 
 /// Options of `cfs admin scrub`.

@@ -36,11 +36,13 @@ use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
-use crate::admin::protocol::{AnyPath, DebugTarget, GcWay, Request, Transfer};
+use crate::admin::protocol::{
+    AnyPath, DebugTarget, GcWay, Named, Request, SnapshotRequest, Transfer,
+};
 use crate::admin::reporter::end_if_unprinted;
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
-    MountArgs, ServerArgs,
+    MountArgs, ServerArgs, SnapshotArgs, SnapshotCommand,
 };
 use crate::daemon::Side;
 use crate::datadir::DataDir;
@@ -217,6 +219,7 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             };
             (args.report, request)
         }
+        AdminCommand::Snapshot { command } => return snapshot(command, environment),
         AdminCommand::Key {
             command:
                 KeyCommand::ChangePassphrase {
@@ -233,6 +236,28 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         }
     };
     on_existing(args.existing, environment, request, args.json)
+}
+
+fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCode> {
+    let of = |args: SnapshotArgs, request: fn(Named) -> SnapshotRequest| {
+        let named = Named {
+            path: AnyPath::from(&*args.path),
+            name: AnyPath::from(Path::new(&args.name)),
+        };
+        (args.existing, request(named), false)
+    };
+    let (existing, request, json) = match command {
+        SnapshotCommand::Create(args) => of(args, SnapshotRequest::Create),
+        SnapshotCommand::Delete(args) => of(args, SnapshotRequest::Delete),
+        SnapshotCommand::Hold(args) => of(args, SnapshotRequest::Hold),
+        SnapshotCommand::Release(args) => of(args, SnapshotRequest::Release),
+        SnapshotCommand::List { path, report } => {
+            let path = path.as_deref().map(AnyPath::from);
+            let request = SnapshotRequest::List { path };
+            (report.existing, request, report.json)
+        }
+    };
+    on_existing(existing, environment, Request::Snapshot(request), json)
 }
 
 fn debug(command: DebugCommand, environment: Environment) -> Result<ExitCode> {

@@ -56,6 +56,8 @@ pub struct Use {
     pub budgets: BudgetArgs,
     /// When reading updates the access time.
     pub atime: AtimePolicy,
+    /// Listings show `.snapshots`.
+    pub list_snapshots: bool,
     /// Open it although acknowledged changes in a damaged log are lost then.
     pub accept_log_loss: bool,
 }
@@ -453,6 +455,7 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
         hot_bytes: usage.budgets.hot_bytes.unwrap_or(memory / 8),
         seal_threads: cores,
         atime: usage.atime,
+        list_snapshots: usage.list_snapshots,
         ..defaults
     };
     (store, fs)

@@ -87,6 +87,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
             Atime::Noatime => AtimePolicy::Noatime,
             Atime::Strict => AtimePolicy::Strict,
         },
+        list_snapshots: serving.mounting.list_snapshots,
         ..Use::default()
     };
     let given = KeyGiven::new(serving.pool.key, environment);

@@ -3,8 +3,8 @@
 //! A file's content is in its `INLINE` record or in extents, never in both. Commands that work on ranges expect
 //! extents; the operation that issues them has moved inline content first.
 
-use cfs_format::Ino;
 use cfs_format::table::{InodeRecord, inode_flag, key, system_key, tag};
+use cfs_format::{Ino, Timestamp, VolumeId};
 use cfs_store::Txn;
 
 use crate::command::{CloneRange, Punch, Rechunk, Shift, Write};
@@ -12,8 +12,9 @@ use crate::error::{FsError, Result};
 use crate::extent::{
     Extent, ExtentEdit, FILE_BYTES_MAX, FRAGMENT_BYTES, INLINE_BYTES_MAX, account, file_key, scan,
 };
-use crate::inode;
+use crate::history::{Past, snapshot_key};
 use crate::types::Time;
+use crate::{inode, row};
 
 /// Key of the mark of a file that may need re-chunking.
 fn fragmented_key(ino: Ino) -> Vec<u8> {
@@ -97,7 +98,8 @@ pub(super) fn write(txn: &mut Txn<'_>, command: &Write) -> Result<()> {
         let mut flags = record.flags.get() & !inode_flag::INLINE;
         if let Some(bytes) = &command.inline {
             flags |= inode_flag::INLINE;
-            txn.put(inline_key, bytes.clone());
+            let value = row::stamped(txn, bytes);
+            txn.put(inline_key, value);
         } else if is_inline(&record) {
             txn.delete(inline_key);
         }
@@ -192,6 +194,21 @@ pub(super) fn shift(txn: &mut Txn<'_>, command: &Shift) -> Result<()> {
     Ok(())
 }
 
+/// The record of a file with extents as a snapshot shows it, which must be there.
+fn source_then(txn: &Txn<'_>, ino: Ino, at: Timestamp) -> Result<InodeRecord> {
+    let past = Past { table: txn, at };
+    let bytes = past.get(ino, tag::INODE, &[])?.ok_or(FsError::NotFound)?;
+    let record = inode::decode(ino, &bytes)?;
+    let volume = VolumeId(record.volume.get());
+    if txn.get(&snapshot_key(volume, at.0))?.is_none() {
+        return Err(FsError::Stale);
+    }
+    if inode::kind(&record) != libc::S_IFREG || is_inline(&record) {
+        return Err(FsError::Invalid);
+    }
+    Ok(record)
+}
+
 pub(super) fn clone_range(txn: &mut Txn<'_>, command: &CloneRange) -> Result<()> {
     let ends = |offset: u64| {
         offset
@@ -202,9 +219,13 @@ pub(super) fn clone_range(txn: &mut Txn<'_>, command: &CloneRange) -> Result<()>
     let source_end = ends(command.source_offset)?;
     let target_end = ends(command.target_offset)?;
     let overlap = command.source == command.target
+        && command.source_at.is_none()
         && command.source_offset < target_end
         && command.target_offset < source_end;
-    let source = with_extents(txn, command.source)?;
+    let source = match command.source_at {
+        None => with_extents(txn, command.source)?,
+        Some(at) => source_then(txn, command.source, at)?,
+    };
     let mut target = with_extents(txn, command.target)?;
     let size_before = target.size.get();
     if overlap || source_end > source.size.get() {
@@ -212,20 +233,23 @@ pub(super) fn clone_range(txn: &mut Txn<'_>, command: &CloneRange) -> Result<()>
     }
 
     let source_key = file_key(txn, &source)?;
-    let parts = scan(
-        &*txn,
-        command.source,
-        &source_key,
-        command.source_offset,
-        source_end,
-    )
-    .filter_map(|extent| match extent {
-        Ok(extent) => extent
-            .part(command.source_offset, source_end)
-            .map(|part| Ok(part.at(part.offset - command.source_offset + command.target_offset))),
-        Err(error) => Some(Err(error)),
-    })
-    .collect::<Result<Vec<_>>>()?;
+    let (from, key) = (command.source_offset, &source_key);
+    let extents: Box<dyn Iterator<Item = Result<Extent>>> = match command.source_at {
+        None => Box::new(scan(&*txn, command.source, key, from, source_end)),
+        Some(at) => {
+            let past = Past { table: &*txn, at };
+            let extents: Vec<_> = scan(&past, command.source, key, from, source_end).collect();
+            Box::new(extents.into_iter())
+        }
+    };
+    let parts = extents
+        .filter_map(|extent| match extent {
+            Ok(extent) => extent.part(command.source_offset, source_end).map(|part| {
+                Ok(part.at(part.offset - command.source_offset + command.target_offset))
+            }),
+            Err(error) => Some(Err(error)),
+        })
+        .collect::<Result<Vec<_>>>()?;
     let target_key = file_key(txn, &target)?;
     let mut edit = ExtentEdit::new(command.target, &target_key, size_before);
     edit.remove(txn, command.target_offset, target_end)?;

@@ -9,7 +9,7 @@ use crate::command::{Format, Link, Make, MakeUnnamed};
 use crate::directory::{self, FIRST_COOKIE, Target};
 use crate::error::{FsError, Result};
 use crate::types::Time;
-use crate::{acl, inode};
+use crate::{acl, inode, row};
 
 /// Longest target of a symbolic link, bytes.
 pub(crate) const TARGET_BYTES_MAX: usize = 4095;
@@ -134,10 +134,12 @@ fn put_new(txn: &mut Txn<'_>, directory: &InodeRecord, new: &New<'_>) -> Result<
     }
     if kind == libc::S_IFLNK {
         record.flags |= inode_flag::INLINE;
-        txn.put(key(new.ino, tag::INLINE, &[]), new.target.to_vec());
+        let target = row::stamped(txn, new.target);
+        txn.put(key(new.ino, tag::INLINE, &[]), target);
     }
     for (name, value) in acls {
         record.flags |= inode_flag::XATTRS;
+        let value = row::stamped(txn, &value);
         txn.put(key(new.ino, tag::XATTR, name), value);
     }
     txn.note_ino(new.ino);
@@ -223,7 +225,8 @@ pub(super) fn make_unnamed(txn: &mut Txn<'_>, command: &MakeUnnamed) -> Result<O
         salt: command.salt,
     };
     let record = put_new(txn, &parent, &new)?;
-    txn.put(orphan_key(command.ino), Vec::new());
+    let since = row::stamped(txn, &[]);
+    txn.put(orphan_key(command.ino), since);
     Ok(Outcome::of(command.ino, record))
 }
 

@@ -9,7 +9,7 @@ use super::{EXTENTS_WITH_UNLINK_MAX, Lost, Outcome};
 use crate::command::{Reap, Unlink};
 use crate::error::{FsError, Result};
 use crate::types::Time;
-use crate::{directory, extent, inode};
+use crate::{directory, extent, inode, row};
 
 pub(super) fn unlink(txn: &mut Txn<'_>, command: &Unlink) -> Result<Outcome> {
     let mut parent = live_directory(txn, command.parent)?;
@@ -93,7 +93,8 @@ pub(super) fn lose_name(
         inode::put(txn, ino, record);
         return Ok(Some(Lost::Orphaned(ino)));
     }
-    txn.put(orphan_key(ino), Vec::new());
+    let since = row::stamped(txn, &[]);
+    txn.put(orphan_key(ino), since);
     inode::put(txn, ino, record);
     Ok(Some(Lost::Orphaned(ino)))
 }

@@ -6,13 +6,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
-use cfs_format::table::{split_key, tag};
+use cfs_format::table::{split_history, split_key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::Frozen;
 
 use super::PROGRESS_ROWS;
+use crate::command::NewExtent;
 use crate::error::{FsError, Result};
+use crate::history::decode_held;
 use crate::{Fs, directory, extent, inode};
 
 /// Deepest path that is told; damaged tables could go around in circles.
@@ -23,7 +25,9 @@ const DEPTH_MAX: usize = 4096;
 pub struct AffectedFile {
     /// The file.
     pub ino: Ino,
-    /// Its names, absolute; none when it has been removed and is still open, or when they could not be read.
+    /// As snapshots show it, and not as it is now.
+    pub in_snapshots: bool,
+    /// Its names now, absolute; none when it has been removed and is still open, or when they could not be read.
     pub paths: Vec<Vec<u8>>,
     /// Byte ranges in ascending order, each from its first byte to the one after its last.
     pub ranges: Vec<(u64, u64)>,
@@ -37,6 +41,9 @@ pub struct Affected {
     /// Why there may be more of them, or more names.
     pub incomplete: Option<FsError>,
 }
+
+/// Byte ranges of files, each by its inode and whether it is as snapshots show it.
+type FoundRanges = BTreeMap<(Ino, bool), Vec<(u64, u64)>>;
 
 /// A pass over the rows of the meta tree that goes as far as it can.
 struct Pass<'a> {
@@ -86,11 +93,14 @@ impl Fs {
             true => Names::default(),
             false => Names::read(&frozen, &found, &mut pass)?,
         };
-        let files = found.into_iter().map(|(ino, ranges)| AffectedFile {
-            ino,
-            paths: names.paths(ino),
-            ranges,
-        });
+        let files = found
+            .into_iter()
+            .map(|((ino, in_snapshots), ranges)| AffectedFile {
+                ino,
+                in_snapshots,
+                paths: names.paths(ino),
+                ranges,
+            });
         Some(Affected {
             files: files.collect(),
             incomplete: pass.first_error,
@@ -102,14 +112,33 @@ impl Fs {
         frozen: &Frozen,
         chunks: &HashSet<Fingerprint>,
         pass: &mut Pass<'_>,
-    ) -> Option<BTreeMap<Ino, Vec<(u64, u64)>>> {
-        let mut found: BTreeMap<Ino, Vec<(u64, u64)>> = BTreeMap::new();
+    ) -> Option<FoundRanges> {
+        let mut found = FoundRanges::new();
         let mut file_key: Option<FileKey> = None;
         let went_on = pass.run(frozen, |row| {
-            let Ok((ino, row_tag, _)) = split_key(&row.0) else {
+            let Ok((ino, row_tag, suffix)) = split_key(&row.0) else {
                 return Ok(());
             };
+            let mut note = |ino, in_snapshots, extent: &NewExtent| {
+                if chunks.contains(&extent.fingerprint) {
+                    let ranges = found.entry((ino, in_snapshots)).or_default();
+                    match ranges.last_mut() {
+                        Some((_, end)) if *end == extent.offset => *end = extent.end(),
+                        _ => ranges.push((extent.offset, extent.end())),
+                    }
+                }
+            };
             match row_tag {
+                tag::HISTORY if ino == Ino(0) => {
+                    let (ino, row_tag, suffix, _) = split_history(suffix)?;
+                    if row_tag == tag::EXTENT {
+                        let secret = |volume| {
+                            let volume = self.store.volume(volume)?;
+                            self.store.domain_secret(DomainId(volume.domain.get()))
+                        };
+                        note(ino, true, &decode_held(ino, suffix, &row.1, secret)?);
+                    }
+                }
                 tag::INODE => {
                     file_key = None;
                     let record = inode::decode(ino, &row.1)?;
@@ -122,14 +151,7 @@ impl Fs {
                     let Some(file_key) = &file_key else {
                         return Ok(());
                     };
-                    let extent = extent::decode_row(ino, file_key, row)?;
-                    if chunks.contains(&extent.fingerprint) {
-                        let ranges = found.entry(ino).or_default();
-                        match ranges.last_mut() {
-                            Some((_, end)) if *end == extent.offset => *end = extent.end(),
-                            _ => ranges.push((extent.offset, extent.end())),
-                        }
-                    }
+                    note(ino, false, &extent::decode_row(ino, file_key, row)?);
                 }
                 _ => {}
             }
@@ -147,11 +169,7 @@ struct Names {
 }
 
 impl Names {
-    fn read(
-        frozen: &Frozen,
-        wanted: &BTreeMap<Ino, Vec<(u64, u64)>>,
-        pass: &mut Pass<'_>,
-    ) -> Option<Self> {
+    fn read(frozen: &Frozen, wanted: &FoundRanges, pass: &mut Pass<'_>) -> Option<Self> {
         let mut names = Self::default();
         let went_on = pass.run(frozen, |(key, value)| {
             let Ok((parent, tag::DIRENT, name)) = split_key(key) else {
@@ -162,7 +180,10 @@ impl Names {
             let place = (parent, name.to_vec());
             if u32::from(entry.kind) << 12 == libc::S_IFDIR {
                 names.directories.insert(ino, place);
-            } else if wanted.contains_key(&ino) {
+            } else if [false, true]
+                .iter()
+                .any(|past| wanted.contains_key(&(ino, *past)))
+            {
                 names.files.entry(ino).or_default().push(place);
             }
             Ok(())

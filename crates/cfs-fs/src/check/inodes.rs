@@ -105,7 +105,10 @@ impl<'a> Inodes<'a> {
         }
         match row_tag {
             tag::INODE => self.inode_row(ino, value, report),
-            tag::INLINE => self.at.inline = Some(value.len() as u64),
+            tag::INLINE => match crate::row::content(value.clone()) {
+                Ok(content) => self.at.inline = Some(content.len() as u64),
+                Err(error) => report.add("record", inode_name(ino), error.to_string()),
+            },
             tag::XATTR => self.at.xattrs += 1,
             tag::EXTENT => self.extent_row(ino, (row_key, value), chunks, report),
             tag::DIRENT => self.entry_row(ino, suffix, value, report),

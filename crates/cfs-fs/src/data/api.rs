@@ -40,10 +40,14 @@ impl Fs {
     /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no
     /// regular file; nothing was accepted. Accepted data do not meet a lack of space later.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid_sgid: bool) -> Result<usize> {
+        if ino.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
+        let _open = self.gate.read();
         let write = || self.files.write(ino, offset, data, kill_suid_sgid);
         match write() {
-            // Of a large file that was just deleted most is still there.
-            Err(FsError::NoSpace) if self.reap_all()? => write(),
+            // Of a large file, or a snapshot, that was just deleted most is still there.
+            Err(FsError::NoSpace) if self.reap_all()? | self.prune_all()? => write(),
             written => written,
         }
     }
@@ -105,6 +109,10 @@ impl Fs {
         len: u64,
         kill_suid_sgid: bool,
     ) -> Result<()> {
+        if ino.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
+        let _open = self.gate.read();
         self.files.allocate(ino, mode, offset, len, kill_suid_sgid)
     }
 
@@ -125,7 +133,7 @@ impl Fs {
     }
 
     /// Has a range of `target` show what is in a range of `source`, by references: nothing is copied. Returns how many
-    /// bytes that were, fewer at the end of the source.
+    /// bytes that were, fewer at the end of the source, which may be in a snapshot.
     ///
     /// # Errors
     /// [`FsError::Invalid`] (the ranges overlap in one file, or no regular files),
@@ -139,6 +147,10 @@ impl Fs {
         target_offset: u64,
         len: u64,
     ) -> Result<u64> {
+        if target.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
+        let _open = self.gate.read();
         self.files
             .copy_range(source, source_offset, target, target_offset, len)
     }

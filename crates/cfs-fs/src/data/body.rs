@@ -31,6 +31,7 @@ use super::windows::Windows;
 use crate::error::{FsError, Result};
 use crate::extent::Extent;
 use crate::types::Time;
+use crate::views::Place;
 
 /// Room that is promised beside its bytes for a piece of data that will become a chunk of its own, bytes.
 const PIECE_OVERHEAD_BYTES: u64 = 8 << 10;
@@ -51,6 +52,8 @@ pub(crate) struct FileState {
 pub(crate) struct Identity {
     pub(crate) volume: VolumeId,
     pub(crate) domain: DomainId,
+    /// Where its rows are.
+    pub(crate) place: Place,
     pub(crate) file_key: FileKey,
 }
 
@@ -112,11 +115,14 @@ pub(crate) struct Job {
     pub(crate) bytes: u64,
     /// Sum of the `bytes` of all jobs of all files.
     pub(crate) flying_bytes: Arc<AtomicU64>,
+    /// How many jobs of all files there are.
+    pub(crate) flying_jobs: Arc<AtomicU64>,
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
         self.flying_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.flying_jobs.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -85,7 +85,7 @@ impl Core {
         let end = from + cut_len;
         let boundary = start + end as u64;
         if end < run.len() {
-            let roomy = self.buffers.held_bytes() < self.dirty_bytes_max / 2;
+            let roomy = self.buffers.held_bytes() < self.dirty_bytes_max() / 2;
             let capacity = if roomy {
                 BUFFER_BYTES_MAX
             } else {
@@ -311,6 +311,7 @@ impl Core {
         let bytes = pieces.iter().map(|piece| piece.len as u64).sum::<u64>()
             + inline.as_ref().map_or(0, |bytes| bytes.len() as u64);
         self.flying_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.flying_jobs.fetch_add(1, Ordering::Relaxed);
         let job = Arc::new(Job {
             number: body.jobs_made,
             truncate_to: pending.truncate_to.take(),
@@ -320,6 +321,7 @@ impl Core {
             pieces,
             bytes,
             flying_bytes: Arc::clone(&self.flying_bytes),
+            flying_jobs: Arc::clone(&self.flying_jobs),
         });
         body.jobs_made += 1;
         body.jobs.push_back(InFlight {

@@ -24,6 +24,18 @@ const WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
 /// How long a writer waits while nothing that is dirty can be stored.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What may be dirty while a snapshot is about to be taken, bytes.
+const LITTLE_DIRTY_BYTES: u64 = 2 << 20;
+
+/// How often all that is dirty is written while a snapshot is about to be taken, at most.
+const LITTLE_DIRTY_ROUNDS: usize = 8;
+
+/// How often who waits for all jobs looks whether there are any.
+const WAIT_FOR_JOBS: Duration = Duration::from_micros(100);
+
+/// How long all jobs may take to become fewer.
+const PATIENCE_WITH_JOBS: Duration = Duration::from_millis(500);
+
 /// Files that may be dirty, those that became so first in front. Each is here at most once.
 #[derive(Default)]
 pub(super) struct DirtyList {
@@ -58,7 +70,7 @@ impl Core {
     pub(super) fn wait_for_room(&self, bytes: u64) -> Result<()> {
         let full = || {
             let held = self.buffers.held_bytes();
-            held > 0 && held + bytes > self.dirty_bytes_max
+            held > 0 && held + bytes > self.dirty_bytes_max()
         };
         let mut held_before = 0;
         let mut waited = Duration::ZERO;
@@ -75,7 +87,7 @@ impl Core {
             }
             waited += WAIT_FOR_ROOM;
             let flying = self.flying_bytes.load(Ordering::Relaxed);
-            if flying < self.dirty_bytes_max / 2 && self.relieve() {
+            if flying < self.dirty_bytes_max() / 2 && self.relieve() {
                 continue;
             }
             if flying == 0 && self.dirty.files.lock().is_empty() {
@@ -216,6 +228,59 @@ impl Core {
         }
     }
 
+    /// Bytes that may be dirty in memory.
+    pub(super) fn dirty_bytes_max(&self) -> u64 {
+        self.dirty_bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Lets little be dirty from now on, until the guard is dropped, and returns when no more is; or when writers do not
+    /// let it come to that.
+    ///
+    /// # Errors
+    /// As [`Core::flush_all`].
+    pub(crate) fn keep_little_dirty(&self) -> Result<LittleDirty<'_>> {
+        let before = self
+            .dirty_bytes_max
+            .fetch_min(LITTLE_DIRTY_BYTES, Ordering::Relaxed);
+        let guard = LittleDirty { core: self, before };
+        for _ in 0..LITTLE_DIRTY_ROUNDS {
+            if self.buffers.held_bytes() <= LITTLE_DIRTY_BYTES {
+                break;
+            }
+            self.flush_dirty()?;
+        }
+        Ok(guard)
+    }
+
+    /// Returns when all that has been accepted is in the log. What it takes depends on that alone, not on how many files
+    /// are known.
+    ///
+    /// # Errors
+    /// As [`Core::flush_all`].
+    pub(crate) fn flush_dirty(&self) -> Result<()> {
+        let dirty = std::mem::take(&mut *self.dirty.files.lock());
+        for file in dirty {
+            file.lock().listed = false;
+            self.begin_flush(&file, Take::AllJoiningTail);
+        }
+        let mut held = self.flying_jobs.load(Ordering::Acquire);
+        let mut waited = Duration::ZERO;
+        while held > 0 {
+            std::thread::sleep(WAIT_FOR_JOBS);
+            let left = self.flying_jobs.load(Ordering::Acquire);
+            waited = match left < held {
+                true => Duration::ZERO,
+                false => waited + WAIT_FOR_JOBS,
+            };
+            held = left;
+            if waited > PATIENCE_WITH_JOBS {
+                // Some have failed, or are slow.
+                return self.flush_all();
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Core::flush`] for every file.
     ///
     /// # Errors
@@ -253,7 +318,7 @@ impl Core {
             let mut body = file.lock();
             self.load(file, &mut body)?;
             if body.submitted_inline {
-                self.absorb(file, &mut body)?;
+                self.absorb(&mut body)?;
                 body.extents_only = true;
             }
             let jobs = self.take(file, &mut body, Take::All);
@@ -269,6 +334,20 @@ impl Core {
                 file.wait(&mut body);
             }
         }
+    }
+}
+
+/// Lets little be dirty as long as it lives.
+pub(crate) struct LittleDirty<'c> {
+    core: &'c Core,
+    before: u64,
+}
+
+impl Drop for LittleDirty<'_> {
+    fn drop(&mut self) {
+        self.core
+            .dirty_bytes_max
+            .fetch_max(self.before, Ordering::Relaxed);
     }
 }
 

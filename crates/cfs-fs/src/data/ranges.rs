@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cfs_format::Ino;
 
 use super::Core;
-use super::body::{Body, FileState};
+use super::body::{Body, FileState, Identity};
 use super::pressure::Barrier;
 use crate::command::{CloneRange, Command, Punch, Shift};
 use crate::error::{FsError, Result};
@@ -150,9 +150,11 @@ impl Core {
     }
 
     /// Where the step ends that begins at `at` and shows at most `STEP_EXTENTS_MAX` extents.
-    fn step_end(&self, file: &FileState, body: &Body, at: u64, end: u64) -> Result<u64> {
-        let file_key = &body.identity().file_key;
-        scan(&*self.store, file.ino, file_key, at, end)
+    fn step_end(&self, body: &Body, at: u64, end: u64) -> Result<u64> {
+        let Identity {
+            file_key, place, ..
+        } = body.identity();
+        scan(&self.views.extents(place.at), place.ino, file_key, at, end)
             .nth(STEP_EXTENTS_MAX)
             .map_or(Ok(end), |next| next.map(|extent| extent.offset))
     }
@@ -164,7 +166,7 @@ impl Core {
         let end = end.min(body.size);
         let mut at = offset;
         while at < end {
-            let step_end = self.step_end(&file, &body, at, end)?;
+            let step_end = self.step_end(&body, at, end)?;
             self.commit(&Command::Punch(Punch {
                 ino,
                 offset: at,
@@ -282,15 +284,18 @@ impl Core {
             .as_ref()
             .map_or(target_body.size, |body| body.size);
         let end = source_end.min(source_size);
+        let of = source_body.as_ref().unwrap_or(&target_body);
+        let source_place = of.identity().place;
         let mut at = source_offset.min(end);
         while at < end {
             let of = source_body.as_ref().unwrap_or(&target_body);
-            let step_end = self.step_end(&source_file, of, at, end)?;
+            let step_end = self.step_end(of, at, end)?;
             let step_target = target_offset + (at - source_offset);
             let step_len = step_end - at;
             let _room = self.store.admit(STEP_ADMITTED_BYTES)?;
             self.commit(&Command::CloneRange(CloneRange {
-                source,
+                source: source_place.ino,
+                source_at: source_place.at,
                 source_offset: at,
                 target,
                 target_offset: step_target,
@@ -315,7 +320,7 @@ impl Core {
         if body.size > INLINE_BYTES_MAX {
             return Ok(None);
         }
-        self.read_small(file, &mut body).map(Some)
+        self.read_small(&mut body).map(Some)
     }
 
     /// The first offset from `offset` on that is in data, or in a hole, as lseek(2) has it; the end of the file is a
@@ -337,7 +342,7 @@ impl Core {
                 Seek::Data => 1,
                 Seek::Hole => SEEK_EXTENTS_MAX,
             };
-            let (start, end) = self.data_from(&file, &body, at, extents_max)?;
+            let (start, end) = self.data_from(&body, at, extents_max)?;
             match want {
                 Seek::Data if start < body.size => return Ok(start),
                 Seek::Data => return Err(FsError::NoSuchOffset),
@@ -349,13 +354,7 @@ impl Core {
 
     /// A range of data that begins at or after `at`, or has begun before it; there is none when it begins at
     /// `u64::MAX`. More data may follow where it ends; of adjacent extents at most `extents_max` are taken together.
-    fn data_from(
-        &self,
-        file: &FileState,
-        body: &Body,
-        at: u64,
-        extents_max: usize,
-    ) -> Result<(u64, u64)> {
+    fn data_from(&self, body: &Body, at: u64, extents_max: usize) -> Result<(u64, u64)> {
         const NONE: (u64, u64) = (u64::MAX, u64::MAX);
         let run = body
             .runs
@@ -386,9 +385,12 @@ impl Core {
             let committed = if body.committed_inline {
                 Some((0, body.committed_size))
             } else {
-                let file_key = &body.identity().file_key;
+                let Identity {
+                    file_key, place, ..
+                } = body.identity();
                 let mut joined: Option<(u64, u64)> = None;
-                let extents = scan(&*self.store, file.ino, file_key, at, cut.min(found.0));
+                let rows = self.views.extents(place.at);
+                let extents = scan(&rows, place.ino, file_key, at, cut.min(found.0));
                 for extent in extents.take(extents_max) {
                     let extent = extent?;
                     match &mut joined {

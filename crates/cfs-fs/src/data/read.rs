@@ -7,15 +7,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cfs_format::table::{key, tag};
+use cfs_format::table::tag;
 use cfs_format::{Fingerprint, Ino};
 use cfs_store::ReadError;
 
 use super::Core;
-use super::body::{Body, FileState, Job};
+use super::body::{Body, Job};
 use super::windows::WINDOW_BYTES;
 use crate::error::{FsError, Result};
 use crate::extent::{Extent, scan};
+use crate::row;
+use crate::views::Place;
 
 /// Plans that are carried out without the lock before one is carried out with it.
 const UNLOCKED_PLANS: usize = 3;
@@ -170,12 +172,12 @@ impl Core {
                 return Ok(touch);
             }
             out.resize((end - offset) as usize, 0);
-            let fetches = self.plan(&file, &mut body, (offset, end), out)?;
+            let fetches = self.plan(&mut body, (offset, end), out)?;
             let mut ahead = Vec::new();
             let mut left = Vec::new();
             if let Some(noted) = body.readers.note((offset, end), self.readahead_bytes) {
                 if let Some((from, to)) = noted.ahead {
-                    ahead = self.extents_of(&file, &mut body, from, to)?;
+                    ahead = self.extents_of(&mut body, from, to)?;
                 }
                 if body.size >= self.stream_bytes_min {
                     left = body.readers.pass(noted.reader, offset, &fetches);
@@ -221,13 +223,7 @@ impl Core {
 
     /// Fills `out` with what is in memory and with the zeros of holes, and says what to fetch for the rest. The span
     /// ends at or before the size.
-    fn plan(
-        &self,
-        file: &FileState,
-        body: &mut Body,
-        span: Span,
-        out: &mut [u8],
-    ) -> Result<Vec<Fetch>> {
+    fn plan(&self, body: &mut Body, span: Span, out: &mut [u8]) -> Result<Vec<Fetch>> {
         let start = span.0;
         let mut gaps = vec![span];
         if !body.runs.is_empty() {
@@ -247,7 +243,9 @@ impl Core {
         }
         if body.committed_inline {
             // Missing when a job that is just being committed has moved it; then that job shows all there is.
-            let content = self.store.get(&key(file.ino, tag::INLINE, &[]))?;
+            let place = body.identity().place;
+            let content = self.views.get(place, tag::INLINE, &[])?;
+            let content = content.map(row::content).transpose()?;
             lay(&mut gaps, start, out, 0, content.as_deref().unwrap_or(&[]));
             cut_gaps(&mut gaps, start, out, 0);
             return Ok(Vec::new());
@@ -255,7 +253,7 @@ impl Core {
         let mut fetches = Vec::new();
         for (from, to) in gaps {
             let mut filled_to = from;
-            self.each_extent(file, body, from, to, |extent| {
+            self.each_extent(body, from, to, |extent| {
                 let Some(part) = extent.part(from, to) else {
                     return;
                 };
@@ -277,7 +275,6 @@ impl Core {
     /// Calls `each` with the committed extents that show a part of `[from, to)`, in order.
     pub(super) fn each_extent(
         &self,
-        file: &FileState,
         body: &mut Body,
         from: u64,
         to: u64,
@@ -287,7 +284,7 @@ impl Core {
         while at < to {
             let index = at / WINDOW_BYTES;
             let window_end = (index + 1) * WINDOW_BYTES;
-            let extents = self.window(file, body, index)?;
+            let extents = self.window(body, index)?;
             let first = extents.partition_point(|extent| extent.end() <= at);
             for extent in extents[first..]
                 .iter()
@@ -305,42 +302,33 @@ impl Core {
     }
 
     /// The extents of a window of the file.
-    pub(super) fn window(
-        &self,
-        file: &FileState,
-        body: &mut Body,
-        index: u64,
-    ) -> Result<Arc<[Extent]>> {
+    pub(super) fn window(&self, body: &mut Body, index: u64) -> Result<Arc<[Extent]>> {
         let Body {
             windows, identity, ..
         } = body;
-        let file_key = &identity.as_ref().expect("loaded first").file_key;
+        let identity = identity.as_ref().expect("loaded first");
+        let Place { ino, at } = identity.place;
+        let rows = self.views.extents(at);
         windows.get(index, |from, to| {
-            scan(&*self.store, file.ino, file_key, from, to).collect()
+            scan(&rows, ino, &identity.file_key, from, to).collect()
         })
     }
 
     /// The committed extents that show a part of `[from, to)` within the file.
-    fn extents_of(
-        &self,
-        file: &FileState,
-        body: &mut Body,
-        from: u64,
-        to: u64,
-    ) -> Result<Vec<Extent>> {
+    fn extents_of(&self, body: &mut Body, from: u64, to: u64) -> Result<Vec<Extent>> {
         let mut extents = Vec::new();
         if !body.committed_inline {
             let to = to.min(body.committed_size);
-            self.each_extent(file, body, from, to, |extent| extents.push(*extent))?;
+            self.each_extent(body, from, to, |extent| extents.push(*extent))?;
         }
         Ok(extents)
     }
 
     /// The whole content of a file that is small.
-    pub(super) fn read_small(&self, file: &FileState, body: &mut Body) -> Result<Vec<u8>> {
+    pub(super) fn read_small(&self, body: &mut Body) -> Result<Vec<u8>> {
         let size = body.size;
         let mut content = vec![0; size as usize];
-        let fetches = self.plan(file, body, (0, size), &mut content)?;
+        let fetches = self.plan(body, (0, size), &mut content)?;
         self.fetch(&fetches, &mut content).map_err(FsError::from)?;
         Ok(content)
     }

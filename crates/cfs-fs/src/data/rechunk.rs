@@ -4,8 +4,8 @@
 //! for a while are gone through; where many short extents lie side by side, their content is cut and stored anew. The
 //! command that swaps the extents does so only if they are still what was read.
 
-use cfs_format::Ino;
 use cfs_format::table::{split_key, system_key, tag};
+use cfs_format::{Ino, VolumeId};
 use cfs_seal::codec::Codec;
 use cfs_store::{Health, ReadError};
 
@@ -13,7 +13,8 @@ use super::Core;
 use super::body::Body;
 use crate::command::{Command, Rechunk};
 use crate::error::{FsError, Result};
-use crate::extent::{Extent, FRAGMENT_BYTES, scan};
+use crate::extent::{Extent, FRAGMENT_BYTES, extent_key, scan};
+use crate::row;
 
 /// Bytes of a file that are looked at, and perhaps written anew, together.
 const GROUP_BYTES_MAX: u64 = 4 << 20;
@@ -156,6 +157,28 @@ impl Core {
         Ok((group, None))
     }
 
+    /// Whether a snapshot shows one of the extents that begin in the range. It would go on to hold what they show, beside
+    /// the new chunks.
+    fn is_in_snapshot(&self, ino: Ino, volume: VolumeId, from: u64, to: u64) -> Result<bool> {
+        let newest = self
+            .store
+            .volume(volume)
+            .map_or(0, |volume| volume.newest_snapshot.get());
+        if newest == 0 {
+            return Ok(false);
+        }
+        for row in self
+            .store
+            .range(&extent_key(ino, from), &extent_key(ino, to))
+        {
+            let (_, value) = row.map_err(ReadError::from)?;
+            if row::timestamp(tag::EXTENT, &value)? <= newest {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn rechunk_group(&self, ino: Ino, old: Vec<Extent>) -> Result<()> {
         let offset = old[0].offset;
         let end = old[old.len() - 1].end();
@@ -170,6 +193,9 @@ impl Core {
             .volume(volume)
             .and_then(|volume| Codec::from_numbers(volume.codec, volume.codec_level))
             .ok_or_else(|| FsError::damaged(format_args!("volume {volume} has no codec")))?;
+        if self.is_in_snapshot(ino, volume, offset, end)? {
+            return Ok(());
+        }
         let mut content = self.buffers.take((end - offset) as usize);
         for extent in &old {
             let chunk = match self

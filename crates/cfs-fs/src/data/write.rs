@@ -98,15 +98,15 @@ impl Core {
         }
         self.load(file, &mut body)?;
         if body.submitted_inline {
-            self.absorb(file, &mut body)?;
+            self.absorb(&mut body)?;
         }
         Ok(body)
     }
 
     /// Takes inline content into the runs, from where it goes wherever the next job puts it.
-    pub(super) fn absorb(&self, file: &FileState, body: &mut Body) -> Result<()> {
+    pub(super) fn absorb(&self, body: &mut Body) -> Result<()> {
         if !body.absorbed {
-            let content = self.read_small(file, body)?;
+            let content = self.read_small(body)?;
             if !content.is_empty() {
                 let mut run = self.buffers.take(content.len());
                 run.extend(&content);

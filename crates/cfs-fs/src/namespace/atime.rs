@@ -123,6 +123,9 @@ impl Fs {
     }
 
     fn atime_changes(&self, ino: Ino, now_ns: u64) -> Result<bool> {
+        if ino.view().is_some() {
+            return Ok(false);
+        }
         match self.options.atime {
             AtimePolicy::Noatime => return Ok(false),
             AtimePolicy::Strict => return Ok(true),

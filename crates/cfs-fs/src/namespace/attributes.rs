@@ -62,6 +62,10 @@ impl Fs {
     }
 
     fn set_size(&self, ino: Ino, size: u64, kill_suid_sgid: bool) -> Result<()> {
+        let _open = self.gate.read();
+        if ino.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
         let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
         match inode::kind(&record) {
             libc::S_IFREG => self.files.truncate(ino, size, self.now(), kill_suid_sgid),

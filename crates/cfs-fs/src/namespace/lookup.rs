@@ -1,12 +1,13 @@
 //! Looking up names, paths, attributes and link targets.
 
-use cfs_format::Ino;
 use cfs_format::table::{DirentRecord, InodeRecord, key, tag};
+use cfs_format::{Ino, ViewId};
 
 use crate::directory::{self, NAME_BYTES_MAX};
 use crate::error::{FsError, Result};
 use crate::types::Attr;
-use crate::{Fs, inode};
+use crate::views::{SNAPSHOTS_NAME, listed_by};
+use crate::{Fs, inode, row};
 
 impl Fs {
     /// The inode with this name; `.` and `..` are understood.
@@ -22,9 +23,18 @@ impl Fs {
             b".." => return self.getattr(self.parent(parent)?),
             _ => {}
         }
-        match self.entry(parent, name)? {
-            Some(entry) => self.getattr(Ino(entry.ino.get())),
-            None => match inode::committed(&self.store, parent)? {
+        if let Some(directory) = listed_by(parent) {
+            let found = self.views.listed(directory, Some(name))?;
+            let (snapshot, shown) = found.first().ok_or(FsError::NotFound)?;
+            let shown = shown.in_view(snapshot.view).ok_or(FsError::TooLarge)?;
+            return self.getattr(shown);
+        }
+        if name == SNAPSHOTS_NAME && parent.view().is_none() {
+            return self.getattr(parent.in_view(ViewId::LIST).ok_or(FsError::TooLarge)?);
+        }
+        match self.views.entry(parent, name)? {
+            Some(ino) => self.getattr(ino),
+            None => match self.views.record(parent)? {
                 Some(record) if !inode::is_directory(&record) => Err(FsError::NotDirectory),
                 _ => Err(FsError::NotFound),
             },
@@ -36,8 +46,23 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if let Some(directory) = listed_by(ino) {
+            return self.attr_of_list(ino, directory);
+        }
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
         Ok(self.attr(ino, record))
+    }
+
+    /// Attributes of the directory that lists the snapshots of another: its, without the right to write.
+    fn attr_of_list(&self, ino: Ino, directory: Ino) -> Result<Attr> {
+        let record = inode::committed(&self.store, directory)?.ok_or(FsError::NotFound)?;
+        if !inode::is_directory(&record) {
+            return Err(FsError::NotDirectory);
+        }
+        let mut attr = Attr::from_record(ino, &record);
+        (attr.mode, attr.nlink, attr.size) = (libc::S_IFDIR | attr.mode & 0o555, 2, 0);
+        (attr.atime, attr.mtime, attr.ctime) = (attr.btime, attr.btime, attr.btime);
+        Ok(attr)
     }
 
     /// The inode that an absolute path names. Symbolic links in it are not followed, but for naming one itself.
@@ -63,11 +88,15 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`]; [`FsError::Invalid`] for what is no symbolic link.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        if listed_by(ino).is_some() {
+            return Err(FsError::Invalid);
+        }
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
         if inode::kind(&record) != libc::S_IFLNK {
             return Err(FsError::Invalid);
         }
-        let target = self.store.get(&key(ino, tag::INLINE, &[]))?;
+        let target = self.views.get(self.views.place(ino)?, tag::INLINE, &[])?;
+        let target = target.map(row::content).transpose()?;
         self.touch_atime(ino)?;
         target.ok_or_else(|| FsError::damaged(format_args!("symbolic link {ino} has no target")))
     }
@@ -82,6 +111,9 @@ impl Fs {
 
     /// Attributes from a record, with what is pending for the inode.
     pub(crate) fn attr(&self, ino: Ino, mut record: InodeRecord) -> Attr {
+        if ino.view().is_some() {
+            return Attr::from_record(ino, &record);
+        }
         if inode::kind(&record) == libc::S_IFREG {
             self.files.overlay(ino, &mut record);
         }

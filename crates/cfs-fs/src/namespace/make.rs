@@ -132,6 +132,7 @@ impl Fs {
         target: &[u8],
         caller: &Caller,
     ) -> Result<Attr> {
+        crate::directory::check_reserved(name)?;
         let _reservation = self.admit_growth(target.len())?;
         let ino = self.store.allocate_ino();
         let salt = self.salt();
@@ -159,6 +160,7 @@ impl Fs {
     /// [`FsError::NotPermitted`] for a directory; [`FsError::Exists`], [`FsError::NotFound`],
     /// [`FsError::NotDirectory`], [`FsError::TooManyLinks`], [`FsError::NameTooLong`], [`FsError::NoSpace`].
     pub fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr> {
+        crate::directory::check_reserved(new_name)?;
         let _reservation = self.admit_growth(0)?;
         self.files.flush(ino)?;
         let outcome = self.execute(|txn, now| {
@@ -256,6 +258,8 @@ impl Fs {
             new_parent,
             new_name,
         } = *names;
+        crate::directory::check_reserved(name)?;
+        crate::directory::check_reserved(new_name)?;
         let whiteout = whiteout.map(|caller| (caller, self.store.allocate_ino(), self.salt()));
         let _reservation = self.admit_growth(0)?;
         #[cfg(feature = "planted-bugs")]

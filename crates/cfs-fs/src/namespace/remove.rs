@@ -80,6 +80,7 @@ impl Fs {
         command: fn(Unlink) -> Command,
         nameless: Nameless,
     ) -> Result<Option<Ino>> {
+        directory::check_reserved(name)?;
         let mut removal = Removal::None;
         let outcome = self.execute(|txn, now| {
             if let Some(entry) = directory::find(txn, parent, name)? {
@@ -155,6 +156,12 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn open(&self, ino: Ino) -> Result<()> {
+        if ino.view().is_some() {
+            // It does not go as long as its snapshot is there, and then whoever has it open.
+            self.getattr(ino)?;
+            self.files.opened(ino);
+            return Ok(());
+        }
         let count = loop {
             match self.opens.add(ino) {
                 Some(count) => break count,
@@ -193,6 +200,9 @@ impl Fs {
     /// # Errors
     /// [`FsError::Read`]; the hold has ended all the same.
     pub fn end_hold(&self, ino: Ino) -> Result<()> {
+        if ino.view().is_some() {
+            return Ok(());
+        }
         if self.opens.release(ino)
             && let Some(record) = inode::committed(&self.store, ino)?
             && record.nlink.get() == 0

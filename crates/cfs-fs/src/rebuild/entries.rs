@@ -55,7 +55,9 @@ impl Mending<'_> {
             at.rows += 1;
             match row_tag {
                 tag::INODE => at.record = inode::decode(ino, &value).ok(),
-                tag::INLINE => at.inline = Some(value.len() as u64),
+                tag::INLINE => {
+                    at.inline = crate::row::content(value).ok().map(|it| it.len() as u64)
+                }
                 tag::XATTR => at.has_xattrs = true,
                 tag::EXTENT => {
                     let offset = suffix.try_into().map(u64::from_be_bytes).ok();
@@ -246,6 +248,7 @@ impl Mending<'_> {
         self.put(key(parent, tag::DIRENT, name), entry.as_bytes().to_vec());
         let row = CookieRecord {
             ino: entry.ino,
+            timestamp: entry.timestamp,
             kind: entry.kind,
         };
         let cookie = entry.cookie.get().to_be_bytes();

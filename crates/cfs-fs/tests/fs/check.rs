@@ -2,9 +2,12 @@
 
 use std::collections::HashSet;
 
-use cfs_format::table::{CookieRecord, DirentRecord, InodeRecord, key, system_key, tag};
+use cfs_format::table::{
+    CookieRecord, DirentRecord, InodeRecord, ended_key, history_key, key, split_history,
+    system_key, tag,
+};
 use cfs_format::{Ino, VolumeId};
-use cfs_fs::{Attr, Caller, Fs, XattrFlags};
+use cfs_fs::{Attr, Caller, Fs, RenameFlags, XattrFlags};
 use cfs_store::{Txn, VolumeDelta};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -45,6 +48,28 @@ fn tree(fs: &Fs) -> Tree {
     let link = fs
         .symlink(Ino::ROOT, b"link", b"file", &caller)
         .expect("symlink");
+    fs.syncfs().expect("syncfs");
+    // A snapshot, and states that it alone sees.
+    fs.snapshot_create(b"/", b"one").expect("a snapshot");
+    fs.write(file.ino, 5, b"changed", false).expect("write");
+    fs.setxattr(file.ino, b"user.a", b"2", XattrFlags::default())
+        .expect("setxattr");
+    fs.rename(
+        Ino::ROOT,
+        b"other",
+        below.ino,
+        b"moved",
+        RenameFlags::default(),
+    )
+    .expect("rename");
+    fs.rename(
+        below.ino,
+        b"moved",
+        Ino::ROOT,
+        b"other",
+        RenameFlags::default(),
+    )
+    .expect("rename");
     fs.syncfs().expect("syncfs");
     Tree {
         file,
@@ -162,7 +187,7 @@ const DAMAGES: &[(&str, Damage)] = &[
         record(txn, tree.file.ino, |record| record.size = 10.into())
     }),
     ("extents", |txn, tree| {
-        txn.put(key(tree.file.ino, tag::INLINE, &[]), vec![0])
+        txn.put(key(tree.file.ino, tag::INLINE, &[]), vec![0; 9])
     }),
     ("entries", |txn, tree| {
         record(txn, tree.above.ino, |record| record.size = 2.into())
@@ -219,6 +244,79 @@ const DAMAGES: &[(&str, Damage)] = &[
         let (row, _) = first_row(txn, tree.file.ino, tag::EXTENT);
         txn.delete(row);
     }),
+    ("history", |txn, _| {
+        let (row, _) = first_row(txn, Ino(0), tag::HISTORY);
+        txn.delete(row);
+    }),
+    ("history", |txn, _| {
+        let (row, _) = first_row(txn, Ino(0), tag::ENDED);
+        txn.delete(row);
+    }),
+    ("history", |txn, tree| {
+        // It has ended before it began.
+        record(txn, tree.small.ino, |_| ());
+        let state = InodeRecord {
+            timestamp: u64::MAX.into(),
+            ..InodeRecord::default()
+        };
+        let row = history_key(tree.small.ino, tag::INODE, &[], 5);
+        txn.put(row, state.as_bytes().to_vec());
+        txn.put(ended_key(1, 5, tree.small.ino, tag::INODE, &[]), Vec::new());
+    }),
+    ("history", |txn, tree| {
+        // Longer ago than the snapshot.
+        let state = InodeRecord::default().as_bytes().to_vec();
+        txn.put(history_key(tree.small.ino, tag::INODE, &[], 5), state);
+        txn.put(ended_key(1, 5, tree.small.ino, tag::INODE, &[]), Vec::new());
+    }),
+    ("history", |txn, tree| {
+        // What is there now is older.
+        let state = InodeRecord::default().as_bytes().to_vec();
+        let end = txn.timestamp().0;
+        let row = history_key(tree.small.ino, tag::INODE, &[], end);
+        txn.put(row, state);
+        txn.put(
+            ended_key(1, end, tree.small.ino, tag::INODE, &[]),
+            Vec::new(),
+        );
+    }),
+    ("key", |txn, _| {
+        txn.put(system_key(tag::HISTORY, &[1, 2]), Vec::new());
+    }),
+    ("key", |txn, _| {
+        txn.put(system_key(tag::ENDED, &[1, 2]), Vec::new());
+    }),
+    ("record", |txn, _| {
+        let (row, _) = first_row(txn, Ino(0), tag::HISTORY);
+        txn.put(row, Vec::new());
+    }),
+    ("record", |txn, _| {
+        let (row, _) = first_row(txn, Ino(0), tag::SNAPSHOT);
+        txn.put(row, vec![1]);
+    }),
+    ("snapshot", |txn, _| {
+        let (row, _) = first_row(txn, Ino(0), tag::SNAPSHOT);
+        txn.delete(row);
+    }),
+    ("snapshot", |txn, _| {
+        let (mut row, value) = first_row(txn, Ino(0), tag::SNAPSHOT);
+        *row.last_mut().expect("not empty") ^= 1;
+        txn.put(row, value);
+    }),
+    ("chunk-references", |txn, _| {
+        let states = txn.range(
+            &system_key(tag::HISTORY, &[]),
+            &system_key(tag::HISTORY + 1, &[]),
+        );
+        let extents: Vec<_> = states
+            .map(|row| row.expect("readable"))
+            .filter(|(row, _)| row[17] == tag::EXTENT)
+            .collect();
+        let (row, _) = &extents[0];
+        let (ino, row_tag, suffix, to) = split_history(&row[9..]).expect("ours");
+        txn.delete(ended_key(1, to, ino, row_tag, suffix));
+        txn.delete(row.clone());
+    }),
 ];
 
 #[test]
@@ -243,6 +341,34 @@ fn every_damage_is_found() {
             "damage {index} should be found as {id:?}: {:#?}",
             report.findings
         );
+    }
+}
+
+#[test]
+fn damage_in_snapshots_alone_is_told_apart() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let file = fs
+        .create(Ino::ROOT, b"file", 0o644, &Caller::default())
+        .expect("create");
+    let chunks = |fs: &Fs| -> HashSet<_> {
+        let chunks = fs.store().freeze().chunks();
+        chunks.map(|chunk| chunk.expect("a chunk").0).collect()
+    };
+    fs.write(file.ino, 0, &[1; 50_000], false).expect("write");
+    fs.snapshot_create(b"/", b"one").expect("a snapshot");
+    let then = chunks(&fs);
+    fs.write(file.ino, 0, &[2; 60_000], false).expect("write");
+    fs.syncfs().expect("syncfs");
+    let now: HashSet<_> = chunks(&fs).difference(&then).copied().collect();
+    for (chunks, in_snapshots, end) in [(&then, true, 50_000), (&now, false, 60_000)] {
+        let affected = fs.affected_by(chunks, || true).expect("to its end");
+        let [file] = &affected.files[..] else {
+            panic!("one file: {affected:?}");
+        };
+        assert_eq!(file.in_snapshots, in_snapshots);
+        assert_eq!(file.paths, [b"/file"]);
+        assert_eq!(file.ranges, [(0, end)]);
     }
 }
 

@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cfs_format::Ino;
-use cfs_fs::{AllocateMode, Caller, Fs, FsError, RenameFlags, SetAttr, XattrFlags};
+use cfs_format::{Ino, ViewId};
+use cfs_fs::{
+    AllocateMode, Caller, Fs, FsError, RenameFlags, SNAPSHOTS_NAME, SetAttr, Snapshot, XattrFlags,
+};
 
 use crate::pool::{Pool, Rng, assert_clean};
 
@@ -240,6 +242,19 @@ struct Run {
     model: Model,
     rng: Rng,
     open: Vec<Ino>,
+    snapshots: Vec<Frozen>,
+}
+
+/// A snapshot, and what was there when it was taken.
+struct Frozen {
+    snapshot: Arc<Snapshot>,
+    nodes: BTreeMap<Ino, Node>,
+}
+
+impl Frozen {
+    fn ino(&self, ino: Ino) -> Ino {
+        ino.in_view(self.snapshot.view).expect("small numbers")
+    }
 }
 
 impl Run {
@@ -296,7 +311,11 @@ impl Run {
     }
 
     fn step(&mut self) {
-        match self.rng.below(100) {
+        match self.rng.below(107) {
+            100..102 => self.take_snapshot(),
+            102 => self.delete_snapshot(),
+            103..105 => self.copy_from_snapshot(),
+            105 => self.refuse_changes(),
             0..18 => self.make(),
             18..23 => self.link(),
             23..31 => self.remove(),
@@ -523,6 +542,104 @@ impl Run {
         }
     }
 
+    fn take_snapshot(&mut self) {
+        if self.snapshots.len() == 12 {
+            return;
+        }
+        let name = format!("s{}", self.rng.next());
+        let taken = self.fs.snapshot_create(b"/", name.as_bytes());
+        let again = self.fs.snapshot_create(b"/", name.as_bytes());
+        Self::agree("the same name again", &again, Err(libc::EEXIST));
+        self.snapshots.push(Frozen {
+            snapshot: taken.expect("a snapshot"),
+            nodes: self.model.nodes.clone(),
+        });
+    }
+
+    fn delete_snapshot(&mut self) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let index = self.rng.below(self.snapshots.len() as u64) as usize;
+        let Frozen { snapshot, .. } = self.snapshots.swap_remove(index);
+        self.fs.snapshot_hold(&snapshot, true).expect("hold");
+        let held = self.fs.snapshot_delete(&snapshot);
+        Self::agree("delete of a held one", &held, Err(libc::EBUSY));
+        self.fs.snapshot_hold(&snapshot, false).expect("release");
+        self.fs.snapshot_delete(&snapshot).expect("delete");
+        let root = Ino::ROOT.in_view(snapshot.view).expect("a small number");
+        let gone = self.fs.getattr(root);
+        Self::agree("stat of a deleted one", &gone, Err(libc::ESTALE));
+    }
+
+    fn copy_from_snapshot(&mut self) {
+        let Some(target) = self.any_file() else {
+            return;
+        };
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let frozen = &self.snapshots[self.rng.below(self.snapshots.len() as u64) as usize];
+        let files: Vec<(Ino, Vec<u8>)> = frozen
+            .nodes
+            .iter()
+            .filter_map(|(ino, node)| match &node.content {
+                Content::File(data) if node.nlink > 0 => Some((frozen.ino(*ino), data.clone())),
+                _ => None,
+            })
+            .collect();
+        if files.is_empty() {
+            return;
+        }
+        let (source, data) = self.rng.pick(&files).clone();
+        let len = data.len() as u64;
+        let copied = self.fs.copy_range(source, 0, target, 0, len);
+        assert_eq!(copied.expect("copy from a snapshot"), len);
+        let file = self.model.file(target).expect("a file");
+        if file.len() < data.len() {
+            file.resize(data.len(), 0);
+        }
+        file[..data.len()].copy_from_slice(&data);
+    }
+
+    /// Nothing that changes is done in a snapshot, whatever it is.
+    fn refuse_changes(&mut self) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let frozen = &self.snapshots[self.rng.below(self.snapshots.len() as u64) as usize];
+        let numbers: Vec<Ino> = frozen.nodes.keys().copied().collect();
+        let ino = frozen.ino(*self.rng.pick(&numbers));
+        let root = frozen.ino(Ino::ROOT);
+        let fs = &self.fs;
+        let refused = Err(libc::EROFS);
+        Self::agree("create", &fs.create(root, b"new", 0o644, &CALLER), refused);
+        Self::agree("write", &fs.write(ino, 0, b"new", false), refused);
+        let set = |size, mode| SetAttr {
+            size,
+            mode,
+            ..SetAttr::default()
+        };
+        Self::agree("chmod", &fs.setattr(ino, &set(None, Some(0))), refused);
+        Self::agree("truncate", &fs.setattr(ino, &set(Some(0), None)), refused);
+        Self::agree("unlink", &fs.unlink(root, b"a"), refused);
+        Self::agree("rmdir", &fs.rmdir(root, b"a"), refused);
+        let flags = RenameFlags::default();
+        let renamed = fs.rename(root, b"a", Ino::ROOT, b"b", flags);
+        Self::agree("rename", &renamed, refused);
+        Self::agree("link", &fs.link(ino, Ino::ROOT, b"zz"), refused);
+        Self::agree(
+            "setxattr",
+            &fs.setxattr(ino, b"user.a", b"", XattrFlags::default()),
+            refused,
+        );
+        Self::agree("removexattr", &fs.removexattr(ino, b"user.a"), refused);
+        let punched = fs.fallocate(ino, AllocateMode::Punch, 0, 1, false);
+        Self::agree("punch", &punched, refused);
+        let made = fs.mkdir(Ino::ROOT, SNAPSHOTS_NAME, 0o755, &CALLER);
+        Self::agree("mkdir", &made, refused);
+    }
+
     fn read(&mut self) {
         let Some(ino) = self.any_file() else { return };
         let (offset, len) = (self.any_len(), self.any_len());
@@ -556,7 +673,36 @@ impl Run {
 
     /// Compares everything that can be reached, and everything that is open.
     fn compare(&mut self) {
-        for (ino, node) in &self.model.nodes {
+        self.compare_nodes(&self.model.nodes, |ino| ino);
+        let list = Ino::ROOT.in_view(ViewId::LIST).expect("a small number");
+        let limit = self.fs.dir_limit(list).expect("limit");
+        let listed = self.fs.read_dir(list, 0, limit, usize::MAX).expect("list");
+        assert_eq!(listed.len(), self.snapshots.len(), "snapshots in the list");
+        for frozen in &self.snapshots {
+            let snapshot = &frozen.snapshot;
+            let root = self.fs.lookup(list, &snapshot.name).expect("in the list");
+            assert_eq!(root.ino, frozen.ino(Ino::ROOT));
+            assert_eq!(self.fs.parent(root.ino).expect("parent"), list);
+            let nodes = frozen.nodes.iter().filter(|(_, node)| node.nlink > 0);
+            let nodes = nodes.map(|(ino, node)| {
+                let mut node = node.clone();
+                node.parent = match *ino == Ino::ROOT {
+                    true => list,
+                    false => frozen.ino(node.parent),
+                };
+                if let Content::Directory(entries) = &mut node.content {
+                    entries.values_mut().for_each(|ino| *ino = frozen.ino(*ino));
+                }
+                (*ino, node)
+            });
+            self.compare_nodes(&nodes.collect(), |ino| frozen.ino(ino));
+        }
+        assert_clean(&self.fs);
+    }
+
+    fn compare_nodes(&self, nodes: &BTreeMap<Ino, Node>, number: impl Fn(Ino) -> Ino) {
+        for (ino, node) in nodes {
+            let ino = &number(*ino);
             let attr = self.fs.getattr(*ino).expect("getattr");
             assert_eq!(attr.mode & 0o7777, node.permissions, "mode of {ino}");
             assert_eq!(attr.nlink, node.nlink, "links of {ino}");
@@ -603,7 +749,6 @@ impl Run {
                 Content::Fifo => assert_eq!(attr.kind(), libc::S_IFIFO),
             }
         }
-        assert_clean(&self.fs);
     }
 }
 
@@ -616,6 +761,7 @@ fn run(seed: u64, steps: u32) {
         model: Model::new(),
         rng: Rng::new(seed),
         open: Vec::new(),
+        snapshots: Vec::new(),
     };
     for step in 1..=steps {
         run.step();
@@ -633,6 +779,15 @@ fn run(seed: u64, steps: u32) {
         run.fs.tick().expect("tick");
     }
     assert_eq!(run.fs.statfs().inodes, inodes, "inodes left over");
+    for Frozen { snapshot, .. } in std::mem::take(&mut run.snapshots) {
+        run.fs.snapshot_delete(&snapshot).expect("delete");
+    }
+    for _ in 0..100 {
+        run.fs.tick().expect("tick");
+    }
+    run.compare();
+    let report = run.fs.check(|_| true).expect("check").expect("to its end");
+    assert_eq!(report.states, 0, "history without snapshots");
 }
 
 #[test]

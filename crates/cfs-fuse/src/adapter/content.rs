@@ -65,6 +65,9 @@ impl Adapter {
 
     /// Opens a file that exists.
     fn open_file(&self, ino: Ino, opening: Opening) -> Result<()> {
+        if opening.writes() && ino.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
         self.fs.open(ino)?;
         if opening.flags & libc::O_TRUNC == 0 {
             return Ok(());

@@ -8,26 +8,31 @@ use zerocopy::IntoBytes;
 
 use super::Adapter;
 use crate::abi::{self, InHeader};
-use crate::convert::{absent, caller, entry};
+use crate::convert::{NameStays, absent, caller, entry};
 
 /// Boundary that entries of a listing end at, bytes.
 const DIRENT_ALIGNMENT: usize = 8;
 
 impl Adapter {
     pub(super) fn lookup(&self, parent: Ino, name: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let stays = NameStays::in_directory(parent);
         match self.fs.lookup(parent, name) {
             Err(FsError::NotFound) => {
-                out.extend_from_slice(absent().as_bytes());
+                out.extend_from_slice(absent(stays).as_bytes());
                 Ok(())
             }
-            result => self.tell(&result?, out),
+            result => self.tell_name(&result?, stays, out),
         }
     }
 
     /// Tells the kernel of an inode.
     pub(super) fn tell(&self, attr: &Attr, out: &mut Vec<u8>) -> Result<()> {
+        self.tell_name(attr, NameStays::Yes, out)
+    }
+
+    fn tell_name(&self, attr: &Attr, stays: NameStays, out: &mut Vec<u8>) -> Result<()> {
         self.lookups.count(attr.ino);
-        out.extend_from_slice(entry(attr).as_bytes());
+        out.extend_from_slice(entry(attr, stays).as_bytes());
         Ok(())
     }
 
@@ -163,7 +168,7 @@ impl Adapter {
                 if out.len() + bytes.next_multiple_of(DIRENT_ALIGNMENT) > bytes_max {
                     return Ok(true);
                 }
-                if with_attributes && !self.tell_listed(listed, out)? {
+                if with_attributes && !self.tell_listed(ino, listed, out)? {
                     return Ok(false);
                 }
                 let dirent = abi::Dirent {
@@ -185,15 +190,18 @@ impl Adapter {
     }
 
     /// Puts the inode of a listed name before it; false if it went away between the listing and now.
-    fn tell_listed(&self, listed: &DirEntry, out: &mut Vec<u8>) -> Result<bool> {
+    fn tell_listed(&self, parent: Ino, listed: &DirEntry, out: &mut Vec<u8>) -> Result<bool> {
         if matches!(&listed.name[..], b"." | b"..") {
             // The kernel does not look at these two, and does not count them.
             out.extend_from_slice(abi::EntryOut::default().as_bytes());
             return Ok(true);
         }
         match self.fs.getattr(listed.ino) {
-            Ok(attr) => self.tell(&attr, out).map(|()| true),
-            Err(FsError::NotFound) => Ok(false),
+            Ok(attr) => {
+                let stays = NameStays::in_directory(parent);
+                self.tell_name(&attr, stays, out).map(|()| true)
+            }
+            Err(FsError::NotFound | FsError::Stale) => Ok(false),
             Err(error) => Err(error),
         }
     }

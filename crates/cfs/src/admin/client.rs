@@ -272,6 +272,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
             })
         }
         Answer::Transfer(summary) => or_json(summary, json, || summary_lines(summary)),
+        Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
         Answer::Nothing => Vec::new(),
     };
     for line in lines {
@@ -325,12 +326,20 @@ pub fn verdict(findings: u64) -> String {
 
 fn fsck_line(summary: &FsckSummary) -> String {
     format!(
-        "{}: {} inodes, {} directory entries, {} extents, {} chunks (whose content was not read)",
+        "{}: {} inodes, {} directory entries, {} extents, {} chunks (whose content was not read){}",
         verdict(summary.findings),
         count(summary.inodes),
         count(summary.entries),
         count(summary.extents),
-        count(summary.chunks)
+        count(summary.chunks),
+        match summary.snapshots {
+            0 => String::new(),
+            snapshots => format!(
+                ", {} snapshots with {} earlier states",
+                count(snapshots),
+                count(summary.states)
+            ),
+        }
     )
 }
 

@@ -5,7 +5,9 @@
 
 use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader, Stream};
 use cfs_format::superblock::{Superblock, UNLOCK_PASSPHRASE};
-use cfs_format::table::{ChunkRecord, ExtentRecord, InodeRecord, TimeRecord, key, split_key, tag};
+use cfs_format::table::{
+    ChunkRecord, ExtentRecord, InodeRecord, StampRecord, TimeRecord, key, split_key, tag,
+};
 use cfs_format::{Fingerprint, Ino, SegmentId, VolumeId};
 use cfs_fs::Fs;
 use cfs_fs::command::Command;
@@ -328,8 +330,12 @@ fn print_inode(fs: &Fs, ino: Ino, out: &mut Out<'_>) -> Result<()> {
         };
         let name = || String::from_utf8_lossy(suffix).escape_debug().to_string();
         let goes_on = match row_tag {
-            tag::INLINE => out(format!("inline  {} bytes", value.len())),
-            tag::XATTR => out(format!("xattr   {} = {} bytes", name(), value.len())),
+            tag::INLINE => out(format!("inline  {} bytes", content_len(&value))),
+            tag::XATTR => out(format!(
+                "xattr   {} = {} bytes",
+                name(),
+                content_len(&value)
+            )),
             tag::DIRENT => out(format!("entry   {}", name())),
             tag::EXTENT => {
                 extents += 1;
@@ -345,6 +351,11 @@ fn print_inode(fs: &Fs, ino: Ino, out: &mut Out<'_>) -> Result<()> {
         out(format!("extents {extents}; see cfs debug extents {ino}"));
     }
     Ok(())
+}
+
+/// Bytes of a value behind its timestamp.
+fn content_len(value: &[u8]) -> usize {
+    value.len().saturating_sub(size_of::<StampRecord>())
 }
 
 fn extents(fs: &Fs, ino: Ino, out: &mut Out<'_>) -> Result<()> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Df, Domains, Status};
+use super::report::{Df, Domains, Snapshots, Status};
 use crate::failure::Failure;
 
 /// Version of these messages; both sides must have the same.
@@ -95,6 +95,8 @@ pub enum Request {
         /// The new passphrase.
         new: String,
     },
+    /// Take, list, hold or delete snapshots.
+    Snapshot(SnapshotRequest),
     /// Print a structure.
     Debug(DebugTarget),
 }
@@ -109,6 +111,34 @@ pub enum GcWay {
     Background,
     /// As fast as it goes.
     Now,
+}
+
+/// What is asked about snapshots.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "action")]
+pub enum SnapshotRequest {
+    /// Take one.
+    Create(Named),
+    /// Tell which there are.
+    List {
+        /// Of this directory; else of all.
+        path: Option<AnyPath>,
+    },
+    /// Delete one.
+    Delete(Named),
+    /// Keep one from being deleted.
+    Hold(Named),
+    /// End that.
+    Release(Named),
+}
+
+/// A snapshot by its directory and name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Named {
+    /// The directory, absolute in the pool.
+    pub path: AnyPath,
+    /// The snapshot's name.
+    pub name: AnyPath,
 }
 
 /// What opens the pool now, for a request that must prove it.
@@ -243,6 +273,8 @@ pub enum Answer {
     Recount(RecountSummary),
     /// Of `import` and `export`.
     Transfer(TransferSummary),
+    /// Of `snapshot list`.
+    Snapshots(Snapshots),
     /// Of what only succeeds.
     Nothing,
 }
@@ -258,6 +290,10 @@ pub struct FsckSummary {
     pub extents: u64,
     /// Chunks.
     pub chunks: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Earlier states of rows that are kept for them.
+    pub states: u64,
     /// Findings; of very many only the first are sent.
     pub findings: u64,
 }

@@ -222,6 +222,34 @@ pub struct DomainUse {
     pub logical_bytes: u64,
 }
 
+/// The snapshots that there are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotUse>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SnapshotUse {
+    /// Its name.
+    pub name: String,
+    /// The directory, with the path that it had.
+    pub path: String,
+    /// The directory's volume.
+    pub volume: u32,
+    /// When it was taken, seconds since 1970.
+    pub created: i64,
+    /// The same as text, UTC.
+    pub created_text: String,
+    /// It cannot be deleted.
+    pub held: bool,
+    /// Bytes of content of the whole volume when it was taken.
+    pub volume_logical_bytes: u64,
+    /// Inodes of the whole volume when it was taken.
+    pub volume_inodes: u64,
+}
+
 /// Quotient for people; 1 when nothing is there.
 pub fn ratio(numerator: u64, denominator: u64) -> f64 {
     match denominator {
@@ -327,6 +355,38 @@ impl Status {
         }
         table(&rows, &[Align::Left, Align::Left])
     }
+}
+
+impl Snapshots {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows =
+            vec![["name", "of", "taken (UTC)", "", "volume then", "inodes"].map(str::to_owned)];
+        rows.extend(self.snapshots.iter().map(|it| {
+            [
+                printable(&it.name),
+                printable(&it.path),
+                it.created_text.clone(),
+                if it.held { "held" } else { "" }.to_owned(),
+                show(it.volume_logical_bytes),
+                count(it.volume_inodes),
+            ]
+        }));
+        let align = [
+            Align::Left,
+            Align::Left,
+            Align::Left,
+            Align::Left,
+            Align::Right,
+            Align::Right,
+        ];
+        table(&rows, &align)
+    }
+}
+
+/// Without what would move the terminal's cursor.
+pub fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), "?")
 }
 
 impl Df {

@@ -134,16 +134,21 @@ fn show(progress: ScrubProgress) -> Progress {
 
 /// A file's names, or what stands for them.
 pub fn names(file: &AffectedFile, is_incomplete: bool) -> Vec<String> {
+    let past = match file.in_snapshots {
+        true => " (as snapshots show it)",
+        false => "",
+    };
     if file.paths.is_empty() {
         let why = match is_incomplete {
             true => "its name cannot be read",
+            false if file.in_snapshots => "removed, and in snapshots",
             false => "removed, and still open",
         };
         return vec![format!("inode {} ({why})", file.ino)];
     }
     let paths = file.paths.iter();
     paths
-        .map(|path| String::from_utf8_lossy(path).into_owned())
+        .map(|path| String::from_utf8_lossy(path).into_owned() + past)
         .collect()
 }
 

@@ -23,6 +23,7 @@ use super::protocol::{
 use super::report::{Df, DomainUse, Domains, Reclaim, Recount, Segments, Status, VolumeUse, ratio};
 use super::reporter::Reporter;
 use super::scrub::scrub;
+use super::snapshots;
 use crate::bytes::count;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
@@ -125,6 +126,7 @@ impl Service {
             Request::ChangePassphrase { present, new } => {
                 self.change_passphrase(&present.into_secret(), Zeroizing::new(new))
             }
+            Request::Snapshot(request) => snapshots::perform(&self.pool.fs, &request),
             Request::Debug(target) => {
                 debug::print(&self.pool.fs, &target, &mut |text| {
                     reporter.event(&Event::Line { text });
@@ -401,6 +403,8 @@ impl Service {
             entries: report.entries,
             extents: report.extents,
             chunks: report.chunks,
+            snapshots: report.snapshots,
+            states: report.states,
             findings: report.findings.len() as u64 + report.findings_omitted,
         }))
     }

@@ -11,6 +11,7 @@ mod reclaim;
 mod refusals;
 mod repair;
 mod scrub;
+mod snapshots;
 mod support;
 mod transfer;
 mod trees;

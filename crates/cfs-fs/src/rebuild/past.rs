@@ -1,0 +1,129 @@
+//! What is kept for snapshots: states without their second row, and states that no snapshot sees any more because its
+//! row is lost, go. What is left of a snapshot reads as it did, or not at all.
+
+use std::collections::BTreeMap;
+
+use cfs_format::table::{
+    PruneRecord, ended_key, history_key, split_ended, split_history, split_key, system_key, tag,
+};
+use cfs_format::{Ino, VolumeId};
+use cfs_store::ReadError;
+use zerocopy::FromBytes;
+
+use super::Mending;
+use crate::apply::split_prune_key;
+use crate::views::Snapshot;
+use crate::{history, row};
+
+impl Mending<'_> {
+    /// Makes the rows of snapshots and of their history fit together.
+    pub(super) fn past(&mut self) -> Result<(), ReadError> {
+        let mut snapshots: BTreeMap<VolumeId, Vec<u64>> = BTreeMap::new();
+        for row in self.system_rows(tag::SNAPSHOT)? {
+            match Snapshot::decode(&row) {
+                Ok(snapshot) => {
+                    let of_volume = snapshots.entry(snapshot.volume).or_default();
+                    of_volume.push(snapshot.timestamp.0);
+                }
+                Err(_) => self.delete(row.0),
+            }
+        }
+        let mut prunes = Vec::new();
+        for (row_key, value) in self.system_rows(tag::PRUNE)? {
+            let record = PruneRecord::read_from_prefix(&value);
+            match (split_prune_key(&row_key), record) {
+                (Ok((volume, timestamp)), Ok((record, _))) => {
+                    prunes.push((volume, timestamp.0, record.until.get()));
+                }
+                _ => self.delete(row_key),
+            }
+        }
+        let mut removed = 0_u64;
+        for (row_key, _) in self.system_rows(tag::ENDED)? {
+            let state_key = split_key(&row_key)
+                .and_then(|(_, _, suffix)| split_ended(suffix))
+                .map(|(volume, to, ino, row_tag, suffix)| {
+                    let state = history_key(ino, row_tag, suffix, to);
+                    (VolumeId(volume), to, row_tag, state)
+                });
+            let Ok((volume, to, row_tag, state_key)) = state_key else {
+                self.delete(row_key);
+                continue;
+            };
+            let state = self.store.get(&state_key)?;
+            let from = state.and_then(|value| row::timestamp(row_tag, &value).ok());
+            let live = snapshots.get(&volume).map_or(&[][..], Vec::as_slice);
+            let is_needed = from.is_some_and(|from| {
+                let seen_by = live.partition_point(|snapshot| *snapshot < from);
+                from < to
+                    && (live.get(seen_by).is_some_and(|snapshot| *snapshot < to)
+                        || prunes.iter().any(|(of, deleted, until)| {
+                            *of == volume && (from..to).contains(deleted) && to <= *until
+                        }))
+            });
+            if !is_needed {
+                removed += 1;
+                self.delete(row_key);
+                self.delete(state_key);
+            }
+        }
+        // States of one row follow one another; each has an `ENDED` row, which names the volume.
+        let mut last: Option<(Ino, u8, Vec<u8>, u64)> = None;
+        for (row_key, value) in self.system_rows(tag::HISTORY)? {
+            if self.changes.contains_key(&row_key) {
+                continue;
+            }
+            let parts = split_key(&row_key).and_then(|(_, _, state)| split_history(state));
+            let is_sound = parts.is_ok_and(|(ino, row_tag, suffix, to)| {
+                let is_listed = self.volumes().iter().any(|volume| {
+                    let listed = ended_key(volume.0, to, ino, row_tag, suffix);
+                    !self.changes.contains_key(&listed)
+                        && self.store.get(&listed).is_ok_and(|row| row.is_some())
+                });
+                let from = row::timestamp(row_tag, &value).unwrap_or(u64::MAX);
+                let before = match last.take() {
+                    Some((of, of_tag, of_suffix, end))
+                        if (of, of_tag, &of_suffix[..]) == (ino, row_tag, suffix) =>
+                    {
+                        end
+                    }
+                    _ => 0,
+                };
+                last = Some((ino, row_tag, suffix.to_vec(), to));
+                let is_readable = row_tag != tag::EXTENT
+                    || history::stored_extent(self.store, ino, suffix, &value).is_ok();
+                is_listed && is_readable && before <= from && from < to
+            });
+            if !is_sound {
+                removed += 1;
+                self.forget_state(row_key);
+            }
+        }
+        if removed > 0 {
+            let sentence =
+                format!("{removed} earlier states of names, attributes or content are lost");
+            self.find("snapshot", "what snapshots show".to_owned(), sentence);
+        }
+        Ok(())
+    }
+
+    fn volumes(&self) -> Vec<VolumeId> {
+        self.store.volumes().into_iter().map(|(id, _)| id).collect()
+    }
+
+    fn forget_state(&mut self, row_key: Vec<u8>) {
+        let parts = split_key(&row_key).and_then(|(_, _, state)| split_history(state));
+        if let Ok((ino, row_tag, suffix, to)) = parts {
+            for volume in self.volumes() {
+                self.delete(ended_key(volume.0, to, ino, row_tag, suffix));
+            }
+        }
+        self.delete(row_key);
+    }
+
+    fn system_rows(&self, row_tag: u8) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+        let (lo, hi) = (system_key(row_tag, &[]), system_key(row_tag + 1, &[]));
+        let rows = self.store.range(&lo, &hi);
+        rows.map(|row| row.map_err(ReadError::from)).collect()
+    }
+}

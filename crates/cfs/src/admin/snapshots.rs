@@ -1,0 +1,140 @@
+//! Snapshots, as the admin commands take, list and delete them.
+
+use super::protocol::{Answer, AnyPath, Named, SnapshotRequest};
+use super::report::{SnapshotUse, Snapshots, printable};
+use crate::failure::{Code, Failure, Result};
+use cfs_fs::{Fs, FsError, Snapshot};
+
+/// Does what is asked.
+///
+/// # Errors
+/// What the request meets; nothing was changed.
+pub fn perform(fs: &Fs, request: &SnapshotRequest) -> Result<Answer> {
+    match request {
+        SnapshotRequest::Create(named) => {
+            let (path, name) = (named.path.bytes(), named.name.bytes());
+            fs.snapshot_create(path, name)
+                .map_err(|error| not_taken(named, &error))?;
+        }
+        SnapshotRequest::List { path } => {
+            let path = path.as_ref().map(AnyPath::bytes);
+            let snapshots = fs.snapshots(path).map_err(|error| {
+                let path = text(path.unwrap_or(b"/"));
+                Failure::new(Code::Failed, format!("{path} in the pool: {error}"))
+            })?;
+            return Ok(Answer::Snapshots(Snapshots {
+                snapshots: snapshots.iter().map(|it| use_of(it)).collect(),
+            }));
+        }
+        SnapshotRequest::Delete(named) => {
+            let snapshot = named.find(fs)?;
+            fs.snapshot_delete(&snapshot).map_err(|error| match error {
+                FsError::Held => Failure::new(
+                    Code::Failed,
+                    format!("{} is held; nothing was changed", named.sentence()),
+                )
+                .hint("`cfs admin snapshot release` lets it go"),
+                error => Failure::new(
+                    Code::Failed,
+                    format!("{} could not be deleted: {error}", named.sentence()),
+                ),
+            })?;
+        }
+        SnapshotRequest::Hold(named) => named.hold(fs, true)?,
+        SnapshotRequest::Release(named) => named.hold(fs, false)?,
+    }
+    Ok(Answer::Nothing)
+}
+
+fn not_taken(named: &Named, error: &FsError) -> Failure {
+    let (path, name) = (text(named.path.bytes()), text(named.name.bytes()));
+    let failed = |message: String| Failure::new(Code::Failed, message);
+    match error {
+        FsError::Exists => failed(format!("{path} has a snapshot {name} already"))
+            .hint("choose another name, or delete that one"),
+        FsError::Invalid | FsError::NameTooLong => Failure::new(
+            Code::Usage,
+            format!("{name} can be no name of a snapshot: {error}"),
+        )
+        .hint("a name is as one of a file: 1 to 255 bytes without '/'"),
+        FsError::NotFound | FsError::NotDirectory | FsError::SymbolicLink => {
+            failed(format!("{path} in the pool: {error}"))
+                .hint("give the path of a directory from the pool's root")
+        }
+        FsError::Snapshot => failed(format!("{path} is in a snapshot already")),
+        error => failed(format!("no snapshot of {path} was taken: {error}")),
+    }
+}
+
+impl Named {
+    fn sentence(&self) -> String {
+        let (path, name) = (text(self.path.bytes()), text(self.name.bytes()));
+        format!("snapshot {name} of {path}")
+    }
+
+    fn find(&self, fs: &Fs) -> Result<std::sync::Arc<Snapshot>> {
+        fs.snapshot(self.path.bytes(), self.name.bytes())
+            .map_err(|_| {
+                Failure::new(Code::Failed, format!("there is no {}", self.sentence()))
+                    .hint("`cfs admin snapshot list` tells which there are")
+            })
+    }
+
+    fn hold(&self, fs: &Fs, held: bool) -> Result<()> {
+        let snapshot = self.find(fs)?;
+        fs.snapshot_hold(&snapshot, held)
+            .map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", self.sentence())))
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    printable(&String::from_utf8_lossy(bytes))
+}
+
+fn use_of(snapshot: &Snapshot) -> SnapshotUse {
+    SnapshotUse {
+        name: String::from_utf8_lossy(&snapshot.name).into_owned(),
+        path: String::from_utf8_lossy(&snapshot.path).into_owned(),
+        volume: snapshot.volume.0,
+        created: snapshot.created.seconds,
+        created_text: utc(snapshot.created.seconds),
+        held: snapshot.held,
+        volume_logical_bytes: snapshot.volume_logical_bytes,
+        volume_inodes: snapshot.volume_inodes,
+    }
+}
+
+/// Seconds since 1970 as `2026-11-21 18:00:05`, in the Gregorian calendar (the algorithm is Fliegel and Van Flandern's,
+/// 1968, with days counted from 1970).
+fn utc(seconds: i64) -> String {
+    let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let l = days + 2_440_588 + 68_569;
+    let n = 4 * l / 146_097;
+    let l = l - (146_097 * n + 3) / 4;
+    let i = 4000 * (l + 1) / 1_461_001;
+    let l = l - 1461 * i / 4 + 31;
+    let j = 80 * l / 2447;
+    let day = l - 2447 * j / 80;
+    let l = j / 11;
+    let (month, year) = (j + 2 - 12 * l, 100 * (n - 49) + i + l);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_795_286_512, "2026-11-21 18:41:52"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Snapshots: taken, read through the mount by the tools that people have, restored with `cp`, held, deleted.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use crate::cfs;
+use crate::support::{Scratch, Server, can_mount, command, eventually};
+use crate::trees::{assert_same, noise, plant};
+
+#[track_caller]
+fn tool(program: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments.iter().map(AsRef::as_ref));
+    let output = command.output().expect("a tool that is everywhere");
+    assert!(output.status.success(), "{program}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn what_is_broken_comes_back_from_a_snapshot() {
+    if !can_mount("what_is_broken_comes_back_from_a_snapshot") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, source, mnt) = (
+        scratch.path("pool"),
+        scratch.path("source"),
+        scratch.dir("mnt"),
+    );
+    plant(&source, 6);
+    let server = Server::start(&data, Some(&mnt));
+    let live = mnt.join("live");
+    tool("cp", &[&"-a", &source, &live]);
+    fs::create_dir(live.join("depths")).expect("a directory");
+    // Acknowledged, and still in memory.
+    let big = noise(77, 3_000_000);
+    let mut file = File::create(live.join("depths/big")).expect("create");
+    file.write_all(&big).expect("write");
+    fs::copy(live.join("depths/big"), source.join("big")).expect("copy");
+    let one = ["admin", "snapshot", "create", "/live", "--name", "one"];
+    let [a, b, c, d, e, f] = one;
+    cfs!(a, b, c, d, e, f, "--data", data).ok();
+    file.write_all(b"and more").expect("write");
+    drop(file);
+
+    let seen = live.join(".snapshots/one");
+    assert_eq!(fs::read(seen.join("depths/big")).expect("read"), big);
+    // Below, the same snapshot shows the directory below.
+    let below = live.join("depths/.snapshots/one");
+    assert_eq!(fs::read(below.join("big")).expect("read"), big);
+    assert_ne!(
+        fs::metadata(seen.join("depths/big")).expect("there").ino(),
+        fs::metadata(live.join("depths/big")).expect("there").ino(),
+        "cp would take them for the same file"
+    );
+    let listed = |path: &Path| -> Vec<_> {
+        let names = fs::read_dir(path).expect("a directory");
+        names
+            .map(|name| name.expect("a name").file_name())
+            .collect()
+    };
+    assert!(!listed(&live).contains(&".snapshots".into()), "hidden");
+    assert_eq!(listed(&live.join(".snapshots")), ["one"]);
+
+    // Nothing changes it.
+    for refused in [
+        File::options()
+            .write(true)
+            .open(seen.join("depths/big"))
+            .err(),
+        fs::write(seen.join("new"), b"x").err(),
+        fs::remove_file(seen.join("depths/big")).err(),
+        fs::remove_dir_all(seen.join("depths")).err(),
+        fs::rename(seen.join("depths"), live.join("moved")).err(),
+        fs::set_permissions(seen.join("depths"), PermissionsExt::from_mode(0o700)).err(),
+        fs::create_dir(live.join(".snapshots/two")).err(),
+        fs::remove_dir(live.join(".snapshots")).err(),
+    ] {
+        let error = refused.expect("refused");
+        assert_eq!(error.raw_os_error(), Some(30), "EROFS: {error}");
+    }
+
+    fs::remove_dir_all(&live).expect("all is lost");
+    // The directory is gone; what it was is in the root.
+    let seen = mnt.join(".snapshots/one");
+    tool("cp", &[&"-a", &seen, &live]);
+    assert_eq!(fs::read(live.join("depths/big")).expect("read"), big);
+    fs::remove_file(source.join("big")).expect("ours");
+    fs::remove_dir_all(live.join("depths")).expect("ours");
+    let mtime = fs::metadata(seen)
+        .expect("there")
+        .modified()
+        .expect("mtime");
+    let as_before = File::open(&source).expect("there");
+    as_before.set_modified(mtime).expect("our own");
+    File::open(&live)
+        .expect("there")
+        .set_modified(mtime)
+        .expect("our own");
+    assert_same(&source, &live);
+    cfs!("admin", "fsck", "--data", data).ok();
+    server.stop();
+    cfs!("admin", "fsck", "--data", data).ok();
+}
+
+#[test]
+fn tools_that_walk_stay_out_of_snapshots_and_walk_in_them() {
+    if !can_mount("tools_that_walk_stay_out_of_snapshots_and_walk_in_them") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    fs::create_dir(mnt.join("a")).expect("a directory");
+    fs::write(mnt.join("a/file"), noise(1, 200_000)).expect("a file");
+    fs::hard_link(mnt.join("a/file"), mnt.join("a/link")).expect("a link");
+    for name in ["one", "two"] {
+        cfs!(
+            "admin", "snapshot", "create", "/", "--name", name, "--data", data
+        )
+        .ok();
+        fs::write(mnt.join(format!("a/{name}")), noise(2, 100_000)).expect("a file");
+    }
+    let lines = |text: &str| text.lines().count();
+    assert_eq!(lines(&tool("find", &[&mnt, &"-xdev"])), 6);
+    let two = mnt.join(".snapshots/two");
+    assert_eq!(lines(&tool("find", &[&two, &"-xdev"])), 5);
+    assert_eq!(
+        lines(&tool("find", &[&mnt.join(".snapshots"), &"-xdev"])),
+        10
+    );
+    // A file with two names counts once, in each snapshot.
+    let du = |path: &Path| -> u64 {
+        let text = tool("du", &[&"-s", &"--block-size=1", &path]);
+        let number = text.split_whitespace().next().expect("a number");
+        number.parse().expect("a number")
+    };
+    assert!((200_000..290_000).contains(&du(&mnt.join(".snapshots/one"))));
+    assert!((300_000..390_000).contains(&du(&two)));
+    assert!((500_000..680_000).contains(&du(&mnt.join(".snapshots"))));
+    let archive = scratch.path("archive.tar");
+    tool(
+        "tar",
+        &[&"--format=posix", &"-cf", &archive, &"-C", &two, &"."],
+    );
+    let unpacked = scratch.dir("unpacked");
+    tool("tar", &[&"-xf", &archive, &"-C", &unpacked]);
+    assert_same(&two, &unpacked);
+    let link = fs::metadata(unpacked.join("a/link")).expect("there");
+    assert_eq!(link.nlink(), 2, "tar has seen that it is one file");
+    server.stop();
+}
+
+#[test]
+fn snapshots_are_listed_held_and_deleted() {
+    let scratch = Scratch::new();
+    let (data, source) = (scratch.path("pool"), scratch.path("source"));
+    plant(&source, 7);
+    cfs!("import", source, "/", "--data", data).ok();
+    let snapshot = |action: &str, path: &str, name: &str| {
+        cfs!(
+            "admin", "snapshot", action, path, "--name", name, "--data", data
+        )
+    };
+    snapshot("create", "/source", "monday").ok();
+    snapshot("create", "/", "all").ok();
+    snapshot("create", "/source", "monday").refused(1, "has a snapshot monday already");
+    snapshot("create", "/none", "monday").refused(1, "no such file or directory");
+    snapshot("create", "/source", "a/b").refused(2, "can be no name");
+    snapshot("create", "/source", "").refused(2, "can be no name");
+    snapshot("delete", "/source", "tuesday").refused(1, "there is no snapshot tuesday of /source");
+    let list = |of: &[&str]| {
+        let mut list = command(&[&"admin", &"snapshot", &"list", &"--json", &"--data", &data]);
+        list.args(of);
+        crate::support::run(list).ok().json()["snapshots"].clone()
+    };
+    let all = list(&[]);
+    assert_eq!(all.as_array().expect("a list").len(), 2);
+    assert_eq!(all[0]["name"], "monday");
+    assert_eq!(all[0]["path"], "/source");
+    assert_eq!(all[1]["path"], "/");
+    assert_eq!(list(&["/"]).as_array().expect("a list").len(), 1);
+    snapshot("hold", "/source", "monday").ok();
+    assert_eq!(list(&["/source"])[0]["held"], true);
+    snapshot("delete", "/source", "monday").refused(1, "is held");
+    snapshot("release", "/source", "monday").ok();
+
+    // What only snapshots show is there until they are gone, and then is no more.
+    let server = Server::start(&data, None);
+    let empty = scratch.dir("empty");
+    fs::write(empty.join("file"), b"").expect("a file");
+    for name in ["/source/new", "/new"] {
+        cfs!("import", "-T", empty.join("file"), name, "--data", data).ok();
+    }
+    let report = cfs!("admin", "fsck", "--json", "--data", data).ok().json();
+    assert!(report["states"].as_u64() > Some(0), "{report}");
+    snapshot("delete", "/source", "monday").ok();
+    snapshot("delete", "/", "all").ok();
+    eventually("history is removed", || {
+        let report = cfs!("admin", "fsck", "--json", "--data", data).ok().json();
+        report["states"] == 0 && report["snapshots"] == 0
+    });
+    server.stop();
+}
