@@ -77,6 +77,19 @@ struct TableImage {
 }
 
 impl TableImage {
+    /// What can be read of a segment with `used_bytes`; none where so few have no parity.
+    fn read(pool: &Pool, segment: SegmentId, used_bytes: u32) -> Option<Self> {
+        let columns = columns(used_bytes as usize / BLOCK)?;
+        let mut bytes = vec![0; used_bytes as usize];
+        let refused = read_what_can_be(&*pool.device, segment, 0, &mut bytes);
+        Some(Self {
+            lacking: differences(&bytes, columns),
+            bytes,
+            columns,
+            refused,
+        })
+    }
+
     fn is_suspect(&self, block: usize) -> bool {
         let column = block % self.columns * BLOCK;
         self.lacking[column..column + BLOCK]
@@ -107,19 +120,11 @@ pub(crate) fn reopen<T>(
     open: impl Fn(&mut [u8]) -> Option<T>,
 ) -> Option<T> {
     let _one = pool.healing.busy.lock();
-    let columns = columns(used_bytes as usize / BLOCK)?;
     if range.end > used_bytes as usize {
         return None;
     }
-    let mut bytes = vec![0; used_bytes as usize];
-    let refused = read_what_can_be(&*pool.device, segment, 0, &mut bytes);
-    let lacking = differences(&bytes, columns);
-    let mut image = TableImage {
-        bytes,
-        columns,
-        lacking,
-        refused,
-    };
+    let mut image = TableImage::read(pool, segment, used_bytes)?;
+    let columns = image.columns;
     let touched = range.start / BLOCK..range.end.div_ceil(BLOCK);
     let attempt = |image: &TableImage| open(&mut image.bytes[range.clone()].to_vec());
     if !image.refused.iter().any(|block| touched.contains(block))
@@ -229,18 +234,10 @@ pub(crate) fn settle_parity(
 ) {
     let _one = pool.healing.busy.lock();
     let total = used_bytes as usize / BLOCK;
-    let Some(columns) = columns(total) else {
+    let Some(mut image) = TableImage::read(pool, segment, used_bytes) else {
         return;
     };
-    let mut bytes = vec![0; used_bytes as usize];
-    let refused = read_what_can_be(&*pool.device, segment, 0, &mut bytes);
-    let lacking = differences(&bytes, columns);
-    let mut image = TableImage {
-        bytes,
-        columns,
-        lacking,
-        refused,
-    };
+    let columns = image.columns;
     for column in 0..columns {
         let refused = image.refused.iter().copied();
         let refused: Vec<usize> = refused.filter(|block| block % columns == column).collect();
