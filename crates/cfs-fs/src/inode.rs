@@ -8,14 +8,20 @@ use cfs_store::{Store, Txn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{FsError, Result};
+use crate::extent::FILE_BYTES_MAX;
 
 /// Names that an inode can have; also the subdirectories of a directory, less two.
 pub(crate) const NLINK_MAX: u32 = 1 << 31;
 
 /// Decodes a stored inode record.
 pub(crate) fn decode(ino: Ino, bytes: &[u8]) -> Result<InodeRecord> {
-    InodeRecord::read_from_bytes(bytes)
-        .map_err(|_| FsError::damaged(format_args!("inode {ino} has {} bytes", bytes.len())))
+    let record = InodeRecord::read_from_bytes(bytes)
+        .map_err(|_| FsError::damaged(format_args!("inode {ino} has {} bytes", bytes.len())))?;
+    // Offsets are calculated with on the strength of this.
+    if record.size.get() > FILE_BYTES_MAX {
+        return Err(FsError::damaged(format_args!("the size of inode {ino}")));
+    }
+    Ok(record)
 }
 
 /// The newest committed record.

@@ -141,7 +141,7 @@ impl Namespace for Rebuilder {
             let Ok(record) = inode::decode(ino, &value) else {
                 continue;
             };
-            next_ino = next_ino.max(ino.0 + 1);
+            next_ino = next_ino.max(ino.0.saturating_add(1));
             let id = VolumeId(record.volume.get());
             let volume = volumes.entry(id).or_insert_with(|| VolumeRecord {
                 root: Ino::ROOT.0.into(),
@@ -154,7 +154,8 @@ impl Namespace for Rebuilder {
             if !inode::is_directory(&record) {
                 let logical = volume.logical_bytes.get();
                 volume.logical_bytes = logical.wrapping_add(record.size.get()).into();
-                volume.allocated_bytes += record.allocated.get();
+                let allocated = volume.allocated_bytes.get();
+                volume.allocated_bytes = allocated.saturating_add(record.allocated.get()).into();
             }
         }
         for (id, timestamp) in newest {

@@ -12,7 +12,7 @@ use cfs_device::{Device, MemDevice};
 use cfs_format::journal::{BATCH_MAGIC, BatchHeader};
 use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader};
 use cfs_format::superblock::Superblock;
-use cfs_format::table::split_key;
+use cfs_format::table::{split_key, tag};
 use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_fs::{Caller, Fs, SetAttr, XattrFlags};
 use cfs_kv::{
@@ -70,6 +70,11 @@ pub const TARGETS: &[Target] = &[
         run: manifest,
     },
     Target {
+        name: "directory",
+        seeds: directory_seeds,
+        run: directory,
+    },
+    Target {
         name: "table",
         seeds: table_seeds,
         run: table,
@@ -116,7 +121,7 @@ const PLACE: RecordPlace = RecordPlace {
     offset: BLOCK_BYTES,
 };
 
-/// A small pool with a file of each kind, a crash after a few commands.
+/// A small pool with a file of each kind and a snapshot, a crash after a few commands.
 struct Base {
     device: MemDevice,
     superblock: Superblock,
@@ -157,13 +162,38 @@ impl Base {
             .collect();
         fs.write(large.ino, 0, &bytes, false).expect(expect);
         fs.syncfs().expect(expect);
+        fs.snapshot_create(b"/", b"before").expect(expect);
+        fs.write(large.ino, 70_000, b"what the snapshot does not see", false)
+            .expect(expect);
+        fs.rename(
+            root,
+            b"small",
+            root,
+            b"little",
+            cfs_fs::RenameFlags::default(),
+        )
+        .and_then(|()| {
+            fs.rename(
+                root,
+                b"little",
+                root,
+                b"small",
+                cfs_fs::RenameFlags::default(),
+            )
+        })
+        .expect(expect);
+        fs.syncfs().expect(expect);
         fs.store().checkpoint().expect(expect);
         let rows = fs
             .store()
             .view()
             .range(std::ops::Bound::Unbounded, std::ops::Bound::Unbounded)
             .map(|row| row.expect(expect))
-            .filter(|(key, _)| split_key(key).is_ok_and(|(ino, _, _)| ino != Ino(0)))
+            .filter(|(key, _)| {
+                split_key(key).is_ok_and(|(ino, row_tag, _)| {
+                    ino != Ino(0) || row_tag >= tag::FIRST_OF_FILE_SYSTEM
+                })
+            })
             .collect();
         // What stays in the log.
         fs.write(large.ino, 1000, b"other bytes", false)
@@ -627,13 +657,102 @@ fn rows(input: &[u8]) {
             let (key, value) = (row[0], row[1]);
             if (1..=cfs_kv::KEY_BYTES_MAX).contains(&key.len())
                 && value.len() <= cfs_kv::VALUE_BYTES_MAX
-                && split_key(key).is_ok_and(|(ino, _, _)| ino != Ino(0))
+                && split_key(key).is_ok_and(|(ino, row_tag, _)| {
+                    ino != Ino(0) || row_tag >= tag::FIRST_OF_FILE_SYSTEM
+                })
             {
                 txn.put(key.to_vec(), value.to_vec());
             }
         }
         txn.commit(&[]).expect("a device without faults");
         look_at_all(&fs);
+        if fs.store().checkpoint().is_err() {
+            return;
+        }
+        // Rebuilt, also when a part of the tables is lost.
+        let lost = match input.len() % 2 {
+            0 => None,
+            _ => largest_run(&fs),
+        };
+        drop(fs);
+        if let Some((segment, used_bytes)) = lost {
+            let (from, to) = (used_bytes / 8, used_bytes / 8 * 7);
+            let from = from.next_multiple_of(BLOCK_BYTES);
+            if from < to {
+                put(&device, segment, from, &vec![0xa5; (to - from) as usize]);
+            }
+        }
+        rebuild_and_look(&device);
+    });
+}
+
+/// The table segment of the meta tree with the most blocks, and the end of them.
+fn largest_run(fs: &Fs) -> Option<(SegmentId, u32)> {
+    let report = |segment| fs.store().segment_report(SegmentId(segment)).ok();
+    (cfs_format::superblock::ANCHORS..64)
+        .filter_map(|segment| {
+            let directory = report(segment)?.directory?;
+            let is_meta = directory.owner == cfs_store::TableOwner::Meta;
+            let (offset, len) = *directory.blocks.last()?;
+            is_meta.then_some((SegmentId(segment), 2 * (offset + len)))
+        })
+        .max_by_key(|(_, end)| *end)
+        .map(|(segment, end)| (segment, end.min(SEGMENT_BYTES)))
+}
+
+/// Rebuilds what is left of a pool and looks at everything.
+fn rebuild_and_look(device: &Arc<MemDevice>) {
+    if let Ok(rebuilt) = world::rebuild(device, &Arc::new(SimHost::new(3)), None) {
+        look_at_all(&rebuilt.fs);
+    }
+}
+
+/// The segment of the first manifest, its header, and where its directory lies.
+fn manifest_directory(base: &Base) -> (SegmentId, SegmentHeader, u32, u32) {
+    let segment = SegmentId(base.superblock.manifest.segment.get());
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    let read = base.device.read_at(segment, 0, &mut block);
+    read.expect("a device without faults");
+    let header = cfs_seal::keys::open_segment_header(&block, &key()).expect("its header");
+    let stored_len = (header.first_lsn.get() >> 32) as u32;
+    (segment, header, header.next.get(), stored_len)
+}
+
+fn directory_seeds() -> Vec<Vec<u8>> {
+    with_base(|base| {
+        let (segment, header, offset, stored_len) = manifest_directory(base);
+        let mut sealed = vec![0; stored_len as usize];
+        let read = base.device.read_at(segment, offset, &mut sealed);
+        read.expect("a device without faults");
+        let plain = cipher(Purpose::TableBlock)
+            .open_in_place(SegmentSeq(header.seq.get()), offset, b"", &mut sealed)
+            .expect("what was just written");
+        vec![plain.to_vec()]
+    })
+}
+
+/// The directory of a table segment as a block before sealing, in a pool whose superblock leads to no tables.
+fn directory(input: &[u8]) {
+    with_base(|base| {
+        let (segment, mut header, offset, _) = manifest_directory(base);
+        let mut superblock = base.superblock;
+        superblock.manifest = FromZeros::new_zeroed();
+        superblock.manifest_copy = FromZeros::new_zeroed();
+        let device = base.with_superblock(&superblock);
+        let start = offset / BLOCK_BYTES * BLOCK_BYTES;
+        let mut block = vec![0; (offset - start) as usize];
+        let read = device.read_at(segment, start, &mut block);
+        read.expect("a device without faults");
+        let mut sealed = input[..input.len().min(SEGMENT_BYTES as usize / 2)].to_vec();
+        let table = cipher(Purpose::TableBlock);
+        table.seal_in_place(SegmentSeq(header.seq.get()), offset, b"", &mut sealed, 0);
+        let lengths = (sealed.len() as u64) << 32 | u64::from(SEGMENT_BYTES);
+        header.first_lsn = lengths.into();
+        block.extend_from_slice(&sealed);
+        put(&device, segment, start, &block);
+        let header = cfs_seal::keys::seal_segment_header(header, &key());
+        put(&device, segment, 0, &header);
+        rebuild_and_look(&device);
     });
 }
 

@@ -47,12 +47,13 @@ pub(crate) fn scan(device: &dyn Device) -> Result<(UnverifiedSuperblock, Anchors
     let mut damaged = false;
     let mut next_offset = [0; ANCHORS as usize];
     let mut failure = None;
+    let mut is_refused = [false; ANCHORS as usize];
     let mut content = vec![0; SEGMENT_BYTES as usize];
     for anchor in 0..ANCHORS {
         if let Err(error) = device.read_at(SegmentId(anchor), 0, &mut content) {
             failure = Some(error);
-            next_offset[anchor as usize] = SEGMENT_BYTES;
-            continue;
+            is_refused[anchor as usize] = true;
+            read_what_can_be(device, SegmentId(anchor), 0, &mut content);
         }
         for (index, block) in content.chunks_exact(BLOCK_BYTES as usize).enumerate() {
             if block.iter().all(|byte| *byte == 0) {
@@ -87,6 +88,12 @@ pub(crate) fn scan(device: &dyn Device) -> Result<(UnverifiedSuperblock, Anchors
             found,
             supported: FORMAT_VERSION,
         });
+    }
+    for (next, is_refused) in next_offset.iter_mut().zip(is_refused) {
+        // Where records may be that nobody can read none is appended: the anchor starts anew.
+        if is_refused {
+            *next = SEGMENT_BYTES;
+        }
     }
     match (newest, failure) {
         (Some(newest), _) => Ok((newest, Anchors { next_offset })),
@@ -132,7 +139,11 @@ impl Anchors {
         key: &ClusterKey,
     ) -> Result<(), DeviceError> {
         let block = seal_superblock(superblock, key);
-        for anchor in 0..ANCHORS {
+        let mut order: Vec<u32> = (0..ANCHORS).collect();
+        // One that starts anew may hold the only newest record.
+        order
+            .sort_by_key(|anchor| self.next_offset[*anchor as usize] + BLOCK_BYTES > SEGMENT_BYTES);
+        for anchor in order {
             self.append_to(device, anchor, &block)?;
             device.flush()?;
         }

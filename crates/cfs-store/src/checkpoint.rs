@@ -22,7 +22,7 @@ use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 use crate::clean::Aim;
-use crate::directory::{LogMark, TableOwner};
+use crate::directory::{CheckpointMark, LogMark, TableOwner};
 use crate::error::WriteError;
 use crate::pace::Load;
 use crate::runs::{SegmentRuns, TableBlock};
@@ -59,10 +59,8 @@ const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 /// What the superblock points to: both trees' manifests, and the segments that their runs lie in.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// Where the log went on when it was written; the superblock may know a later place that says the same.
-    pub log: LogMark,
-    /// Secrets of the dedup domains, as the tables hold them: without them no chunk can be opened.
-    pub domains: Vec<(u16, [u8; 32])>,
+    /// Where the log went on when it was written, and secrets. The superblock may know a later place that says the same.
+    pub mark: CheckpointMark,
     pub meta: Vec<u8>,
     pub chunk: Vec<u8>,
     /// Segment number, sequence number, bytes used.
@@ -296,8 +294,11 @@ impl Store {
         timestamp: cfs_format::Timestamp,
         retired: &mut Vec<SegmentId>,
     ) -> Result<(), WriteError> {
-        let mark = LogMark::new(&position, timestamp);
-        self.runs.set_checkpoint(Some(mark));
+        let mark = CheckpointMark {
+            log: LogMark::new(&position, timestamp),
+            domains: self.stored_domains(),
+        };
+        self.runs.set_checkpoint(Some(mark.clone()));
         let flushed = self.meta_tree.flush_rotated();
         self.runs.set_checkpoint(None);
         flushed?;
@@ -367,10 +368,21 @@ impl Store {
         self.meta_tree.apply(&batch);
     }
 
+    /// The secrets of the dedup domains as the tables hold them.
+    fn stored_domains(&self) -> Vec<(u16, [u8; 32])> {
+        let domains = self.domains.read();
+        let wrap = |(domain, secret): (&DomainId, &Arc<DomainSecret>)| {
+            let key = &self.pool.cluster_key;
+            (domain.0, key.wrap_domain_secret(*domain, secret))
+        };
+        let ordered: BTreeMap<_, _> = domains.iter().map(wrap).collect();
+        ordered.into_iter().collect()
+    }
+
     fn write_manifests(
         &self,
         maintenance: &mut Maintenance,
-        log: LogMark,
+        mark: CheckpointMark,
     ) -> Result<(BlobPointer, BlobPointer), WriteError> {
         let meta = self.meta_tree.manifest();
         let chunk = self.chunk_tree.manifest();
@@ -389,15 +401,8 @@ impl Store {
                 segments.push((extent as u32, entry.seq.0, entry.used_bytes));
             }
         }
-        let domains = self.domains.read();
-        let wrap = |(domain, secret): (&DomainId, &Arc<DomainSecret>)| {
-            let key = &self.pool.cluster_key;
-            (domain.0, key.wrap_domain_secret(*domain, secret))
-        };
-        let domains: BTreeMap<_, _> = domains.iter().map(wrap).collect();
         let manifest = postcard::to_stdvec(&Manifest {
-            log,
-            domains: domains.into_iter().collect(),
+            mark,
             meta,
             chunk,
             segments,
@@ -522,7 +527,7 @@ impl Store {
         });
         let kept_up = self.keep_up(now, load, is_low);
         // A pass that can do no more has ended, too.
-        if !wants_more || !matches!(cleaned, Ok(false)) {
+        if !wants_more || !matches!(cleaned, Ok(false)) || kept_up.is_err() {
             let has_room_to_come = self.pool.space.lock().has_room_to_come();
             if !has_room_to_come || kept_up.is_err() {
                 self.end_pass();

@@ -267,7 +267,7 @@ impl Store {
                     record = now;
                 }
                 Some(_) => {
-                    if let ReadError::Damaged { .. } = error {
+                    if let ReadError::Damaged { .. } | ReadError::Lost { .. } = error {
                         self.damaged.lock().insert(*fingerprint);
                     }
                     return Err(error);

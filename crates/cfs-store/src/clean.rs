@@ -111,7 +111,7 @@ fn worth(entry: &Entry, now_ms: u64) -> u64 {
     let age_seconds =
         (now_ms.saturating_sub(entry.changed_ms) / 1000).clamp(AGE_SECONDS.0, AGE_SECONDS.1);
     let live = u64::from(entry.live_bytes);
-    (SEGMENT - live) * age_seconds * 1000 / (SEGMENT + live)
+    SEGMENT.saturating_sub(live) * age_seconds * 1000 / (SEGMENT + live)
 }
 
 impl Store {
@@ -188,7 +188,8 @@ impl Store {
             used += u64::from(entry.used_bytes);
             if is_candidate(entry)
                 && is_empty_enough(entry, &limits)
-                && entry.changed_ms + limits.quiet_ms <= now_ms
+                // Timestamps of commands do not follow a clock that is set back.
+                && entry.changed_ms.min(now_ms) + limits.quiet_ms <= now_ms
                 && !stuck.contains(&segment)
             {
                 let worth = worth(entry, now_ms);
@@ -285,32 +286,20 @@ impl Store {
         let mut found = Vec::new();
         let mut offset = BLOCK_BYTES;
         while (offset as usize) < content.len() {
+            let rest = &content[offset as usize..];
             let place = RecordPlace { seq, offset };
-            match open_record_header(
-                &content[offset as usize..],
-                place,
-                &self.pool.ciphers.record_header,
-            ) {
-                Ok(header) => {
-                    let len = RECORD_OVERHEAD + header.payload_len.get();
-                    if offset as usize + len as usize > content.len() {
-                        break;
-                    }
+            let opened = peek_record_len(rest).ok().and_then(|_| {
+                open_record_header(rest, place, &self.pool.ciphers.record_header).ok()
+            });
+            let len = opened.map(|header| RECORD_OVERHEAD + header.payload_len.get());
+            match opened.zip(len.filter(|len| *len as usize <= rest.len())) {
+                Some((header, len)) => {
                     found.push(FoundRecord { offset, header });
                     offset = (offset + len).next_multiple_of(RECORD_ALIGN);
                 }
-                // A record whose header is damaged still tells its length; after a flush records go on at the next
-                // block.
-                Err(_) => {
-                    let len = peek_record_len(&content[offset as usize..]).unwrap_or(0);
-                    let next =
-                        offset as usize + (len as usize).next_multiple_of(RECORD_ALIGN as usize);
-                    offset = if len > 0 && next < content.len() {
-                        next as u32
-                    } else {
-                        (offset + 1).next_multiple_of(BLOCK_BYTES)
-                    };
-                }
+                // Of a damaged record nothing is believed, its length neither: the next one is looked for wherever one
+                // may begin.
+                None => offset += RECORD_ALIGN,
             }
         }
         found

@@ -65,8 +65,19 @@ impl LogMark {
 pub(crate) struct CheckpointNote {
     /// Manifest of the meta tree without this run.
     pub tree_before: Vec<u8>,
+    /// Segment number, sequence number and bytes used of the segments that it names.
+    pub segments: Vec<(u32, u64, u32)>,
+    /// What else the manifest says.
+    pub mark: CheckpointMark,
+}
+
+/// What belongs to a checkpoint beside the tables.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CheckpointMark {
     /// Where the log goes on.
     pub log: LogMark,
+    /// Secrets of the dedup domains, as the tables hold them: without them no chunk can be opened.
+    pub domains: Vec<(u16, [u8; 32])>,
 }
 
 /// The directory of a table segment.

@@ -198,7 +198,7 @@ pub(crate) fn table_header(
     read_what_can_be(&*pool.device, segment, 0, &mut bytes);
     let totals = match used_bytes {
         Some(used_bytes) => {
-            let total = used_bytes as usize / BLOCK;
+            let total = used_bytes.min(SEGMENT_BYTES) as usize / BLOCK;
             total..total + 1
         }
         // What lies behind the used blocks is zeros, so that one of many blocks has the sums of a full one.

@@ -303,7 +303,7 @@ impl Store {
                 .collect(),
             checkpoint_lsn: directory
                 .note
-                .map(|note| Lsn(note.log.position().lsn.get())),
+                .map(|note| Lsn(note.mark.log.position().lsn.get())),
         })
     }
 }

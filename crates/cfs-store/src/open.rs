@@ -186,7 +186,7 @@ impl Store {
         )?;
         let position = superblock.journal;
         let was_clean = superblock.clean.get() == 1;
-        let tail = Self::read_log(&pool, &superblock, options)?;
+        let (tail, log_loss) = Self::read_log(&pool, &superblock, options)?;
         let (manifest, manifest_segments) = Self::read_manifest(&pool, &superblock.manifest)
             .or_else(|error| {
                 let copy = Self::read_manifest(&pool, &superblock.manifest_copy)?;
@@ -240,6 +240,9 @@ impl Store {
         }
         let mut store = Self::assemble(pool, superblock, anchors, options, Some(&manifest))?;
         store.was_unclean = !was_clean;
+        if let Some(loss) = log_loss {
+            store.log_loss.get_or_init(|| loss);
+        }
         store.check_run_segments()?;
         store.maintenance.lock().manifest_segments = all_manifest_segments.into_iter().collect();
         store.load_system_records()?;
@@ -270,7 +273,7 @@ impl Store {
         pool: &Pool,
         superblock: &Superblock,
         options: StoreOptions,
-    ) -> Result<LogTail, OpenError> {
+    ) -> Result<(LogTail, Option<String>), OpenError> {
         let reader = LogReader {
             device: &*pool.device,
             cipher: &pool.ciphers.journal,
@@ -293,8 +296,9 @@ impl Store {
                 return Err(error);
             }
             tracing::warn!(%error, "going on without what is lost");
+            return Ok((tail, Some(error.to_string())));
         }
-        Ok(tail)
+        Ok((tail, None))
     }
 
     pub(crate) fn assemble(
@@ -380,6 +384,7 @@ impl Store {
                 last_checkpoint_ns,
             }),
             options,
+            log_loss: std::sync::OnceLock::new(),
             unflushed_since_ns: AtomicU64::new(0),
             pool,
         })

@@ -32,6 +32,7 @@ use cfs_format::table::{
 };
 use cfs_format::{DomainId, Fingerprint, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq, VolumeId};
 use cfs_kv::{Batch, Tree};
+use cfs_seal::chunk::{RecordPlace, open_record};
 use cfs_seal::keys::{ClusterKey, check_superblock_checksum};
 use zerocopy::IntoBytes;
 
@@ -211,7 +212,10 @@ impl Store {
                         Box::new(move |key| found.is_authentic(key));
                     (superblock, is_authentic, anchors)
                 }
-                (Err(OpenError::NotAPool | OpenError::Superblock(_)), Some(copy)) => {
+                (
+                    Err(OpenError::NotAPool | OpenError::Superblock(_) | OpenError::Device(_)),
+                    Some(copy),
+                ) => {
                     let superblock = check_superblock_checksum(copy).map_err(|error| {
                         OpenError::Superblock(format!("the copy cannot be used either: {error}"))
                     })?;
@@ -257,15 +261,13 @@ impl Store {
             .ok_or_else(|| OpenError::Checkpoint("no segment leads to any tables".into()))?;
         report.source = source.name;
         let tail = source.read_log(&pool, &superblock, &scan);
-        let last_lsn = tail.records.last().map_or(0, |record| record.lsn.0);
-        report.is_behind =
-            source.is_behind(&superblock) && last_lsn + 1 < superblock.journal.lsn.get();
+        report.is_behind = source.is_behind;
         if let Some(lost) = &tail.lost {
             report.log_damage = Some(format!(
                 "segment {} offset {}: nothing behind command {} can be read",
                 lost.segment,
                 lost.offset,
-                lost.lsn.0 - 1
+                lost.lsn.0.saturating_sub(1)
             ));
         }
 
@@ -276,10 +278,11 @@ impl Store {
         } else {
             anchors.append(&*pool.device, &superblock, &pool.cluster_key)?;
         }
-        superblock.journal = source.log.position();
-        superblock.checkpoint_timestamp = source.log.timestamp().0.into();
+        superblock.journal = source.mark.log.position();
+        superblock.checkpoint_timestamp = source.mark.log.timestamp().0.into();
+        check_superblock(&superblock)?;
 
-        let old_tables = claim_all(&pool, &scan, &source, &tail);
+        let old_tables = claim_all(&pool, &scan, &source, &tail, segment_count);
         let store = Self::assemble(pool, superblock, anchors, options, None)?;
         let mut rebuild = Rebuild {
             store: &store,
@@ -330,9 +333,14 @@ fn claim_all(
     scan: &Scan,
     source: &Source,
     tail: &LogTail,
+    segment_count: u32,
 ) -> Vec<SegmentId> {
     let mut space = pool.space.lock();
     let mut claim = |segment: SegmentId, seq: SegmentSeq, used_bytes: u32, stream: Stream| {
+        // A device that has become shorter has lost what lay beyond its end.
+        if segment.0 >= segment_count {
+            return;
+        }
         let entry = Entry {
             seq,
             live_bytes: 0,
@@ -345,9 +353,16 @@ fn claim_all(
         space.claim(segment, entry);
     };
     let mut old_tables = Vec::new();
-    for found in &source.segments {
-        claim(found.segment, found.seq, found.used_bytes, Stream::Table);
-        old_tables.push(found.segment);
+    for found in &source.claimed {
+        claim(
+            found.segment,
+            found.seq,
+            found.used_bytes.min(SEGMENT_BYTES),
+            Stream::Table,
+        );
+        if found.segment.0 < segment_count && !old_tables.contains(&found.segment) {
+            old_tables.push(found.segment);
+        }
     }
     for (segment, seq) in &tail.segments {
         claim(*segment, *seq, SEGMENT_BYTES, Stream::Journal);
@@ -386,13 +401,7 @@ impl Rebuild<'_> {
         };
         self.store.load_system_records()?;
         self.domains(source)?;
-        // Whoever lost its header is still known to the segment table, if that row is left.
-        for (segment, seq) in records_of_segments {
-            let mut space = self.store.pool.space.lock();
-            if space.is_free(segment) && !scan.headers.contains_key(&segment.0) {
-                space.claim_replayed(segment, seq);
-            }
-        }
+        self.settle_claims(scan, source, &records_of_segments);
         if !self.index()? {
             return Ok(false);
         }
@@ -410,6 +419,28 @@ impl Rebuild<'_> {
             .extend(self.store.volumes.read().keys().copied());
         self.store.start_journal(next_lsn)?;
         Ok(true)
+    }
+
+    /// Data segments by the old segment table: one that has lost its header is still known to it; one that it does not
+    /// know and that was filled before it was written holds nothing but what had been given up.
+    fn settle_claims(&self, scan: &Scan, source: &Source, rows: &BTreeMap<SegmentId, SegmentSeq>) {
+        let mut space = self.store.pool.space.lock();
+        let count = space.segment_count();
+        for (segment, seq) in rows.iter().filter(|(segment, _)| segment.0 < count) {
+            if space.is_free(*segment) && !scan.headers.contains_key(&segment.0) {
+                space.claim_replayed(*segment, *seq);
+            }
+        }
+        if !self.lost.is_empty() {
+            return;
+        }
+        for (segment, seq, _) in scan.data_segments() {
+            let is_stale = rows.get(&segment) != Some(&seq) && seq < source.seq;
+            let is_claimed = space.seq(segment) == Some(seq) && !space.is_free(segment);
+            if is_stale && is_claimed {
+                space.unclaim(segment);
+            }
+        }
     }
 
     /// Applies changes to one of the trees, which writes runs when it has taken enough of them.
@@ -436,7 +467,7 @@ impl Rebuild<'_> {
         let tree = &self.store.meta_tree;
         let mut batch = Batch::new();
         let mut segments = BTreeMap::new();
-        let total = source.segments.len() as u64;
+        let total = source.runs.iter().map(Vec::len).sum::<usize>() as u64;
         let mut done = 0;
         for run in &source.runs {
             // The last key that was read of this run, and whether blocks have been lost since.
@@ -452,7 +483,7 @@ impl Rebuild<'_> {
                     return Ok(None);
                 }
                 done += 1;
-                for block in source.blocks_of(&self.store.pool, *part) {
+                for block in Source::blocks_of(&self.store.pool, *part) {
                     let Some(entries) = block else {
                         is_gap = true;
                         self.report.lost_blocks += 1;
@@ -505,7 +536,7 @@ impl Rebuild<'_> {
     /// The secrets of dedup domains whose rows are lost are in the manifests too.
     fn domains(&self, source: &Source) -> Result<(), OpenError> {
         let mut batch = Batch::new();
-        for (domain, stored) in &source.domains {
+        for (domain, stored) in &source.mark.domains {
             let domain = DomainId(*domain);
             let mut domains = self.store.domains.write();
             domains.entry(domain).or_insert_with(|| {
@@ -535,6 +566,7 @@ impl Rebuild<'_> {
         };
         let mut batch = Batch::new();
         let mut content = vec![0; SEGMENT_BYTES as usize];
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
         for (done, (segment, seq)) in segments.iter().enumerate() {
             let progress = RebuildProgress {
                 stage: "reading data",
@@ -547,10 +579,24 @@ impl Rebuild<'_> {
             crate::heal::read_what_can_be(&*store.pool.device, *segment, 0, &mut content);
             for found in store.records_in(*seq, &content) {
                 let record = found.chunk_record(*segment);
-                batch.put(
-                    found.header.fingerprint.to_vec(),
-                    record.as_bytes().to_vec(),
+                let place = RecordPlace {
+                    seq: *seq,
+                    offset: found.offset,
+                };
+                let start = found.offset as usize;
+                // A damaged record must not take the place of a sound one of the same chunk.
+                let opened = open_record(
+                    &content[start..start + record.record_len.get() as usize],
+                    place,
+                    &store.pool.ciphers.record_header,
+                    |domain| store.domain_secret(domain),
+                    &mut scratch,
+                    &mut out,
                 );
+                if opened.is_ok() {
+                    let name = found.header.fingerprint.to_vec();
+                    batch.put(name, record.as_bytes().to_vec());
+                }
             }
             if batch.len() >= BATCH_CHANGES {
                 self.absorb(&store.chunk_tree, &mut batch)?;
@@ -689,7 +735,7 @@ impl Rebuild<'_> {
         source: &Source,
         tail: LogTail,
     ) -> Result<u64, OpenError> {
-        let mut next_lsn = source.log.position().lsn.get();
+        let mut next_lsn = source.mark.log.position().lsn.get();
         for record in tail.records {
             next_lsn = record.lsn.0 + 1;
             for tree in [&self.store.meta_tree, &self.store.chunk_tree] {
@@ -703,7 +749,7 @@ impl Rebuild<'_> {
             let mut txn = Txn::new(
                 self.store,
                 self.store.writer.lock(),
-                Mode::Replay { verify },
+                Mode::Rebuild { verify },
                 record.timestamp,
             );
             match namespace.replay(&mut txn, &record.command) {
@@ -712,6 +758,11 @@ impl Rebuild<'_> {
                     self.report.commands += 1;
                 }
                 Err(ReplayError::Read(ReadError::NotWritten { .. })) => {
+                    next_lsn = record.lsn.0;
+                    break;
+                }
+                // What nobody knew to be flushed ends with the first that does not fit.
+                Err(ReplayError::Read(_)) if verify => {
                     next_lsn = record.lsn.0;
                     break;
                 }

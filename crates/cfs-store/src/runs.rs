@@ -14,11 +14,11 @@ use std::sync::Arc;
 use cfs_device::AlignedBuf;
 use cfs_format::segment::{CODEC_NONE, Stream};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
-use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter};
+use cfs_kv::{BlockPtr, RunError, RunReason, RunStore, RunWriter, salvage};
 use cfs_seal::codec::{Codec, Compressor, decompress};
 use cfs_seal::parity::{content_blocks_max, fill_parity, parity_blocks};
 
-use crate::directory::{CheckpointNote, Directory, DirectoryPlace, LogMark, TableOwner};
+use crate::directory::{CheckpointMark, CheckpointNote, Directory, DirectoryPlace, TableOwner};
 use crate::error::{ReadError, WriteError};
 use crate::heal::reopen;
 use crate::pool::Pool;
@@ -52,8 +52,8 @@ pub(crate) struct SegmentRuns {
     pool: Arc<Pool>,
     /// Segments of runs that the trees have given up, to be retired at the next checkpoint.
     released: Mutex<Vec<SegmentId>>,
-    /// Position of the checkpoint that is being written.
-    checkpoint: Mutex<Option<LogMark>>,
+    /// The checkpoint that is being written.
+    checkpoint: Mutex<Option<CheckpointMark>>,
 }
 
 /// The storage of one tree.
@@ -71,8 +71,8 @@ impl SegmentRuns {
         }
     }
 
-    /// What is flushed from now on belongs to the checkpoint at this position; to none, when there is none.
-    pub fn set_checkpoint(&self, mark: Option<LogMark>) {
+    /// What is flushed from now on belongs to this checkpoint; to none, when there is none.
+    pub fn set_checkpoint(&self, mark: Option<CheckpointMark>) {
         *self.checkpoint.lock() = mark;
     }
 
@@ -272,6 +272,21 @@ impl SegmentRunWriter<'_> {
         offset
     }
 
+    /// The segments that a manifest names, as they are now.
+    fn segments_of(&self, manifest: &[u8]) -> Vec<(u32, u64, u32)> {
+        let runs = salvage::runs_oldest_first(manifest).expect("made by the tree just before");
+        let space = self.pool.space.lock();
+        let extents = runs.iter().flat_map(|run| &run.extents);
+        extents
+            .map(|extent| {
+                let entry = space
+                    .entry(SegmentId(*extent as u32))
+                    .expect("a run's segments are in use");
+                (*extent as u32, entry.seq.0, entry.used_bytes)
+            })
+            .collect()
+    }
+
     fn open_segment(&mut self) -> Result<&mut OpenTableSegment, WriteError> {
         let (segment, seq) = self.pool.take_segment(Stream::Table, self.purpose)?;
         self.segments.push(u64::from(segment.0));
@@ -354,8 +369,11 @@ impl SegmentRunWriter<'_> {
     pub fn finish(mut self, note: Option<CheckpointNote>) -> Result<Vec<SegmentId>, WriteError> {
         let note = note.filter(|note| {
             let open = self.open.as_ref();
-            note.tree_before.len() <= NOTE_BYTES_MAX
-                && open.is_some_and(|open| open.has_room((note.tree_before.len() + 64) as u32))
+            let note_bytes = postcard::to_stdvec(note)
+                .expect("a note can be encoded")
+                .len();
+            note_bytes <= NOTE_BYTES_MAX
+                && open.is_some_and(|open| open.has_room(note_bytes as u32 + 64))
         });
         self.close_segment(Some(note))?;
         self.finished = true;
@@ -393,12 +411,13 @@ impl RunWriter for SegmentRunWriter<'_> {
     }
 
     fn finish(self: Box<Self>, tree_before: Option<&[u8]>) -> Result<Vec<u64>, RunError> {
-        let log = *self.runs.checkpoint.lock();
+        let mark = self.runs.checkpoint.lock().clone();
         let is_noted = self.owner == TableOwner::Meta;
-        let note = tree_before.zip(log.filter(|_| is_noted));
-        let note = note.map(|(tree_before, log)| CheckpointNote {
+        let note = tree_before.zip(mark.filter(|_| is_noted));
+        let note = note.map(|(tree_before, mark)| CheckpointNote {
             tree_before: tree_before.to_vec(),
-            log,
+            segments: self.segments_of(tree_before),
+            mark,
         });
         let segments = SegmentRunWriter::finish(*self, note).map_err(write_to_run_error)?;
         Ok(segments

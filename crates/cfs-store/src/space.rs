@@ -574,6 +574,15 @@ impl Space {
         self.pending.extend(retired);
     }
 
+    /// A segment that was claimed while a pool is being rebuilt holds nothing that is needed.
+    pub fn unclaim(&mut self, segment: SegmentId) {
+        let entry = self.entry_mut(segment);
+        let table_bytes = entry.table_bytes();
+        *entry = FREE;
+        self.table_bytes -= table_bytes;
+        self.free.insert(segment.0);
+    }
+
     /// A retired segment may be used again. Some keep the room that the host has given them, others give it back later.
     pub fn free(&mut self, segment: SegmentId) {
         let entry = self.entry_mut(segment);

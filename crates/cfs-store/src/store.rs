@@ -108,6 +108,8 @@ pub struct Store {
     pub(crate) next_ino: AtomicU64,
     pub(crate) maintenance: Mutex<Maintenance>,
     pub(crate) options: StoreOptions,
+    /// What of the log was lost when the pool was opened, and accepted.
+    pub(crate) log_loss: std::sync::OnceLock<String>,
     /// Nanoseconds since 1970 at which the oldest unflushed command was seen by `tick`; 0 when there is none.
     pub(crate) unflushed_since_ns: AtomicU64,
 }
@@ -261,6 +263,18 @@ impl Store {
     /// An inode number that was never used. The command that uses it calls [`crate::Txn::note_ino`].
     pub fn allocate_ino(&self) -> Ino {
         Ino(self.next_ino.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What of the log was lost when the pool was opened with [`StoreOptions::accept_log_loss`].
+    #[must_use]
+    pub fn log_loss(&self) -> Option<&str> {
+        self.log_loss.get().map(String::as_str)
+    }
+
+    /// A number above all inode numbers that were ever given out.
+    #[must_use]
+    pub fn next_ino(&self) -> Ino {
+        Ino(self.next_ino.load(Ordering::Relaxed))
     }
 
     /// Promises room for `bytes` of data that have been accepted and not yet been stored.

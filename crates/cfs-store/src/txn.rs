@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
-use cfs_format::table::{ChunkRecord, PoolRecord, VolumeRecord, system_key, tag};
+use cfs_format::table::{ChunkRecord, LOST_SEGMENT, PoolRecord, VolumeRecord, system_key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::Batch;
 use cfs_seal::keys::DomainSecret;
@@ -39,6 +39,9 @@ pub(crate) enum Mode {
     Live,
     /// A command from the log. `verify`: it may not have been flushed, so the chunks it brings are checked.
     Replay { verify: bool },
+    /// The same, when the index has been made from what lies in the segments: a chunk that it has not is lost, or, with
+    /// `verify`, was never written.
+    Rebuild { verify: bool },
 }
 
 /// A command in the making.
@@ -169,8 +172,18 @@ impl<'a> Txn<'a> {
                 if let Mode::Replay { verify } = self.mode {
                     self.store.accept_replayed_chunk(new, verify)?;
                 }
+                if let Mode::Rebuild { verify: true } = self.mode {
+                    return Err(ReadError::NotWritten {
+                        segment: new.segment,
+                        offset: new.offset,
+                        reason: "no segment holds it".into(),
+                    });
+                }
                 self.pool.chunk_count += 1;
                 self.pool.chunk_raw_bytes += u64::from(new.raw_len);
+                if let Mode::Rebuild { .. } = self.mode {
+                    return self.lost_chunk_ref(fingerprint, new);
+                }
                 self.pool.chunk_stored_bytes += u64::from(new.record_len);
                 ChunkRecord {
                     segment: new.segment.0.into(),
@@ -198,6 +211,24 @@ impl<'a> Txn<'a> {
         self.pool.reference_count += 1;
         self.pool.referenced_bytes += u64::from(record.raw_len.get());
         self.chunk(fingerprint)?.after = Some(record);
+        Ok(())
+    }
+
+    /// The first reference to a chunk that no segment holds.
+    fn lost_chunk_ref(
+        &mut self,
+        fingerprint: &Fingerprint,
+        new: &NewChunk,
+    ) -> Result<(), ReadError> {
+        self.pool.reference_count += 1;
+        self.pool.referenced_bytes += u64::from(new.raw_len);
+        self.chunk(fingerprint)?.after = Some(ChunkRecord {
+            segment: LOST_SEGMENT.into(),
+            raw_len: new.raw_len.into(),
+            refs: 1.into(),
+            domain: new.domain.0.into(),
+            ..ChunkRecord::default()
+        });
         Ok(())
     }
 
@@ -412,7 +443,7 @@ impl<'a> Txn<'a> {
         }
         Ok(match mode {
             Mode::Live => store.journal().enqueue(timestamp, kind, command),
-            Mode::Replay { .. } => Lsn(0),
+            Mode::Replay { .. } | Mode::Rebuild { .. } => Lsn(0),
         })
     }
 }

@@ -111,7 +111,7 @@ before the damage.
 segments are read; what is found in them is put together again, and what is lost is listed by path: names that are gone,
 files with parts that cannot be read. Files without a name go to /lost+found. Interrupted, it has changed nothing.
 
-Exit code 0: all is there. 1: something is lost, and has been listed.
+Exit code 0: all is there. 1: something is lost, and has been told.
 
 Examples:
   cfs repair --accept-log-loss --data /srv/pool && cfs admin fsck --data /srv/pool

@@ -105,10 +105,13 @@ impl DataDir {
     }
 
     /// Keeps a copy of the pool's superblock. Over the one that is there: of a key slot that has been replaced nothing is
-    /// to remain. Failing that is told and changes nothing else.
-    pub fn keep_superblock(&self, bytes: &[u8]) {
+    /// to remain.
+    ///
+    /// # Errors
+    /// The host refuses; the file may hold the old copy, the new one, or parts of both, and is then of no use.
+    pub fn keep_superblock(&self, bytes: &[u8]) -> Result<()> {
         let path = self.superblock();
-        let kept = OpenOptions::new()
+        OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
@@ -117,11 +120,11 @@ impl DataDir {
             .and_then(|mut file| {
                 file.write_all(bytes)?;
                 file.set_len(bytes.len() as u64)?;
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
                 file.sync_all()
-            });
-        if let Err(error) = kept {
-            tracing::warn!("cannot keep {}: {error}", path.display());
-        }
+            })
+            .and_then(|()| File::open(&self.path)?.sync_all())
+            .map_err(|e| Failure::host("write", &path, &e))
     }
 
     /// The admin socket.

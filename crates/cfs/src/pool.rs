@@ -305,8 +305,8 @@ fn keep_superblock(dir: &DataDir, fs: &Fs) {
             (kept.pool_uuid, kept.key_slot) == (present.pool_uuid, present.key_slot)
         })
     });
-    if !is_kept {
-        dir.keep_superblock(&fs.store().superblock_copy());
+    if !is_kept && let Err(failure) = dir.keep_superblock(&fs.store().superblock_copy()) {
+        tracing::warn!("no copy of the superblock is kept: {}", failure.message);
     }
 }
 
@@ -346,7 +346,14 @@ pub fn rebuild(
     if let Some(refusal) = refusal {
         return Err(refusal);
     }
-    let rebuilt = rebuilt.map_err(|error| not_opened(&pool_path(dir, path.as_deref()), error))?;
+    let rebuilt = rebuilt.map_err(|error| {
+        let failure = not_opened(&pool_path(dir, path.as_deref()), error);
+        match failure.code {
+            Code::Pool => failure
+                .hint("too much of it is gone to be put together again; restore it from a copy"),
+            _ => failure,
+        }
+    })?;
     Ok(rebuilt.map(|rebuilt| {
         keep_superblock(dir, &rebuilt.fs);
         (rebuilt, lock)

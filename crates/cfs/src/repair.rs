@@ -55,9 +55,16 @@ pub fn run(args: RepairArgs, environment: Environment) -> Result<ExitCode> {
         ..Use::default()
     };
     let pool = pool::open(&dir, given, usage)?;
+    let loss = pool.fs.store().log_loss().map(str::to_owned);
     pool::close(&pool.fs)?;
     crate::tell!("the pool in {} opens", dir.path().display());
-    Ok(ExitCode::SUCCESS)
+    Ok(match loss {
+        Some(loss) => {
+            crate::tell!("lost: {loss}; names and content are those of that moment");
+            ExitCode::from(Code::Failed.number())
+        }
+        None => ExitCode::SUCCESS,
+    })
 }
 
 fn rebuild(dir: &DataDir, given: KeyGiven, json: bool) -> Result<ExitCode> {

@@ -1,6 +1,6 @@
 //! The rows of one inode: whether they fit its record.
 
-use cfs_format::table::{ExtentRecord, InodeRecord, inode_flag, key, tag};
+use cfs_format::table::{ExtentRecord, InodeRecord, inode_flag, key, split_key, tag};
 use cfs_format::{Fingerprint, Ino};
 use cfs_store::ReadError;
 use zerocopy::{FromBytes, IntoBytes};
@@ -32,9 +32,53 @@ impl Extents {
         };
         let len = u64::from(record.len.get());
         self.is_contradictory |= offset < self.end || !is_sound(offset, &record);
-        self.bytes += len;
+        self.bytes = self.bytes.saturating_add(len);
         self.end = self.end.max(offset.saturating_add(len));
     }
+}
+
+/// What of a file is left.
+#[derive(Default)]
+struct Parts {
+    /// Its size.
+    size: u64,
+    /// What its extents cover, in order.
+    kept: Vec<(u64, u64)>,
+    /// What extents covered that had to go.
+    removed: Vec<(u64, u64)>,
+}
+
+impl Parts {
+    /// What within `[from, to)` no extent covers.
+    fn gaps_in(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
+        let mut at = from;
+        let mut gaps = Vec::new();
+        for (start, end) in &self.kept {
+            if *start > at && at < to {
+                gaps.push((at, (*start).min(to)));
+            }
+            at = at.max(*end);
+        }
+        if at < to {
+            gaps.push((at, to));
+        }
+        gaps
+    }
+
+    fn removed_and_uncovered(&self) -> Vec<(u64, u64)> {
+        let removed = self.removed.iter();
+        removed
+            .flat_map(|(from, to)| self.gaps_in(*from, (*to).min(self.size)))
+            .collect()
+    }
+}
+
+/// A sound extent of a row.
+fn decode(row_key: &[u8], value: &[u8]) -> Option<(u64, ExtentRecord)> {
+    let (_, _, suffix) = split_key(row_key).ok()?;
+    let offset = u64::from_be_bytes(suffix.try_into().ok()?);
+    let record = ExtentRecord::read_from_bytes(value).ok()?;
+    is_sound(offset, &record).then_some((offset, record))
 }
 
 fn is_sound(offset: u64, record: &ExtentRecord) -> bool {
@@ -50,27 +94,45 @@ impl Mending<'_> {
         &mut self,
         ino: Ino,
         record: &InodeRecord,
-        (inline, mut extents): (Option<u64>, Extents),
+        (inline, extents): (Option<u64>, Extents),
     ) -> Result<(), ReadError> {
         let mut mended = *record;
         let is_regular = inode::kind(record) == libc::S_IFREG;
-        let may_have_extents = is_regular && inline.is_none();
-        if extents.is_contradictory || (extents.end > 0 && !may_have_extents) {
-            extents = self.disentangle(ino, may_have_extents)?;
+        let is_inline = record.flags.get() & inode_flag::INLINE != 0;
+        // The record is as new as the last change of either kind of content.
+        if inline.is_some() && !is_inline {
+            self.delete(key(ino, tag::INLINE, &[]));
+            self.trouble(
+                ino,
+                "content",
+                "an old content was left beside the present one",
+            );
+        }
+        let inline = inline.filter(|_| is_inline);
+        let may_have_extents = is_regular && !is_inline;
+        let mut parts = Parts {
+            size: mended.size.get(),
+            ..Parts::default()
+        };
+        let is_odd = extents.is_contradictory
+            || (extents.end > 0 && !may_have_extents)
+            || extents.end > record.size.get();
+        if is_odd {
+            parts = self.disentangle(ino, record, may_have_extents)?;
             self.trouble(
                 ino,
                 "content",
                 "parts of its content contradicted each other",
             );
+        } else if may_have_extents && extents.bytes < record.allocated.get() {
+            parts.kept = self.spans(ino)?;
         }
-        if is_regular && extents.end > record.size.get() {
-            mended.size = extents.end.into();
+        if is_regular && parts.size > record.size.get() {
+            mended.size = parts.size.into();
             self.trouble(ino, "size", "its size was smaller than its content");
         }
-        let is_inline = record.flags.get() & inode_flag::INLINE != 0;
         match inline {
             Some(len) => {
-                mended.flags.set(record.flags.get() | inode_flag::INLINE);
                 mended.size = len.into();
                 mended.allocated = len.into();
             }
@@ -78,7 +140,7 @@ impl Mending<'_> {
                 mended.flags.set(record.flags.get() & !inode_flag::INLINE);
                 if is_regular {
                     let added = self.lose_content(ino, &mended, (0, mended.size.get()));
-                    mended.allocated = (extents.bytes + added).into();
+                    mended.allocated = added.into();
                     self.trouble(ino, "content", "its content is lost");
                 } else {
                     mended.size = 0.into();
@@ -87,16 +149,25 @@ impl Mending<'_> {
                 }
             }
             None if is_regular => {
-                let mut added = 0;
-                if extents.bytes < record.allocated.get() {
-                    for gap in self.lost_gaps(ino, mended.size.get())? {
-                        added += self.lose_content(ino, &mended, gap);
-                    }
-                    if added > 0 {
+                let mut held = match is_odd {
+                    true => parts.kept.iter().map(|(from, to)| to - from).sum(),
+                    false => extents.bytes,
+                };
+                let mut lost = parts.removed_and_uncovered();
+                if held < record.allocated.get() {
+                    lost.extend(self.lost_gaps(ino, &parts));
+                }
+                let mut end = 0;
+                lost.sort_unstable();
+                for (from, to) in lost {
+                    let from = from.max(end);
+                    if from < to {
+                        held += self.lose_content(ino, &mended, (from, to));
+                        end = to;
                         self.trouble(ino, "content", "parts of its content are lost");
                     }
                 }
-                mended.allocated = (extents.bytes + added).into();
+                mended.allocated = held.into();
             }
             None => {}
         }
@@ -106,66 +177,80 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// Of extents that show the same part of a file keeps the newer one; without `keep_any` none at all.
-    fn disentangle(&mut self, ino: Ino, keep_any: bool) -> Result<Extents, ReadError> {
+    /// Of extents that show the same part of a file keeps the newer one, and none that the record's size has cut off since;
+    /// without `keep_any` none at all.
+    fn disentangle(
+        &mut self,
+        ino: Ino,
+        record: &InodeRecord,
+        keep_any: bool,
+    ) -> Result<Parts, ReadError> {
         let (lo, hi) = (extent_key(ino, 0), key(ino, tag::EXTENT + 1, &[]));
+        let size = record.size.get();
         let mut kept: Vec<(u64, ExtentRecord)> = Vec::new();
+        let mut parts = Parts {
+            size,
+            ..Parts::default()
+        };
         for row in self.store.range(&lo, &hi) {
             let (row_key, value) = row.map_err(ReadError::from)?;
-            let offset = row_key[9..].try_into().map(u64::from_be_bytes).ok();
-            let record = ExtentRecord::read_from_bytes(&value).ok();
-            let Some((offset, record)) = offset
-                .zip(record)
-                .filter(|(offset, record)| keep_any && is_sound(*offset, record))
-            else {
+            let Some((offset, extent)) = decode(&row_key, &value).filter(|_| keep_any) else {
                 self.delete(row_key);
                 continue;
             };
-            let mut is_kept = true;
-            while let Some((last_offset, last)) = kept.last()
+            let end = offset + u64::from(extent.len.get());
+            let is_cut_off = end > size && extent.timestamp.get() < record.timestamp.get();
+            let mut is_kept = !is_cut_off;
+            while is_kept
+                && let Some((last_offset, last)) = kept.last()
                 && last_offset + u64::from(last.len.get()) > offset
             {
-                if last.timestamp.get() >= record.timestamp.get() {
+                if last.timestamp.get() >= extent.timestamp.get() {
                     is_kept = false;
-                    break;
+                } else {
+                    let last_end = last_offset + u64::from(last.len.get());
+                    parts.removed.push((*last_offset, last_end));
+                    self.delete(extent_key(ino, *last_offset));
+                    kept.pop();
                 }
-                self.delete(extent_key(ino, *last_offset));
-                kept.pop();
             }
             if is_kept {
-                kept.push((offset, record));
+                parts.size = parts.size.max(end);
+                kept.push((offset, extent));
             } else {
+                parts.removed.push((offset, end));
                 self.delete(row_key);
             }
         }
-        let mut extents = Extents::default();
-        for (offset, record) in &kept {
-            extents.add(Some(*offset), record.as_bytes());
-        }
-        Ok(extents)
+        let span =
+            |(offset, extent): (u64, ExtentRecord)| (offset, offset + u64::from(extent.len.get()));
+        parts.kept = kept.into_iter().map(span).collect();
+        Ok(parts)
     }
 
-    /// The parts of a file without extents of which the rows may have been in lost blocks.
-    fn lost_gaps(&self, ino: Ino, size: u64) -> Result<Vec<(u64, u64)>, ReadError> {
+    /// What the extents of a file cover, in order.
+    fn spans(&self, ino: Ino) -> Result<Vec<(u64, u64)>, ReadError> {
         let (lo, hi) = (extent_key(ino, 0), key(ino, tag::EXTENT + 1, &[]));
-        let mut covered = 0;
-        let mut gaps = Vec::new();
-        let mut rows = self.store.range(&lo, &hi);
-        while covered < size {
-            let row = rows.next().transpose().map_err(ReadError::from)?;
-            let next = row.and_then(|(row_key, value)| {
-                let offset = u64::from_be_bytes(row_key[9..].try_into().ok()?);
-                let record = ExtentRecord::read_from_bytes(&value).ok()?;
-                Some((offset, offset + u64::from(record.len.get())))
-            });
-            let (start, end) = next.unwrap_or((size, size));
-            // Rows between the last one's key and the next one's.
-            if covered < start && self.is_lost_between(ino, covered, start) {
-                gaps.push((covered, start.min(size)));
+        let mut spans = Vec::new();
+        for row in self.store.range(&lo, &hi) {
+            let (row_key, value) = row.map_err(ReadError::from)?;
+            if let Some((offset, extent)) = decode(&row_key, &value) {
+                spans.push((offset, offset + u64::from(extent.len.get())));
             }
-            covered = covered.max(end);
         }
-        Ok(gaps)
+        Ok(spans)
+    }
+
+    /// The parts of a file without extents of which the rows may have been in lost blocks; all of them where blocks are
+    /// lost and none of those fits.
+    fn lost_gaps(&self, ino: Ino, parts: &Parts) -> Vec<(u64, u64)> {
+        let gaps = parts.gaps_in(0, parts.size);
+        let lost = |(from, to): &(u64, u64)| self.is_lost_between(ino, *from, *to);
+        let likely: Vec<(u64, u64)> = gaps.iter().copied().filter(lost).collect();
+        match likely.is_empty() && !self.lost.is_empty() {
+            true => gaps,
+            false => likely,
+        }
     }
 
     /// Whether a lost block may have held an extent at any offset in `[from, to)`.

@@ -47,6 +47,11 @@ impl Mending<'_> {
                 }
                 continue;
             }
+            // Numbers that stand for what snapshots show are in no table.
+            if ino.view().is_some() {
+                self.delete(row_key);
+                continue;
+            }
             if ino != at.ino {
                 let done = std::mem::take(&mut at);
                 self.inode(done)?;
@@ -107,7 +112,7 @@ impl Mending<'_> {
             None => {
                 // Without the salt in its record nobody can tell which chunks its extents name.
                 self.trouble(ino, "inode", "its record is lost, and with it its content");
-                let (lo, hi) = (key(ino, 0, &[]), key(Ino(ino.0 + 1), 0, &[]));
+                let (lo, hi) = (key(ino, 0, &[]), key(ino, u8::MAX, &[]));
                 for row in self.store.range(&lo, &hi) {
                     let (row_key, _) = row.map_err(ReadError::from)?;
                     self.delete(row_key);
@@ -232,7 +237,7 @@ impl Mending<'_> {
             if !used.insert(entry.cookie.get()) || entry.cookie.get() < FIRST_COOKIE {
                 entry.cookie = next_cookie.into();
                 used.insert(next_cookie);
-                next_cookie += 1;
+                next_cookie = next_cookie.saturating_add(1);
             }
             self.put_entry(ino, &name, &entry);
             self.count_entry(ino, Ino(entry.ino.get()), entry.kind);

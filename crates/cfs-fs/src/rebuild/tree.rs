@@ -68,11 +68,15 @@ impl Mending<'_> {
             };
         }
         self.remove_dangling()?;
+        self.name_directories_once()?;
         if is_last {
             self.attach_unreachable()?;
         }
         self.count_links()?;
-        self.tell()
+        if is_last {
+            self.tell()?;
+        }
+        Ok(())
     }
 
     fn is_missing(&self, ino: Ino) -> bool {
@@ -94,17 +98,7 @@ impl Mending<'_> {
                 if !self.is_missing(Ino(entry.ino.get())) {
                     continue;
                 }
-                self.delete(key(parent, tag::DIRENT, &name));
-                let cookie = entry.cookie.get().to_be_bytes();
-                self.delete(key(parent, tag::COOKIE, &cookie));
-                if let Some(mut record) = self.record(parent)? {
-                    record.size = record.size.get().saturating_sub(1).into();
-                    self.put_record(parent, &record);
-                }
-                if u32::from(entry.kind) << 12 == libc::S_IFDIR {
-                    let seen = self.seen.entry(parent).or_default();
-                    seen.subdirectories = seen.subdirectories.saturating_sub(1);
-                }
+                self.remove_entry(parent, &name, &entry)?;
                 let shown = String::from_utf8_lossy(&name).into_owned();
                 self.trouble(parent, "lost", format!("{shown:?} in it is lost"));
             }
@@ -120,6 +114,59 @@ impl Mending<'_> {
             if let Some(seen) = self.seen.get_mut(&ino) {
                 seen.is_orphan = false;
             }
+        }
+        Ok(())
+    }
+
+    /// A directory has one name: of several the one in the parent that its record names stays, or else the first.
+    fn name_directories_once(&mut self) -> Result<(), ReadError> {
+        let is_twice = |seen: &Seen| seen.kind == Some(libc::S_IFDIR) && seen.names > 1;
+        if !self.seen.values().any(is_twice) {
+            return Ok(());
+        }
+        let mut names: BTreeMap<Ino, Vec<(Ino, Vec<u8>, DirentRecord)>> = BTreeMap::new();
+        for (parent, name, value) in self.mended_rows(tag::DIRENT)? {
+            if let Ok(entry) = directory::decode(parent, &value)
+                && self.seen.get(&Ino(entry.ino.get())).is_some_and(is_twice)
+            {
+                let all = names.entry(Ino(entry.ino.get())).or_default();
+                all.push((parent, name, entry));
+            }
+        }
+        for (ino, all) in names {
+            let parent = self.seen[&ino].parent;
+            let kept = all.iter().position(|(of, ..)| *of == parent).unwrap_or(0);
+            for (at, (parent, name, entry)) in all.iter().enumerate() {
+                if at != kept {
+                    self.remove_entry(*parent, name, entry)?;
+                    self.trouble(ino, "name", "an old name of it was left");
+                }
+            }
+            if let Some(seen) = self.seen.get_mut(&ino) {
+                seen.names = 1;
+                seen.name_parent = all[kept].0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes both rows of an entry and uncounts it.
+    fn remove_entry(
+        &mut self,
+        parent: Ino,
+        name: &[u8],
+        entry: &DirentRecord,
+    ) -> Result<(), ReadError> {
+        self.delete(key(parent, tag::DIRENT, name));
+        let cookie = entry.cookie.get().to_be_bytes();
+        self.delete(key(parent, tag::COOKIE, &cookie));
+        if let Some(mut record) = self.record(parent)? {
+            record.size = record.size.get().saturating_sub(1).into();
+            self.put_record(parent, &record);
+        }
+        if u32::from(entry.kind) << 12 == libc::S_IFDIR {
+            let seen = self.seen.entry(parent).or_default();
+            seen.subdirectories = seen.subdirectories.saturating_sub(1);
         }
         Ok(())
     }
@@ -166,7 +213,11 @@ impl Mending<'_> {
         let found = self.lost_and_found()?;
         for ino in unreachable.into_iter().filter(|ino| *ino != found) {
             let kind = self.seen[&ino].kind.expect("filtered above");
-            self.add_entry(found, format!("inode-{ino}").as_bytes(), ino, kind)?;
+            let mut name = format!("inode-{ino}").into_bytes();
+            while self.get(&key(found, tag::DIRENT, &name))?.is_some() {
+                name.push(b'~');
+            }
+            self.add_entry(found, &name, ino, kind)?;
             self.trouble(ino, "name", "its name is lost");
         }
         Ok(())
@@ -183,7 +234,8 @@ impl Mending<'_> {
             return Ok(Ino(entry.ino.get()));
         }
         let highest = self.seen.keys().max().copied().unwrap_or(Ino::ROOT);
-        let ino = Ino(highest.0.max(Ino::ROOT.0) + 1);
+        let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
+        let ino = Ino(unused.max(Ino::ROOT.0 + 1));
         self.new_directory(ino);
         self.seen.insert(
             ino,
@@ -211,8 +263,8 @@ impl Mending<'_> {
     ) -> Result<(), ReadError> {
         let mut record = self.record(parent)?.unwrap_or_else(InodeRecord::default);
         let cookie = record.next_cookie.get().max(FIRST_COOKIE);
-        record.next_cookie = (cookie + 1).into();
-        record.size += 1;
+        record.next_cookie = cookie.saturating_add(1).into();
+        record.size = record.size.get().saturating_add(1).into();
         self.put_record(parent, &record);
         let entry = DirentRecord {
             ino: target.0.into(),

@@ -9,7 +9,7 @@ use cfs_kv::salvage::{self, Entry, NamedRun};
 
 use super::scan::{Scan, TableSegment};
 use crate::checkpoint::{Manifest, ManifestSegment};
-use crate::directory::{DirectoryPlace, LogMark, TableOwner, read_directory};
+use crate::directory::{CheckpointMark, DirectoryPlace, TableOwner, read_directory};
 use crate::heal::table_header;
 use crate::log_reader::{LogReader, LogTail, LostLog};
 use crate::pool::Pool;
@@ -17,21 +17,24 @@ use crate::runs::{SegmentRuns, TableBlock};
 use crate::store::Store;
 
 /// A description of the meta tree.
+#[derive(Clone)]
 pub(super) struct Source {
     /// Of what kind.
     pub name: &'static str,
-    /// The segments of each run, so that of two runs with the same key the newer one comes later.
-    pub runs: Vec<Vec<ManifestSegment>>,
-    /// All of these segments.
-    pub segments: Vec<ManifestSegment>,
-    /// Where the log goes on.
-    pub log: LogMark,
-    /// Secrets of dedup domains, as far as they are in it.
-    pub domains: Vec<(u16, [u8; 32])>,
-    /// Segments that the description names; those that cannot be found are not among `segments`.
-    named_segments: usize,
+    /// The segments of each run, so that of two runs with the same key the newer one comes later; `None` for one that is
+    /// nowhere.
+    pub runs: Vec<Vec<Option<ManifestSegment>>>,
+    /// All that a rebuild must not write to while it may still be given up: these runs, and where the description is that of
+    /// the checkpoint, all that an opening needs.
+    pub claimed: Vec<ManifestSegment>,
+    /// Where the log goes on, and secrets of dedup domains.
+    pub mark: CheckpointMark,
+    /// Of the segment that the description lies in: segments that were filled later are not in it.
+    pub seq: SegmentSeq,
     /// The superblock knows where the log goes on.
     is_in_force: bool,
+    /// There was a newer description, of which nothing could be used.
+    pub is_behind: bool,
 }
 
 impl Source {
@@ -43,167 +46,142 @@ impl Source {
         tables: &BTreeMap<SegmentId, TableSegment>,
     ) -> Option<Self> {
         let in_force = [superblock.manifest, superblock.manifest_copy];
-        let in_force = in_force
-            .into_iter()
-            .find_map(|pointer| Store::read_manifest(pool, &pointer).ok());
-        if let Some((manifest, _)) = in_force {
-            let mut source = Self::of_manifest("the checkpoint", manifest, tables)?;
+        let in_force = in_force.iter().find_map(|pointer| {
+            let (manifest, own) = Store::read_manifest(pool, pointer).ok()?;
+            let mut source = Self::of_manifest("the checkpoint", manifest, own)?;
             source.is_in_force = true;
-            return Some(source);
+            Some(source)
+        });
+        if let Some(source) = in_force.as_ref().filter(|source| source.is_whole(pool)) {
+            return Some(source.clone());
         }
-        let mut candidates: Vec<(u64, SegmentSeq, Self)> = Vec::new();
-        for table in tables.values().filter(|table| table.directory.is_last) {
-            let source = match table.directory.owner {
-                TableOwner::Manifest => root_pointer(table)
-                    .and_then(|pointer| Store::read_manifest(pool, &pointer).ok())
-                    .and_then(|(manifest, _)| {
-                        Self::of_manifest("a manifest that was found", manifest, tables)
-                    }),
+        let is_older = |source: &Self| {
+            let newest = in_force.as_ref().map(|source| source.seq);
+            newest.is_none_or(|newest| source.seq < newest)
+        };
+        let mut candidates: Vec<Self> = tables
+            .values()
+            .filter(|table| table.directory.is_last)
+            .filter_map(|table| match table.directory.owner {
+                TableOwner::Manifest => {
+                    let pointer = root_pointer(table)?;
+                    let (manifest, own) = Store::read_manifest(pool, &pointer).ok()?;
+                    Self::of_manifest("a manifest that was found", manifest, own)
+                }
                 TableOwner::Meta => Self::of_note(table, tables),
                 TableOwner::Chunk => None,
-            };
-            if let Some(source) = source {
-                candidates.push((source.log.position().lsn.get(), table.seq, source));
-            }
-        }
-        // Newest first, by the position in the log and then by the order in which segments were taken.
-        candidates.sort_unstable_by_key(|(lsn, seq, _)| std::cmp::Reverse((*lsn, *seq)));
-        let newest_lsn = candidates.first()?.0;
+            })
+            .filter(is_older)
+            .collect();
+        candidates.extend(in_force.iter().cloned());
+        // Segments are numbered in the order in which they are filled, across all processes.
+        candidates.sort_unstable_by_key(|source| std::cmp::Reverse(source.seq));
+        let newest = candidates.first()?;
+        let newest_lsn = newest.position(superblock).lsn.get();
         // A checkpoint that was not finished may have left a manifest whose runs were never written. Then an older one is
-        // as new with its log, or newer than what is left of this one.
-        let newest_is_hollow = candidates[0].2.is_hollow(pool);
-        let chosen = candidates.iter().position(|(lsn, _, source)| {
-            let reaches = *lsn == newest_lsn || newest_is_hollow || {
-                let tail = source.read_log(pool, superblock, scan);
-                let last = tail.records.last();
-                last.is_some_and(|record| record.lsn.0 + 1 >= newest_lsn)
-            };
-            reaches && source.is_whole(pool)
+        // as new with its log, or nothing is left of what this one adds to it.
+        let chosen = candidates.iter().position(|source| {
+            let is_as_new = source.seq == newest.seq
+                || !newest.adds_anything_to(source, pool)
+                || source.end_of_log(pool, superblock, scan) >= newest_lsn;
+            is_as_new && source.is_whole(pool)
         });
-        let (_, _, mut chosen) = candidates.swap_remove(chosen.unwrap_or(0));
-        // Secrets that a note does not bring may be in an older manifest.
-        if chosen.domains.is_empty() {
-            chosen.domains = domains_of_any_manifest(pool, tables);
-        }
+        let mut chosen = candidates.swap_remove(chosen.unwrap_or(0));
+        let reached = chosen.end_of_log(pool, superblock, scan);
+        chosen.is_behind = reached < newest_lsn.max(superblock.journal.lsn.get());
         Some(chosen)
+    }
+
+    /// The LSN behind the last command of the log.
+    fn end_of_log(&self, pool: &Pool, superblock: &Superblock, scan: &Scan) -> u64 {
+        let tail = self.read_log(pool, superblock, scan);
+        let last = tail.records.last().map(|record| record.lsn.0 + 1);
+        last.unwrap_or_else(|| self.position(superblock).lsn.get())
+    }
+
+    /// Where the log goes on.
+    fn position(&self, superblock: &Superblock) -> JournalPosition {
+        match self.is_in_force {
+            true => superblock.journal,
+            false => self.mark.log.position(),
+        }
     }
 
     /// Whether all of its blocks can be read.
     fn is_whole(&self, pool: &Pool) -> bool {
-        self.segments.len() == self.named_segments
-            && self.segments.iter().all(|segment| {
-                self.blocks_of(pool, *segment)
-                    .iter()
-                    .all(|entries| entries.is_some())
-            })
+        self.runs.iter().flatten().all(|segment| {
+            let blocks = Self::blocks_of(pool, *segment);
+            blocks.iter().all(Option::is_some)
+        })
     }
 
-    /// Whether there is a segment of which nothing can be read.
-    fn is_hollow(&self, pool: &Pool) -> bool {
-        self.segments.len() < self.named_segments
-            || self.segments.iter().any(|segment| {
-                let blocks = self.blocks_of(pool, *segment);
-                !blocks.is_empty() && blocks.iter().all(Option::is_none)
-            })
-    }
-
-    /// Whether the superblock, when it was written, stood for more than this does.
-    pub fn is_behind(&self, superblock: &Superblock) -> bool {
-        !self.is_in_force && self.log.position().lsn.get() < superblock.journal.lsn.get()
+    /// Whether anything can be read that was written after `older` was.
+    fn adds_anything_to(&self, older: &Self, pool: &Pool) -> bool {
+        let segments = self.runs.iter().flatten();
+        segments
+            .filter(|segment| segment.is_some_and(|segment| segment.seq > older.seq))
+            .any(|segment| Self::blocks_of(pool, *segment).iter().any(Option::is_some))
     }
 
     fn of_manifest(
         name: &'static str,
         manifest: Manifest,
-        tables: &BTreeMap<SegmentId, TableSegment>,
+        own: Vec<ManifestSegment>,
     ) -> Option<Self> {
         let runs = salvage::runs_oldest_first(&manifest.meta).ok()?;
-        let listed: BTreeMap<u32, (u64, u32)> = manifest
-            .segments
-            .iter()
-            .map(|(segment, seq, used_bytes)| (*segment, (*seq, *used_bytes)))
-            .collect();
-        Some(Self::new(
+        let listed = listed(&manifest.segments);
+        let seq = own.iter().map(|segment| segment.seq).max()?;
+        Some(Self {
             name,
-            runs,
-            |segment| {
-                let (seq, used_bytes) = *listed.get(&segment.0)?;
-                Some((SegmentSeq(seq), used_bytes))
-            },
-            tables,
-            (manifest.log, manifest.domains),
-        ))
+            runs: places(&runs, &listed),
+            claimed: listed.into_values().chain(own).collect(),
+            mark: manifest.mark,
+            seq,
+            is_in_force: false,
+            is_behind: false,
+        })
     }
 
     fn of_note(table: &TableSegment, tables: &BTreeMap<SegmentId, TableSegment>) -> Option<Self> {
         let note = table.directory.note.as_ref()?;
-        let mut runs = salvage::runs_oldest_first(&note.tree_before).ok()?;
-        let mut parts: Vec<&TableSegment> = tables
-            .values()
-            .filter(|other| {
+        let runs = salvage::runs_oldest_first(&note.tree_before).ok()?;
+        let listed = listed(&note.segments);
+        let mut runs = places(&runs, &listed);
+        let part = |number: u32| {
+            let part = tables.values().find(|other| {
                 other.directory.owner == TableOwner::Meta
                     && other.directory.first_seq == table.directory.first_seq
-            })
-            .collect();
-        parts.sort_unstable_by_key(|part| part.directory.part);
-        let pointer = root_pointer(table)?;
-        runs.push(NamedRun {
-            root: cfs_kv::BlockPtr {
-                place: u64::from(pointer.segment.get()) * u64::from(SEGMENT_BYTES)
-                    + u64::from(pointer.offset.get()),
-                stored_len: pointer.stored_len.get(),
-            },
-            extents: parts.iter().map(|part| u64::from(part.segment.0)).collect(),
-        });
-        Some(Self::new(
-            "the note of a checkpoint's last run",
-            runs,
-            |_| None,
-            tables,
-            (note.log, Vec::new()),
-        ))
-    }
-
-    /// `listed` tells sequence number and bytes used of a segment where the source does; else its own header does.
-    fn new(
-        name: &'static str,
-        runs: Vec<NamedRun>,
-        listed: impl Fn(SegmentId) -> Option<(SegmentSeq, u32)>,
-        tables: &BTreeMap<SegmentId, TableSegment>,
-        (log, domains): (LogMark, Vec<(u16, [u8; 32])>),
-    ) -> Self {
-        let place = |extent: &u64| {
-            let segment = SegmentId(u32::try_from(*extent).ok()?);
-            let own = || {
-                let table = tables.get(&segment)?;
-                Some((table.seq, table.used_bytes))
-            };
-            let (seq, used_bytes) = listed(segment).or_else(own)?;
-            Some(ManifestSegment {
-                segment,
-                seq,
-                used_bytes,
+                    && other.directory.part == number
+            });
+            part.map(|part| ManifestSegment {
+                segment: part.segment,
+                seq: part.seq,
+                used_bytes: part.used_bytes,
             })
         };
-        let named_segments = runs.iter().map(|run| run.extents.len()).sum();
-        let runs: Vec<Vec<ManifestSegment>> = runs
-            .iter()
-            .map(|run| run.extents.iter().filter_map(place).collect())
-            .collect();
-        Self {
-            name,
-            segments: runs.iter().flatten().copied().collect(),
+        // Not more than there are segments, whatever the number says.
+        let last = table.directory.part.min(tables.len() as u32);
+        runs.push((0..=last).map(part).collect());
+        Some(Self {
+            name: "the note of a checkpoint's last run",
+            claimed: runs.iter().flatten().flatten().copied().collect(),
             runs,
-            log,
-            domains,
-            named_segments,
+            mark: note.mark.clone(),
+            seq: table.seq,
             is_in_force: false,
-        }
+            is_behind: false,
+        })
     }
 
     /// The entries of each data block of a segment, in order; `None` for each block that cannot be read, and once for a
     /// segment of which nothing can be.
-    pub fn blocks_of(&self, pool: &Pool, found: ManifestSegment) -> Vec<Option<Vec<Entry>>> {
+    pub fn blocks_of(pool: &Pool, found: Option<ManifestSegment>) -> Vec<Option<Vec<Entry>>> {
+        let Some(found) = found.filter(|found| {
+            found.used_bytes <= SEGMENT_BYTES
+                && found.segment.0 < pool.device.geometry().segment_count
+        }) else {
+            return vec![None];
+        };
         let header = table_header(pool, found.segment, Some(found.used_bytes));
         let directory = header
             .filter(|header| header.seq.get() == found.seq.0)
@@ -250,7 +228,7 @@ impl Source {
             }
             return tail;
         }
-        let mark = self.log.position();
+        let mark = self.mark.log.position();
         let mut tail = reader.read(&mark);
         if tail.records.is_empty() {
             // Where there is nothing to be read, nothing may ever have been.
@@ -267,7 +245,7 @@ impl Source {
             let last_lsn = tail
                 .records
                 .last()
-                .map_or(mark.lsn.get() - 1, |last| last.lsn.0);
+                .map_or(mark.lsn.get().saturating_sub(1), |last| last.lsn.0);
             let first_lsn = header.first_lsn.get();
             if first_lsn < mark.lsn.get() {
                 continue;
@@ -310,18 +288,28 @@ fn root_pointer(table: &TableSegment) -> Option<BlobPointer> {
     })
 }
 
-fn domains_of_any_manifest(
-    pool: &Pool,
-    tables: &BTreeMap<SegmentId, TableSegment>,
-) -> Vec<(u16, [u8; 32])> {
-    let manifests = tables
-        .values()
-        .filter(|table| table.directory.owner == TableOwner::Manifest && table.directory.is_last);
-    let manifests = manifests.filter_map(|table| {
-        let (manifest, _) = Store::read_manifest(pool, &root_pointer(table)?).ok()?;
-        Some((table.seq, manifest.domains))
+/// The segments in a list, by their numbers.
+fn listed(segments: &[(u32, u64, u32)]) -> BTreeMap<u32, ManifestSegment> {
+    let segments = segments.iter().map(|(segment, seq, used_bytes)| {
+        let found = ManifestSegment {
+            segment: SegmentId(*segment),
+            seq: SegmentSeq(*seq),
+            used_bytes: *used_bytes,
+        };
+        (*segment, found)
     });
-    manifests
-        .max_by_key(|(seq, _)| *seq)
-        .map_or_else(Vec::new, |(_, domains)| domains)
+    segments.collect()
+}
+
+fn places(
+    runs: &[NamedRun],
+    listed: &BTreeMap<u32, ManifestSegment>,
+) -> Vec<Vec<Option<ManifestSegment>>> {
+    let place = |extent: &u64| {
+        let segment = u32::try_from(*extent).ok()?;
+        listed.get(&segment).copied()
+    };
+    runs.iter()
+        .map(|run| run.extents.iter().map(place).collect())
+        .collect()
 }

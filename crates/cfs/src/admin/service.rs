@@ -431,13 +431,20 @@ impl Service {
             )
             .hint("look at the disk; one of the two passphrases opens the pool")
         })?;
-        self.pool.dir.keep_superblock(&store.superblock_copy());
+        // The copy that is kept must not open with what was replaced.
+        let kept = self.pool.dir.keep_superblock(&store.superblock_copy());
         let old_key = self.pool.dir.key();
         if let Err(error) = std::fs::remove_file(&old_key)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!("{} is no longer needed: {error}", old_key.display());
         }
+        kept.map_err(|failure| {
+            failure.hint(
+                "the new passphrase is in force, but the file `superblock` in the data directory may still open with the \
+                 old one: delete it; the next start makes it anew",
+            )
+        })?;
         Ok(Answer::Nothing)
     }
 }
