@@ -9,6 +9,7 @@ pub(crate) mod data;
 pub(crate) mod make;
 mod remove;
 mod rename;
+mod restore;
 mod snapshots;
 
 use cfs_format::Ino;
@@ -92,6 +93,7 @@ fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         Command::SnapshotHold(command) => {
             snapshots::hold(txn, command).map(|()| Outcome::default())
         }
+        Command::Restore(command) => restore::restore(txn, command),
         Command::Prune(command) => snapshots::prune(txn, command).map(|()| Outcome::default()),
     }
 }

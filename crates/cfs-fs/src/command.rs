@@ -61,6 +61,8 @@ pub enum Command {
     SnapshotHold(SnapshotHold),
     /// Removes states of rows that a deleted snapshot was the last to need, in steps.
     Prune(Prune),
+    /// Gives an inode the content and the attributes that one had in a snapshot.
+    Restore(Restore),
 }
 
 /// See [`Command::Format`].
@@ -394,6 +396,19 @@ pub struct Prune {
     pub timestamp: Timestamp,
     /// States to look at, at most.
     pub rows_max: u32,
+}
+
+/// See [`Command::Restore`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The inode as the snapshot shows it.
+    pub source: Ino,
+    /// The snapshot's timestamp.
+    pub at: Timestamp,
+    /// The inode that gets it; of the same kind.
+    pub target: Ino,
+    /// When.
+    pub now: Time,
 }
 
 /// See [`Command::Reap`].

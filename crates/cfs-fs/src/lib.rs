@@ -40,7 +40,10 @@ use command::Command;
 pub use data::AllocateMode;
 pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
 pub use error::{FsError, Result};
+pub use namespace::differences::{Change, Difference};
 pub use namespace::format::FormatOptions;
+pub use namespace::restore::{RestoreObserver, Restored};
+pub use namespace::snapshot_sizes::SnapshotSizes;
 pub use rebuild::Rebuilt;
 pub use types::{
     AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,

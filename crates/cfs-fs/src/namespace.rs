@@ -2,12 +2,15 @@
 
 pub(crate) mod atime;
 mod attributes;
+pub(crate) mod differences;
 pub(crate) mod format;
 mod lookup;
 mod make;
 pub(crate) mod opens;
 pub(crate) mod reap;
 mod remove;
+pub(crate) mod restore;
+pub(crate) mod snapshot_sizes;
 mod snapshots;
 mod statfs;
 

@@ -1,5 +1,6 @@
 //! Admin commands: the same handlers in the process that serves a pool and in one that opens it just for the command.
 
+pub mod changes;
 pub mod client;
 pub mod debug;
 mod gc;

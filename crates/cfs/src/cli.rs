@@ -117,6 +117,31 @@ Examples:
   cfs repair --accept-log-loss --data /srv/pool && cfs admin fsck --data /srv/pool
   cfs repair --rebuild-index --data /srv/pool > lost.txt";
 
+const SNAPSHOT_LIST_HELP: &str = "\
+For each: how much content it shows (logical), what chunks that nothing else holds take in the pool (it alone), and what
+would come back if it were deleted together with those given with --with (freed).
+
+Examples:
+  cfs admin snapshot list --data /srv/pool
+  cfs admin snapshot list /home --with monday --with tuesday --data /srv/pool";
+
+const SNAPSHOT_DIFF_HELP: &str = "\
+One line for each path that differs; with --json one object a line. Access times do not count.
+
+Examples:
+  cfs admin snapshot diff /home monday --data /srv/pool
+  cfs admin snapshot diff /home monday tuesday --json --data /srv/pool";
+
+const SNAPSHOT_RESTORE_HELP: &str = "\
+Content is not copied, and what has not changed is left alone. A file has its old or its restored content at any time, never
+anything between. What was made since the snapshot stays, unless --delete is given.
+
+Exit code 1: some objects could not be restored; each is named.
+
+Examples:
+  cfs admin snapshot restore /home monday --data /srv/pool
+  cfs admin snapshot restore /home monday letters/a.txt photos --data /srv/pool";
+
 const SNAPSHOT_CREATE_HELP: &str = "\
 It holds exactly what has been acknowledged before, in all files, and can be read in the mount, in .snapshots/NAME of the
 directory and of each below it; listings do not show .snapshots, unless the mount was made with --list-snapshots. To go
@@ -486,12 +511,52 @@ pub enum AdminCommand {
 pub enum SnapshotCommand {
     /// Take a snapshot of a directory and all below it, in no time whatever its size
     #[command(after_help = SNAPSHOT_CREATE_HELP)]
-    Create(SnapshotArgs),
+    Create {
+        /// Which snapshot.
+        #[command(flatten)]
+        snapshot: SnapshotArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell which snapshots there are
-    #[command(after_help = "Example:\n  cfs admin snapshot list --data /srv/pool")]
+    #[command(after_help = SNAPSHOT_LIST_HELP)]
     List {
         /// Directory, from the root of the pool [default: all that have snapshots]
         path: Option<PathBuf>,
+        /// Tell what would be freed if each were deleted together with this one; may be given often
+        #[arg(long, value_name = "NAME")]
+        with: Vec<std::ffi::OsString>,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Tell what was created, changed, renamed and deleted since a snapshot, or between two
+    #[command(after_help = SNAPSHOT_DIFF_HELP)]
+    Diff {
+        /// Directory, from the root of the pool
+        path: PathBuf,
+        /// Name of the snapshot
+        name: std::ffi::OsString,
+        /// Name of a later one to compare with [default: what is there now]
+        to: Option<std::ffi::OsString>,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Bring back what a snapshot shows: by reference, each file in one step
+    #[command(after_help = SNAPSHOT_RESTORE_HELP)]
+    Restore {
+        /// Directory, from the root of the pool
+        path: PathBuf,
+        /// Name of the snapshot
+        name: std::ffi::OsString,
+        /// Paths in the directory [default: all of it]
+        #[arg(value_name = "SUBPATH")]
+        below: Vec<PathBuf>,
+        /// Remove what the snapshot does not show
+        #[arg(long)]
+        delete: bool,
         /// Options of any report.
         #[command(flatten)]
         report: ReportArgs,

@@ -239,21 +239,54 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
 }
 
 fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCode> {
+    let named = |path: &Path, name: &std::ffi::OsStr| Named {
+        path: AnyPath::from(path),
+        name: AnyPath::from(Path::new(name)),
+    };
     let of = |args: SnapshotArgs, request: fn(Named) -> SnapshotRequest| {
-        let named = Named {
-            path: AnyPath::from(&*args.path),
-            name: AnyPath::from(Path::new(&args.name)),
-        };
+        let named = named(&args.path, &args.name);
         (args.existing, request(named), false)
     };
     let (existing, request, json) = match command {
-        SnapshotCommand::Create(args) => of(args, SnapshotRequest::Create),
+        SnapshotCommand::Create { snapshot, json } => {
+            let (existing, request, _) = of(snapshot, SnapshotRequest::Create);
+            (existing, request, json)
+        }
         SnapshotCommand::Delete(args) => of(args, SnapshotRequest::Delete),
         SnapshotCommand::Hold(args) => of(args, SnapshotRequest::Hold),
         SnapshotCommand::Release(args) => of(args, SnapshotRequest::Release),
-        SnapshotCommand::List { path, report } => {
+        SnapshotCommand::List { path, with, report } => {
             let path = path.as_deref().map(AnyPath::from);
-            let request = SnapshotRequest::List { path };
+            let with = with.iter().map(|name| AnyPath::from(Path::new(name)));
+            let with = with.collect();
+            let request = SnapshotRequest::List { path, with };
+            (report.existing, request, report.json)
+        }
+        SnapshotCommand::Diff {
+            path,
+            name,
+            to,
+            report,
+        } => {
+            let request = SnapshotRequest::Diff {
+                named: named(&path, &name),
+                to: to.map(|name| AnyPath::from(Path::new(&name))),
+                json: report.json,
+            };
+            (report.existing, request, report.json)
+        }
+        SnapshotCommand::Restore {
+            path,
+            name,
+            below,
+            delete,
+            report,
+        } => {
+            let request = SnapshotRequest::Restore {
+                named: named(&path, &name),
+                below: below.iter().map(|path| AnyPath::from(&**path)).collect(),
+                delete,
+            };
             (report.existing, request, report.json)
         }
     };

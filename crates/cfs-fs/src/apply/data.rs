@@ -4,7 +4,7 @@
 //! extents; the operation that issues them has moved inline content first.
 
 use cfs_format::table::{InodeRecord, inode_flag, key, system_key, tag};
-use cfs_format::{Ino, Timestamp, VolumeId};
+use cfs_format::{Ino, Timestamp};
 use cfs_store::Txn;
 
 use crate::command::{CloneRange, Punch, Rechunk, Shift, Write};
@@ -12,7 +12,7 @@ use crate::error::{FsError, Result};
 use crate::extent::{
     Extent, ExtentEdit, FILE_BYTES_MAX, FRAGMENT_BYTES, INLINE_BYTES_MAX, account, file_key, scan,
 };
-use crate::history::{Past, snapshot_key};
+use crate::history::Past;
 use crate::types::Time;
 use crate::{inode, row};
 
@@ -196,13 +196,7 @@ pub(super) fn shift(txn: &mut Txn<'_>, command: &Shift) -> Result<()> {
 
 /// The record of a file with extents as a snapshot shows it, which must be there.
 fn source_then(txn: &Txn<'_>, ino: Ino, at: Timestamp) -> Result<InodeRecord> {
-    let past = Past { table: txn, at };
-    let bytes = past.get(ino, tag::INODE, &[])?.ok_or(FsError::NotFound)?;
-    let record = inode::decode(ino, &bytes)?;
-    let volume = VolumeId(record.volume.get());
-    if txn.get(&snapshot_key(volume, at.0))?.is_none() {
-        return Err(FsError::Stale);
-    }
+    let record = super::restore::record_then(txn, ino, at)?;
     if inode::kind(&record) != libc::S_IFREG || is_inline(&record) {
         return Err(FsError::Invalid);
     }

@@ -16,7 +16,9 @@ use parking_lot::{Mutex, MutexGuard};
 use super::Core;
 use super::body::{Body, FileState};
 use super::flush::Take;
+use crate::command::Command;
 use crate::error::{FsError, Result};
+use crate::types::Time;
 
 /// How long a writer waits before it looks again whether it can make room itself.
 const WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
@@ -203,6 +205,34 @@ impl Core {
             drop(body);
             self.dispatch_for_waiter(&file, jobs);
         }
+    }
+
+    /// Whether anything is pending of the file.
+    pub(crate) fn is_dirty(&self, ino: Ino) -> bool {
+        self.known(ino).is_some_and(|file| {
+            let body = file.lock();
+            body.is_dirty() || !body.jobs.is_empty()
+        })
+    }
+
+    /// Commits a command that gives the file another content and other attributes, while nobody writes to it.
+    ///
+    /// # Errors
+    /// As [`Core::flush`], and what the command is refused with; nothing has changed then.
+    pub(crate) fn change_at_rest(
+        &self,
+        ino: Ino,
+        command: impl FnOnce(Time) -> Command,
+    ) -> Result<()> {
+        let file = self.file(ino);
+        let barrier = Barrier::raise(&file);
+        let mut body = self.at_rest(&file, &barrier)?;
+        self.commit(&command(self.now()))?;
+        // What it is now is read from the tables again.
+        body.windows.clear();
+        body.extents_only = false;
+        body.identity = None;
+        Ok(())
     }
 
     /// Whether nothing but times is pending of the file.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use cfs_format::{Ino, ViewId};
 use cfs_fs::{
-    AllocateMode, Caller, Fs, FsError, RenameFlags, SNAPSHOTS_NAME, SetAttr, Snapshot, XattrFlags,
+    AllocateMode, Caller, Change, Fs, FsError, RenameFlags, RestoreObserver, SNAPSHOTS_NAME,
+    SetAttr, Snapshot, XattrFlags,
 };
 
 use crate::pool::{Pool, Rng, assert_clean};
@@ -258,6 +259,18 @@ impl Frozen {
 }
 
 impl Run {
+    fn new(seed: u64) -> Self {
+        let pool = Pool::new(512);
+        Self {
+            fs: pool.open(),
+            pool,
+            model: Model::new(),
+            rng: Rng::new(seed),
+            open: Vec::new(),
+            snapshots: Vec::new(),
+        }
+    }
+
     #[track_caller]
     fn agree<T: std::fmt::Debug>(what: &str, is: &Result<T, FsError>, should_be: Outcome) {
         let is = match is {
@@ -754,15 +767,7 @@ impl Run {
 
 fn run(seed: u64, steps: u32) {
     eprintln!("seed {seed}");
-    let pool = Pool::new(512);
-    let mut run = Run {
-        fs: pool.open(),
-        pool,
-        model: Model::new(),
-        rng: Rng::new(seed),
-        open: Vec::new(),
-        snapshots: Vec::new(),
-    };
+    let mut run = Run::new(seed);
     for step in 1..=steps {
         run.step();
         if step % 200 == 0 {
@@ -788,6 +793,186 @@ fn run(seed: u64, steps: u32) {
     run.compare();
     let report = run.fs.check(|_| true).expect("check").expect("to its end");
     assert_eq!(report.states, 0, "history without snapshots");
+}
+
+/// A path's inode in the tables, attributes, and content or target.
+type Look = (u64, u32, u32, BTreeMap<Vec<u8>, Vec<u8>>, Vec<u8>);
+
+/// Everything below a directory, by path.
+fn look(fs: &Fs, root: Ino) -> BTreeMap<String, Look> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![(String::new(), root)];
+    while let Some((path, ino)) = waiting.pop() {
+        let limit = fs.dir_limit(ino).expect("limit");
+        for entry in fs.read_dir(ino, 0, limit, usize::MAX).expect("read_dir") {
+            let name = String::from_utf8(entry.name).expect("utf-8");
+            let path = match path.is_empty() {
+                true => name,
+                false => format!("{path}/{name}"),
+            };
+            let attr = fs.getattr(entry.ino).expect("getattr");
+            let mut content = Vec::new();
+            match attr.kind() {
+                libc::S_IFDIR => waiting.push((path.clone(), entry.ino)),
+                libc::S_IFREG => fs
+                    .read(entry.ino, 0, attr.size as usize, &mut content)
+                    .expect("read"),
+                libc::S_IFLNK => content = fs.readlink(entry.ino).expect("readlink"),
+                _ => {}
+            }
+            let names = fs.listxattr(entry.ino).expect("list");
+            let xattrs = names.into_iter().map(|name| {
+                let value = fs.getxattr(entry.ino, &name).expect("get");
+                (name, value)
+            });
+            let number = entry.ino.view().map_or(entry.ino, |(_, ino)| ino);
+            let seen = (number.0, attr.mode, attr.nlink, xattrs.collect(), content);
+            found.insert(path, seen);
+        }
+    }
+    found
+}
+
+/// Paths that stand for the same inode are those of the other tree.
+fn same_tree(one: &BTreeMap<String, Look>, other: &BTreeMap<String, Look>) {
+    let paths = |tree: &BTreeMap<String, Look>| tree.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(paths(one), paths(other));
+    let mut partners = BTreeMap::new();
+    for (path, left) in one {
+        let right = &other[path];
+        let strip = |look: &Look| (look.1, look.2, look.3.clone(), look.4.clone());
+        assert!(strip(left) == strip(right), "{path}");
+        assert_eq!(
+            *partners.entry(left.0).or_insert(right.0),
+            right.0,
+            "{path}"
+        );
+    }
+}
+
+fn check_differences(fs: &Fs, then_root: Ino) {
+    let found = fs.differences(then_root, Ino::ROOT, || true);
+    let found = found.expect("differences").expect("to the end");
+    let (then, now) = (look(fs, then_root), look(fs, Ino::ROOT));
+    let mut explained = BTreeMap::new();
+    let mut moved = Vec::new();
+    for difference in &found {
+        let path = String::from_utf8(difference.path.clone()).expect("utf-8");
+        match &difference.change {
+            Change::Created => assert!(now.contains_key(&path), "{difference:?}"),
+            Change::Deleted => assert!(then.contains_key(&path), "{difference:?}"),
+            Change::Changed => assert!(now.contains_key(&path), "{difference:?}"),
+            Change::Renamed { from, .. } => {
+                let from = String::from_utf8(from.clone()).expect("utf-8");
+                assert_eq!(then[&from].0, now[&path].0, "{difference:?}");
+                moved.push((from, path.clone()));
+            }
+        }
+        explained.insert(path, difference);
+    }
+    let below = |path: &str, above: &str| {
+        let rest = path.strip_prefix(above);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    for (path, was) in &then {
+        let same = now.get(path).is_some_and(|is| is.0 == was.0);
+        // One that another has replaced which is no different needs no word.
+        let equal = now
+            .get(path)
+            .is_some_and(|is| (was.1, &was.3, &was.4) == (is.1, &is.3, &is.4));
+        let told = equal
+            || explained.contains_key(path)
+            || moved.iter().any(|(from, _)| below(path, from));
+        assert!(same || told, "{path} is gone: {found:?}");
+    }
+    for (path, is) in &now {
+        let told = explained.contains_key(path);
+        let along = moved.iter().any(|(_, to)| below(path, to));
+        match then.get(path) {
+            Some(was) if was.0 == is.0 => {
+                let differs = was.1 != is.1 || was.3 != is.3 || was.4 != is.4;
+                assert!(told || !differs, "{path} has changed: {found:?}");
+            }
+            Some(was) if (was.1, &was.3, &was.4) == (is.1, &is.3, &is.4) => {}
+            _ => assert!(told || along, "{path} is new: {found:?}"),
+        }
+    }
+}
+
+/// Stored bytes of chunks that are referred to.
+fn referenced_bytes(fs: &Fs) -> u64 {
+    let chunks = fs.store().freeze().chunks();
+    let chunks = chunks.map(|chunk| chunk.expect("a chunk").1);
+    let held = chunks.filter(|chunk| chunk.refs.get() > 0);
+    held.map(|chunk| u64::from(chunk.record_len.get())).sum()
+}
+
+struct Quiet;
+
+impl RestoreObserver for Quiet {
+    fn inode_changed(&mut self, _: Ino) {}
+    fn entry_changed(&mut self, _: Ino, _: &[u8]) {}
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        panic!("{}: {error}", String::from_utf8_lossy(path));
+    }
+    fn goes_on(&mut self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_a_snapshot_shows_is_compared_and_brought_back() {
+    for seed in 1..=12 {
+        eprintln!("seed {seed}");
+        let mut run = Run::new(seed);
+        for _ in 0..300 {
+            run.step();
+        }
+        let kept = run.fs.snapshot_create(b"/", b"kept").expect("a snapshot");
+        for _ in 0..200 {
+            run.step();
+        }
+        run.fs.syncfs().expect("syncfs");
+        let root = Ino::ROOT.in_view(kept.view).expect("a small number");
+        check_differences(&run.fs, root);
+
+        // What the sizes say is what comes back, when nothing is put together again meanwhile.
+        run.pool.sleep_ms(60_000);
+        for _ in 0..100 {
+            run.fs.tick().expect("tick");
+        }
+        let all = run.fs.snapshots(None).expect("snapshots");
+        let sizes = run.fs.snapshot_sizes(&all, |_| false).expect("sizes");
+        for (snapshot, sizes) in all.iter().zip(sizes) {
+            assert_eq!(sizes.exclusive_bytes, sizes.freed_bytes);
+            if snapshot.view == kept.view || run.rng.below(2) == 0 {
+                continue;
+            }
+            let before = referenced_bytes(&run.fs);
+            run.fs.snapshot_delete(snapshot).expect("delete");
+            for _ in 0..20 {
+                run.fs.tick().expect("tick");
+            }
+            let freed = before - referenced_bytes(&run.fs);
+            assert_eq!(freed, sizes.exclusive_bytes);
+            break;
+        }
+
+        let before = referenced_bytes(&run.fs);
+        let restore = |fs: &Fs| fs.snapshot_restore(&kept, b"/", b"", true, &mut Quiet);
+        restore(&run.fs).expect("restored");
+        run.fs.syncfs().expect("syncfs");
+        same_tree(&look(&run.fs, root), &look(&run.fs, Ino::ROOT));
+        assert!(referenced_bytes(&run.fs) <= before, "it is by reference");
+        assert_clean(&run.fs);
+        let again = restore(&run.fs).expect("restored");
+        assert_eq!((again.removed, again.problems), (0, 0));
+        let (pool, fs) = (run.pool.power_cut(seed), run.fs);
+        drop(fs);
+        let fs = pool.open();
+        same_tree(&look(&fs, root), &look(&fs, Ino::ROOT));
+        assert_clean(&fs);
+    }
 }
 
 #[test]

@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::debug;
 use super::protocol::{
     Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, GcResult, PROTOCOL, Present,
-    RecountSummary, Request, ScrubSummary, TransferSummary,
+    RecountSummary, Request, RestoreSummary, ScrubSummary, TransferSummary,
 };
+use super::report::printable;
 use super::reporter::{Reporter, Terminal, print_line};
 use super::service::Service;
 use super::socket;
@@ -272,6 +273,14 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
             })
         }
         Answer::Transfer(summary) => or_json(summary, json, || summary_lines(summary)),
+        Answer::SnapshotTaken(taken) => or_json(taken, json, || {
+            let (name, path) = (printable(&taken.name), printable(&taken.path));
+            vec![format!(
+                "snapshot {name} of {path}, in {:.1} ms",
+                taken.seconds * 1e3
+            )]
+        }),
+        Answer::Restored(summary) => or_json(summary, json, || vec![restore_line(summary)]),
         Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
         Answer::Nothing => Vec::new(),
     };
@@ -283,6 +292,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Scrub(summary) => summary.findings > 0,
         Answer::Recount(summary) => summary.findings > 0,
         Answer::Transfer(summary) => summary.problems > 0,
+        Answer::Restored(summary) => summary.problems > 0,
         _ => false,
     };
     Ok(match incomplete {
@@ -364,6 +374,22 @@ fn recount_line(summary: &RecountSummary) -> String {
             "; {} chunks that nothing referred to were in no list, and are free now",
             count(summary.freed)
         );
+    }
+    line
+}
+
+fn restore_line(summary: &RestoreSummary) -> String {
+    let mut line = format!(
+        "{} brought back, {} unchanged, in {:.1} s",
+        count(summary.restored),
+        count(summary.unchanged),
+        summary.seconds
+    );
+    if summary.removed > 0 {
+        line += &format!("; {} removed", count(summary.removed));
+    }
+    if summary.problems > 0 {
+        line += &format!("; {} could not be restored", count(summary.problems));
     }
     line
 }

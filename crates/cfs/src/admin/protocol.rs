@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Df, Domains, Snapshots, Status};
+use super::report::{Df, Domains, SnapshotTaken, Snapshots, Status};
 use crate::failure::Failure;
 
 /// Version of these messages; both sides must have the same.
@@ -123,6 +123,26 @@ pub enum SnapshotRequest {
     List {
         /// Of this directory; else of all.
         path: Option<AnyPath>,
+        /// Tell what deleting each together with these would free.
+        with: Vec<AnyPath>,
+    },
+    /// Tell what is different now, or in another.
+    Diff {
+        /// The snapshot.
+        named: Named,
+        /// The other one, of the same directory.
+        to: Option<AnyPath>,
+        /// A JSON object a line.
+        json: bool,
+    },
+    /// Bring back what one shows.
+    Restore {
+        /// The snapshot.
+        named: Named,
+        /// Paths in its directory; all if there are none.
+        below: Vec<AnyPath>,
+        /// Remove what it does not show.
+        delete: bool,
     },
     /// Delete one.
     Delete(Named),
@@ -273,8 +293,12 @@ pub enum Answer {
     Recount(RecountSummary),
     /// Of `import` and `export`.
     Transfer(TransferSummary),
+    /// Of `snapshot create`.
+    SnapshotTaken(SnapshotTaken),
     /// Of `snapshot list`.
     Snapshots(Snapshots),
+    /// Of `snapshot restore`.
+    Restored(RestoreSummary),
     /// Of what only succeeds.
     Nothing,
 }
@@ -413,6 +437,21 @@ pub struct TransferSummary {
     pub problems: u64,
     /// Bytes that the pool stores more than before (import).
     pub new_stored_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What was brought back from a snapshot.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RestoreSummary {
+    /// Objects that were brought back or changed.
+    pub restored: u64,
+    /// Objects that were as they should be.
+    pub unchanged: u64,
+    /// Objects made since that were removed.
+    pub removed: u64,
+    /// Objects that could not be restored; each was reported.
+    pub problems: u64,
     /// How long it took.
     pub seconds: f64,
 }

@@ -244,10 +244,25 @@ pub struct SnapshotUse {
     pub created_text: String,
     /// It cannot be deleted.
     pub held: bool,
-    /// Bytes of content of the whole volume when it was taken.
-    pub volume_logical_bytes: u64,
-    /// Inodes of the whole volume when it was taken.
-    pub volume_inodes: u64,
+    /// Bytes of content that it shows.
+    pub logical_bytes: u64,
+    /// Inodes that it shows.
+    pub inodes: u64,
+    /// Stored bytes of chunks that nothing else holds.
+    pub exclusive_bytes: u64,
+    /// Stored bytes of chunks that nothing would hold any more if it, and those given with `--with`, were deleted.
+    pub freed_bytes: u64,
+}
+
+/// A snapshot that was just taken.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// Its name.
+    pub name: String,
+    /// The directory.
+    pub path: String,
+    /// How long it took until it was durable.
+    pub seconds: f64,
 }
 
 /// Quotient for people; 1 when nothing is there.
@@ -360,16 +375,29 @@ impl Status {
 impl Snapshots {
     /// The lines that people read.
     pub fn lines(&self) -> Vec<String> {
-        let mut rows =
-            vec![["name", "of", "taken (UTC)", "", "volume then", "inodes"].map(str::to_owned)];
+        let mut rows = vec![
+            [
+                "name",
+                "of",
+                "taken (UTC)",
+                "",
+                "inodes",
+                "logical",
+                "it alone",
+                "freed",
+            ]
+            .map(str::to_owned),
+        ];
         rows.extend(self.snapshots.iter().map(|it| {
             [
                 printable(&it.name),
                 printable(&it.path),
                 it.created_text.clone(),
                 if it.held { "held" } else { "" }.to_owned(),
-                show(it.volume_logical_bytes),
-                count(it.volume_inodes),
+                count(it.inodes),
+                show(it.logical_bytes),
+                show(it.exclusive_bytes),
+                show(it.freed_bytes),
             ]
         }));
         let align = [
@@ -377,6 +405,8 @@ impl Snapshots {
             Align::Left,
             Align::Left,
             Align::Left,
+            Align::Right,
+            Align::Right,
             Align::Right,
             Align::Right,
         ];

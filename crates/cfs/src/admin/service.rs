@@ -126,7 +126,10 @@ impl Service {
             Request::ChangePassphrase { present, new } => {
                 self.change_passphrase(&present.into_secret(), Zeroizing::new(new))
             }
-            Request::Snapshot(request) => snapshots::perform(&self.pool.fs, &request),
+            Request::Snapshot(request) => {
+                let caches = self.caches();
+                snapshots::perform(&self.pool.fs, &request, caches, reporter)
+            }
             Request::Debug(target) => {
                 debug::print(&self.pool.fs, &target, &mut |text| {
                     reporter.event(&Event::Line { text });
@@ -137,12 +140,13 @@ impl Service {
         }
     }
 
+    fn caches(&self) -> Option<&dyn KernelCaches> {
+        let mounted = self.mounted.get();
+        mounted.map(|mounted| &**mounted as &dyn KernelCaches)
+    }
+
     fn run<'a>(&'a self, reporter: &'a dyn Reporter) -> Run<'a> {
-        let caches = self
-            .mounted
-            .get()
-            .map(|mounted| &**mounted as &dyn KernelCaches);
-        Run::new(&self.pool.fs, caches, reporter)
+        Run::new(&self.pool.fs, self.caches(), reporter)
     }
 
     fn mount_dev(&self) -> Option<u64> {

@@ -1,30 +1,91 @@
 //! Snapshots, as the admin commands take, list and delete them.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use cfs_fs::{Fs, FsError, Snapshot, SnapshotSizes};
+
+use super::changes;
 use super::protocol::{Answer, AnyPath, Named, SnapshotRequest};
-use super::report::{SnapshotUse, Snapshots, printable};
+use super::report::{SnapshotTaken, SnapshotUse, Snapshots, printable};
+use super::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
-use cfs_fs::{Fs, FsError, Snapshot};
+use crate::transfer::KernelCaches;
 
 /// Does what is asked.
 ///
 /// # Errors
 /// What the request meets; nothing was changed.
-pub fn perform(fs: &Fs, request: &SnapshotRequest) -> Result<Answer> {
+pub fn perform(
+    fs: &Fs,
+    request: &SnapshotRequest,
+    caches: Option<&dyn KernelCaches>,
+    reporter: &dyn Reporter,
+) -> Result<Answer> {
     match request {
         SnapshotRequest::Create(named) => {
             let (path, name) = (named.path.bytes(), named.name.bytes());
-            fs.snapshot_create(path, name)
+            let started = Instant::now();
+            let taken = fs
+                .snapshot_create(path, name)
                 .map_err(|error| not_taken(named, &error))?;
+            return Ok(Answer::SnapshotTaken(SnapshotTaken {
+                name: String::from_utf8_lossy(&taken.name).into_owned(),
+                path: String::from_utf8_lossy(&taken.path).into_owned(),
+                seconds: started.elapsed().as_secs_f64(),
+            }));
         }
-        SnapshotRequest::List { path } => {
+        SnapshotRequest::List { path, with } => {
             let path = path.as_ref().map(AnyPath::bytes);
             let snapshots = fs.snapshots(path).map_err(|error| {
                 let path = text(path.unwrap_or(b"/"));
                 Failure::new(Code::Failed, format!("{path} in the pool: {error}"))
             })?;
+            for name in with {
+                if !snapshots.iter().any(|it| it.name == name.bytes()) {
+                    return Err(Failure::new(
+                        Code::Failed,
+                        format!("there is no snapshot {}", text(name.bytes())),
+                    ));
+                }
+            }
+            let chosen = |snapshot: &Snapshot| {
+                with.iter().any(|name| name.bytes() == snapshot.name)
+                    && snapshots.iter().any(|it| it.view == snapshot.view)
+            };
+            let sizes = fs.snapshot_sizes(&snapshots, chosen).map_err(|error| {
+                Failure::new(Code::Failed, format!("sizes of snapshots: {error}"))
+            })?;
             return Ok(Answer::Snapshots(Snapshots {
-                snapshots: snapshots.iter().map(|it| use_of(it)).collect(),
+                snapshots: snapshots
+                    .iter()
+                    .zip(&sizes)
+                    .map(|(it, sizes)| use_of(it, sizes))
+                    .collect(),
             }));
+        }
+        SnapshotRequest::Diff { named, to, json } => {
+            let snapshot = named.find(fs)?;
+            let other = match to {
+                Some(name) => Some(
+                    Named {
+                        path: named.path.clone(),
+                        name: name.clone(),
+                    }
+                    .find(fs)?,
+                ),
+                None => None,
+            };
+            let other = other.as_deref();
+            return changes::diff(fs, (named, &snapshot), other, *json, reporter);
+        }
+        SnapshotRequest::Restore {
+            named,
+            below,
+            delete,
+        } => {
+            let snapshot = named.find(fs)?;
+            return changes::restore(fs, (named, &snapshot), below, *delete, caches, reporter);
         }
         SnapshotRequest::Delete(named) => {
             let snapshot = named.find(fs)?;
@@ -67,12 +128,13 @@ fn not_taken(named: &Named, error: &FsError) -> Failure {
 }
 
 impl Named {
-    fn sentence(&self) -> String {
+    /// For messages.
+    pub fn sentence(&self) -> String {
         let (path, name) = (text(self.path.bytes()), text(self.name.bytes()));
         format!("snapshot {name} of {path}")
     }
 
-    fn find(&self, fs: &Fs) -> Result<std::sync::Arc<Snapshot>> {
+    fn find(&self, fs: &Fs) -> Result<Arc<Snapshot>> {
         fs.snapshot(self.path.bytes(), self.name.bytes())
             .map_err(|_| {
                 Failure::new(Code::Failed, format!("there is no {}", self.sentence()))
@@ -91,7 +153,7 @@ fn text(bytes: &[u8]) -> String {
     printable(&String::from_utf8_lossy(bytes))
 }
 
-fn use_of(snapshot: &Snapshot) -> SnapshotUse {
+fn use_of(snapshot: &Snapshot, sizes: &SnapshotSizes) -> SnapshotUse {
     SnapshotUse {
         name: String::from_utf8_lossy(&snapshot.name).into_owned(),
         path: String::from_utf8_lossy(&snapshot.path).into_owned(),
@@ -99,8 +161,10 @@ fn use_of(snapshot: &Snapshot) -> SnapshotUse {
         created: snapshot.created.seconds,
         created_text: utc(snapshot.created.seconds),
         held: snapshot.held,
-        volume_logical_bytes: snapshot.volume_logical_bytes,
-        volume_inodes: snapshot.volume_inodes,
+        logical_bytes: sizes.logical_bytes,
+        inodes: sizes.inodes,
+        exclusive_bytes: sizes.exclusive_bytes,
+        freed_bytes: sizes.freed_bytes,
     }
 }
 

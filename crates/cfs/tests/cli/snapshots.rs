@@ -205,3 +205,113 @@ fn snapshots_are_listed_held_and_deleted() {
     });
     server.stop();
 }
+
+#[test]
+fn what_has_changed_is_told_and_brought_back() {
+    let scratch = Scratch::new();
+    let (data, source) = (scratch.path("pool"), scratch.path("source"));
+    plant(&source, 8);
+    fs::create_dir(source.join("docs")).expect("a directory");
+    for name in ["edited", "lost", "moved"] {
+        fs::write(source.join("docs").join(name), noise(3, 300_000)).expect("a file");
+    }
+    cfs!("import", "-T", source, "/live", "--data", data).ok();
+    cfs!(
+        "admin", "snapshot", "create", "/live", "--name", "one", "--data", data
+    )
+    .ok();
+    let stored = || -> u64 {
+        let status = cfs!("admin", "status", "--json", "--data", data)
+            .ok()
+            .json();
+        status["stored_bytes"].as_u64().expect("a number")
+    };
+    let before = stored();
+
+    let break_it = |mnt: &Path| {
+        let docs = mnt.join("live/docs");
+        fs::write(docs.join("edited"), noise(4, 1000)).expect("write");
+        fs::remove_file(docs.join("lost")).expect("remove");
+        fs::rename(docs.join("moved"), docs.join("elsewhere")).expect("rename");
+        fs::create_dir(docs.join("new")).expect("mkdir");
+        fs::write(docs.join("new/file"), b"new").expect("write");
+    };
+    if !can_mount("what_has_changed_is_told_and_brought_back") {
+        return;
+    }
+    let mnt = scratch.dir("mnt");
+    let server = Server::start(&data, Some(&mnt));
+    break_it(&mnt);
+    let told = cfs!("admin", "snapshot", "diff", "/live", "one", "--data", data).ok();
+    assert_eq!(
+        told.stdout,
+        "changed  docs/edited\n\
+         renamed  docs/elsewhere  from docs/moved\n\
+         deleted  docs/lost\n\
+         created  docs/new/\n\
+         created  docs/new/file\n"
+    );
+    let told = cfs!(
+        "admin", "snapshot", "diff", "/live", "one", "--json", "--data", data
+    )
+    .ok();
+    let first: serde_json::Value =
+        serde_json::from_str(told.stdout.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["change"], "changed");
+    assert_eq!(first["path"], "docs/edited");
+    assert_eq!(first["kind"], "file");
+
+    let restore = |more: &[&str]| {
+        let mut restore = command(&[
+            &"admin",
+            &"snapshot",
+            &"restore",
+            &"--data",
+            &data,
+            &"/live",
+            &"one",
+        ]);
+        restore.args(more);
+        crate::support::run(restore)
+    };
+    restore(&["docs/none"]).refused(1, "docs/none in snapshot one of /live: no such file");
+    restore(&["../x"]).refused(2, "'..' in a path");
+    // The kernel behind the mount has seen the broken files; it sees the restored ones at once.
+    let live = mnt.join("live");
+    assert!(fs::metadata(live.join("docs/lost")).is_err());
+    let edited = File::open(live.join("docs/edited")).expect("open");
+    restore(&["docs/lost", "docs/edited"]).ok();
+    assert_eq!(
+        fs::read(live.join("docs/lost")).expect("read"),
+        noise(3, 300_000)
+    );
+    assert_eq!(edited.metadata().expect("there").len(), 300_000);
+    assert!(live.join("docs/new/file").exists(), "what is new stays");
+    let report = restore(&["--delete", "--json"]).ok().json();
+    assert_eq!(report["problems"], 0, "{report}");
+    assert_eq!(report["removed"], 3, "{report}");
+    assert_same(&source, &live);
+    let told = cfs!("admin", "snapshot", "diff", "/live", "one", "--data", data).ok();
+    assert_eq!(told.stdout, "");
+    assert!(
+        stored() < before + 10_000,
+        "{} bytes for what was there: {before}",
+        stored()
+    );
+
+    fs::remove_dir_all(&live).expect("all is lost");
+    let list = cfs!(
+        "admin", "snapshot", "list", "/live", "--json", "--data", data
+    )
+    .ok()
+    .json();
+    let list = &list["snapshots"][0];
+    let exclusive = list["exclusive_bytes"].as_u64().expect("a number");
+    assert!(exclusive > before / 2, "{list}");
+    assert_eq!(list["freed_bytes"], list["exclusive_bytes"]);
+    assert!(list["logical_bytes"].as_u64() > Some(900_000), "{list}");
+    restore(&[]).ok();
+    assert_same(&source, &live);
+    cfs!("admin", "fsck", "--data", data).ok();
+    server.stop();
+}

@@ -1,0 +1,137 @@
+//! Applying the restoration of an inode from a snapshot.
+
+use cfs_format::table::{InodeRecord, inode_flag, key, tag};
+use cfs_format::{Ino, Timestamp, VolumeId};
+use cfs_store::Txn;
+
+use super::Outcome;
+use crate::command::Restore;
+use crate::error::{FsError, Result};
+use crate::extent::{Extent, ExtentEdit, account, file_key, scan};
+use crate::history::{Past, snapshot_key};
+use crate::{inode, row, xattr};
+
+/// The record of an inode as a snapshot that is there shows it.
+///
+/// # Errors
+/// [`FsError::NotFound`]; [`FsError::Stale`] when the snapshot is not there.
+pub(super) fn record_then(txn: &Txn<'_>, ino: Ino, at: Timestamp) -> Result<InodeRecord> {
+    let past = Past { table: txn, at };
+    let bytes = past.get(ino, tag::INODE, &[])?.ok_or(FsError::NotFound)?;
+    let record = inode::decode(ino, &bytes)?;
+    let volume = VolumeId(record.volume.get());
+    match txn.get(&snapshot_key(volume, at.0))? {
+        Some(_) => Ok(record),
+        None => Err(FsError::Stale),
+    }
+}
+
+/// Content by reference, attributes and extended attributes become those of the source. Entries of directories and the
+/// target of a symbolic link stay.
+pub(super) fn restore(txn: &mut Txn<'_>, command: &Restore) -> Result<Outcome> {
+    let Restore {
+        source, at, target, ..
+    } = *command;
+    let then = record_then(txn, source, at)?;
+    let mut record = inode::get(txn, target)?;
+    if inode::kind(&then) != inode::kind(&record) {
+        return Err(FsError::Invalid);
+    }
+    let xattrs: Vec<_> = match then.flags.get() & inode_flag::XATTRS {
+        0 => Vec::new(),
+        _ => Past { table: &*txn, at }
+            .rows(source, tag::XATTR, &[], None)
+            .collect::<Result<_>>()?,
+    };
+
+    if inode::kind(&record) == libc::S_IFREG {
+        restore_content(txn, command, &then, &mut record)?;
+    }
+    if record.flags.get() & inode_flag::XATTRS != 0 {
+        xattr::erase_all(txn, target)?;
+    }
+    for (name, value) in &xattrs {
+        let value = row::stamped(txn, &row::content(value.clone())?);
+        txn.put(key(target, tag::XATTR, name), value);
+    }
+    let flags = record.flags.get() & !inode_flag::XATTRS;
+    let has_xattrs = match xattrs.is_empty() {
+        true => 0,
+        false => inode_flag::XATTRS,
+    };
+    record.flags = (flags | has_xattrs).into();
+    record.mode = then.mode;
+    record.uid = then.uid;
+    record.gid = then.gid;
+    record.atime = then.atime;
+    record.mtime = then.mtime;
+    record.ctime = command.now.into();
+    inode::put(txn, target, &mut record);
+    Ok(Outcome::of(target, record))
+}
+
+fn restore_content(
+    txn: &mut Txn<'_>,
+    command: &Restore,
+    then: &InodeRecord,
+    record: &mut InodeRecord,
+) -> Result<()> {
+    let Restore {
+        source, at, target, ..
+    } = *command;
+    let past = Past { table: &*txn, at };
+    let size = then.size.get();
+    let inline = match then.flags.get() & inode_flag::INLINE {
+        0 => None,
+        _ => {
+            let value = past.get(source, tag::INLINE, &[])?;
+            let value = value.ok_or_else(|| {
+                FsError::damaged(format_args!("inode {source} has lost its content"))
+            })?;
+            Some(row::content(value)?)
+        }
+    };
+    let extents: Vec<Extent> = match inline {
+        Some(_) => Vec::new(),
+        None => scan(&past, source, &file_key(txn, then)?, 0, size).collect::<Result<_>>()?,
+    };
+
+    let size_before = record.size.get();
+    let target_key = file_key(txn, record)?;
+    let mut edit = ExtentEdit::new(target, &target_key, size_before);
+    let was_inline = record.flags.get() & inode_flag::INLINE != 0;
+    let mut allocated_delta = 0;
+    if was_inline {
+        allocated_delta -= record.allocated.get() as i64;
+        txn.delete(key(target, tag::INLINE, &[]));
+    }
+    // What is the same is left alone: its rows need not be kept again.
+    let current: Vec<Extent> = match was_inline {
+        true => Vec::new(),
+        false => scan(&*txn, target, &target_key, 0, size_before).collect::<Result<_>>()?,
+    };
+    let has = |list: &[Extent], extent: &Extent| {
+        let found = list.binary_search_by_key(&extent.offset, |it| it.offset);
+        found.is_ok_and(|at| list[at] == *extent)
+    };
+    for extent in current.iter().filter(|extent| !has(&extents, extent)) {
+        edit.remove(txn, extent.offset, extent.end())?;
+    }
+    let new: Vec<Extent> = extents
+        .iter()
+        .filter(|extent| !has(&current, extent))
+        .copied()
+        .collect();
+    edit.replace(txn, &new)?;
+    allocated_delta += edit.finish(txn, &[])?;
+    let mut flags = record.flags.get() & !inode_flag::INLINE;
+    if let Some(content) = inline {
+        allocated_delta += content.len() as i64;
+        flags |= inode_flag::INLINE;
+        let value = row::stamped(txn, &content);
+        txn.put(key(target, tag::INLINE, &[]), value);
+    }
+    record.flags = flags.into();
+    record.size = size.into();
+    account(txn, record, size_before, allocated_delta)
+}

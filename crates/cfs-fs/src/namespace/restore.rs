@@ -1,0 +1,440 @@
+//! Bringing back what a snapshot shows: by reference, each file in one step.
+//!
+//! A file that is there gets content and attributes by one command; one that is missing is made without a name, gets
+//! them, and then its name. What was made since stays, unless its removal is asked for.
+
+use std::collections::HashMap;
+
+use cfs_format::Ino;
+use cfs_format::table::InodeRecord;
+
+use crate::command::{Command, Restore};
+use crate::error::{FsError, Result};
+use crate::types::{Attr, Caller, RenameFlags};
+use crate::views::Snapshot;
+use crate::{Fs, inode};
+
+/// Entries of a directory that are read at once.
+const ENTRIES_AT_ONCE: usize = 256;
+
+/// What the names of files that are about to take the place of others begin with.
+const TEMPORARY_NAME: &str = ".cfs-restore-";
+
+/// Room that a command may need beside what it does for its extents, bytes.
+const GROWTH_BYTES: u64 = 16 << 10;
+/// Bytes of content for each byte that its extents may take in tables and log.
+const CONTENT_PER_ROW_BYTE: u64 = 128;
+
+/// Restoring as root: the attributes are set from the snapshot.
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 0,
+    umask: 0,
+};
+
+/// What is to be told of while a snapshot is restored.
+pub trait RestoreObserver {
+    /// Attributes or content of an inode have changed.
+    fn inode_changed(&mut self, ino: Ino);
+    /// What a name stands for has changed.
+    fn entry_changed(&mut self, parent: Ino, name: &[u8]);
+    /// An object could not be restored; the rest goes on.
+    fn problem(&mut self, path: &[u8], error: &FsError);
+    /// Whether to go on.
+    fn goes_on(&mut self) -> bool;
+}
+
+/// What restoring has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Objects that were brought back or changed.
+    pub restored: u64,
+    /// Objects that were as they should be.
+    pub unchanged: u64,
+    /// Objects made since that were removed.
+    pub removed: u64,
+    /// Objects that could not be restored; each was told of.
+    pub problems: u64,
+}
+
+/// One run.
+struct Run<'a> {
+    fs: &'a Fs,
+    snapshot: &'a Snapshot,
+    removes_new: bool,
+    observer: &'a mut dyn RestoreObserver,
+    done: Restored,
+    /// Directories whose attributes are set when all in them is done: in the snapshot, now.
+    directories: Vec<(Ino, Ino)>,
+    /// Files with several names that have been brought back: in the snapshot, now.
+    linked: HashMap<Ino, Ino>,
+}
+
+/// A name to bring back.
+struct Wanted<'a> {
+    parent: Ino,
+    name: &'a [u8],
+    path: &'a [u8],
+    /// What the snapshot shows.
+    then: Attr,
+}
+
+impl Fs {
+    /// Makes what is at `below`, a path in the snapshot's directory, and all below it as the snapshot shows it. The
+    /// directory is looked for at `path`, and made again where it is missing, as are those above it. With `removes_new`
+    /// what the snapshot does not show is removed.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] when the snapshot does not show it, nothing has changed then; [`FsError::Stale`];
+    /// [`FsError::ReadOnly`], [`FsError::NoSpace`]: what was done until then stays. All else is told to the observer.
+    pub fn snapshot_restore(
+        &self,
+        snapshot: &Snapshot,
+        path: &[u8],
+        below: &[u8],
+        removes_new: bool,
+        observer: &mut dyn RestoreObserver,
+    ) -> Result<Restored> {
+        let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+            let parts = path.split(|byte| *byte == b'/');
+            let parts = parts.filter(|part| !part.is_empty() && *part != b".");
+            parts.map(<[u8]>::to_vec).collect()
+        };
+        let root = snapshot.directory.in_view(snapshot.view);
+        let mut then = vec![self.getattr(root.ok_or(FsError::TooLarge)?)?];
+        for part in parts(below) {
+            let last = then[then.len() - 1];
+            then.push(self.lookup(last.ino, &part)?);
+        }
+        let mut run = Run {
+            fs: self,
+            snapshot,
+            removes_new,
+            observer,
+            done: Restored::default(),
+            directories: Vec::new(),
+            linked: HashMap::new(),
+        };
+        let mut at = Ino::ROOT;
+        let mut told = Vec::new();
+        for part in parts(path) {
+            told.push(b'/');
+            told.extend_from_slice(&part);
+            at = run.directory(at, &part)?;
+        }
+        // Those on the way are brought back as directories, and nothing else in them.
+        let names = parts(below);
+        let on_the_way = then.len() - 1;
+        for (index, name) in names.iter().enumerate() {
+            let wanted = Wanted {
+                parent: at,
+                name,
+                path: &[&told[..], b"/", name].concat(),
+                then: then[index + 1],
+            };
+            told = wanted.path.to_vec();
+            if index + 1 < on_the_way {
+                at = run.directory(at, name)?;
+                continue;
+            }
+            if wanted.then.kind() != libc::S_IFDIR {
+                let result = run.bring_back(&wanted);
+                run.tell(&told, result)?;
+                return Ok(run.done);
+            }
+            at = run.directory(at, name)?;
+        }
+        run.tree(then[on_the_way].ino, at, told)?;
+        Ok(run.done)
+    }
+}
+
+impl Run<'_> {
+    /// The directory with this name, made if it is missing.
+    fn directory(&mut self, parent: Ino, name: &[u8]) -> Result<Ino> {
+        match self.fs.lookup(parent, name) {
+            Ok(attr) if attr.kind() == libc::S_IFDIR => Ok(attr.ino),
+            Ok(_) => Err(FsError::NotDirectory),
+            Err(FsError::NotFound) => {
+                let made = self.fs.mkdir(parent, name, 0o755, &ROOT)?;
+                self.observer.entry_changed(parent, name);
+                Ok(made.ino)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Counts what became of an object. What ends everything is passed on.
+    fn tell(&mut self, path: &[u8], result: Result<bool>) -> Result<()> {
+        match result {
+            Ok(true) => self.done.restored += 1,
+            Ok(false) => self.done.unchanged += 1,
+            Err(error @ (FsError::ReadOnly(_) | FsError::NoSpace | FsError::Stale)) => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.done.problems += 1;
+                self.observer.problem(path, &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn tree(&mut self, then: Ino, now: Ino, path: Vec<u8>) -> Result<()> {
+        let mut waiting = vec![(then, now, path)];
+        while let Some((then, now, path)) = waiting.pop() {
+            self.directories.push((then, now));
+            if self.removes_new {
+                self.remove_new(then, now, &path)?;
+            }
+            let limit = self.fs.dir_limit(then)?;
+            let mut cookie = 0;
+            loop {
+                let entries = self.fs.read_dir(then, cookie, limit, ENTRIES_AT_ONCE)?;
+                let Some(last) = entries.last() else {
+                    break;
+                };
+                cookie = last.cookie;
+                for entry in &entries {
+                    if !self.observer.goes_on() {
+                        return self.finish_directories();
+                    }
+                    let wanted = Wanted {
+                        parent: now,
+                        name: &entry.name,
+                        path: &[&path[..], b"/", &entry.name].concat(),
+                        then: self.fs.getattr(entry.ino)?,
+                    };
+                    if entry.kind != libc::S_IFDIR {
+                        let result = self.bring_back(&wanted);
+                        self.tell(wanted.path, result)?;
+                        continue;
+                    }
+                    match self.directory(now, &entry.name) {
+                        Ok(ino) => waiting.push((entry.ino, ino, wanted.path.to_vec())),
+                        Err(error) => self.tell(wanted.path, Err(error))?,
+                    }
+                }
+            }
+        }
+        self.finish_directories()
+    }
+
+    /// Attributes of directories, the deepest first, since making entries changes their times.
+    fn finish_directories(&mut self) -> Result<()> {
+        while let Some((then, now)) = self.directories.pop() {
+            let changed = match self.is_as_then(then, now)? {
+                true => Ok(false),
+                false => self.set(then, now).map(|()| true),
+            };
+            self.tell(b"", changed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an inode is the one of the snapshot, and has not been changed since.
+    fn is_as_then(&self, then: Ino, now: Ino) -> Result<bool> {
+        if then.view().map(|(_, ino)| ino) != Some(now) {
+            return Ok(false);
+        }
+        let record = inode::committed(&self.fs.store, now)?;
+        let unchanged = |record: InodeRecord| record.timestamp.get() <= self.snapshot.timestamp.0;
+        Ok(record.is_some_and(unchanged) && !self.fs.files.is_dirty(now))
+    }
+
+    /// Gives an inode content and attributes of one in the snapshot.
+    fn set(&mut self, then: Ino, now: Ino) -> Result<()> {
+        let (_, source) = then.view().expect("it is of the snapshot");
+        let allocated = self.fs.getattr(then)?.allocated_bytes;
+        let _room = self
+            .fs
+            .store
+            .admit(GROWTH_BYTES + allocated / CONTENT_PER_ROW_BYTE)?;
+        let command = |now_is| {
+            Command::Restore(Restore {
+                source,
+                at: self.snapshot.timestamp,
+                target: now,
+                now: now_is,
+            })
+        };
+        let record = inode::committed(&self.fs.store, now)?.ok_or(FsError::NotFound)?;
+        match inode::kind(&record) {
+            libc::S_IFREG => {
+                let _open = self.fs.gate.read();
+                self.fs.files.change_at_rest(now, command)?;
+            }
+            _ => {
+                self.fs.execute(|_, time| Ok(command(time)))?;
+            }
+        }
+        self.fs.atimes.forget(now);
+        self.observer.inode_changed(now);
+        Ok(())
+    }
+
+    /// Brings back what is no directory. Whether anything had to be changed.
+    fn bring_back(&mut self, wanted: &Wanted<'_>) -> Result<bool> {
+        let then = &wanted.then;
+        let now = match self.fs.lookup(wanted.parent, wanted.name) {
+            Ok(attr) if attr.kind() == libc::S_IFDIR => return Err(FsError::IsDirectory),
+            Ok(attr) => Some(attr),
+            Err(FsError::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        if then.nlink > 1
+            && let Some(other) = self.linked.get(&then.ino).copied()
+        {
+            if now.is_some_and(|now| now.ino == other) {
+                return Ok(false);
+            }
+            self.take_name(wanted, now.is_some(), |fs, parent, name| {
+                fs.link(other, parent, name).map(drop)
+            })?;
+            return Ok(true);
+        }
+        let same = then.ino.view().map(|(_, ino)| ino);
+        let brought = match now {
+            Some(now) if same == Some(now.ino) => {
+                let changes = !self.is_as_then(then.ino, now.ino)?;
+                if changes {
+                    self.set(then.ino, now.ino)?;
+                }
+                (now.ino, changes)
+            }
+            // One that has other names, or is of another kind, is not touched: it loses this name.
+            Some(now)
+                if now.kind() == libc::S_IFREG && then.kind() == now.kind() && now.nlink == 1 =>
+            {
+                self.set(then.ino, now.ino)?;
+                (now.ino, true)
+            }
+            now => (self.make(wanted, now.is_some())?, true),
+        };
+        if then.nlink > 1 {
+            self.linked.insert(then.ino, brought.0);
+        }
+        Ok(brought.1)
+    }
+
+    /// Makes an inode as the snapshot shows it, and gives it the name.
+    fn make(&mut self, wanted: &Wanted<'_>, replaces: bool) -> Result<Ino> {
+        let then = &wanted.then;
+        if then.kind() != libc::S_IFREG {
+            let target = match then.kind() {
+                libc::S_IFLNK => self.fs.readlink(then.ino)?,
+                _ => Vec::new(),
+            };
+            let temporary = self.temporary_name();
+            let parent = wanted.parent;
+            let made = match then.kind() {
+                libc::S_IFLNK => self.fs.symlink(parent, &temporary, &target, &ROOT)?,
+                _ => self
+                    .fs
+                    .mknod(parent, &temporary, then.mode, then.rdev, &ROOT)?,
+            };
+            let named = self.set(then.ino, made.ino).and_then(|()| {
+                let flags = RenameFlags::default();
+                self.fs
+                    .rename(parent, &temporary, parent, wanted.name, flags)
+            });
+            if named.is_err() {
+                let _ = self.fs.unlink(parent, &temporary);
+            }
+            named?;
+            self.observer.entry_changed(parent, wanted.name);
+            return Ok(made.ino);
+        }
+        let made = self.fs.tmpfile_and_hold(wanted.parent, 0o600, &ROOT)?.ino;
+        let named = self.set(then.ino, made).and_then(|()| {
+            self.take_name(wanted, replaces, |fs, parent, name| {
+                fs.link(made, parent, name).map(drop)
+            })
+        });
+        self.fs.release(made)?;
+        self.fs.end_hold(made)?;
+        named.map(|()| made)
+    }
+
+    /// Gives what `link` links the name that is wanted, in one step if something else has it.
+    fn take_name(
+        &mut self,
+        wanted: &Wanted<'_>,
+        replaces: bool,
+        link: impl FnOnce(&Fs, Ino, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let Wanted { parent, name, .. } = *wanted;
+        if replaces {
+            let temporary = self.temporary_name();
+            link(self.fs, parent, &temporary)?;
+            let flags = RenameFlags::default();
+            let renamed = self.fs.rename(parent, &temporary, parent, name, flags);
+            if renamed.is_err() {
+                let _ = self.fs.unlink(parent, &temporary);
+            }
+            renamed?;
+        } else {
+            link(self.fs, parent, name)?;
+        }
+        self.observer.entry_changed(parent, name);
+        Ok(())
+    }
+
+    fn temporary_name(&self) -> Vec<u8> {
+        let mut random = [0; 8];
+        self.fs.host.fill_random(&mut random);
+        format!("{TEMPORARY_NAME}{:016x}", u64::from_le_bytes(random)).into_bytes()
+    }
+
+    /// Removes what is in a directory now and was not then, or was of another kind.
+    fn remove_new(&mut self, then: Ino, now: Ino, path: &[u8]) -> Result<()> {
+        for (name, is_directory) in self.names(now)? {
+            let was_directory = match self.fs.lookup(then, &name) {
+                Ok(attr) => Some(attr.kind() == libc::S_IFDIR),
+                Err(FsError::NotFound) => None,
+                Err(error) => return Err(error),
+            };
+            if was_directory != Some(is_directory) {
+                let result = self.remove(now, &name, is_directory);
+                if let Err(error) = result {
+                    let path = [path, b"/", &name[..]].concat();
+                    self.tell(&path, Err(error))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self, directory: Ino) -> Result<Vec<(Vec<u8>, bool)>> {
+        let limit = self.fs.dir_limit(directory)?;
+        let entries = self.fs.read_dir(directory, 0, limit, usize::MAX)?;
+        let names = entries.into_iter();
+        Ok(names
+            .filter(|entry| !entry.ino.lists_snapshots())
+            .map(|entry| (entry.name, entry.kind == libc::S_IFDIR))
+            .collect())
+    }
+
+    /// Removes a name, and all below it.
+    fn remove(&mut self, parent: Ino, name: &[u8], is_directory: bool) -> Result<()> {
+        let mut waiting = vec![(parent, name.to_vec(), is_directory, false)];
+        while let Some((parent, name, is_directory, is_empty)) = waiting.pop() {
+            if is_directory && !is_empty {
+                let ino = self.fs.lookup(parent, &name)?.ino;
+                let below = self.names(ino)?;
+                waiting.push((parent, name, true, true));
+                let below = below.into_iter();
+                waiting.extend(below.map(|(name, is_directory)| (ino, name, is_directory, false)));
+                continue;
+            }
+            match is_directory {
+                true => self.fs.rmdir(parent, &name)?,
+                false => self.fs.unlink(parent, &name)?,
+            }
+            self.observer.entry_changed(parent, &name);
+            self.done.removed += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! What has changed since a snapshot, and bringing back what it shows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cfs_format::Ino;
+use cfs_fs::{Change, Difference, Fs, FsError, RestoreObserver, Snapshot};
+use serde_json::json;
+
+use super::protocol::{Answer, AnyPath, Event, Named, RestoreSummary};
+use super::report::printable;
+use super::reporter::Reporter;
+use crate::failure::{Code, Failure, Result};
+use crate::transfer::KernelCaches;
+
+/// Tells a line for each difference between a snapshot and what is there now, or another snapshot.
+///
+/// # Errors
+/// There is no such snapshot, or something cannot be read.
+pub fn diff(
+    fs: &Fs,
+    (named, snapshot): (&Named, &Snapshot),
+    other: Option<&Snapshot>,
+    json: bool,
+    reporter: &dyn Reporter,
+) -> Result<Answer> {
+    let failed = |error: FsError| {
+        Failure::new(
+            Code::Failed,
+            format!("{} cannot be compared: {error}", named.sentence()),
+        )
+    };
+    // What is accepted counts as being there.
+    fs.syncfs().map_err(failed)?;
+    let root = |of: &Snapshot| {
+        let root = of.directory.in_view(of.view);
+        root.ok_or_else(|| failed(FsError::TooLarge))
+    };
+    let now = match other {
+        Some(other) => root(other)?,
+        None => snapshot.directory,
+    };
+    let differences = fs
+        .differences(root(snapshot)?, now, || !reporter.cancelled())
+        .map_err(|error| match error {
+            FsError::NotFound => Failure::new(
+                Code::Failed,
+                format!("the directory of {} is gone", named.sentence()),
+            )
+            .hint("`cfs admin snapshot restore` makes it again"),
+            error => failed(error),
+        })?
+        .ok_or_else(|| Failure::new(Code::Interrupted, "interrupted; nothing was changed"))?;
+    for difference in &differences {
+        let text = match json {
+            true => json_line(difference),
+            false => line(difference),
+        };
+        reporter.event(&Event::Line { text });
+    }
+    Ok(Answer::Nothing)
+}
+
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+fn line(difference: &Difference) -> String {
+    let path = printable(&lossy(&difference.path));
+    let path = match difference.kind == libc::S_IFDIR {
+        true => path + "/",
+        false => path,
+    };
+    match &difference.change {
+        Change::Created => format!("created  {path}"),
+        Change::Deleted => format!("deleted  {path}"),
+        Change::Changed => format!("changed  {path}"),
+        Change::Renamed { from, is_changed } => {
+            let and = if *is_changed { ", changed" } else { "" };
+            format!("renamed  {path}  from {}{and}", printable(&lossy(from)))
+        }
+    }
+}
+
+fn json_line(difference: &Difference) -> String {
+    let kind = match difference.kind {
+        libc::S_IFDIR => "directory",
+        libc::S_IFREG => "file",
+        libc::S_IFLNK => "symlink",
+        _ => "special",
+    };
+    let (change, from, is_changed) = match &difference.change {
+        Change::Created => ("created", None, false),
+        Change::Deleted => ("deleted", None, false),
+        Change::Changed => ("changed", None, true),
+        Change::Renamed { from, is_changed } => ("renamed", Some(lossy(from)), *is_changed),
+    };
+    let path = lossy(&difference.path);
+    json!({"change": change, "path": path, "from": from, "kind": kind, "changed": is_changed})
+        .to_string()
+}
+
+/// Tells the kernel and the user.
+struct Observer<'a> {
+    caches: Option<&'a dyn KernelCaches>,
+    reporter: &'a dyn Reporter,
+}
+
+impl RestoreObserver for Observer<'_> {
+    fn inode_changed(&mut self, ino: Ino) {
+        if let Some(caches) = self.caches {
+            caches.inode_changed(ino);
+        }
+    }
+
+    fn entry_changed(&mut self, parent: Ino, name: &[u8]) {
+        if let Some(caches) = self.caches {
+            caches.entry_changed(parent, name);
+            caches.inode_changed(parent);
+        }
+    }
+
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        let message = match error {
+            FsError::IsDirectory | FsError::NotDirectory => {
+                "there is something of another kind in its place; --delete removes that".to_owned()
+            }
+            error => error.to_string(),
+        };
+        self.reporter.event(&Event::Problem {
+            path: lossy(path),
+            message,
+        });
+    }
+
+    fn goes_on(&mut self) -> bool {
+        !self.reporter.cancelled()
+    }
+}
+
+/// Brings back what is at the paths below the snapshot's directory, or all of it.
+///
+/// # Errors
+/// The snapshot does not show one of the paths, and nothing has changed then; or there is no room, or the pool takes no
+/// changes: then what has been done stays.
+pub fn restore(
+    fs: &Fs,
+    (named, snapshot): (&Named, &Arc<Snapshot>),
+    below: &[AnyPath],
+    removes_new: bool,
+    caches: Option<&dyn KernelCaches>,
+    reporter: &dyn Reporter,
+) -> Result<Answer> {
+    let started = Instant::now();
+    let root = snapshot.directory.in_view(snapshot.view);
+    let root = root.ok_or_else(|| Failure::new(Code::Failed, "the inode's number is too large"))?;
+    let all = [AnyPath::Text(String::new())];
+    let below = if below.is_empty() { &all[..] } else { below };
+    for path in below {
+        let mut at = root;
+        for part in path.bytes().split(|byte| *byte == b'/') {
+            if part == b".." {
+                let path = printable(&lossy(path.bytes()));
+                return Err(Failure::new(Code::Usage, format!("{path}: '..' in a path")));
+            }
+            if !matches!(part, b"" | b".") {
+                at = fs
+                    .lookup(at, part)
+                    .map_err(|error| {
+                        let path = printable(&lossy(path.bytes()));
+                        Failure::new(
+                            Code::Failed,
+                            format!(
+                                "{path} in {}: {error}; nothing was changed",
+                                named.sentence()
+                            ),
+                        )
+                    })?
+                    .ino;
+            }
+        }
+    }
+    let mut observer = Observer { caches, reporter };
+    let mut summary = RestoreSummary::default();
+    for path in below {
+        let done = fs
+            .snapshot_restore(
+                snapshot,
+                named.path.bytes(),
+                path.bytes(),
+                removes_new,
+                &mut observer,
+            )
+            .map_err(|error| {
+                let code = match error {
+                    FsError::NoSpace | FsError::ReadOnly(_) => Code::Host,
+                    _ => Code::Failed,
+                };
+                Failure::new(
+                    code,
+                    format!("restoring from {}: {error}", named.sentence()),
+                )
+                .hint("what was done until then stays; run the same command again to go on")
+            })?;
+        summary.restored += done.restored;
+        summary.unchanged += done.unchanged;
+        summary.removed += done.removed;
+        summary.problems += done.problems;
+    }
+    if reporter.cancelled() {
+        return Err(Failure::new(Code::Interrupted, "interrupted")
+            .hint("what was done until then stays; run the same command again to go on"));
+    }
+    fs.syncfs().map_err(|error| {
+        Failure::new(
+            Code::Host,
+            format!("what was restored is not durable: {error}"),
+        )
+    })?;
+    summary.seconds = started.elapsed().as_secs_f64();
+    Ok(Answer::Restored(summary))
+}
