@@ -38,6 +38,7 @@ const LAYERS: &[Layer] = &[
     edge(
         "cfs",
         &[
+            "cfs-s3",
             "cfs-fuse",
             "cfs-fs",
             "cfs-store",
@@ -46,6 +47,7 @@ const LAYERS: &[Layer] = &[
             "cfs-format",
         ],
     ),
+    edge("cfs-s3", &["cfs-fs", "cfs-store", "cfs-format"]),
     edge("cfs-fuse", &["cfs-fs", "cfs-format"]),
     core(
         "cfs-fs",

@@ -227,6 +227,8 @@ pub mod inode_flag {
     pub const INLINE: u32 = 1;
     /// There is at least one `XATTR` record.
     pub const XATTRS: u32 = 2;
+    /// A record that front ends keep describes the content as it is; every change of content clears it.
+    pub const DESCRIBED: u32 = 4;
 }
 
 const _: () = assert!(size_of::<InodeRecord>() == 136);

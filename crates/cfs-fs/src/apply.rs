@@ -7,6 +7,7 @@
 mod attributes;
 pub(crate) mod data;
 pub(crate) mod make;
+mod publish;
 mod remove;
 mod rename;
 mod restore;
@@ -83,6 +84,8 @@ fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         Command::CloneRange(command) => {
             data::clone_range(txn, command).map(|()| Outcome::default())
         }
+        Command::Publish(command) => publish::publish(txn, command),
+        Command::SetRecords(command) => publish::set_records(txn, command),
         Command::Rechunk(command) => data::rechunk(txn, command).map(|()| Outcome::default()),
         Command::SnapshotCreate(command) => {
             snapshots::create(txn, command).map(|()| Outcome::default())

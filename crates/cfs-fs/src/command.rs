@@ -63,6 +63,10 @@ pub enum Command {
     Prune(Prune),
     /// Gives an inode the content and the attributes that one had in a snapshot.
     Restore(Restore),
+    /// Gives a file without a name its name, replacing what has it, with records.
+    Publish(Publish),
+    /// Sets and removes records that front ends keep with an inode.
+    SetRecords(SetRecords),
 }
 
 /// See [`Command::Format`].
@@ -198,6 +202,43 @@ pub struct RenameWhiteout {
     pub gid: u32,
     /// Salt of its file key.
     pub salt: [u8; 16],
+}
+
+/// See [`Command::Publish`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Publish {
+    /// The file.
+    pub ino: Ino,
+    /// Directory of the name.
+    pub parent: Ino,
+    /// The name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// Where a replaced file goes instead of losing its name.
+    pub archive: Option<(Ino, Vec<u8>)>,
+    /// Keep a replaced inode as an orphan if this was its last name: somebody has it open.
+    pub keep: bool,
+    /// Records and extended attributes.
+    pub records: Vec<(Vec<u8>, Vec<u8>)>,
+    /// They describe the content.
+    pub describes: bool,
+    /// When.
+    pub now: Time,
+}
+
+/// See [`Command::SetRecords`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetRecords {
+    /// The inode.
+    pub ino: Ino,
+    /// Records to set.
+    pub put: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Names of records to remove.
+    pub delete: Vec<Vec<u8>>,
+    /// They describe the content.
+    pub describes: bool,
+    /// When, if it counts as a change of attributes.
+    pub now: Option<Time>,
 }
 
 /// See [`Command::SetAttributes`].

@@ -278,6 +278,14 @@ impl Core {
         }
     }
 
+    /// Whether there is content of the file that is not in the tables yet.
+    pub(crate) fn has_content_to_write(&self, ino: Ino) -> bool {
+        self.known(ino).is_some_and(|file| {
+            let body = file.lock();
+            !body.jobs.is_empty() || body.is_dirty()
+        })
+    }
+
     /// The inode is gone, or cannot be reached any more: what is in memory of it is dropped.
     pub(crate) fn forget(&self, ino: Ino) {
         let Some(file) = self.shard(ino).lock().remove(&ino) else {

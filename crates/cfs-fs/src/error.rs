@@ -73,6 +73,9 @@ pub enum FsError {
     /// The snapshot is held.
     #[error("the snapshot is held")]
     Held,
+    /// It is not any more what the operation was meant for.
+    #[error("it has changed meanwhile")]
+    Changed,
     /// Not offered.
     #[error("not supported")]
     NotSupported,
@@ -113,6 +116,7 @@ impl FsError {
             Self::ArgumentTooLong => libc::E2BIG,
             Self::CrossVolume => libc::EXDEV,
             Self::SymbolicLink => libc::ELOOP,
+            Self::Changed => libc::ESTALE,
             Self::NotSupported => libc::EOPNOTSUPP,
             Self::Read(_) | Self::Io(_) => libc::EIO,
         }

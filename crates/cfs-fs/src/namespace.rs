@@ -7,6 +7,7 @@ pub(crate) mod format;
 mod lookup;
 mod make;
 pub(crate) mod opens;
+pub(crate) mod publish;
 pub(crate) mod reap;
 mod remove;
 pub(crate) mod restore;

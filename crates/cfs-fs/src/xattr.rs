@@ -10,6 +10,7 @@ use crate::acl::{self, Acl};
 use crate::apply::Outcome;
 use crate::command::{Command, RemoveXattr, SetXattr};
 use crate::error::{FsError, Result};
+use crate::namespace::publish::is_visible;
 use crate::types::XattrFlags;
 use crate::views::listed_by;
 use crate::{Fs, inode, row};
@@ -39,10 +40,22 @@ fn check_name(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Whether a row may have this name and value, in whatever namespace.
+///
+/// # Errors
+/// [`FsError::Range`], [`FsError::Invalid`], [`FsError::ArgumentTooLong`].
+pub(crate) fn check_row(name: &[u8], value: &[u8]) -> Result<()> {
+    check_name(name)?;
+    match value.len() > XATTR_VALUE_BYTES_MAX {
+        true => Err(FsError::ArgumentTooLong),
+        false => Ok(()),
+    }
+}
+
 /// Whether this is a name as Linux has them: in a namespace, and more than the namespace.
 ///
 /// Not part of applying a command, so that a log which holds other names is replayed.
-fn check_namespace(name: &[u8]) -> Result<()> {
+pub(crate) fn check_namespace(name: &[u8]) -> Result<()> {
     check_name(name)?;
     if matches!(name, acl::ACCESS | acl::DEFAULT) {
         return Ok(());
@@ -182,7 +195,7 @@ impl Fs {
             return Err(FsError::NoData);
         }
         let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
-        if record.flags.get() & inode_flag::XATTRS == 0 {
+        if record.flags.get() & inode_flag::XATTRS == 0 || !is_visible(name) {
             return Err(FsError::NoData);
         }
         let value = self.views.get(self.views.place(ino)?, tag::XATTR, name)?;
@@ -228,7 +241,9 @@ impl Fs {
         let rows = self
             .views
             .rows(self.views.place(ino)?, tag::XATTR, &[], None);
-        rows.map(|row| row.map(|(name, _)| name)).collect()
+        rows.map(|row| row.map(|(name, _)| name))
+            .filter(|name| !name.as_ref().is_ok_and(|name| !is_visible(name)))
+            .collect()
     }
 
     /// Removes an attribute.
@@ -236,6 +251,9 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NoData`].
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        if !is_visible(name) {
+            return Err(FsError::NoData);
+        }
         self.files.settle_times(ino)?;
         self.execute(|_, now| {
             Ok(Command::RemoveXattr(RemoveXattr {

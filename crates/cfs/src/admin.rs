@@ -11,3 +11,4 @@ pub mod scrub;
 pub mod service;
 pub mod snapshots;
 pub mod socket;
+pub mod users;

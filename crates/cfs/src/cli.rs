@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::bytes;
+use crate::s3::S3At;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -26,6 +27,7 @@ Examples:
   cfs server --mount /mnt/cfs                 a pool in ./cfs-data, its files at /mnt/cfs
   cfs mount --data /srv/pool /mnt/cfs --daemon
   cfs import ~/photos / --data /srv/pool      copy in without FUSE
+  cfs admin user add alice --data /srv/pool   a user of the S3 face
   cfs admin status --data /srv/pool           what it saves
   cfs admin fsck --data /srv/pool             verify every reference and count
   cfs admin scrub --data /srv/pool            verify every byte that is stored
@@ -228,6 +230,9 @@ pub struct ServerArgs {
     /// Where the files appear: an empty directory
     #[arg(long, value_name = "MNT")]
     pub mount: Option<PathBuf>,
+    /// Where to speak S3; top-level directories are buckets [default: 127.0.0.1:9000, if it is free]
+    #[arg(long, value_name = "ADDR|off")]
+    pub s3: Option<S3At>,
     /// Options of the mount.
     #[command(flatten)]
     pub mounting: MountingArgs,
@@ -248,6 +253,9 @@ pub struct MountArgs {
     /// Go to the background when the files can be used; log to DIR/log
     #[arg(long)]
     pub daemon: bool,
+    /// Speak S3 at this address too; top-level directories are buckets [default: off]
+    #[arg(long, value_name = "ADDR|off")]
+    pub s3: Option<S3At>,
     /// Options of the mount.
     #[command(flatten)]
     pub mounting: MountingArgs,
@@ -498,7 +506,13 @@ pub enum AdminCommand {
         #[command(subcommand)]
         command: SnapshotCommand,
     },
-    /// Change what opens the pool
+    /// Users of the S3 face
+    User {
+        /// The user command.
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Keys: of the pool, and of users of the S3 face
     Key {
         /// The key command.
         #[command(subcommand)]
@@ -630,9 +644,67 @@ pub struct ReportArgs {
     pub existing: ExistingArgs,
 }
 
+/// A key that a user brings.
+#[derive(Debug, Args)]
+pub struct GivenKeyArgs {
+    /// Take this key instead of a new one
+    #[arg(long, value_name = "ID", requires = "secret_key_file")]
+    pub access_key_id: Option<String>,
+    /// File whose first line is the secret of --access-key-id
+    #[arg(long, value_name = "FILE", requires = "access_key_id")]
+    pub secret_key_file: Option<PathBuf>,
+}
+
+/// The user commands.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Make a user, and print its key, which is not shown again
+    #[command(after_help = "Example:\n  cfs admin user add alice --data /srv/pool --json")]
+    Add {
+        /// Its name.
+        name: String,
+        /// Its key.
+        #[command(flatten)]
+        key: GivenKeyArgs,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// List users and what names their keys
+    List(ReportArgs),
+    /// Remove a user and its keys; its buckets stay, and are root's
+    Remove {
+        /// Its name.
+        name: String,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+}
+
 /// The key commands.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
+    /// Give a user of the S3 face one more key, and print it; its secret is not shown again
+    Create {
+        /// The user's name.
+        name: String,
+        /// The key.
+        #[command(flatten)]
+        key: GivenKeyArgs,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Take a key from a user of the S3 face; what is signed with it is refused at once
+    Revoke {
+        /// What names it.
+        #[arg(value_name = "ACCESS_KEY_ID")]
+        access_key_id: String,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
     /// Give the pool a new passphrase; nothing is encrypted anew, only the key that all others hang from
     #[command(after_help = "\
 The present key is given as always (prompt, --passphrase-file, CFS_PASSPHRASE, --key-file or DIR/key), also when the

@@ -25,6 +25,7 @@ mod keys;
 mod memory;
 mod pool;
 mod repair;
+mod s3;
 mod serve;
 mod transfer;
 
@@ -40,15 +41,17 @@ use crate::admin::protocol::{
     AnyPath, DebugTarget, GcWay, Named, Request, SnapshotRequest, Transfer,
 };
 use crate::admin::reporter::end_if_unprinted;
+use crate::admin::users::{GivenKey, UserRequest};
 use crate::cli::{
-    AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, ImportArgs, KeyCommand,
-    MountArgs, ServerArgs, SnapshotArgs, SnapshotCommand,
+    AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, GivenKeyArgs, ImportArgs,
+    KeyCommand, MountArgs, ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand,
 };
 use crate::daemon::Side;
 use crate::datadir::DataDir;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::{Environment, KeyGiven};
 use crate::pool::Use;
+use crate::s3::S3At;
 use crate::serve::{Serving, serve};
 
 fn main() -> ExitCode {
@@ -135,6 +138,7 @@ fn server(args: ServerArgs, environment: Environment) -> Result<ExitCode> {
         dir: DataDir::at(&args.data)?,
         mount: args.mount,
         mounting: args.mounting,
+        s3: args.s3.unwrap_or(S3At::Default),
         pool: args.pool,
     };
     serve(serving, environment, None)?;
@@ -156,6 +160,7 @@ fn mount(args: MountArgs, environment: Environment, log: Option<&str>) -> Result
         dir: DataDir::at(&args.data)?,
         mount: Some(absolute(&args.mount)?),
         mounting: args.mounting,
+        s3: args.s3.unwrap_or(S3At::Off),
         pool: args.pool,
     };
     serve(serving, environment, starting)?;
@@ -220,6 +225,33 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             (args.report, request)
         }
         AdminCommand::Snapshot { command } => return snapshot(command, environment),
+        AdminCommand::User { command } => {
+            let (args, request) = match command {
+                UserCommand::Add { name, key, report } => {
+                    let key = given_key(key)?;
+                    (report, UserRequest::Add { name, key })
+                }
+                UserCommand::List(report) => (report, UserRequest::List),
+                UserCommand::Remove { name, report } => (report, UserRequest::Remove { name }),
+            };
+            (args, Request::User(request))
+        }
+        AdminCommand::Key {
+            command: KeyCommand::Create { name, key, report },
+        } => {
+            let key = given_key(key)?;
+            (report, Request::User(UserRequest::CreateKey { name, key }))
+        }
+        AdminCommand::Key {
+            command:
+                KeyCommand::Revoke {
+                    access_key_id,
+                    report,
+                },
+        } => (
+            report,
+            Request::User(UserRequest::RevokeKey { access_key_id }),
+        ),
         AdminCommand::Key {
             command:
                 KeyCommand::ChangePassphrase {
@@ -236,6 +268,19 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         }
     };
     on_existing(args.existing, environment, request, args.json)
+}
+
+/// The key that a user brings, if one does.
+fn given_key(args: GivenKeyArgs) -> Result<Option<GivenKey>> {
+    let (Some(access_key_id), Some(file)) = (args.access_key_id, args.secret_key_file) else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(&file).map_err(|e| Failure::host("read", &file, &e))?;
+    let secret_access_key = text.lines().next().unwrap_or_default().to_owned();
+    Ok(Some(GivenKey {
+        access_key_id,
+        secret_access_key,
+    }))
 }
 
 fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCode> {

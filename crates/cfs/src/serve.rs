@@ -1,6 +1,6 @@
 //! The process that serves a pool: opens it, mounts it, answers admin commands, and ends in order.
 //!
-//! The order of the end matters: first nobody new (admin socket), then what the kernel still has (sync, unmount), then
+//! The order of the end matters: first nobody new (admin socket, S3), then what the kernel still has (sync, unmount), then
 //! the background thread, then the pool, which is marked clean last of all.
 
 use std::io::Write;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use cfs_fs::{AtimePolicy, Fs};
 use cfs_fuse::{MountError, MountOptions, Mounted, SessionError, UnmountError};
+use cfs_s3::S3Server;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use crate::admin::service::Service;
@@ -24,6 +25,7 @@ use crate::interrupt;
 use crate::keys::{Environment, KeyGiven};
 use crate::memory::Trimmer;
 use crate::pool::{self, Use};
+use crate::s3::S3At;
 
 /// How often background work is looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,6 +40,8 @@ pub struct Serving {
     pub dir: DataDir,
     /// Where to mount it.
     pub mount: Option<PathBuf>,
+    /// Where to speak S3.
+    pub s3: S3At,
     /// How to mount it.
     pub mounting: MountingArgs,
     /// The pool.
@@ -93,8 +97,14 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
     let given = KeyGiven::new(serving.pool.key, environment);
     let pool = pool::open_or_create(&serving.dir, given, &serving.pool.first_run, usage)?;
     let service = Arc::new(Service::new(pool, true));
-    let served = start(&service, mount_options.as_ref(), &serving.dir, starting);
-    let (mounted, gone, socket, ticker) = match served {
+    let served = start(
+        &service,
+        mount_options.as_ref(),
+        &serving.dir,
+        serving.s3,
+        starting,
+    );
+    let (mounted, gone, socket, ticker, s3) = match served {
         Ok(served) => served,
         Err(failure) => {
             pool::close(&service.pool().fs)?;
@@ -110,6 +120,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
     }
     tell_the_impatient(signals, Arc::clone(&service.pool().fs));
     drop(socket);
+    drop(s3);
     if let Some(mounted) = mounted {
         unmount(&mounted, &gone);
     }
@@ -124,12 +135,14 @@ type Served = (
     Receiver<std::result::Result<(), SessionError>>,
     AdminSocket,
     Ticker,
+    Option<S3Server>,
 );
 
 fn start(
     service: &Arc<Service>,
     options: Option<&MountOptions>,
     dir: &DataDir,
+    s3: S3At,
     starting: Option<Starting>,
 ) -> Result<Served> {
     let fs = &service.pool().fs;
@@ -155,6 +168,7 @@ fn start(
         }
         failure
     };
+    let s3 = crate::s3::start(service, s3).map_err(end)?;
     let socket = AdminSocket::start(dir, Arc::clone(service)).map_err(end)?;
     let line = ready_line(service, dir, mounted.as_deref());
     match starting {
@@ -166,7 +180,7 @@ fn start(
             }
         }
     }
-    Ok((mounted, gone, socket, ticker))
+    Ok((mounted, gone, socket, ticker, s3))
 }
 
 fn mount_options(path: PathBuf, args: &MountingArgs) -> MountOptions {

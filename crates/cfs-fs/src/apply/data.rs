@@ -49,7 +49,9 @@ fn in_order(extents: &[Extent], end: u64) -> bool {
         && extents.last().is_none_or(|last| last.end() <= end)
 }
 
+/// Notes a change of content.
 fn stamp(record: &mut InodeRecord, now: Time, kill_suid_sgid: bool) {
+    record.flags = (record.flags.get() & !inode_flag::DESCRIBED).into();
     record.mtime = now.into();
     record.ctime = now.into();
     if kill_suid_sgid {
@@ -103,7 +105,7 @@ pub(super) fn write(txn: &mut Txn<'_>, command: &Write) -> Result<()> {
         } else if is_inline(&record) {
             txn.delete(inline_key);
         }
-        record.flags = flags.into();
+        record.flags = (flags & !inode_flag::DESCRIBED).into();
         record.size = command.size.into();
         if leaves_fragments(&command.extents, command.size) {
             let mark = fragmented_key(ino);

@@ -17,6 +17,7 @@ use super::report::printable;
 use super::reporter::{Reporter, Terminal, print_line};
 use super::service::Service;
 use super::socket;
+use super::users::{key_lines, user_lines};
 use crate::bytes::{count, show};
 use crate::cli::KeyArgs;
 use crate::datadir::DataDir;
@@ -282,6 +283,8 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         }),
         Answer::Restored(summary) => or_json(summary, json, || vec![restore_line(summary)]),
         Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
+        Answer::Users { users } => or_json(users, json, || user_lines(users)),
+        Answer::Key(key) => or_json(key, json, || key_lines(key)),
         Answer::Nothing => Vec::new(),
     };
     for line in lines {

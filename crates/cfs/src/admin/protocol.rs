@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::report::{Df, Domains, SnapshotTaken, Snapshots, Status};
+use super::users::{ShownKey, ShownUser, UserRequest};
 use crate::failure::Failure;
 
 /// Version of these messages; both sides must have the same.
@@ -99,6 +100,8 @@ pub enum Request {
     Snapshot(SnapshotRequest),
     /// Print a structure.
     Debug(DebugTarget),
+    /// Users of the S3 face.
+    User(UserRequest),
 }
 
 /// How segments are to be emptied.
@@ -299,6 +302,13 @@ pub enum Answer {
     Snapshots(Snapshots),
     /// Of `snapshot restore`.
     Restored(RestoreSummary),
+    /// Users of the S3 face.
+    Users {
+        /// They.
+        users: Vec<ShownUser>,
+    },
+    /// A key of a user of the S3 face.
+    Key(ShownKey),
     /// Of what only succeeds.
     Nothing,
 }

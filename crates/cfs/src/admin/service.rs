@@ -7,6 +7,7 @@ use std::time::Instant;
 use cfs_format::superblock::UNLOCK_PASSPHRASE;
 use cfs_format::{DomainId, Ino, SEGMENT_BYTES};
 use cfs_fuse::Mounted;
+use cfs_s3::Users;
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::unwrap_cluster_key;
@@ -24,6 +25,7 @@ use super::report::{Df, DomainUse, Domains, Reclaim, Recount, Segments, Status, 
 use super::reporter::Reporter;
 use super::scrub::scrub;
 use super::snapshots;
+use super::users::{self, UserAnswer};
 use crate::bytes::count;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
@@ -39,6 +41,8 @@ pub struct Service {
     /// This process stays and serves; else it opened the pool for one command.
     serves: bool,
     mounted: OnceLock<Arc<Mounted>>,
+    /// Of the S3 face; loaded when they are asked for.
+    users: Mutex<Option<Arc<Users>>>,
     /// One key change at a time: it reads the slot and writes it.
     key_change: Mutex<()>,
 }
@@ -70,6 +74,7 @@ impl Service {
             started: Instant::now(),
             serves,
             mounted: OnceLock::new(),
+            users: Mutex::default(),
             key_change: Mutex::new(()),
         }
     }
@@ -85,6 +90,27 @@ impl Service {
             self.mounted.set(mounted).is_ok(),
             "a process mounts its pool once"
         );
+    }
+
+    /// The users of the S3 face, as they are in the pool.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn users(&self) -> Result<Arc<Users>> {
+        let mut users = self.users.lock();
+        if let Some(users) = &*users {
+            return Ok(Arc::clone(users));
+        }
+        let loaded = Users::load(Arc::clone(&self.pool.fs))
+            .map_err(|error| Failure::new(Code::Failed, format!("the users of S3: {error}")))?;
+        Ok(Arc::clone(users.insert(Arc::new(loaded))))
+    }
+
+    /// The caches of the kernel's mount, if there is one.
+    pub fn kernel_caches(&self) -> Option<&dyn KernelCaches> {
+        self.mounted
+            .get()
+            .map(|mounted| &**mounted as &dyn KernelCaches)
     }
 
     /// Does what is asked.
@@ -130,6 +156,14 @@ impl Service {
                 let caches = self.caches();
                 snapshots::perform(&self.pool.fs, &request, caches, reporter)
             }
+            Request::User(request) => {
+                let answer = users::perform(&*self.users()?, request)?;
+                Ok(match answer {
+                    UserAnswer::Key(key) => Answer::Key(key),
+                    UserAnswer::Users(users) => Answer::Users { users },
+                    UserAnswer::Nothing => Answer::Nothing,
+                })
+            }
             Request::Debug(target) => {
                 debug::print(&self.pool.fs, &target, &mut |text| {
                     reporter.event(&Event::Line { text });
@@ -147,6 +181,7 @@ impl Service {
 
     fn run<'a>(&'a self, reporter: &'a dyn Reporter) -> Run<'a> {
         Run::new(&self.pool.fs, self.caches(), reporter)
+        Run::new(&self.pool.fs, self.kernel_caches(), reporter)
     }
 
     fn mount_dev(&self) -> Option<u64> {

@@ -1,0 +1,200 @@
+//! Buckets: directories in the root directory.
+
+use cfs_format::Ino;
+use cfs_fs::{Attr, FsError, RecordChange};
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
+
+use crate::errors::from_fs;
+use crate::face::Face;
+use crate::records::{self, Bucket, name};
+use crate::users::{ROOT_ID, User};
+use crate::walk::Walk;
+
+/// Names of directories that are read at a time.
+const BATCH: usize = 256;
+/// Mode of a new bucket's directory.
+const MODE: u32 = 0o755;
+
+/// A bucket that is there.
+#[derive(Clone, Debug)]
+pub(crate) struct BucketAt {
+    pub(crate) name: String,
+    pub(crate) attr: Attr,
+    pub(crate) record: Bucket,
+}
+
+impl BucketAt {
+    pub(crate) fn ino(&self) -> Ino {
+        self.attr.ino
+    }
+
+    /// Identifier of its owner.
+    pub(crate) fn owner(&self) -> &str {
+        match self.record.owner.as_str() {
+            "" => ROOT_ID,
+            owner => owner,
+        }
+    }
+}
+
+/// Whether a directory of this name can be a bucket that is there already; a new one has to meet S3's own rules.
+fn may_be_bucket(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+}
+
+impl Face {
+    /// The bucket of this name.
+    ///
+    /// # Errors
+    /// `NoSuchBucket`.
+    pub(crate) fn bucket(&self, name: &str) -> S3Result<BucketAt> {
+        self.find_bucket(name)?
+            .ok_or_else(|| s3_error!(NoSuchBucket, "there is no bucket {name}"))
+    }
+
+    /// The bucket of this name, if there is one.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn find_bucket(&self, name: &str) -> S3Result<Option<BucketAt>> {
+        if !may_be_bucket(name) {
+            return Ok(None);
+        }
+        let attr = match self.fs.lookup(Ino::ROOT, name.as_bytes()) {
+            Ok(attr) if attr.kind() == libc::S_IFDIR => attr,
+            Ok(_) | Err(FsError::NotFound | FsError::NameTooLong) => return Ok(None),
+            Err(error) => return Err(from_fs(error)),
+        };
+        let record = records::get(&self.fs, attr.ino, name::BUCKET).map_err(from_fs)?;
+        Ok(Some(BucketAt {
+            name: name.to_owned(),
+            attr,
+            record: record.unwrap_or_default(),
+        }))
+    }
+
+    /// All buckets from the name `from` on whose names begin with `prefix`, at most `count`.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn buckets(
+        &self,
+        prefix: &str,
+        from: &str,
+        count: usize,
+        wanted: impl Fn(&BucketAt) -> bool,
+    ) -> S3Result<Vec<BucketAt>> {
+        let mut from = prefix.max(from).as_bytes().to_vec();
+        let mut buckets = Vec::new();
+        loop {
+            let entries = self
+                .fs
+                .names_from(Ino::ROOT, &from, BATCH)
+                .map_err(from_fs)?;
+            let ended = entries.len() < BATCH;
+            for entry in entries {
+                from.clone_from(&entry.name);
+                from.push(0);
+                if !entry.name.starts_with(prefix.as_bytes()) || buckets.len() >= count {
+                    return Ok(buckets);
+                }
+                if entry.kind == libc::S_IFDIR
+                    && let Ok(name) = str::from_utf8(&entry.name)
+                    && let Some(bucket) = self.find_bucket(name)?
+                    && wanted(&bucket)
+                {
+                    buckets.push(bucket);
+                }
+            }
+            if ended {
+                return Ok(buckets);
+            }
+        }
+    }
+
+    /// Makes a bucket, durably.
+    ///
+    /// # Errors
+    /// `InvalidBucketName`, `BucketAlreadyOwnedByYou`, `BucketAlreadyExists`.
+    pub(crate) fn create_bucket(
+        &self,
+        name: &str,
+        owner: &User,
+        region: Option<String>,
+        more: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> S3Result<()> {
+        if !s3s::path::check_bucket_name(name) {
+            return Err(s3_error!(
+                InvalidBucketName,
+                "{name} can be no bucket's name"
+            ));
+        }
+        let _lock = self.lock(Ino::ROOT, name);
+        if let Some(bucket) = self.find_bucket(name)? {
+            return Err(match bucket.owner() == owner.id {
+                true => s3_error!(BucketAlreadyOwnedByYou),
+                false => s3_error!(BucketAlreadyExists),
+            });
+        }
+        let root = self.fs.getattr(Ino::ROOT).map_err(from_fs)?;
+        let made = self
+            .fs
+            .mkdir(Ino::ROOT, name.as_bytes(), MODE, &Self::caller_in(&root));
+        let attr = made.map_err(|error| match error {
+            FsError::Exists => s3_error!(BucketAlreadyExists),
+            error => from_fs(error),
+        })?;
+        let record = Bucket {
+            owner: owner.id.clone(),
+            region,
+        };
+        let mut put = more;
+        put.push((name::BUCKET.to_vec(), records::encode(&record)));
+        let change = RecordChange {
+            put,
+            ..RecordChange::default()
+        };
+        self.fs.set_records(attr.ino, change).map_err(from_fs)?;
+        self.make_durable()?;
+        self.name_changed(Ino::ROOT, name.as_bytes());
+        Ok(())
+    }
+
+    /// Removes a bucket without objects, and the empty directories in it, durably.
+    ///
+    /// # Errors
+    /// `BucketNotEmpty`, also when there is something in it that is no object.
+    pub(crate) fn delete_bucket(&self, bucket: &BucketAt) -> S3Result<()> {
+        let _lock = self.lock(Ino::ROOT, &bucket.name);
+        let mut walk = Walk::new(&self.fs, bucket.ino(), b"", b"").map_err(from_fs)?;
+        if walk.next().map_err(from_fs)?.is_some() {
+            return Err(S3ErrorCode::BucketNotEmpty.into());
+        }
+        let busy = |error: FsError| match error {
+            FsError::NotEmpty => S3Error::new(S3ErrorCode::BucketNotEmpty),
+            error => from_fs(error),
+        };
+        // Deepest first; what is no directory makes the removal of what it is in fail.
+        let mut below = vec![(bucket.ino(), Vec::new())];
+        while let Some((at, _)) = below.last() {
+            let at = *at;
+            match self.fs.names_from(at, b"", 1).map_err(from_fs)?.pop() {
+                Some(entry) if entry.kind == libc::S_IFDIR => below.push((entry.ino, entry.name)),
+                Some(_) => return Err(S3ErrorCode::BucketNotEmpty.into()),
+                None => {
+                    let (_, name) = below.pop().expect("the loop saw it");
+                    if let Some((parent, _)) = below.last() {
+                        self.fs.rmdir(*parent, &name).map_err(busy)?;
+                        self.name_changed(*parent, &name);
+                    }
+                }
+            }
+        }
+        self.fs
+            .rmdir(Ino::ROOT, bucket.name.as_bytes())
+            .map_err(busy)?;
+        self.make_durable()?;
+        self.name_changed(Ino::ROOT, bucket.name.as_bytes());
+        Ok(())
+    }
+}

@@ -1,0 +1,51 @@
+//! Errors of the file system as S3 says them.
+
+use cfs_fs::FsError;
+use http::StatusCode;
+use s3s::{S3Error, S3ErrorCode};
+
+/// An error that `s3s` has no name for.
+pub(crate) fn custom(code: &'static str, status: StatusCode, message: &'static str) -> S3Error {
+    let mut error = S3Error::with_message(S3ErrorCode::Custom(code.into()), message);
+    error.set_status_code(status);
+    error
+}
+
+/// The pool is full: RFC 4918's status, which clients do not retry as they do 500 and 503.
+pub(crate) fn full() -> S3Error {
+    custom(
+        "InsufficientStorage",
+        StatusCode::INSUFFICIENT_STORAGE,
+        "the pool has no room left; delete something, or make it larger",
+    )
+}
+
+/// What a failure of the file system is for a client. Damage and the like are logged here.
+pub(crate) fn from_fs(error: FsError) -> S3Error {
+    match error {
+        FsError::NoSpace => full(),
+        FsError::NotFound | FsError::NotDirectory => S3ErrorCode::NoSuchKey.into(),
+        FsError::TooLarge => S3ErrorCode::EntityTooLarge.into(),
+        FsError::NameTooLong => S3ErrorCode::KeyTooLongError.into(),
+        FsError::Changed | FsError::Exists | FsError::NotEmpty => S3Error::with_message(
+            S3ErrorCode::OperationAborted,
+            "somebody else is changing the same name; try again",
+        ),
+        FsError::IsDirectory
+        | FsError::NotPermitted
+        | FsError::SymbolicLink
+        | FsError::Snapshot => custom(
+            "InvalidObjectState",
+            StatusCode::CONFLICT,
+            "something that is no object has this name in the file system",
+        ),
+        FsError::ReadOnly(reason) => {
+            tracing::error!("refused, as the pool is read-only: {reason}");
+            S3Error::with_message(S3ErrorCode::ServiceUnavailable, "the pool is read-only")
+        }
+        other => {
+            tracing::error!("a request failed: {other}");
+            S3Error::with_message(S3ErrorCode::InternalError, "see the server's log")
+        }
+    }
+}

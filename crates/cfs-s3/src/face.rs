@@ -1,0 +1,99 @@
+//! What all operations share: the file system, who is told of changes, and locks of keys.
+//!
+//! # Locks
+//! A key's lock is held while its object is looked at and then changed, so that conditions hold among S3 requests.
+//! It is never held while a body is received. Changes through the mount do not take it: against them the file system
+//! compares once more in the command itself.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use cfs_format::Ino;
+use cfs_fs::{Attr, Caller, Fs};
+use parking_lot::{Mutex, MutexGuard};
+use s3s::{S3Error, S3Result};
+
+use crate::errors;
+use crate::users::Users;
+
+/// Locks of keys; keys that share one wait for each other without need.
+const LOCKS: usize = 256;
+
+/// Told of changes that the kernel does not know of, as its caches may be older.
+pub trait Watcher: Send + Sync + 'static {
+    /// A name appeared, vanished or points elsewhere.
+    fn name_changed(&self, parent: Ino, name: &[u8]);
+    /// Attributes or content of an inode changed.
+    fn inode_changed(&self, ino: Ino);
+}
+
+/// The S3 face of a file system.
+pub(crate) struct Face {
+    pub(crate) fs: Arc<Fs>,
+    pub(crate) users: Arc<Users>,
+    watcher: Arc<dyn Watcher>,
+    locks: [Mutex<()>; LOCKS],
+}
+
+impl Face {
+    pub(crate) fn new(fs: Arc<Fs>, users: Arc<Users>, watcher: Arc<dyn Watcher>) -> Self {
+        Self {
+            fs,
+            users,
+            watcher,
+            locks: std::array::from_fn(|_| Mutex::default()),
+        }
+    }
+
+    /// The lock of a key in a bucket.
+    pub(crate) fn lock(&self, bucket: Ino, key: &str) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        (bucket, key).hash(&mut hasher);
+        self.locks[hasher.finish() as usize % LOCKS].lock()
+    }
+
+    /// Returns when everything that was changed is durable.
+    ///
+    /// # Errors
+    /// The pool failed; nothing is acknowledged then.
+    pub(crate) fn make_durable(&self) -> S3Result<()> {
+        self.fs
+            .store()
+            .sync()
+            .map_err(|error| errors::from_fs(error.into()))
+    }
+
+    /// Tells the kernel that a name in a directory changed.
+    pub(crate) fn name_changed(&self, parent: Ino, name: &[u8]) {
+        self.watcher.name_changed(parent, name);
+        self.watcher.inode_changed(parent);
+    }
+
+    /// Tells the kernel that an inode changed.
+    pub(crate) fn inode_changed(&self, ino: Ino) {
+        self.watcher.inode_changed(ino);
+    }
+
+    /// New files and directories belong to who owns the directory that they are made in.
+    pub(crate) fn caller_in(directory: &Attr) -> Caller {
+        Caller {
+            uid: directory.uid,
+            gid: directory.gid,
+            pid: 0,
+            umask: 0o022,
+        }
+    }
+}
+
+/// Runs what blocks on the threads for that.
+///
+/// # Errors
+/// What it fails with; it ends with the process when it panics.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> S3Result<T> + Send + 'static,
+) -> S3Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(S3Error::internal_error(error)),
+    }
+}

@@ -1,0 +1,417 @@
+//! Objects: regular files in a bucket's directory.
+
+use std::collections::BTreeMap;
+
+use cfs_format::Ino;
+use cfs_fs::{Attr, Expected, FsError, Publication, RecordChange};
+use md5::{Digest, Md5};
+use s3s::{S3Result, s3_error};
+use sha2::Sha256;
+
+use crate::buckets::BucketAt;
+use crate::errors::from_fs;
+use crate::face::Face;
+use crate::names;
+use crate::records::{self, Content, name};
+use crate::walk;
+
+/// How often a change is tried again that others got in the way of.
+const TRIES: usize = 32;
+/// Bytes that are read at a time to compute a digest.
+const DIGEST_STEP: usize = 1 << 20;
+/// Mode of a directory that is made for a key.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// Where an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) parent: Ino,
+    pub(crate) name: Vec<u8>,
+    pub(crate) ino: Ino,
+}
+
+/// An object as it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    pub(crate) attr: Attr,
+    pub(crate) content: Content,
+}
+
+impl Face {
+    /// Where the object with this key is.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn find(&self, bucket: Ino, key: &str) -> Result<Option<Place>, FsError> {
+        let (directories, last) = names::split(key.as_bytes());
+        let mut at = bucket;
+        for component in directories {
+            match walk::directory_in(&self.fs, at, component)? {
+                Some(ino) => at = ino,
+                None => return Ok(None),
+            }
+        }
+        let file = |parent, name: &[u8]| -> Result<Option<Place>, FsError> {
+            let entry = self.fs.find_name(parent, name)?;
+            Ok(entry
+                .filter(|entry| entry.kind == libc::S_IFREG)
+                .map(|entry| Place {
+                    parent,
+                    name: entry.name,
+                    ino: entry.ino,
+                }))
+        };
+        if names::is_plain(last)
+            && let Some(place) = file(at, last)?
+        {
+            return Ok(Some(place));
+        }
+        let mut names = names::escaped_file_names(last);
+        let last = names.pop().expect("there is at least one name");
+        for name in names {
+            match self.fs.find_name(at, &name)? {
+                Some(entry) if entry.kind == libc::S_IFDIR => at = entry.ino,
+                _ => return Ok(None),
+            }
+        }
+        file(at, &last)
+    }
+
+    /// The object in a place, with its digests, which are computed if they are not known.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] when it is not there any more.
+    pub(crate) fn object(&self, ino: Ino) -> Result<Object, FsError> {
+        for _ in 0..TRIES {
+            let (attr, content) = self.known_object(ino)?;
+            if let Some(content) = content {
+                return Ok(Object { attr, content });
+            }
+            let content = self.digest(ino, attr.size)?;
+            let change = RecordChange {
+                put: vec![(name::CONTENT.to_vec(), records::encode(&content))],
+                describes: Some(attr),
+                ..RecordChange::default()
+            };
+            match self.fs.set_records(ino, change) {
+                Ok(()) => return Ok(Object { attr, content }),
+                Err(FsError::Changed) => {}
+                // What is known for this answer is right, if it cannot be kept.
+                Err(FsError::NoSpace | FsError::ReadOnly(_)) => {
+                    return Ok(Object { attr, content });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(FsError::Changed)
+    }
+
+    /// The object with this key as it is now, if there is one.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn look(&self, bucket: Ino, key: &str) -> S3Result<Option<Object>> {
+        let Some(place) = self.find(bucket, key).map_err(from_fs)? else {
+            return Ok(None);
+        };
+        match self.object(place.ino) {
+            Ok(object) => Ok(Some(object)),
+            Err(FsError::NotFound) => Ok(None),
+            Err(error) => Err(from_fs(error)),
+        }
+    }
+
+    /// A checksum of the whole content of a file, by the name of its algorithm.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn checksum(
+        &self,
+        ino: Ino,
+        size: u64,
+        algorithm: &str,
+    ) -> S3Result<BTreeMap<String, String>> {
+        let mut hasher = crate::ops::put::hasher(|name| name == algorithm);
+        let mut buffer = Vec::new();
+        let mut at = 0;
+        while at < size {
+            self.fs
+                .read(ino, at, DIGEST_STEP, &mut buffer)
+                .map_err(from_fs)?;
+            if buffer.is_empty() {
+                break;
+            }
+            hasher.update(&buffer);
+            at += buffer.len() as u64;
+        }
+        Ok(crate::upload::named(&hasher.finalize()))
+    }
+
+    /// Attributes of a file, and its digests if they are known.
+    pub(crate) fn known_object(&self, ino: Ino) -> Result<(Attr, Option<Content>), FsError> {
+        let (attr, record) = self.fs.described(ino, name::CONTENT)?;
+        let content = record.map(|bytes| records::decode(&bytes)).transpose()?;
+        Ok((attr, content))
+    }
+
+    fn digest(&self, ino: Ino, size: u64) -> Result<Content, FsError> {
+        let mut md5 = Md5::new();
+        let mut sha256 = Sha256::new();
+        let mut buffer = Vec::new();
+        let mut at = 0;
+        while at < size {
+            self.fs.read(ino, at, DIGEST_STEP, &mut buffer)?;
+            if buffer.is_empty() {
+                break;
+            }
+            md5.update(&buffer);
+            sha256.update(&buffer);
+            at += buffer.len() as u64;
+        }
+        Ok(Content {
+            etag: hex(&md5.finalize()),
+            sha256: hex(&sha256.finalize()),
+            ..Content::default()
+        })
+    }
+
+    /// Makes the directories of a key that are missing. A file that has the name of one gets its escaped name.
+    fn make_parents(&self, bucket: Ino, key: &str) -> Result<Ino, FsError> {
+        let (directories, _) = names::split(key.as_bytes());
+        let mut at = bucket;
+        for name in directories.into_iter().flat_map(names::directory_names) {
+            at = self.make_directory(at, &name)?;
+        }
+        Ok(at)
+    }
+
+    fn make_directory(&self, parent: Ino, name: &[u8]) -> Result<Ino, FsError> {
+        for _ in 0..TRIES {
+            match self.fs.find_name(parent, name)? {
+                Some(entry) if entry.kind == libc::S_IFDIR => return Ok(entry.ino),
+                Some(entry) if entry.kind == libc::S_IFREG => {
+                    self.step_aside(parent, name)?;
+                }
+                Some(_) => return Err(FsError::NotPermitted),
+                None => {}
+            }
+            let directory = self.fs.getattr(parent)?;
+            match self
+                .fs
+                .mkdir(parent, name, DIRECTORY_MODE, &Self::caller_in(&directory))
+            {
+                Ok(made) => {
+                    let change = RecordChange {
+                        put: vec![(name::IMPLIED.to_vec(), Vec::new())],
+                        ..RecordChange::default()
+                    };
+                    self.fs.set_records(made.ino, change)?;
+                    self.name_changed(parent, name);
+                    return Ok(made.ino);
+                }
+                Err(FsError::Exists) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(FsError::Changed)
+    }
+
+    /// Gives a file whose name is needed for a directory its escaped name.
+    fn step_aside(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        let mut names = names::escaped_file_names(name);
+        let last = names.pop().expect("there is at least one name");
+        let mut at = parent;
+        for name in names {
+            at = self.make_directory(at, &name)?;
+        }
+        match self
+            .fs
+            .rename(parent, name, at, &last, cfs_fs::RenameFlags::default())
+        {
+            Ok(()) => {
+                self.name_changed(parent, name);
+                self.name_changed(at, &last);
+                Ok(())
+            }
+            Err(FsError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where an object that is not there yet goes: its directory and name.
+    fn new_place(&self, bucket: Ino, key: &str) -> Result<(Ino, Vec<u8>), FsError> {
+        let mut at = self.make_parents(bucket, key)?;
+        let (_, last) = names::split(key.as_bytes());
+        if names::is_plain(last) {
+            match self.fs.find_name(at, last)? {
+                None => return Ok((at, last.to_vec())),
+                Some(entry) if entry.kind == libc::S_IFDIR => {}
+                Some(_) => return Err(FsError::NotPermitted),
+            }
+        }
+        let mut names = names::escaped_file_names(last);
+        let last = names.pop().expect("there is at least one name");
+        for name in names {
+            at = self.make_directory(at, &name)?;
+        }
+        Ok((at, last))
+    }
+
+    /// Gives a file without a name its key, with its records, durably. `check` sees what has the key now, and may
+    /// refuse; what it has seen is still there when the file takes its place. Its content should be flushed, since the
+    /// key is locked meanwhile.
+    ///
+    /// # Errors
+    /// What `check` refuses; what the file system does.
+    pub(crate) fn publish(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        ino: Ino,
+        records: &[(Vec<u8>, Vec<u8>)],
+        check: &dyn Fn(Option<&Object>) -> S3Result<()>,
+        conditional: bool,
+    ) -> S3Result<Attr> {
+        let lock = self.lock(bucket.ino(), key);
+        for _ in 0..TRIES {
+            let place = self.find(bucket.ino(), key).map_err(from_fs)?;
+            let mut expected = Expected::Anything;
+            if conditional {
+                let object = match &place {
+                    Some(place) => Some(self.object(place.ino).map_err(from_fs)?),
+                    None => None,
+                };
+                check(object.as_ref())?;
+                expected = match object {
+                    Some(object) => Expected::Unchanged(object.attr),
+                    None => Expected::Nothing,
+                };
+            }
+            let replaced = place.as_ref().map(|place| place.ino);
+            let target = match place {
+                Some(place) => Ok((place.parent, place.name)),
+                None => self.new_place(bucket.ino(), key),
+            };
+            let published = target.and_then(|(parent, name)| {
+                let publication = Publication {
+                    parent,
+                    name: &name,
+                    expected,
+                    records: records.to_vec(),
+                    archive: None,
+                };
+                let attr = self.fs.publish(ino, publication)?;
+                Ok((attr, parent, name))
+            });
+            match published {
+                Ok((attr, parent, name)) => {
+                    drop(lock);
+                    self.make_durable()?;
+                    self.name_changed(parent, &name);
+                    if let Some(ino) = replaced {
+                        self.inode_changed(ino);
+                    }
+                    return Ok(attr);
+                }
+                // The directory went, or the name became something else, between the look and the step.
+                Err(
+                    FsError::NotFound
+                    | FsError::NotDirectory
+                    | FsError::IsDirectory
+                    | FsError::Exists
+                    | FsError::Changed,
+                ) => {}
+                Err(error) => return Err(from_fs(error)),
+            }
+        }
+        Err(s3_error!(
+            OperationAborted,
+            "somebody else is changing the same name; try again"
+        ))
+    }
+
+    /// Removes an object, and the directories that were made for it and are empty; not durable yet. Whether there was
+    /// one.
+    ///
+    /// # Errors
+    /// What `check` refuses; what the file system does.
+    pub(crate) fn remove(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        check: &dyn Fn(Option<&Object>) -> S3Result<()>,
+        conditional: bool,
+    ) -> S3Result<bool> {
+        let _lock = self.lock(bucket.ino(), key);
+        let mut removed = false;
+        // A key can have a plain and an escaped name.
+        for _ in 0..TRIES {
+            let place = self.find(bucket.ino(), key).map_err(from_fs)?;
+            if conditional && !removed {
+                let object = match &place {
+                    Some(place) => Some(self.object(place.ino).map_err(from_fs)?),
+                    None => None,
+                };
+                check(object.as_ref())?;
+            }
+            let Some(place) = place else {
+                break;
+            };
+            match self.fs.unlink(place.parent, &place.name) {
+                Ok(()) => {
+                    removed = true;
+                    self.name_changed(place.parent, &place.name);
+                    self.inode_changed(place.ino);
+                    self.prune(bucket.ino(), key).map_err(from_fs)?;
+                }
+                Err(FsError::NotFound) => {}
+                Err(error) => return Err(from_fs(error)),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes the directories on the way to a key that were made for keys and have become empty, from the last one on.
+    fn prune(&self, bucket: Ino, key: &str) -> Result<(), FsError> {
+        let (directories, last) = names::split(key.as_bytes());
+        let mut way = Vec::new();
+        let mut at = bucket;
+        let mut names: Vec<_> = directories
+            .into_iter()
+            .flat_map(names::directory_names)
+            .collect();
+        let mut pieces = names::escaped_file_names(last);
+        pieces.pop();
+        names.append(&mut pieces);
+        for name in names {
+            match self.fs.find_name(at, &name)? {
+                Some(entry) if entry.kind == libc::S_IFDIR => {
+                    way.push((at, name, entry.ino));
+                    at = entry.ino;
+                }
+                _ => break,
+            }
+        }
+        for (parent, name, directory) in way.into_iter().rev() {
+            let is_empty = self.fs.names_from(directory, b"", 1)?.is_empty();
+            if !is_empty || self.fs.record(directory, name::IMPLIED)?.is_none() {
+                break;
+            }
+            match self.fs.rmdir(parent, &name) {
+                Ok(()) => self.name_changed(parent, &name),
+                Err(FsError::NotEmpty | FsError::NotFound) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hexadecimal digits of bytes.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes any text");
+        text
+    })
+}

@@ -1,0 +1,243 @@
+//! CopyObject: by references, nothing is read.
+
+use std::sync::Arc;
+
+use s3s::dto::{
+    CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, ETag, MetadataDirective,
+    TaggingDirective,
+};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+
+use super::put::{hasher, http_date, show_checksums};
+use super::{
+    check_encryption, check_owner, check_storage_class, check_version, encryption, user_of,
+};
+use crate::access;
+use crate::conditions::{Conditions, timestamp};
+use crate::download::Opened;
+use crate::errors::from_fs;
+use crate::face::{Face, blocking};
+use crate::metadata::{Meta, tags_of_header};
+use crate::objects::Object;
+use crate::records::{self, Headers, name};
+use crate::upload::{Measures, Upload};
+use crate::users::User;
+
+/// Bytes that one request copies at most; S3's own limit.
+const COPY_BYTES_MAX: u64 = 5 << 30;
+/// Bytes that are copied at a time.
+const STEP_BYTES: u64 = 1 << 30;
+
+/// Bucket, key and version of a source.
+///
+/// # Errors
+/// `NotImplemented` for access points.
+pub(crate) fn source_of(source: &CopySource) -> S3Result<(String, String, Option<String>)> {
+    match source {
+        CopySource::Bucket {
+            bucket,
+            key,
+            version_id,
+        } => Ok((
+            bucket.to_string(),
+            key.to_string(),
+            version_id.as_ref().map(ToString::to_string),
+        )),
+        _ => Err(super::not_implemented("access points as sources of copies")),
+    }
+}
+
+impl Face {
+    /// Opens the source of a copy.
+    ///
+    /// # Errors
+    /// As S3 has them.
+    pub(crate) fn open_source(
+        &self,
+        user: Option<&User>,
+        (bucket, key, version): (&str, &str, Option<&String>),
+        expected_owner: Option<&String>,
+        conditions: &Conditions,
+    ) -> S3Result<(Object, Opened)> {
+        let bucket = self.bucket(bucket)?;
+        check_owner(&bucket, expected_owner)?;
+        self.authorize(user, &bucket, Some(key), "s3:GetObject")?;
+        check_version(version)?;
+        let place = self
+            .find(bucket.ino(), key)
+            .map_err(from_fs)?
+            .ok_or(S3ErrorCode::NoSuchKey)?;
+        let opened = Opened::new(Arc::clone(&self.fs), place.ino).map_err(from_fs)?;
+        let object = self.object(place.ino).map_err(from_fs)?;
+        conditions.check_copy(&object)?;
+        Ok((object, opened))
+    }
+
+    /// Adds references to a range of a file at the end of another.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub(crate) fn refer(
+        &self,
+        source: cfs_format::Ino,
+        range: std::ops::Range<u64>,
+        target: cfs_format::Ino,
+        target_offset: u64,
+    ) -> S3Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let wanted = (range.end - at).min(STEP_BYTES);
+            let offset = target_offset + (at - range.start);
+            let copied = self
+                .fs
+                .copy_range(source, at, target, offset, wanted)
+                .map_err(from_fs)?;
+            if copied == 0 {
+                return Err(s3_error!(OperationAborted, "the source has become shorter"));
+            }
+            at += copied;
+        }
+        Ok(())
+    }
+}
+
+/// Copies an object, or gives it other metadata.
+///
+/// # Errors
+/// As S3 has them.
+pub(crate) async fn copy_object(
+    face: Arc<Face>,
+    request: S3Request<CopyObjectInput>,
+) -> S3Result<S3Response<CopyObjectOutput>> {
+    let user = user_of(&request);
+    let mut input = request.input;
+    access::check_canned_acl(input.acl.as_ref().map(|acl| acl.as_str()))?;
+    check_storage_class(input.storage_class.as_ref())?;
+    check_encryption(
+        input.server_side_encryption.as_ref(),
+        input
+            .sse_customer_algorithm
+            .as_ref()
+            .or(input.copy_source_sse_customer_algorithm.as_ref()),
+        input.sse_customer_key.is_some() || input.copy_source_sse_customer_key.is_some(),
+    )?;
+    let (source_bucket, source_key, source_version) = source_of(&input.copy_source)?;
+    let replaces = |directive: Option<&str>, copy: &str, replace: &str| match directive {
+        None => Ok(false),
+        Some(text) if text == copy => Ok(false),
+        Some(text) if text == replace => Ok(true),
+        Some(_) => Err(s3_error!(InvalidArgument, "a directive is COPY or REPLACE")),
+    };
+    let new_metadata = replaces(
+        input
+            .metadata_directive
+            .as_ref()
+            .map(MetadataDirective::as_str),
+        MetadataDirective::COPY,
+        MetadataDirective::REPLACE,
+    )?;
+    let new_tags = replaces(
+        input
+            .tagging_directive
+            .as_ref()
+            .map(TaggingDirective::as_str),
+        TaggingDirective::COPY,
+        TaggingDirective::REPLACE,
+    )?;
+    let is_itself = source_bucket == input.bucket && source_key == input.key;
+    if is_itself
+        && source_version.is_none()
+        && !new_metadata
+        && !new_tags
+        && input.server_side_encryption.is_none()
+        && input.storage_class.is_none()
+        && input.website_redirect_location.is_none()
+    {
+        return Err(s3_error!(
+            InvalidRequest,
+            "a copy of an object to itself must change its metadata, storage class, redirect or encryption"
+        ));
+    }
+    let conditions = Conditions {
+        if_match: input.copy_source_if_match.take(),
+        if_none_match: input.copy_source_if_none_match.take(),
+        if_modified_since: input.copy_source_if_modified_since.take(),
+        if_unmodified_since: input.copy_source_if_unmodified_since.take(),
+    };
+    let wanted_checksum = input
+        .checksum_algorithm
+        .as_ref()
+        .map(|name| name.as_str().to_owned());
+    blocking(move || {
+        let bucket = face.bucket(&input.bucket)?;
+        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let source = (&*source_bucket, &*source_key, source_version.as_ref());
+        let (object, opened) = face.open_source(
+            user.as_deref(),
+            source,
+            input.expected_source_bucket_owner.as_ref(),
+            &conditions,
+        )?;
+        let size = object.attr.size;
+        if size > COPY_BYTES_MAX {
+            return Err(s3_error!(
+                InvalidRequest,
+                "copy an object of more than 5 GiB in parts"
+            ));
+        }
+        let mut meta = Meta::load(&face.fs, object.attr.ino).map_err(from_fs)?;
+        let owner = user.map(|user| user.id.clone());
+        if new_metadata {
+            let headers = Headers {
+                cache_control: input.cache_control.take(),
+                content_disposition: input.content_disposition.take(),
+                content_encoding: input.content_encoding.take(),
+                content_language: input.content_language.take(),
+                expires: input.expires.as_ref().map(http_date),
+                ..Headers::default()
+            };
+            let tags = std::mem::take(&mut meta.tags);
+            meta = Meta::given(
+                input.content_type.take(),
+                input.metadata.take(),
+                headers,
+                tags,
+            )?;
+        }
+        meta.headers.owner = owner;
+        meta.headers.redirect = input.website_redirect_location.take();
+        if new_tags {
+            meta.tags = tags_of_header(input.tagging.as_deref())?;
+        }
+        let measures = Measures {
+            checksums: hasher(|_| false),
+            sha256: Some(object.content.sha256.clone()),
+        };
+        let upload = Upload::begin(Arc::clone(&face), bucket.ino(), measures)?;
+        face.refer(object.attr.ino, 0..size, upload.ino(), 0)?;
+        drop(opened);
+        let mut content = object.content;
+        if let Some(algorithm) = wanted_checksum
+            && (content.composite || !content.checksums.contains_key(&algorithm))
+        {
+            content.checksums = face.checksum(upload.ino(), size, &algorithm)?;
+            content.composite = false;
+            content.part_checksums.clear();
+        }
+        let mut rows = meta.rows();
+        rows.push((name::CONTENT.to_vec(), records::encode(&content)));
+        let attr = face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false)?;
+        let mut result = CopyObjectResult {
+            e_tag: Some(ETag::Strong(content.etag.clone())),
+            last_modified: Some(timestamp(attr.mtime)),
+            ..CopyObjectResult::default()
+        };
+        show_checksums!(result, content.checksums);
+        Ok(S3Response::new(CopyObjectOutput {
+            copy_object_result: Some(result),
+            server_side_encryption: encryption(),
+            ..CopyObjectOutput::default()
+        }))
+    })
+    .await
+}

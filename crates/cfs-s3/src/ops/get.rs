@@ -1,0 +1,336 @@
+//! GetObject, HeadObject and GetObjectAttributes.
+
+use std::ops::Range as Bytes;
+use std::sync::Arc;
+
+use s3s::dto::{
+    Checksum, ChecksumMode, ChecksumType, ETag, GetObjectAttributesInput,
+    GetObjectAttributesOutput, GetObjectAttributesParts, GetObjectInput, GetObjectOutput,
+    HeadObjectInput, HeadObjectOutput, ObjectAttributes, ObjectPart, Range, StorageClass,
+    StreamingBlob, Timestamp, TimestampFormat,
+};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+
+use super::put::show_checksums;
+use super::{check_encryption, check_owner, check_version, encryption};
+use crate::conditions::{Conditions, timestamp};
+use crate::download::{Download, Opened};
+use crate::errors::from_fs;
+use crate::face::{Face, blocking};
+use crate::metadata::{DEFAULT_TYPE, Meta};
+use crate::objects::Object;
+
+/// An object that is to be shown.
+struct Found {
+    object: Object,
+    meta: Meta,
+    opened: Opened,
+    range: Bytes<u64>,
+    /// Whether less than the whole was asked for.
+    is_part: bool,
+    parts_count: Option<i32>,
+}
+
+struct Question {
+    bucket: String,
+    key: String,
+    version: Option<String>,
+    expected_owner: Option<String>,
+    conditions: Conditions,
+    range: Option<Range>,
+    part_number: Option<i32>,
+}
+
+impl Question {
+    fn answer(self, face: &Face) -> S3Result<Found> {
+        let bucket = face.bucket(&self.bucket)?;
+        check_owner(&bucket, self.expected_owner.as_ref())?;
+        check_version(self.version.as_ref())?;
+        let place = face
+            .find(bucket.ino(), &self.key)
+            .map_err(from_fs)?
+            .ok_or(S3ErrorCode::NoSuchKey)?;
+        let opened = Opened::new(Arc::clone(&face.fs), place.ino).map_err(from_fs)?;
+        let object = face.object(place.ino).map_err(from_fs)?;
+        self.conditions.check_read(&object)?;
+        let meta = Meta::load(&face.fs, place.ino).map_err(from_fs)?;
+        let size = object.attr.size;
+        let parts = &object.content.parts;
+        let (range, is_part) = match (&self.range, self.part_number) {
+            (Some(_), Some(_)) => {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "a range and a part's number cannot be asked for at once"
+                ));
+            }
+            (Some(range), None) => (range.check(size)?, true),
+            (None, Some(number)) => (part_range(parts, size, number)?, true),
+            (None, None) => (0..size, false),
+        };
+        let parts_count = self
+            .part_number
+            .filter(|_| !parts.is_empty())
+            .and_then(|_| i32::try_from(parts.len()).ok());
+        Ok(Found {
+            object,
+            meta,
+            opened,
+            range,
+            is_part,
+            parts_count,
+        })
+    }
+}
+
+/// The bytes of a part; an object that was put whole has one.
+fn part_range(parts: &[u64], size: u64, number: i32) -> S3Result<Bytes<u64>> {
+    let whole = [size];
+    let parts = if parts.is_empty() { &whole } else { parts };
+    let index = usize::try_from(number)
+        .ok()
+        .and_then(|number| number.checked_sub(1))
+        .filter(|index| *index < parts.len())
+        .ok_or_else(|| s3_error!(InvalidPart, "the object has no part {number}"))?;
+    let start: u64 = parts[..index].iter().sum();
+    Ok(start..start + parts[index])
+}
+
+/// What an answer has of an object, whether with its content or without.
+macro_rules! show {
+    ($output:ident, $found:expr, $checksum_mode:expr) => {{
+        let found = &$found;
+        let headers = &found.meta.headers;
+        let length = found.range.end - found.range.start;
+        let content_range = found.is_part.then(|| match length {
+            0 => format!("bytes */{}", found.object.attr.size),
+            _ => format!(
+                "bytes {}-{}/{}",
+                found.range.start,
+                found.range.end - 1,
+                found.object.attr.size
+            ),
+        });
+        let mut output = $output {
+            accept_ranges: Some("bytes".to_owned()),
+            cache_control: headers.cache_control.clone(),
+            content_disposition: headers.content_disposition.clone(),
+            content_encoding: headers.content_encoding.clone(),
+            content_language: headers.content_language.clone(),
+            content_length: i64::try_from(length).ok(),
+            content_range,
+            content_type: Some(
+                found
+                    .meta
+                    .content_type
+                    .clone()
+                    .unwrap_or_else(|| DEFAULT_TYPE.to_owned()),
+            ),
+            e_tag: Some(ETag::Strong(found.object.content.etag.clone())),
+            expires: headers.expires.as_deref().and_then(parse_date),
+            last_modified: Some(timestamp(found.object.attr.mtime)),
+            metadata: found.meta.shown(),
+            parts_count: found.parts_count,
+            server_side_encryption: encryption(),
+            website_redirect_location: headers.redirect.clone(),
+            ..$output::default()
+        };
+        let wants = $checksum_mode
+            .as_ref()
+            .is_some_and(|mode: &ChecksumMode| mode.as_str() == ChecksumMode::ENABLED);
+        if wants && !found.is_part && !found.object.content.checksums.is_empty() {
+            let checksums = &found.object.content.checksums;
+            show_checksums!(output, checksums);
+            output.checksum_type = Some(checksum_type(&found.object));
+        }
+        output
+    }};
+}
+
+fn parse_date(text: &str) -> Option<Timestamp> {
+    Timestamp::parse(TimestampFormat::HttpDate, text).ok()
+}
+
+fn checksum_type(object: &Object) -> ChecksumType {
+    ChecksumType::from_static(match object.content.composite {
+        true => ChecksumType::COMPOSITE,
+        false => ChecksumType::FULL_OBJECT,
+    })
+}
+
+/// The content of an object, or a part of it.
+///
+/// # Errors
+/// As S3 has them.
+pub(crate) async fn get_object(
+    face: Arc<Face>,
+    request: S3Request<GetObjectInput>,
+) -> S3Result<S3Response<GetObjectOutput>> {
+    let input = request.input;
+    check_encryption(
+        None,
+        input.sse_customer_algorithm.as_ref(),
+        input.sse_customer_key.is_some(),
+    )?;
+    let question = Question {
+        bucket: input.bucket,
+        key: input.key,
+        version: input.version_id,
+        expected_owner: input.expected_bucket_owner,
+        conditions: Conditions {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+            if_modified_since: input.if_modified_since,
+            if_unmodified_since: input.if_unmodified_since,
+        },
+        range: input.range,
+        part_number: input.part_number,
+    };
+    let found = blocking(move || question.answer(&face)).await?;
+    let mut output = show!(GetObjectOutput, found, input.checksum_mode);
+    output.tag_count = i32::try_from(found.meta.tags.len())
+        .ok()
+        .filter(|count| *count > 0);
+    let status = found.is_part.then_some(http::StatusCode::PARTIAL_CONTENT);
+    let download = Download::new(found.opened, found.range.start, found.range.end);
+    output.body = Some(StreamingBlob::new(download));
+    let mut response = S3Response::new(output);
+    response.status = status;
+    Ok(response)
+}
+
+/// What is known of an object, without its content.
+///
+/// # Errors
+/// As S3 has them.
+pub(crate) async fn head_object(
+    face: Arc<Face>,
+    request: S3Request<HeadObjectInput>,
+) -> S3Result<S3Response<HeadObjectOutput>> {
+    let input = request.input;
+    check_encryption(
+        None,
+        input.sse_customer_algorithm.as_ref(),
+        input.sse_customer_key.is_some(),
+    )?;
+    let question = Question {
+        bucket: input.bucket,
+        key: input.key,
+        version: input.version_id,
+        expected_owner: input.expected_bucket_owner,
+        conditions: Conditions {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+            if_modified_since: input.if_modified_since,
+            if_unmodified_since: input.if_unmodified_since,
+        },
+        range: input.range,
+        part_number: input.part_number,
+    };
+    let found = blocking(move || question.answer(&face)).await?;
+    let output = show!(HeadObjectOutput, found, input.checksum_mode);
+    let mut response = S3Response::new(output);
+    response.status = found.is_part.then_some(http::StatusCode::PARTIAL_CONTENT);
+    Ok(response)
+}
+
+/// Those attributes of an object that are asked for.
+///
+/// # Errors
+/// As S3 has them.
+pub(crate) async fn get_object_attributes(
+    face: Arc<Face>,
+    request: S3Request<GetObjectAttributesInput>,
+) -> S3Result<S3Response<GetObjectAttributesOutput>> {
+    let input = request.input;
+    check_encryption(
+        None,
+        input.sse_customer_algorithm.as_ref(),
+        input.sse_customer_key.is_some(),
+    )?;
+    let question = Question {
+        bucket: input.bucket,
+        key: input.key,
+        version: input.version_id,
+        expected_owner: input.expected_bucket_owner,
+        conditions: Conditions::default(),
+        range: None,
+        part_number: None,
+    };
+    let found = blocking(move || question.answer(&face)).await?;
+    let wants = |name: &str| {
+        input
+            .object_attributes
+            .iter()
+            .flat_map(|wanted| wanted.as_str().split(','))
+            .any(|wanted| wanted.trim() == name)
+    };
+    let content = &found.object.content;
+    let mut output = GetObjectAttributesOutput {
+        last_modified: Some(timestamp(found.object.attr.mtime)),
+        ..GetObjectAttributesOutput::default()
+    };
+    if wants(ObjectAttributes::ETAG) {
+        output.e_tag = Some(ETag::Strong(content.etag.clone()));
+    }
+    if wants(ObjectAttributes::OBJECT_SIZE) {
+        output.object_size = i64::try_from(found.object.attr.size).ok();
+    }
+    if wants(ObjectAttributes::STORAGE_CLASS) {
+        output.storage_class = Some(StorageClass::from_static(StorageClass::STANDARD));
+    }
+    if wants(ObjectAttributes::CHECKSUM) && !content.checksums.is_empty() {
+        let mut checksum = Checksum {
+            checksum_type: Some(checksum_type(&found.object)),
+            ..Checksum::default()
+        };
+        show_checksums!(checksum, content.checksums);
+        output.checksum = Some(checksum);
+    }
+    if wants(ObjectAttributes::OBJECT_PARTS) && !content.parts.is_empty() {
+        output.object_parts = Some(parts(
+            &found.object,
+            input.max_parts,
+            input.part_number_marker,
+        )?);
+    }
+    Ok(S3Response::new(output))
+}
+
+fn parts(
+    object: &Object,
+    wanted: Option<i32>,
+    marker: Option<i32>,
+) -> S3Result<GetObjectAttributesParts> {
+    let content = &object.content;
+    let count = super::limit(wanted, crate::listing::KEYS_MAX)?;
+    let skipped = usize::try_from(marker.unwrap_or(0)).unwrap_or(0);
+    let parts: Vec<_> = content
+        .parts
+        .iter()
+        .enumerate()
+        .skip(skipped)
+        .take(count)
+        .map(|(index, bytes)| {
+            let mut part = ObjectPart {
+                part_number: i32::try_from(index + 1).ok(),
+                size: i64::try_from(*bytes).ok(),
+                ..ObjectPart::default()
+            };
+            if let Some(checksums) = content.part_checksums.get(index) {
+                show_checksums!(part, checksums);
+            }
+            part
+        })
+        .collect();
+    let shown = skipped + parts.len();
+    let is_truncated = shown < content.parts.len();
+    Ok(GetObjectAttributesParts {
+        is_truncated: Some(is_truncated),
+        max_parts: i32::try_from(count).ok(),
+        next_part_number_marker: i32::try_from(shown).ok(),
+        part_number_marker: Some(marker.unwrap_or(0)),
+        total_parts_count: i32::try_from(content.parts.len()).ok(),
+        // S3 lists parts that have checksums of their own.
+        parts: (!content.part_checksums.is_empty()).then_some(parts),
+    })
+}

@@ -1,0 +1,123 @@
+//! What is kept with inodes for the S3 face, as JSON in records that the mount does not see.
+//!
+//! JSON, because fields come and go with what S3 offers, and a record is small and read rarely against its content.
+
+use std::collections::BTreeMap;
+
+use cfs_format::Ino;
+use cfs_fs::{Fs, FsError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Names of records.
+pub(crate) mod name {
+    /// Of a file, describing its content: [`super::Content`].
+    pub(crate) const CONTENT: &[u8] = b"s3.content";
+    /// Of a file: [`super::Headers`].
+    pub(crate) const HEADERS: &[u8] = b"s3.headers";
+    /// Of a file or bucket: its tags, a list of pairs.
+    pub(crate) const TAGS: &[u8] = b"s3.tags";
+    /// Of a bucket's directory: [`super::Bucket`].
+    pub(crate) const BUCKET: &[u8] = b"s3.bucket";
+    /// Of a directory that was made for a key, and goes with the last one; empty.
+    pub(crate) const IMPLIED: &[u8] = b"s3.implied";
+    /// Of the root directory: a user, under its name.
+    pub(crate) const USER: &[u8] = b"s3.user.";
+    /// The content's type; an extended attribute that the mount sees, by the convention of freedesktop.org.
+    pub(crate) const MIME_TYPE: &[u8] = b"user.mime_type";
+    /// What the names of users' metadata begin with as extended attributes.
+    pub(crate) const METADATA: &[u8] = b"user.";
+}
+
+/// What describes the content of an object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Content {
+    /// Hexadecimal MD5 of the content; of an object in parts, of their MD5s, with `-` and their number.
+    pub etag: String,
+    /// Hexadecimal SHA-256 of the content, where it was computed as one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sha256: String,
+    /// Bytes of each part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<u64>,
+    /// Checksums that the client asked for, in Base64, by the name of the algorithm.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub checksums: BTreeMap<String, String>,
+    /// Checksums of each part, as `checksums`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub part_checksums: Vec<BTreeMap<String, String>>,
+    /// The checksums are of the parts' checksums, and not of the content.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub composite: bool,
+}
+
+/// Headers that are given back as they came.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Headers {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_control: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_disposition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_language: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<String>,
+    /// The user who put it; none: who owns the bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+impl Headers {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What is known of a bucket beside its directory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Bucket {
+    /// Identifier of the user who owns it; empty: nobody has claimed the directory, root has it.
+    pub owner: String,
+    /// The region that it was made for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+/// Tags, in the order given.
+pub(crate) type Tags = Vec<(String, String)>;
+
+/// A record as it is stored.
+pub(crate) fn encode(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records have text keys and no failing parts")
+}
+
+/// A stored record.
+///
+/// # Errors
+/// [`FsError::Io`] when it does not decode.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FsError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        FsError::Io(format!("a record of the S3 face does not decode: {error}").into())
+    })
+}
+
+/// A record of an inode, if it has it.
+///
+/// # Errors
+/// [`FsError::Read`]; as [`decode`].
+pub(crate) fn get<T: DeserializeOwned>(
+    fs: &Fs,
+    ino: Ino,
+    name: &[u8],
+) -> Result<Option<T>, FsError> {
+    fs.record(ino, name)?
+        .map(|bytes| decode(&bytes))
+        .transpose()
+}

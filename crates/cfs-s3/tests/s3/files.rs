@@ -1,0 +1,204 @@
+//! One inode, two views: files are objects, and objects files.
+
+use cfs_format::Ino;
+use cfs_fs::{Caller, RenameFlags, XattrFlags};
+
+use crate::pool::{Pool, noise};
+
+#[test]
+fn a_file_is_at_once_an_object() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let bucket = served.resolve("/bucket").ino;
+    let ino = served.write(bucket, "file", b"from the mount");
+    let got = root.get("/bucket/file").is(200);
+    assert_eq!(got.body, b"from the mount");
+    assert_eq!(got.header("etag"), "\"79d88b9198a760d983c23c5b5d9bcd95\"");
+    // Kept, and outdated by every change of the content.
+    assert_eq!(root.get("/bucket/file").header("etag"), got.header("etag"));
+    served.fs.write(ino, 14, b"!", false).expect("room");
+    let more = root.get("/bucket/file").is(200);
+    assert_eq!(more.header("etag"), "\"faf88a54b7907cc3112849a4b8d686af\"");
+    let flags = XattrFlags::default();
+    served
+        .fs
+        .setxattr(ino, b"user.colour", b"red", flags)
+        .expect("room");
+    let named = root.get("/bucket/file").is(200);
+    assert_eq!(named.header("x-amz-meta-colour"), "red");
+    assert_eq!(named.header("etag"), more.header("etag"));
+    let flags = RenameFlags::default();
+    served
+        .fs
+        .rename(bucket, b"file", bucket, b"other", flags)
+        .expect("a new name");
+    root.get("/bucket/file").fails(404, "NoSuchKey");
+    assert_eq!(root.get("/bucket/other").is(200).body, b"from the mount!");
+    served.fs.unlink(bucket, b"other").expect("it is there");
+    root.get("/bucket/other").fails(404, "NoSuchKey");
+}
+
+/// Each command that changes content outdates the digest, also when it does not change the size.
+#[test]
+fn every_change_of_content_outdates_the_digest() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let content = noise(1_000_000, 1);
+    root.put("/bucket/k", &content).is(200);
+    let ino = served.resolve("/bucket/k").ino;
+    let etag = || root.get("/bucket/k").is(200).header("etag").to_owned();
+    let mut last = etag();
+    let changes: [(&str, &dyn Fn()); 5] = [
+        ("write", &|| {
+            served
+                .fs
+                .write(ino, 500_000, b"other", false)
+                .expect("room");
+        }),
+        ("punch", &|| {
+            let mode = cfs_fs::AllocateMode::Punch;
+            served
+                .fs
+                .fallocate(ino, mode, 100_000, 50_000, false)
+                .expect("room");
+        }),
+        ("collapse", &|| {
+            let mode = cfs_fs::AllocateMode::Collapse;
+            served
+                .fs
+                .fallocate(ino, mode, 0, 4096, false)
+                .expect("room");
+        }),
+        ("copy", &|| {
+            served
+                .fs
+                .copy_range(ino, 0, ino, 700_000, 10_000)
+                .expect("room");
+        }),
+        ("cut", &|| {
+            let cut = cfs_fs::SetAttr {
+                size: Some(10),
+                ..cfs_fs::SetAttr::default()
+            };
+            served.fs.setattr(ino, &cut).expect("a file can be cut");
+        }),
+    ];
+    for (name, change) in changes {
+        change();
+        let now = etag();
+        assert_ne!(now, last, "{name}");
+        served.fs.syncfs().expect("room");
+        assert_eq!(etag(), now, "{name}");
+        last = now;
+    }
+}
+
+#[test]
+fn an_object_is_at_once_a_file() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let content = noise(1_000_000, 1);
+    let headers = [("x-amz-meta-colour", "blue"), ("content-type", "text/x-y")];
+    root.send_with("PUT", "/bucket/dir/object", &[], &headers, &content)
+        .is(200);
+    let attr = served.resolve("/bucket/dir/object");
+    assert!(served.read(attr.ino) == content);
+    let attribute = |name: &[u8]| served.fs.getxattr(attr.ino, name).expect("it was set");
+    assert_eq!(attribute(b"user.colour"), b"blue");
+    assert_eq!(attribute(b"user.mime_type"), b"text/x-y");
+    let names = served.fs.listxattr(attr.ino).expect("it is there");
+    assert_eq!(names, [b"user.colour".to_vec(), b"user.mime_type".to_vec()]);
+    assert!(
+        served.fs.getxattr(attr.ino, b"s3.content").is_err(),
+        "records are out of sight"
+    );
+    let dir = served.resolve("/bucket/dir").ino;
+    let told = std::mem::take(&mut *served.told.0.lock());
+    assert!(told.contains(&(dir, b"object".to_vec())), "{told:?}");
+    // An open file lives on when another takes its key.
+    served.fs.open(attr.ino).expect("it is there");
+    root.put("/bucket/dir/object", b"other").is(200);
+    assert!(served.read(attr.ino) == content);
+    served.fs.release(attr.ino).expect("it was open");
+    let told = std::mem::take(&mut *served.told.0.lock());
+    assert!(told.contains(&(attr.ino, Vec::new())), "{told:?}");
+    root.delete("/bucket/dir/object").is(204);
+    let told = std::mem::take(&mut *served.told.0.lock());
+    assert!(told.contains(&(dir, b"object".to_vec())), "{told:?}");
+    served.assert_clean();
+}
+
+/// Directories that were made for keys go with the last of them; others stay.
+#[test]
+fn directories_go_with_their_last_key() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/a/b/c", b"1").is(200);
+    root.put("/bucket/a/d", b"2").is(200);
+    root.delete("/bucket/a/b/c").is(204);
+    assert!(served.fs.resolve(b"/bucket/a/b").is_err());
+    served.resolve("/bucket/a");
+    let bucket = served.resolve("/bucket").ino;
+    let caller = Caller::default();
+    let own = served
+        .fs
+        .mkdir(bucket, b"own", 0o755, &caller)
+        .expect("room");
+    served.write(own.ino, "file", b"3");
+    root.delete("/bucket/own/file").is(204);
+    served.resolve("/bucket/own");
+    let listed = root
+        .send("GET", "/bucket", &[("delimiter", "/")], b"")
+        .is(200);
+    assert_eq!(listed.all("Prefix"), ["", "a/"]);
+    root.delete("/bucket/a/d").is(204);
+    assert!(served.fs.resolve(b"/bucket/a").is_err());
+    root.delete("/bucket").is(204);
+    served.assert_clean();
+}
+
+/// What is no regular file is no object, and is neither followed nor replaced.
+#[test]
+fn no_key_leads_out_of_its_bucket() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    let caller = Caller::default();
+    root.put("/bucket", b"").is(200);
+    let bucket = served.resolve("/bucket").ino;
+    let secret = served
+        .fs
+        .mkdir(Ino::ROOT, b"secret", 0o700, &caller)
+        .expect("room");
+    served.write(secret.ino, "file", b"secret");
+    served
+        .fs
+        .symlink(bucket, b"link", b"../secret", &caller)
+        .expect("room");
+    served
+        .fs
+        .symlink(bucket, b"to-file", b"../secret/file", &caller)
+        .expect("room");
+    root.get("/bucket/link/file").fails(404, "NoSuchKey");
+    root.get("/bucket/to-file").fails(404, "NoSuchKey");
+    root.get("/bucket/../secret/file").fails(404, "NoSuchKey");
+    root.put("/bucket/to-file", b"x").is(409);
+    root.put("/bucket/link/file", b"x").is(409);
+    assert_eq!(root.get("/secret/file").body, b"secret");
+    assert!(
+        root.send("GET", "/bucket", &[], b"")
+            .is(200)
+            .all("Key")
+            .is_empty()
+    );
+    root.delete("/bucket").fails(409, "BucketNotEmpty");
+    root.get("/.hidden").fails(404, "NoSuchBucket");
+}

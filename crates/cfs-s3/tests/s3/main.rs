@@ -1,0 +1,10 @@
+//! The S3 face over a pool in memory, spoken to over TCP.
+
+mod client;
+mod files;
+mod keys;
+mod listing;
+mod objects;
+mod pool;
+mod protocol;
+mod users;

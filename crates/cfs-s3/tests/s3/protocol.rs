@@ -1,0 +1,145 @@
+//! What is refused before it is an operation, and what is told without being one.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::client::{Request, receive};
+use crate::pool::Pool;
+
+#[test]
+fn requests_must_be_signed_rightly_and_now() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.send_unsigned("GET", "/bucket", b"")
+        .fails(403, "AccessDenied");
+    root.send_unsigned("GET", "/", b"")
+        .fails(403, "AccessDenied");
+    root.send_unsigned("PUT", "/new", b"")
+        .fails(403, "AccessDenied");
+    let mut wrong = root.clone();
+    wrong.secret_access_key.push('x');
+    wrong.get("/bucket").fails(403, "SignatureDoesNotMatch");
+    wrong.access_key_id.push('x');
+    wrong.get("/bucket").fails(403, "InvalidAccessKeyId");
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    for (seconds, fails) in [(now - 1200, true), (now + 1200, true), (now - 300, false)] {
+        let request = Request {
+            method: "GET",
+            path: "/bucket".to_owned(),
+            query: Vec::new(),
+            headers: Vec::new(),
+            body: b"",
+        };
+        let mut stream = root.connect();
+        let head = root.sign(&request, seconds);
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        let answer = receive(&mut stream);
+        match fails {
+            true => answer.fails(403, "RequestTimeTooSkewed"),
+            false => drop(answer.is(200)),
+        }
+    }
+    let old = "/bucket?AWSAccessKeyId=x&Signature=y&Expires=1";
+    root.send_unsigned("GET", old, b"")
+        .fails(400, "InvalidRequest");
+}
+
+#[test]
+fn presigned_links_work_until_they_end() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let link = root.presign("PUT", "/bucket/k", 60);
+    root.send_unsigned("PUT", &link, b"through a link").is(200);
+    let link = root.presign("GET", "/bucket/k", 60);
+    assert_eq!(
+        root.send_unsigned("GET", &link, b"").is(200).body,
+        b"through a link"
+    );
+    root.send_unsigned("DELETE", &link, b"")
+        .fails(403, "SignatureDoesNotMatch");
+    let link = root.presign("GET", "/bucket/k", 1);
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    root.send_unsigned("GET", &link, b"")
+        .fails(403, "AccessDenied");
+}
+
+#[test]
+fn oversized_and_smuggled_requests_are_refused() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    for head in [
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\nlong: {}\r\n\r\n",
+            "x".repeat(200_000)
+        ),
+        format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(200_000)),
+        "PUT /b/k HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"
+            .to_owned(),
+        "PUT /b/k HTTP/1.1\r\nhost: x\r\ncontent-length: x\r\n\r\nabcd".to_owned(),
+        "PUT /b/k HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\nabcd".to_owned(),
+        "NONSENSE\r\n\r\n".to_owned(),
+    ] {
+        let mut stream = root.connect();
+        // The server may close before it has read all.
+        let _ = stream.write_all(head.as_bytes());
+        let mut text = String::new();
+        let _ = std::io::Read::read_to_string(&mut stream, &mut text);
+        let status = text.get(9..12).unwrap_or("none");
+        assert!(
+            ["400", "414", "431", "none"].contains(&status),
+            "{head:.60}: {text}"
+        );
+    }
+    root.put("/bucket", b"").is(200);
+}
+
+#[test]
+fn statistics_are_open_on_loopback() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let content = crate::pool::noise(1_000_000, 1);
+    root.put("/bucket/1", &content).is(200);
+    root.put("/bucket/2", &content).is(200);
+    root.put("/bucket/small", b"inline").is(200);
+    let stats = root.send_unsigned("GET", "/api/stats", b"").is(200);
+    let stats: serde_json::Value = serde_json::from_slice(&stats.body).expect("JSON");
+    let number = |name: &str| stats[name].as_f64().expect("a number");
+    assert_eq!(
+        number("dedup_total_references"),
+        2.0 * number("dedup_unique_blobs")
+    );
+    assert_eq!(number("dedup_ratio"), 2.0);
+    assert_eq!(number("unique_bytes"), 1_000_000.0);
+    assert_eq!(number("logical_bytes"), 2_000_006.0);
+    let metrics = root.send_unsigned("GET", "/metrics", b"").is(200).text();
+    assert!(
+        metrics.contains("cfs_s3_requests_total{method=\"PUT\",status=\"200\"} 4"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_taken_port_is_an_error() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let taken: SocketAddr = served.server.address();
+    let again = cfs_s3::S3Server::start(
+        served.fs.clone(),
+        served.users.clone(),
+        served.told.clone(),
+        taken,
+    );
+    let error = again.err().expect("it is taken").to_string();
+    assert!(error.contains(&taken.to_string()), "{error}");
+}

@@ -1,0 +1,173 @@
+//! Users of the S3 face and their keys.
+
+use cfs_s3::{Key, User, UserError, Users};
+use cfs_store::Host;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Code, Failure, Result};
+use crate::host::System;
+
+/// What can be asked about users.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "about")]
+pub enum UserRequest {
+    /// Make a user.
+    Add {
+        /// Its name.
+        name: String,
+        /// Its key, if not a new one.
+        key: Option<GivenKey>,
+    },
+    /// All users.
+    List,
+    /// Remove a user.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// One more key for a user.
+    CreateKey {
+        /// The user's name.
+        name: String,
+        /// The key, if not a new one.
+        key: Option<GivenKey>,
+    },
+    /// Take a key.
+    RevokeKey {
+        /// What names it.
+        access_key_id: String,
+    },
+}
+
+/// A key that the user brings.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GivenKey {
+    /// What names it.
+    pub access_key_id: String,
+    /// What signs with it.
+    pub secret_access_key: String,
+}
+
+impl From<GivenKey> for Key {
+    fn from(given: GivenKey) -> Self {
+        Self {
+            access_key_id: given.access_key_id,
+            secret_access_key: given.secret_access_key,
+        }
+    }
+}
+
+/// A user without secrets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShownUser {
+    /// Name.
+    pub name: String,
+    /// Identifier, as S3 shows owners.
+    pub id: String,
+    /// What names its keys.
+    pub access_key_ids: Vec<String>,
+}
+
+/// A key that was made, with its secret, which is not shown again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShownKey {
+    /// The user's name.
+    pub name: String,
+    /// The user's identifier.
+    pub id: String,
+    /// What names it.
+    pub access_key_id: String,
+    /// What signs with it.
+    pub secret_access_key: String,
+}
+
+/// What came of it.
+pub enum UserAnswer {
+    /// A key.
+    Key(ShownKey),
+    /// Users.
+    Users(Vec<ShownUser>),
+    /// Nothing to show.
+    Nothing,
+}
+
+/// Does what is asked.
+///
+/// # Errors
+/// What the change is refused for.
+pub fn perform(users: &Users, request: UserRequest) -> Result<UserAnswer> {
+    let mut random = |bytes: &mut [u8]| System.fill_random(bytes);
+    let shown = |user: &User, key: &Key| ShownKey {
+        name: user.name.clone(),
+        id: user.id.clone(),
+        access_key_id: key.access_key_id.clone(),
+        secret_access_key: key.secret_access_key.clone(),
+    };
+    let answer = match request {
+        UserRequest::Add { name, key } => {
+            let user = users
+                .add(&name, key.map(Key::from), &mut random)
+                .map_err(refused)?;
+            UserAnswer::Key(shown(&user, &user.keys[0]))
+        }
+        UserRequest::List => {
+            let shown = |user: &User| ShownUser {
+                name: user.name.clone(),
+                id: user.id.clone(),
+                access_key_ids: user
+                    .keys
+                    .iter()
+                    .map(|key| key.access_key_id.clone())
+                    .collect(),
+            };
+            UserAnswer::Users(users.list().iter().map(|user| shown(user)).collect())
+        }
+        UserRequest::Remove { name } => {
+            users.remove(&name).map_err(refused)?;
+            UserAnswer::Nothing
+        }
+        UserRequest::CreateKey { name, key } => {
+            let (user, key) = users
+                .create_key(&name, key.map(Key::from), &mut random)
+                .map_err(refused)?;
+            UserAnswer::Key(shown(&user, &key))
+        }
+        UserRequest::RevokeKey { access_key_id } => {
+            users.revoke_key(&access_key_id).map_err(refused)?;
+            UserAnswer::Nothing
+        }
+    };
+    Ok(answer)
+}
+
+fn refused(error: UserError) -> Failure {
+    let code = match error {
+        UserError::Fs(_) => Code::Failed,
+        _ => Code::Usage,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// Lines that show users.
+pub fn user_lines(users: &[ShownUser]) -> Vec<String> {
+    use super::report::{Align, table};
+    let head = ["NAME", "ACCESS KEYS", "ID"].map(str::to_owned);
+    let row = |user: &ShownUser| {
+        [
+            user.name.clone(),
+            user.access_key_ids.join(","),
+            user.id.clone(),
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(head).chain(users.iter().map(row)).collect();
+    table(&rows, &[Align::Left, Align::Left, Align::Left])
+}
+
+/// Lines that show a key.
+pub fn key_lines(key: &ShownKey) -> Vec<String> {
+    vec![
+        format!("user              {}", key.name),
+        format!("access_key_id     {}", key.access_key_id),
+        format!("secret_access_key {}", key.secret_access_key),
+    ]
+}
