@@ -1,4 +1,8 @@
-//! Who may do what: signatures' secrets, and what a user may do with a bucket and its objects.
+//! Who may do what: signatures' secrets, and what an asker may do with a bucket and its objects.
+//!
+//! The user root may do everything. For others a bucket's policy speaks first, and a denial in it is final, but for the
+//! bucket's owner changing the policy itself. Then access control lists count. Who owns a bucket may do everything
+//! with it and what is in it; who owns an object in another's bucket, everything with the object.
 
 use std::sync::Arc;
 
@@ -7,9 +11,25 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
 
+use crate::acl::Right;
 use crate::buckets::BucketAt;
+use crate::errors::from_fs;
 use crate::face::{Face, blocking};
+use crate::policy::{Asked, Facts, Verdict};
+use crate::records::{self, Tags, name};
 use crate::users::User;
+
+/// Address of the one who asks, put into the request by the listener.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub(crate) std::net::IpAddr);
+
+/// Who asks, and what the request says beside.
+#[derive(Clone, Default)]
+pub(crate) struct Asker {
+    /// None without a signature.
+    pub(crate) user: Option<Arc<User>>,
+    pub(crate) facts: Arc<Facts>,
+}
 
 /// Knows the secrets that requests are signed with.
 pub(crate) struct Auth(pub(crate) Arc<Face>);
@@ -38,27 +58,29 @@ impl S3Access for Access {
             // It was revoked between the look at the signature and now.
             return Err(S3ErrorCode::InvalidAccessKeyId.into());
         }
-        if let Some(user) = &user {
-            context.extensions_mut().insert(Arc::clone(user));
-        }
+        let facts = facts_of(context);
+        let asker = Asker {
+            user,
+            facts: Arc::new(facts),
+        };
+        context.extensions_mut().insert(asker.clone());
         let operation = context.s3_op().name();
-        let Some(bucket) = context.s3_path().get_bucket_name().map(str::to_owned) else {
-            return match user {
+        let bucket = context.s3_path().get_bucket_name().map(str::to_owned);
+        let Some(bucket) = bucket.filter(|_| operation != "CreateBucket") else {
+            return match asker.user {
                 Some(_) => Ok(()),
                 None => Err(S3ErrorCode::AccessDenied.into()),
             };
         };
-        if operation == "CreateBucket" {
-            return match user {
-                Some(_) => Ok(()),
-                None => Err(S3ErrorCode::AccessDenied.into()),
-            };
+        // A form names its key in its body, and a batch its keys: each is decided there.
+        if matches!(operation, "PostObject" | "DeleteObjects") {
+            return Ok(());
         }
         let key = context.s3_path().get_object_key().map(str::to_owned);
-        let action = action_of(operation);
+        let action = action_of(operation, &asker.facts);
         let face = Arc::clone(&self.0);
         blocking(move || match face.find_bucket(&bucket)? {
-            Some(bucket) => face.authorize(user.as_deref(), &bucket, key.as_deref(), &action),
+            Some(bucket) => face.authorize(&asker, &bucket, key.as_deref(), &action),
             // The operation says so.
             None => Ok(()),
         })
@@ -66,25 +88,84 @@ impl S3Access for Access {
     }
 }
 
+fn facts_of(context: &mut S3AccessContext<'_>) -> Facts {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = context
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), text(value)))
+        .collect();
+    let query = context.uri().query().unwrap_or_default();
+    let query = serde_urlencoded::from_str(query).unwrap_or_default();
+    Facts {
+        headers,
+        query,
+        source: context.extensions_mut().get::<Peer>().map(|peer| peer.0),
+    }
+}
+
 /// The action of policies that an operation is.
-fn action_of(operation: &str) -> String {
+fn action_of(operation: &str, facts: &Facts) -> String {
+    let has_version = facts.query.contains_key("versionId");
     let name = match operation {
         "ListObjects" | "ListObjectsV2" | "HeadBucket" => "ListBucket",
         "ListObjectVersions" => "ListBucketVersions",
-        "HeadObject" => "GetObject",
-        "PostObject"
-        | "CreateMultipartUpload"
+        "GetObject" | "HeadObject" | "GetObjectAttributes" if has_version => "GetObjectVersion",
+        "HeadObject" | "GetObjectAttributes" => "GetObject",
+        "DeleteObject" if has_version => "DeleteObjectVersion",
+        "GetObjectTagging" if has_version => "GetObjectVersionTagging",
+        "PutObjectTagging" if has_version => "PutObjectVersionTagging",
+        "DeleteObjectTagging" if has_version => "DeleteObjectVersionTagging",
+        "CreateMultipartUpload"
         | "UploadPart"
         | "UploadPartCopy"
         | "CompleteMultipartUpload"
         | "CopyObject" => "PutObject",
         "ListMultipartUploads" => "ListBucketMultipartUploads",
         "ListParts" => "ListMultipartUploadParts",
-        // Each key is decided by itself.
-        "DeleteObjects" => "DeleteObject",
+        "PutBucketCors" | "DeleteBucketCors" => "PutBucketCORS",
+        "GetBucketCors" => "GetBucketCORS",
+        "PutBucketTagging" | "DeleteBucketTagging" => "PutBucketTagging",
+        "PutBucketEncryption" | "DeleteBucketEncryption" => "PutEncryptionConfiguration",
+        "GetBucketEncryption" => "GetEncryptionConfiguration",
+        "PutPublicAccessBlock" | "DeletePublicAccessBlock" => "PutBucketPublicAccessBlock",
+        "GetPublicAccessBlock" => "GetBucketPublicAccessBlock",
+        "DeleteBucketOwnershipControls" => "PutBucketOwnershipControls",
         other => other,
     };
     format!("s3:{name}")
+}
+
+/// What an action needs where no policy speaks.
+enum Needs {
+    /// To own the bucket.
+    Ownership,
+    /// A right to the bucket.
+    Bucket(Right),
+    /// A right to the object.
+    Object(Right),
+}
+
+fn needs_of(action: &str) -> Needs {
+    match action.strip_prefix("s3:").unwrap_or(action) {
+        "ListBucket" | "ListBucketVersions" | "ListBucketMultipartUploads" => {
+            Needs::Bucket(Right::Read)
+        }
+        "PutObject"
+        | "DeleteObject"
+        | "DeleteObjectVersion"
+        | "AbortMultipartUpload"
+        | "ListMultipartUploadParts" => Needs::Bucket(Right::Write),
+        "GetBucketAcl" => Needs::Bucket(Right::ReadAcp),
+        "PutBucketAcl" => Needs::Bucket(Right::WriteAcp),
+        "GetObject" | "GetObjectVersion" => Needs::Object(Right::Read),
+        "GetObjectAcl" => Needs::Object(Right::ReadAcp),
+        "PutObjectAcl" => Needs::Object(Right::WriteAcp),
+        "GetObjectTagging" | "PutObjectTagging" | "DeleteObjectTagging" => {
+            Needs::Object(Right::FullControl)
+        }
+        _ => Needs::Ownership,
+    }
 }
 
 impl Face {
@@ -94,27 +175,73 @@ impl Face {
     /// `AccessDenied`.
     pub(crate) fn authorize(
         &self,
-        user: Option<&User>,
+        asker: &Asker,
         bucket: &BucketAt,
-        _key: Option<&str>,
-        _action: &str,
+        key: Option<&str>,
+        action: &str,
     ) -> S3Result<()> {
-        match user {
-            Some(user) if user.is_root() || user.id == bucket.owner() => Ok(()),
-            _ => Err(S3ErrorCode::AccessDenied.into()),
+        let user = asker.user.as_deref();
+        if user.is_some_and(User::is_root) {
+            return Ok(());
+        }
+        let is_owner = user.is_some_and(|user| user.id == bucket.owner());
+        let blocks = self.public_access(bucket)?;
+        if let Some(policy) = self.policy(bucket)? {
+            let tags = match (policy.asks_for_tags, key) {
+                (true, Some(key)) => self.tags_of_key(bucket, key)?,
+                _ => Tags::new(),
+            };
+            let asked = Asked {
+                user,
+                action,
+                bucket: &bucket.name,
+                key,
+                facts: &asker.facts,
+                tags: &tags,
+            };
+            let changes_policy = action.ends_with("BucketPolicy");
+            let is_shut = blocks.restrict_public_buckets == Some(true) && policy.is_public();
+            match policy.decide(&asked) {
+                Verdict::Deny if !(is_owner && changes_policy) => {
+                    return Err(S3ErrorCode::AccessDenied.into());
+                }
+                Verdict::Allow if !is_shut || is_owner => return Ok(()),
+                _ => {}
+            }
+        }
+        if is_owner {
+            return Ok(());
+        }
+        let ignores_public = blocks.ignore_public_acls == Some(true);
+        let may = match (needs_of(action), key) {
+            (Needs::Ownership, _) | (Needs::Object(_), None) => false,
+            (Needs::Bucket(right), _) => {
+                self.bucket_acl(bucket)?.allows(user, right, ignores_public)
+            }
+            (Needs::Object(right), Some(key)) => {
+                match self.find(bucket.ino(), key).map_err(from_fs)? {
+                    Some(place) => {
+                        self.object_acl(bucket, place.ino)?
+                            .allows(user, right, ignores_public)
+                    }
+                    // Who may list may know that there is nothing.
+                    None => self
+                        .bucket_acl(bucket)?
+                        .allows(user, Right::Read, ignores_public),
+                }
+            }
+        };
+        match may {
+            true => Ok(()),
+            false => Err(S3ErrorCode::AccessDenied.into()),
         }
     }
-}
 
-/// Access control lists are not offered: those who own a bucket have what is in it.
-///
-/// # Errors
-/// `NotImplemented`.
-pub(crate) fn check_canned_acl(acl: Option<&str>) -> S3Result<()> {
-    match acl {
-        None | Some("private" | "bucket-owner-full-control") => Ok(()),
-        Some(_) => Err(crate::ops::not_implemented(
-            "access control lists other than private",
-        )),
+    fn tags_of_key(&self, bucket: &BucketAt, key: &str) -> S3Result<Tags> {
+        let Some(place) = self.find(bucket.ino(), key).map_err(from_fs)? else {
+            return Ok(Tags::new());
+        };
+        let tags = records::get(&self.fs, place.ino, name::TAGS).map_err(from_fs)?;
+        Ok(tags.unwrap_or_default())
     }
 }

@@ -115,7 +115,7 @@ impl Face {
     /// Makes a bucket, durably.
     ///
     /// # Errors
-    /// `InvalidBucketName`, `BucketAlreadyOwnedByYou`, `BucketAlreadyExists`.
+    /// `InvalidBucketName`; `BucketAlreadyExists` for another's, and for one's own with other properties.
     pub(crate) fn create_bucket(
         &self,
         name: &str,
@@ -123,7 +123,7 @@ impl Face {
         region: Option<String>,
         more: Vec<(Vec<u8>, Vec<u8>)>,
     ) -> S3Result<()> {
-        if !s3s::path::check_bucket_name(name) {
+        if !s3s::path::check_bucket_name(name) || name.contains(".-") || name.contains("-.") {
             return Err(s3_error!(
                 InvalidBucketName,
                 "{name} can be no bucket's name"
@@ -131,10 +131,15 @@ impl Face {
         }
         let _lock = self.lock(Ino::ROOT, name);
         if let Some(bucket) = self.find_bucket(name)? {
-            return Err(match bucket.owner() == owner.id {
-                true => s3_error!(BucketAlreadyOwnedByYou),
-                false => s3_error!(BucketAlreadyExists),
-            });
+            // As in S3's first region, making one's own bucket again is no error, unless it is to be another.
+            return match bucket.owner() == owner.id {
+                true if more.is_empty() => Ok(()),
+                true => Err(s3_error!(
+                    BucketAlreadyExists,
+                    "the bucket is there, and is not made with other properties"
+                )),
+                false => Err(s3_error!(BucketAlreadyExists)),
+            };
         }
         let root = self.fs.getattr(Ino::ROOT).map_err(from_fs)?;
         let made = self
@@ -147,6 +152,7 @@ impl Face {
         let record = Bucket {
             owner: owner.id.clone(),
             region,
+            versioning: None,
         };
         let mut put = more;
         put.push((name::BUCKET.to_vec(), records::encode(&record)));
@@ -170,6 +176,7 @@ impl Face {
         if walk.next().map_err(from_fs)?.is_some() {
             return Err(S3ErrorCode::BucketNotEmpty.into());
         }
+        self.end_uploads(bucket)?;
         let busy = |error: FsError| match error {
             FsError::NotEmpty => S3Error::new(S3ErrorCode::BucketNotEmpty),
             error => from_fs(error),
@@ -196,5 +203,24 @@ impl Face {
         self.make_durable()?;
         self.name_changed(Ino::ROOT, bucket.name.as_bytes());
         Ok(())
+    }
+
+    /// Changes records of a bucket, durably.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub(crate) fn change_bucket(
+        &self,
+        bucket: &BucketAt,
+        put: Vec<(Vec<u8>, Vec<u8>)>,
+        delete: Vec<Vec<u8>>,
+    ) -> S3Result<()> {
+        let change = RecordChange {
+            put,
+            delete,
+            ..RecordChange::default()
+        };
+        self.fs.set_records(bucket.ino(), change).map_err(from_fs)?;
+        self.make_durable()
     }
 }

@@ -52,6 +52,18 @@ impl Face {
         self.locks[hasher.finish() as usize % LOCKS].lock()
     }
 
+    /// A name that nobody can guess: 32 hexadecimal digits.
+    pub(crate) fn random_id(&self) -> String {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).expect("the kernel gives random bytes once it has booted");
+        crate::objects::hex(&bytes)
+    }
+
+    /// The time, seconds since 1970.
+    pub(crate) fn now_seconds(&self) -> i64 {
+        time::OffsetDateTime::now_utc().unix_timestamp()
+    }
+
     /// Returns when everything that was changed is durable.
     ///
     /// # Errors

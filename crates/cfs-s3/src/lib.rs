@@ -7,10 +7,10 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `server` | the listener, bounds, what comes before and after an operation |
-//! | `access`, `users` | who asks, and what they may do |
+//! | `access`, `users`, `acl`, `policy` | who asks, and what they may do |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
-//! | `buckets`, `objects`, `listing` | S3's notions on directories and files |
+//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `uploads` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
 //! | `records`, `metadata` | what is kept with inodes |
 //! | `upload`, `download` | bodies |
@@ -22,9 +22,12 @@
 //! - Symbolic links are not followed, so that no key leads out of its bucket.
 
 mod access;
+mod acl;
 mod api;
 mod buckets;
 mod conditions;
+mod configs;
+mod cors;
 mod download;
 mod errors;
 mod face;
@@ -33,11 +36,14 @@ mod metadata;
 mod names;
 mod objects;
 mod ops;
+mod policy;
 mod records;
 mod server;
 mod stats;
 mod upload;
+mod uploads;
 mod users;
+mod versions;
 mod walk;
 
 pub use face::Watcher;

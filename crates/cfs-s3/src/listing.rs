@@ -4,6 +4,7 @@ use cfs_format::Ino;
 use cfs_fs::{Attr, FsError};
 use s3s::S3Result;
 
+use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::Face;
 use crate::objects::hex;
@@ -174,4 +175,149 @@ fn stamp(attr: &Attr) -> [u8; 16] {
         &(attr.ctime.seconds as u64 ^ u64::from(attr.ctime.nanos) << 32).to_be_bytes(),
     );
     stamp
+}
+
+/// A version in a listing, or a delete marker.
+#[derive(Clone, Debug)]
+pub(crate) struct ListedVersion {
+    pub(crate) listed: Listed,
+    pub(crate) id: String,
+    pub(crate) is_latest: bool,
+    pub(crate) is_marker: bool,
+}
+
+/// What was found of versions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct VersionListing {
+    pub(crate) versions: Vec<ListedVersion>,
+    pub(crate) prefixes: Vec<String>,
+    /// Key and identifier of the last version of this answer, if there are more.
+    pub(crate) next: Option<(String, Option<String>)>,
+}
+
+/// Key, identifier and inode of the next version of one of the two trees.
+struct Peeked {
+    key: String,
+    id: String,
+    ino: Ino,
+}
+
+impl Face {
+    /// Lists versions after a key, or after one of its versions.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn list_versions(
+        &self,
+        bucket: &BucketAt,
+        query: &Query,
+        after: Option<(&str, &str)>,
+    ) -> S3Result<VersionListing> {
+        let mut listing = VersionListing::default();
+        if query.keys_max == 0 {
+            return Ok(listing);
+        }
+        let mut last_key = String::new();
+        let mut tree_from = query.from.clone();
+        if let [key @ .., 0] = tree_from.as_slice() {
+            // In the tree a zero byte follows the key of a version, and all of the key's versions are passed over.
+            tree_from = [key, b"\x01"].concat();
+        }
+        if let Some((key, id)) = after {
+            key.clone_into(&mut last_key);
+            tree_from = match self.path_of(bucket, key, id)? {
+                Some(path) => [path.as_bytes(), b"\0"].concat(),
+                None => [key.as_bytes(), b"\0"].concat(),
+            };
+        }
+        let tree = self.versions_tree(bucket).map_err(from_fs)?;
+        let prefix = query.prefix.as_bytes();
+        let mut current =
+            Walk::new(&self.fs, bucket.ino(), prefix, &query.from).map_err(from_fs)?;
+        let mut older = match tree {
+            Some(tree) => Some(Walk::new(&self.fs, tree, prefix, &tree_from).map_err(from_fs)?),
+            None => None,
+        };
+        let mut digest_bytes = DIGEST_BYTES_MAX;
+        let mut last = (String::new(), None);
+        let (mut left, mut right) = (None, None);
+        let mut skip_to = Vec::new();
+        loop {
+            if left.is_none() {
+                left = self.peek_current(&mut current)?;
+            }
+            if right.is_none() {
+                right = peek_older(older.as_mut())?;
+            }
+            let from_tree = match (&left, &right) {
+                (None, None) => break,
+                (Some(_), None) => false,
+                (None, Some(_)) => true,
+                (Some(left), Some(right)) => right.key < left.key,
+            };
+            let side = if from_tree { &mut right } else { &mut left };
+            let found: Peeked = side.take().expect("this side has one");
+            if found.key.as_bytes() < skip_to.as_slice() || found.key.len() > KEY_BYTES_MAX {
+                continue;
+            }
+            let is_full = listing.versions.len() + listing.prefixes.len() >= query.keys_max;
+            if is_full {
+                listing.next = Some(last);
+                break;
+            }
+            if let Some(group) = query.group(&found.key) {
+                skip_to = after_prefix(group);
+                current.skip_to(skip_to.clone());
+                if let Some(older) = &mut older {
+                    older.skip_to(skip_to.clone());
+                }
+                listing.prefixes.push(group.to_owned());
+                last = (group.to_owned(), None);
+                continue;
+            }
+            let is_latest = found.key != last_key;
+            last_key.clone_from(&found.key);
+            let is_marker = from_tree && self.is_marker(found.ino).map_err(from_fs)?;
+            match self.listed(found.key, found.ino, true, &mut digest_bytes) {
+                Ok(listed) => {
+                    last = (listed.key.clone(), Some(found.id.clone()));
+                    listing.versions.push(ListedVersion {
+                        listed,
+                        id: found.id,
+                        is_latest,
+                        is_marker,
+                    });
+                }
+                // It went meanwhile.
+                Err(FsError::NotFound) => {}
+                Err(error) => return Err(from_fs(error)),
+            }
+        }
+        Ok(listing)
+    }
+
+    fn peek_current(&self, walk: &mut Walk<'_>) -> S3Result<Option<Peeked>> {
+        while let Some((key, ino)) = walk.next().map_err(from_fs)? {
+            if let Ok(key) = String::from_utf8(key) {
+                let id = self.version_of(ino).map_err(from_fs)?;
+                return Ok(Some(Peeked { key, id, ino }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn peek_older(walk: Option<&mut Walk<'_>>) -> S3Result<Option<Peeked>> {
+    let Some(walk) = walk else {
+        return Ok(None);
+    };
+    while let Some((path, ino)) = walk.next().map_err(from_fs)? {
+        if let Ok(path) = String::from_utf8(path)
+            && let Some((key, id)) = crate::versions::split_path(&path)
+        {
+            let (key, id) = (key.to_owned(), id.to_owned());
+            return Ok(Some(Peeked { key, id, ino }));
+        }
+    }
+    Ok(None)
 }

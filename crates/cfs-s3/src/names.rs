@@ -9,8 +9,10 @@
 //! | `.s3=TEXT` | a directory whose component is TEXT decoded |
 //! | `.s3+TEXT` | a directory in which the component goes on that begins with TEXT decoded |
 //!
-//! Escaped are the empty component, `.`, `..`, `.snapshots`, those with a zero byte or longer than 255 bytes, those that begin like
-//! an escaped name, and a file's that is also a directory's (`a` beside `a/b`). In TEXT a byte up to `%` is written as
+//! What begins with `.s3!` is a directory of our own, and stands for nothing.
+//!
+//! Escaped are the empty component, `.`, `..`, `.snapshots`, those with a zero byte or longer than 255 bytes, those
+//! that begin like an escaped name, and a file's that is also a directory's (`a` beside `a/b`). In TEXT a byte up to `%` is written as
 //! `%` and two hexadecimal digits, in capitals; all others stand for themselves. Since `%` is the largest byte that is
 //! written so, escaped names are in the order of what they stand for.
 //!
@@ -33,6 +35,8 @@ const TEXT_BYTES_MAX: usize = NAME_BYTES_MAX - MARK_BYTES;
 pub(crate) enum Form {
     /// By itself.
     Plain,
+    /// None: it is a directory of our own.
+    System,
     /// The beginning of a component that goes on in this directory.
     Continued,
     /// An escaped directory.
@@ -46,6 +50,7 @@ impl Form {
     pub(crate) fn mark(self) -> &'static [u8] {
         match self {
             Self::Plain => b"",
+            Self::System => b".s3!",
             Self::Continued => b".s3+",
             Self::Directory => b".s3=",
             Self::File => b".s3~",
@@ -55,6 +60,7 @@ impl Form {
     /// The form that a name has.
     pub(crate) fn of(name: &[u8]) -> Self {
         match name.get(..MARK_BYTES) {
+            Some(b".s3!") => Self::System,
             Some(b".s3+") => Self::Continued,
             Some(b".s3=") => Self::Directory,
             Some(b".s3~") => Self::File,
@@ -148,6 +154,7 @@ pub(crate) fn component(name: &[u8]) -> Option<(Form, Vec<u8>)> {
     let form = Form::of(name);
     let raw = match form {
         Form::Plain => return Some((form, name.to_vec())),
+        Form::System => return None,
         _ => decode(&name[MARK_BYTES..])?,
     };
     Some((form, raw))

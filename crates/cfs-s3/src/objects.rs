@@ -1,6 +1,7 @@
 //! Objects: regular files in a bucket's directory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cfs_format::Ino;
 use cfs_fs::{Attr, Expected, FsError, Publication, RecordChange};
@@ -9,10 +10,13 @@ use s3s::{S3Result, s3_error};
 use sha2::Sha256;
 
 use crate::buckets::BucketAt;
+use crate::download::Opened;
 use crate::errors::from_fs;
 use crate::face::Face;
 use crate::names;
-use crate::records::{self, Content, name};
+use crate::ops::NULL_VERSION;
+use crate::records::{self, Content, Versioning, name};
+use crate::versions::Version;
 use crate::walk;
 
 /// How often a change is tried again that others got in the way of.
@@ -121,6 +125,31 @@ impl Face {
         }
     }
 
+    /// Opens a version of an object: the current one, if none is named.
+    ///
+    /// # Errors
+    /// As [`Face::find_version`].
+    pub(crate) fn open_version(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        wanted: Option<&String>,
+    ) -> S3Result<(Version, Opened)> {
+        for _ in 0..TRIES {
+            let version = self.find_version(bucket, key, wanted)?;
+            match Opened::new(Arc::clone(&self.fs), version.ino) {
+                Ok(opened) => return Ok((version, opened)),
+                // Another took its place between the look and the step.
+                Err(FsError::NotFound) => {}
+                Err(error) => return Err(from_fs(error)),
+            }
+        }
+        Err(s3_error!(
+            OperationAborted,
+            "somebody else is changing the same name; try again"
+        ))
+    }
+
     /// A checksum of the whole content of a file, by the name of its algorithm.
     ///
     /// # Errors
@@ -154,7 +183,11 @@ impl Face {
         Ok((attr, content))
     }
 
-    fn digest(&self, ino: Ino, size: u64) -> Result<Content, FsError> {
+    /// Digests of the first `size` bytes of a file.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn digest(&self, ino: Ino, size: u64) -> Result<Content, FsError> {
         let mut md5 = Md5::new();
         let mut sha256 = Sha256::new();
         let mut buffer = Vec::new();
@@ -239,7 +272,10 @@ impl Face {
     }
 
     /// Where an object that is not there yet goes: its directory and name.
-    fn new_place(&self, bucket: Ino, key: &str) -> Result<(Ino, Vec<u8>), FsError> {
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub(crate) fn new_place(&self, bucket: Ino, key: &str) -> Result<(Ino, Vec<u8>), FsError> {
         let mut at = self.make_parents(bucket, key)?;
         let (_, last) = names::split(key.as_bytes());
         if names::is_plain(last) {
@@ -258,7 +294,8 @@ impl Face {
     }
 
     /// Gives a file without a name its key, with its records, durably. `check` sees what has the key now, and may
-    /// refuse; what it has seen is still there when the file takes its place. Its content should be flushed, since the
+    /// refuse; what it has seen is still there when the file takes its place. Returns the version that it is, in a bucket that
+    /// keeps them. Its content should be flushed, since the
     /// key is locked meanwhile.
     ///
     /// # Errors
@@ -271,7 +308,7 @@ impl Face {
         records: &[(Vec<u8>, Vec<u8>)],
         check: &dyn Fn(Option<&Object>) -> S3Result<()>,
         conditional: bool,
-    ) -> S3Result<Attr> {
+    ) -> S3Result<(Attr, Option<String>)> {
         let lock = self.lock(bucket.ino(), key);
         for _ in 0..TRIES {
             let place = self.find(bucket.ino(), key).map_err(from_fs)?;
@@ -288,6 +325,13 @@ impl Face {
                 };
             }
             let replaced = place.as_ref().map(|place| place.ino);
+            let (id, archive) = self
+                .plan_version(bucket, key, place.as_ref())
+                .map_err(from_fs)?;
+            let mut rows = records.to_vec();
+            if let Some(id) = &id {
+                rows.push((name::VERSION.to_vec(), id.clone().into_bytes()));
+            }
             let target = match place {
                 Some(place) => Ok((place.parent, place.name)),
                 None => self.new_place(bucket.ino(), key),
@@ -297,21 +341,29 @@ impl Face {
                     parent,
                     name: &name,
                     expected,
-                    records: records.to_vec(),
-                    archive: None,
+                    records: rows,
+                    archive: archive.as_ref().map(|(dir, name)| (*dir, &**name)),
                 };
                 let attr = self.fs.publish(ino, publication)?;
                 Ok((attr, parent, name))
             });
             match published {
                 Ok((attr, parent, name)) => {
+                    let state = bucket.record.versioning;
+                    if state == Some(Versioning::Suspended) {
+                        self.drop_older_null(bucket, key).map_err(from_fs)?;
+                    }
                     drop(lock);
                     self.make_durable()?;
                     self.name_changed(parent, &name);
                     if let Some(ino) = replaced {
                         self.inode_changed(ino);
                     }
-                    return Ok(attr);
+                    if let Some((dir, name)) = &archive {
+                        self.name_changed(*dir, name);
+                    }
+                    let version = id.or_else(|| state.map(|_| NULL_VERSION.to_owned()));
+                    return Ok((attr, version));
                 }
                 // The directory went, or the name became something else, between the look and the step.
                 Err(
@@ -330,8 +382,8 @@ impl Face {
         ))
     }
 
-    /// Removes an object, and the directories that were made for it and are empty; not durable yet. Whether there was
-    /// one.
+    /// Removes an object, and the directories that were made for it and are empty; not durable yet. The key is locked.
+    /// Whether there was one.
     ///
     /// # Errors
     /// What `check` refuses; what the file system does.
@@ -342,7 +394,6 @@ impl Face {
         check: &dyn Fn(Option<&Object>) -> S3Result<()>,
         conditional: bool,
     ) -> S3Result<bool> {
-        let _lock = self.lock(bucket.ino(), key);
         let mut removed = false;
         // A key can have a plain and an escaped name.
         for _ in 0..TRIES {
@@ -372,7 +423,10 @@ impl Face {
     }
 
     /// Removes the directories on the way to a key that were made for keys and have become empty, from the last one on.
-    fn prune(&self, bucket: Ino, key: &str) -> Result<(), FsError> {
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub(crate) fn prune(&self, bucket: Ino, key: &str) -> Result<(), FsError> {
         let (directories, last) = names::split(key.as_bytes());
         let mut way = Vec::new();
         let mut at = bucket;

@@ -1,10 +1,13 @@
 //! The operations of S3, as calls of the face.
 
+pub(crate) mod acl;
 pub(crate) mod bucket;
+pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod delete;
 pub(crate) mod get;
 pub(crate) mod list;
+pub(crate) mod multipart;
 pub(crate) mod put;
 pub(crate) mod tagging;
 
@@ -13,6 +16,7 @@ use std::sync::Arc;
 use s3s::dto::{Owner, ServerSideEncryption, StorageClass};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, s3_error};
 
+use crate::access::Asker;
 use crate::buckets::BucketAt;
 use crate::face::Face;
 use crate::users::User;
@@ -20,9 +24,18 @@ use crate::users::User;
 /// What an object that is not versioned has as the identifier of its version.
 pub(crate) const NULL_VERSION: &str = "null";
 
+/// Who asks, as the access check has found out.
+pub(crate) fn asker_of<T>(request: &S3Request<T>) -> Asker {
+    request
+        .extensions
+        .get::<Asker>()
+        .cloned()
+        .unwrap_or_default()
+}
+
 /// Who asks; none for a request without a signature.
 pub(crate) fn user_of<T>(request: &S3Request<T>) -> Option<Arc<User>> {
-    request.extensions.get::<Arc<User>>().cloned()
+    asker_of(request).user
 }
 
 /// Who asks.
@@ -49,17 +62,6 @@ pub(crate) fn check_owner(bucket: &BucketAt, expected: Option<&String>) -> S3Res
     match expected {
         Some(expected) if expected != bucket.owner() => Err(S3ErrorCode::AccessDenied.into()),
         _ => Ok(()),
-    }
-}
-
-/// Whether a version is the one that there is.
-///
-/// # Errors
-/// `NoSuchVersion`.
-pub(crate) fn check_version(version: Option<&String>) -> S3Result<()> {
-    match version.map(String::as_str) {
-        None | Some(NULL_VERSION) => Ok(()),
-        Some(_) => Err(S3ErrorCode::NoSuchVersion.into()),
     }
 }
 

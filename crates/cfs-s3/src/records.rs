@@ -17,6 +17,22 @@ pub(crate) mod name {
     pub(crate) const HEADERS: &[u8] = b"s3.headers";
     /// Of a file or bucket: its tags, a list of pairs.
     pub(crate) const TAGS: &[u8] = b"s3.tags";
+    /// Of a file that is a version: its identifier, as text. The version `null` has none.
+    pub(crate) const VERSION: &[u8] = b"s3.version";
+    /// Of a file that is a delete marker; empty.
+    pub(crate) const MARKER: &[u8] = b"s3.marker";
+    /// Of a file or bucket: its access control list, [`crate::acl::Acl`].
+    pub(crate) const ACL: &[u8] = b"s3.acl";
+    /// Of a file that was put together from parts: the identifier of the upload.
+    pub(crate) const COMPLETED: &[u8] = b"s3.completed";
+    /// Of the directory of an upload: [`crate::uploads::UploadRecord`].
+    pub(crate) const UPLOAD: &[u8] = b"s3.upload";
+    /// Of a bucket's directory: configurations, as JSON or XML.
+    pub(crate) const POLICY: &[u8] = b"s3.policy";
+    pub(crate) const PUBLIC_ACCESS: &[u8] = b"s3.public-access";
+    pub(crate) const OWNERSHIP: &[u8] = b"s3.ownership";
+    pub(crate) const ENCRYPTION: &[u8] = b"s3.encryption";
+    pub(crate) const CORS: &[u8] = b"s3.cors";
     /// Of a bucket's directory: [`super::Bucket`].
     pub(crate) const BUCKET: &[u8] = b"s3.bucket";
     /// Of a directory that was made for a key, and goes with the last one; empty.
@@ -88,6 +104,18 @@ pub(crate) struct Bucket {
     /// The region that it was made for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Whether it keeps versions; none: it never has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub versioning: Option<Versioning>,
+}
+
+/// Whether a bucket keeps versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Versioning {
+    /// Each put makes one.
+    Enabled,
+    /// Those that there are stay; a put makes the version `null`.
+    Suspended,
 }
 
 /// Tags, in the order given.

@@ -20,8 +20,9 @@ use s3s::{Body, S3Error, S3ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::access::{Access, Auth};
+use crate::access::{Access, Auth, Peer};
 use crate::api::Operations;
+use crate::cors;
 use crate::face::{Face, Watcher};
 use crate::stats;
 use crate::users::Users;
@@ -44,6 +45,9 @@ const XML_BYTES_MAX: usize = 8 << 20;
 const FORM_FILE_BYTES_MAX: u64 = 64 << 20;
 /// How long requests under way may go on when the server is to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longest life of a signed link, seconds; S3's own limit.
+const LINK_SECONDS_MAX: u64 = 7 * 86_400;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
@@ -281,13 +285,50 @@ async fn dispatch(shared: &Shared, peer: SocketAddr, request: Request<Incoming>)
             };
         }
     }
+    let wish = cors::wish(request.method(), request.uri(), request.headers());
+    if request.method() == Method::OPTIONS {
+        let granted = match wish {
+            Some(wish) => cors::answer(&shared.face, wish).await,
+            None => Err(S3Error::with_message(
+                S3ErrorCode::InvalidRequest,
+                "a preflight names the page that it is for",
+            )),
+        };
+        return match granted {
+            Ok(headers) => {
+                let mut response = Response::new(Body::empty());
+                *response.headers_mut() = headers.unwrap_or_default();
+                response
+            }
+            Err(failure) => error(failure),
+        };
+    }
+    let mut response = perform(shared, peer, request).await;
+    if let Some(wish) = wish {
+        match cors::answer(&shared.face, wish).await {
+            Ok(headers) => response.headers_mut().extend(headers.unwrap_or_default()),
+            Err(failure) => tracing::debug!("CORS: {failure}"),
+        }
+    }
+    response
+}
+
+/// Has an operation done.
+async fn perform(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     if is_signature_v2(&request) {
         return error(S3Error::with_message(
             S3ErrorCode::InvalidRequest,
             "signatures of version 2 are not taken; use AWS4-HMAC-SHA256",
         ));
     }
-    let (parts, body) = request.into_parts();
+    if !link_ends_in_time(&request) {
+        return error(S3Error::with_message(
+            S3ErrorCode::AccessDenied,
+            "a signed link ends after 1 second to 7 days",
+        ));
+    }
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(Peer(peer.ip()));
     let request = Request::from_parts(parts, Body::from(body));
     match shared.service.call(request).await {
         Ok(response) => response,
@@ -296,6 +337,17 @@ async fn dispatch(shared: &Shared, peer: SocketAddr, request: Request<Incoming>)
             error(S3ErrorCode::InternalError.into())
         }
     }
+}
+
+/// Whether a signed link, if the request is one, was made for a time that links can be made for.
+fn link_ends_in_time(request: &Request<Incoming>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let fields: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
+    fields.get("X-Amz-Expires").is_none_or(|seconds| {
+        seconds
+            .parse::<u64>()
+            .is_ok_and(|seconds| (1..=LINK_SECONDS_MAX).contains(&seconds))
+    })
 }
 
 /// Signatures of version 2 use SHA-1, and are not compared in constant time.

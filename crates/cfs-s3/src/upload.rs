@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cfs_format::Ino;
+use cfs_fs::Fs;
 use futures_util::{FutureExt as _, StreamExt as _};
 use md5::{Digest, Md5};
 use s3s::checksum::ChecksumHasher;
@@ -39,7 +40,6 @@ pub(crate) struct Measures {
 
 /// What was measured.
 pub(crate) struct Measured {
-    pub(crate) bytes: u64,
     pub(crate) md5: [u8; 16],
     pub(crate) sha256: String,
     /// Base64, by the name of the algorithm.
@@ -48,7 +48,7 @@ pub(crate) struct Measured {
 
 /// An upload in progress.
 pub(crate) struct Upload {
-    face: Arc<Face>,
+    fs: Arc<Fs>,
     ino: Ino,
     at: u64,
     md5: Md5,
@@ -59,10 +59,7 @@ pub(crate) struct Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         // Both were counted when it was made. A file with a name stays.
-        for ended in [
-            self.face.fs.release(self.ino),
-            self.face.fs.end_hold(self.ino),
-        ] {
+        for ended in [self.fs.release(self.ino), self.fs.end_hold(self.ino)] {
             if let Err(error) = ended {
                 tracing::warn!(
                     inode = self.ino.0,
@@ -78,14 +75,13 @@ impl Upload {
     ///
     /// # Errors
     /// What making it failed with.
-    pub(crate) fn begin(face: Arc<Face>, directory: Ino, measures: Measures) -> S3Result<Self> {
-        let attr = face.fs.getattr(directory).map_err(from_fs)?;
-        let file = face
-            .fs
+    pub(crate) fn begin(fs: Arc<Fs>, directory: Ino, measures: Measures) -> S3Result<Self> {
+        let attr = fs.getattr(directory).map_err(from_fs)?;
+        let file = fs
             .tmpfile_and_hold(directory, MODE, &Face::caller_in(&attr))
             .map_err(from_fs)?;
         Ok(Self {
-            face,
+            fs,
             ino: file.ino,
             at: 0,
             md5: Md5::new(),
@@ -105,7 +101,6 @@ impl Upload {
     /// What writing failed with.
     pub(crate) fn write(&mut self, data: &[u8]) -> S3Result<()> {
         let accepted = self
-            .face
             .fs
             .write(self.ino, self.at, data, false)
             .map_err(from_fs)?;
@@ -126,14 +121,13 @@ impl Upload {
     /// # Errors
     /// What writing failed with.
     pub(crate) fn finish(&mut self, verified_sha256: Option<String>) -> S3Result<Measured> {
-        self.face.fs.flush(self.ino).map_err(from_fs)?;
+        self.fs.flush(self.ino).map_err(from_fs)?;
         let sha256 = match self.sha256.take() {
             Some(sha256) => hex(&sha256.finalize()),
             None => verified_sha256.unwrap_or_default(),
         };
         let checksums = std::mem::take(&mut self.checksums).finalize();
         Ok(Measured {
-            bytes: self.at,
             md5: std::mem::take(&mut self.md5).finalize().into(),
             sha256,
             checksums: named(&checksums),
@@ -146,14 +140,14 @@ impl Upload {
 /// # Errors
 /// What the body fails with: `IncompleteBody`, a signature or checksum that does not fit; what writing fails with.
 pub(crate) async fn receive(
-    face: Arc<Face>,
+    fs: Arc<Fs>,
     directory: Ino,
     body: Option<StreamingBlob>,
     measures: Measures,
     declared: Option<u64>,
 ) -> S3Result<(Upload, Measured)> {
     let verified = measures.sha256.clone();
-    let mut upload = blocking(move || Upload::begin(face, directory, measures)).await?;
+    let mut upload = blocking(move || Upload::begin(fs, directory, measures)).await?;
     let mut received = 0;
     if let Some(mut body) = body {
         loop {

@@ -68,6 +68,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a process that serves logs if nothing else is said. The protocol's crate logs every refused request as an error.
+const SERVING_LOG: &str = "info,s3s=off";
+
 fn end_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -80,7 +83,7 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
     let log = cli.log.as_deref();
     match cli.command {
         Command::Server(args) => {
-            start_log(log, "info")?;
+            start_log(log, SERVING_LOG)?;
             server(args, environment)
         }
         Command::Mount(args) => mount(args, environment, log),
@@ -155,7 +158,7 @@ fn mount(args: MountArgs, environment: Environment, log: Option<&str>) -> Result
         },
         false => None,
     };
-    start_log(log, "info")?;
+    start_log(log, SERVING_LOG)?;
     let serving = Serving {
         dir: DataDir::at(&args.data)?,
         mount: Some(absolute(&args.mount)?),

@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use cfs_fs::Time;
 use s3s::dto::{
-    Bucket, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, DeleteBucketInput,
-    DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, GetBucketVersioningInput,
-    GetBucketVersioningOutput, HeadBucketInput, HeadBucketOutput, ListBucketsInput,
-    ListBucketsOutput,
+    Bucket, BucketLocationConstraint, BucketVersioningStatus, CreateBucketInput,
+    CreateBucketOutput, DeleteBucketInput, DeleteBucketOutput, GetBucketLocationInput,
+    GetBucketLocationOutput, GetBucketVersioningInput, GetBucketVersioningOutput, HeadBucketInput,
+    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, MFADelete, OwnershipControls,
+    OwnershipControlsRule, PutBucketVersioningInput, PutBucketVersioningOutput,
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::{check_owner, known_user, limit, not_implemented, owner};
-use crate::access;
+use crate::acl::Given;
 use crate::conditions::timestamp;
 use crate::face::{Face, blocking};
+use crate::records::{Versioning, name};
 
 /// Buckets in one answer at most; S3's own limit.
 const BUCKETS_MAX: i32 = 10_000;
@@ -31,7 +33,6 @@ pub(crate) async fn create_bucket(
 ) -> S3Result<S3Response<CreateBucketOutput>> {
     let user = known_user(&request)?;
     let input = request.input;
-    access::check_canned_acl(input.acl.as_ref().map(|acl| acl.as_str()))?;
     if input.object_lock_enabled_for_bucket == Some(true) {
         return Err(not_implemented("object lock"));
     }
@@ -40,8 +41,32 @@ pub(crate) async fn create_bucket(
         .and_then(|configuration| configuration.location_constraint)
         .map(|region| region.as_str().to_owned())
         .filter(|region| !region.is_empty());
+    let acl = Given {
+        canned: input.acl.map(|acl| acl.as_str().to_owned()),
+        full_control: input.grant_full_control,
+        read: input.grant_read,
+        read_acp: input.grant_read_acp,
+        write: input.grant_write,
+        write_acp: input.grant_write_acp,
+    };
+    let ownership = input
+        .object_ownership
+        .map(|object_ownership| OwnershipControls {
+            rules: vec![OwnershipControlsRule { object_ownership }],
+        });
     let location = format!("/{}", input.bucket);
-    blocking(move || face.create_bucket(&input.bucket, &user, region, Vec::new())).await?;
+    blocking(move || {
+        let rows = face.new_bucket_acl(&acl, &user)?.into_iter().collect();
+        face.create_bucket(&input.bucket, &user, region, rows)?;
+        match ownership {
+            Some(ownership) => {
+                let bucket = face.bucket(&input.bucket)?;
+                face.put_config(&bucket, name::OWNERSHIP, &ownership)
+            }
+            None => Ok(()),
+        }
+    })
+    .await?;
     Ok(S3Response::new(CreateBucketOutput {
         location: Some(location),
     }))
@@ -156,7 +181,7 @@ pub(crate) async fn get_bucket_location(
     }))
 }
 
-/// Buckets have no versions.
+/// Whether a bucket keeps versions.
 ///
 /// # Errors
 /// As S3 has them.
@@ -165,10 +190,48 @@ pub(crate) async fn get_bucket_versioning(
     request: S3Request<GetBucketVersioningInput>,
 ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
     let input = request.input;
-    blocking(move || {
+    let bucket = blocking(move || {
         let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())
+        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        Ok(bucket)
     })
     .await?;
-    Ok(S3Response::new(GetBucketVersioningOutput::default()))
+    let status = bucket.record.versioning.map(|state| match state {
+        Versioning::Enabled => BucketVersioningStatus::ENABLED,
+        Versioning::Suspended => BucketVersioningStatus::SUSPENDED,
+    });
+    Ok(S3Response::new(GetBucketVersioningOutput {
+        status: status.map(BucketVersioningStatus::from_static),
+        ..GetBucketVersioningOutput::default()
+    }))
+}
+
+/// Says whether a bucket keeps versions.
+///
+/// # Errors
+/// As S3 has them.
+pub(crate) async fn put_bucket_versioning(
+    face: Arc<Face>,
+    request: S3Request<PutBucketVersioningInput>,
+) -> S3Result<S3Response<PutBucketVersioningOutput>> {
+    let input = request.input;
+    let config = input.versioning_configuration;
+    let state = match config.status.as_ref().map(BucketVersioningStatus::as_str) {
+        Some(BucketVersioningStatus::ENABLED) => Versioning::Enabled,
+        Some(BucketVersioningStatus::SUSPENDED) => Versioning::Suspended,
+        _ => return Err(s3_error!(MalformedXML)),
+    };
+    if config
+        .mfa_delete
+        .is_some_and(|mfa| mfa.as_str() == MFADelete::ENABLED)
+    {
+        return Err(not_implemented("deleting with a second factor"));
+    }
+    blocking(move || {
+        let bucket = face.bucket(&input.bucket)?;
+        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        face.set_versioning(&bucket, state)
+    })
+    .await?;
+    Ok(S3Response::new(PutBucketVersioningOutput::default()))
 }

@@ -6,13 +6,12 @@ use s3s::dto::{
     CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, ETag, MetadataDirective,
     TaggingDirective,
 };
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::{hasher, http_date, show_checksums};
-use super::{
-    check_encryption, check_owner, check_storage_class, check_version, encryption, user_of,
-};
-use crate::access;
+use super::{asker_of, check_encryption, check_owner, check_storage_class, encryption};
+use crate::access::Asker;
+use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
 use crate::download::Opened;
 use crate::errors::from_fs;
@@ -21,7 +20,6 @@ use crate::metadata::{Meta, tags_of_header};
 use crate::objects::Object;
 use crate::records::{self, Headers, name};
 use crate::upload::{Measures, Upload};
-use crate::users::User;
 
 /// Bytes that one request copies at most; S3's own limit.
 const COPY_BYTES_MAX: u64 = 5 << 30;
@@ -48,29 +46,29 @@ pub(crate) fn source_of(source: &CopySource) -> S3Result<(String, String, Option
 }
 
 impl Face {
-    /// Opens the source of a copy.
+    /// Opens the source of a copy; also the version that it is, in a bucket that keeps them.
     ///
     /// # Errors
     /// As S3 has them.
     pub(crate) fn open_source(
         &self,
-        user: Option<&User>,
+        asker: &Asker,
         (bucket, key, version): (&str, &str, Option<&String>),
         expected_owner: Option<&String>,
         conditions: &Conditions,
-    ) -> S3Result<(Object, Opened)> {
+    ) -> S3Result<(Object, Opened, Option<String>)> {
         let bucket = self.bucket(bucket)?;
         check_owner(&bucket, expected_owner)?;
-        self.authorize(user, &bucket, Some(key), "s3:GetObject")?;
-        check_version(version)?;
-        let place = self
-            .find(bucket.ino(), key)
-            .map_err(from_fs)?
-            .ok_or(S3ErrorCode::NoSuchKey)?;
-        let opened = Opened::new(Arc::clone(&self.fs), place.ino).map_err(from_fs)?;
-        let object = self.object(place.ino).map_err(from_fs)?;
+        let action = match version {
+            Some(_) => "s3:GetObjectVersion",
+            None => "s3:GetObject",
+        };
+        self.authorize(asker, &bucket, Some(key), action)?;
+        let (found, opened) = self.open_version(&bucket, key, version)?;
+        let object = self.object(found.ino).map_err(from_fs)?;
         conditions.check_copy(&object)?;
-        Ok((object, opened))
+        let id = bucket.record.versioning.map(|_| found.id);
+        Ok((object, opened, id))
     }
 
     /// Adds references to a range of a file at the end of another.
@@ -109,9 +107,8 @@ pub(crate) async fn copy_object(
     face: Arc<Face>,
     request: S3Request<CopyObjectInput>,
 ) -> S3Result<S3Response<CopyObjectOutput>> {
-    let user = user_of(&request);
+    let asker = asker_of(&request);
     let mut input = request.input;
-    access::check_canned_acl(input.acl.as_ref().map(|acl| acl.as_str()))?;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(
         input.server_side_encryption.as_ref(),
@@ -164,6 +161,14 @@ pub(crate) async fn copy_object(
         if_modified_since: input.copy_source_if_modified_since.take(),
         if_unmodified_since: input.copy_source_if_unmodified_since.take(),
     };
+    let acl = Given {
+        canned: input.acl.take().map(|acl| acl.as_str().to_owned()),
+        full_control: input.grant_full_control.take(),
+        read: input.grant_read.take(),
+        read_acp: input.grant_read_acp.take(),
+        write_acp: input.grant_write_acp.take(),
+        ..Given::default()
+    };
     let wanted_checksum = input
         .checksum_algorithm
         .as_ref()
@@ -172,8 +177,8 @@ pub(crate) async fn copy_object(
         let bucket = face.bucket(&input.bucket)?;
         check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
         let source = (&*source_bucket, &*source_key, source_version.as_ref());
-        let (object, opened) = face.open_source(
-            user.as_deref(),
+        let (object, opened, source_id) = face.open_source(
+            &asker,
             source,
             input.expected_source_bucket_owner.as_ref(),
             &conditions,
@@ -186,7 +191,7 @@ pub(crate) async fn copy_object(
             ));
         }
         let mut meta = Meta::load(&face.fs, object.attr.ino).map_err(from_fs)?;
-        let owner = user.map(|user| user.id.clone());
+        let owner = asker.user.as_ref().map(|user| user.id.clone());
         if new_metadata {
             let headers = Headers {
                 cache_control: input.cache_control.take(),
@@ -213,7 +218,7 @@ pub(crate) async fn copy_object(
             checksums: hasher(|_| false),
             sha256: Some(object.content.sha256.clone()),
         };
-        let upload = Upload::begin(Arc::clone(&face), bucket.ino(), measures)?;
+        let upload = Upload::begin(Arc::clone(&face.fs), bucket.ino(), measures)?;
         face.refer(object.attr.ino, 0..size, upload.ino(), 0)?;
         drop(opened);
         let mut content = object.content;
@@ -225,8 +230,10 @@ pub(crate) async fn copy_object(
             content.part_checksums.clear();
         }
         let mut rows = meta.rows();
+        rows.extend(face.acl_row(&acl, &bucket, asker.user.as_deref())?);
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
-        let attr = face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false)?;
+        let (attr, version_id) =
+            face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false)?;
         let mut result = CopyObjectResult {
             e_tag: Some(ETag::Strong(content.etag.clone())),
             last_modified: Some(timestamp(attr.mtime)),
@@ -235,6 +242,8 @@ pub(crate) async fn copy_object(
         show_checksums!(result, content.checksums);
         Ok(S3Response::new(CopyObjectOutput {
             copy_object_result: Some(result),
+            copy_source_version_id: source_id,
+            version_id,
             server_side_encryption: encryption(),
             ..CopyObjectOutput::default()
         }))

@@ -6,13 +6,15 @@ use s3s::dto::{
     DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
     ETagCondition, Error, ObjectIdentifier,
 };
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
-use super::{check_owner, check_version, user_of};
+use super::{asker_of, check_owner};
 use crate::buckets::BucketAt;
 use crate::conditions::{Conditions, timestamp};
+use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::objects::Object;
+use crate::versions::Deleted;
 
 /// Keys of one request at most; S3's own limit.
 const KEYS_MAX: usize = 1000;
@@ -31,11 +33,9 @@ impl Guard {
     }
 
     fn check(&self, object: Option<&Object>) -> S3Result<()> {
+        // Nothing is there, as is wanted.
         let Some(object) = object else {
-            return match &self.conditions.if_match {
-                Some(ETagCondition::Any | ETagCondition::ETag(_)) => Err(s3_error!(NoSuchKey)),
-                None => Ok(()),
-            };
+            return Ok(());
         };
         self.conditions.check_write(Some(object))?;
         let whole_seconds =
@@ -54,24 +54,31 @@ impl Guard {
 }
 
 impl Face {
+    /// Removes an object or one of its versions; not durable yet. That there is none is no error.
     fn delete(
         &self,
         bucket: &BucketAt,
         key: &str,
         version: Option<&String>,
         guard: &Guard,
-    ) -> S3Result<()> {
-        if check_version(version).is_err() {
-            // There is nothing by that name, as was wanted.
-            return Ok(());
+    ) -> S3Result<Deleted> {
+        let _lock = self.lock(bucket.ino(), key);
+        let check = |object: Option<&Object>| guard.check(object);
+        match (version, bucket.record.versioning) {
+            (Some(id), _) => {
+                if !guard.is_empty() {
+                    let found = self.find_version(bucket, key, version)?;
+                    let object = self.object(found.ino).map_err(from_fs)?;
+                    guard.check(Some(&object))?;
+                }
+                self.delete_version(bucket, key, id)
+            }
+            (None, Some(state)) => self.mark_deleted(bucket, key, state, &check, !guard.is_empty()),
+            (None, None) => {
+                self.remove(bucket, key, &check, !guard.is_empty())?;
+                Ok(Deleted::default())
+            }
         }
-        self.remove(
-            bucket,
-            key,
-            &|object| guard.check(object),
-            !guard.is_empty(),
-        )?;
-        Ok(())
     }
 }
 
@@ -95,9 +102,13 @@ pub(crate) async fn delete_object(
     blocking(move || {
         let bucket = face.bucket(&input.bucket)?;
         check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
-        face.delete(&bucket, &input.key, input.version_id.as_ref(), &guard)?;
+        let deleted = face.delete(&bucket, &input.key, input.version_id.as_ref(), &guard)?;
         face.make_durable()?;
-        Ok(S3Response::new(DeleteObjectOutput::default()))
+        Ok(S3Response::new(DeleteObjectOutput {
+            delete_marker: deleted.is_marker.then_some(true),
+            version_id: deleted.version,
+            ..DeleteObjectOutput::default()
+        }))
     })
     .await
 }
@@ -110,7 +121,7 @@ pub(crate) async fn delete_objects(
     face: Arc<Face>,
     request: S3Request<DeleteObjectsInput>,
 ) -> S3Result<S3Response<DeleteObjectsOutput>> {
-    let user = user_of(&request);
+    let asker = asker_of(&request);
     let input = request.input;
     if input.delete.objects.len() > KEYS_MAX || input.delete.objects.is_empty() {
         return Err(S3ErrorCode::MalformedXML.into());
@@ -139,14 +150,19 @@ pub(crate) async fn delete_objects(
                 modified: last_modified_time,
                 size,
             };
+            let action = match version_id {
+                Some(_) => "s3:DeleteObjectVersion",
+                None => "s3:DeleteObject",
+            };
             let done = face
-                .authorize(user.as_deref(), &bucket, Some(&key), "s3:DeleteObject")
+                .authorize(&asker, &bucket, Some(&key), action)
                 .and_then(|()| face.delete(&bucket, &key, version_id.as_ref(), &guard));
             match done {
-                Ok(()) => deleted.push(DeletedObject {
+                Ok(done) => deleted.push(DeletedObject {
                     key: Some(key),
+                    delete_marker: done.is_marker.then_some(true),
+                    delete_marker_version_id: done.version.filter(|_| done.is_marker),
                     version_id,
-                    ..DeletedObject::default()
                 }),
                 Err(error) => errors.push(Error {
                     code: Some(error.code().as_str().to_owned()),

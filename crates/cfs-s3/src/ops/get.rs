@@ -9,10 +9,10 @@ use s3s::dto::{
     HeadObjectInput, HeadObjectOutput, ObjectAttributes, ObjectPart, Range, StorageClass,
     StreamingBlob, Timestamp, TimestampFormat,
 };
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::show_checksums;
-use super::{check_encryption, check_owner, check_version, encryption};
+use super::{check_encryption, check_owner, encryption};
 use crate::conditions::{Conditions, timestamp};
 use crate::download::{Download, Opened};
 use crate::errors::from_fs;
@@ -29,6 +29,10 @@ struct Found {
     /// Whether less than the whole was asked for.
     is_part: bool,
     parts_count: Option<i32>,
+    /// The number of the part that was asked for.
+    part: Option<usize>,
+    /// The version that it is, in a bucket that keeps them.
+    version: Option<String>,
 }
 
 struct Question {
@@ -45,15 +49,10 @@ impl Question {
     fn answer(self, face: &Face) -> S3Result<Found> {
         let bucket = face.bucket(&self.bucket)?;
         check_owner(&bucket, self.expected_owner.as_ref())?;
-        check_version(self.version.as_ref())?;
-        let place = face
-            .find(bucket.ino(), &self.key)
-            .map_err(from_fs)?
-            .ok_or(S3ErrorCode::NoSuchKey)?;
-        let opened = Opened::new(Arc::clone(&face.fs), place.ino).map_err(from_fs)?;
-        let object = face.object(place.ino).map_err(from_fs)?;
+        let (version, opened) = face.open_version(&bucket, &self.key, self.version.as_ref())?;
+        let object = face.object(version.ino).map_err(from_fs)?;
         self.conditions.check_read(&object)?;
-        let meta = Meta::load(&face.fs, place.ino).map_err(from_fs)?;
+        let meta = Meta::load(&face.fs, version.ino).map_err(from_fs)?;
         let size = object.attr.size;
         let parts = &object.content.parts;
         let (range, is_part) = match (&self.range, self.part_number) {
@@ -78,6 +77,10 @@ impl Question {
             range,
             is_part,
             parts_count,
+            part: self
+                .part_number
+                .and_then(|number| usize::try_from(number).ok()),
+            version: bucket.record.versioning.map(|_| version.id),
         })
     }
 }
@@ -131,15 +134,22 @@ macro_rules! show {
             metadata: found.meta.shown(),
             parts_count: found.parts_count,
             server_side_encryption: encryption(),
+            version_id: found.version.clone(),
             website_redirect_location: headers.redirect.clone(),
             ..$output::default()
         };
         let wants = $checksum_mode
             .as_ref()
             .is_some_and(|mode: &ChecksumMode| mode.as_str() == ChecksumMode::ENABLED);
-        if wants && !found.is_part && !found.object.content.checksums.is_empty() {
-            let checksums = &found.object.content.checksums;
+        let content = &found.object.content;
+        let of_part = found
+            .part
+            .and_then(|number| content.part_checksums.get(number - 1));
+        if let Some(checksums) = of_part {
             show_checksums!(output, checksums);
+            output.checksum_type = Some(checksum_type(&found.object));
+        } else if wants && !found.is_part && !content.checksums.is_empty() {
+            show_checksums!(output, content.checksums);
             output.checksum_type = Some(checksum_type(&found.object));
         }
         output
@@ -230,6 +240,11 @@ pub(crate) async fn head_object(
     let output = show!(HeadObjectOutput, found, input.checksum_mode);
     let mut response = S3Response::new(output);
     response.status = found.is_part.then_some(http::StatusCode::PARTIAL_CONTENT);
+    if !found.meta.tags.is_empty() {
+        response
+            .headers
+            .insert("x-amz-tagging-count", found.meta.tags.len().into());
+    }
     Ok(response)
 }
 
@@ -267,6 +282,7 @@ pub(crate) async fn get_object_attributes(
     let content = &found.object.content;
     let mut output = GetObjectAttributesOutput {
         last_modified: Some(timestamp(found.object.attr.mtime)),
+        version_id: found.version.clone(),
         ..GetObjectAttributesOutput::default()
     };
     if wants(ObjectAttributes::ETAG) {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use s3s::dto::{
-    CommonPrefix, ETag, EncodingType, ListObjectVersionsInput, ListObjectVersionsOutput,
-    ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    ObjectStorageClass, ObjectVersion, ObjectVersionStorageClass,
+    CommonPrefix, DeleteMarkerEntry, ETag, EncodingType, ListObjectVersionsInput,
+    ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input,
+    ListObjectsV2Output, Object, ObjectStorageClass, ObjectVersion, ObjectVersionStorageClass,
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{NULL_VERSION, check_owner, limit, owner};
+use super::{check_owner, limit, owner};
 use crate::buckets::BucketAt;
 use crate::conditions::timestamp;
 use crate::face::{Face, blocking};
@@ -108,7 +108,10 @@ pub(crate) async fn list_objects(
             is_truncated: Some(listing.next.is_some()),
             contents: Some(listing.objects.into_iter().map(shown).collect()),
             common_prefixes: encoding.prefixes(listing.prefixes),
-            delimiter: input.delimiter.map(|text| encoding.write(text)),
+            delimiter: input
+                .delimiter
+                .filter(|text| !text.is_empty())
+                .map(|text| encoding.write(text)),
             next_marker: listing.next.map(|(_, last)| encoding.write(last)),
             encoding_type: input.encoding_type,
             ..ListObjectsOutput::default()
@@ -165,7 +168,10 @@ pub(crate) async fn list_objects_v2(
                 .map(|(from, _)| base64_simd::URL_SAFE_NO_PAD.encode_to_string(from)),
             contents: Some(listing.objects.into_iter().map(shown).collect()),
             common_prefixes: encoding.prefixes(listing.prefixes),
-            delimiter: input.delimiter.map(|text| encoding.write(text)),
+            delimiter: input
+                .delimiter
+                .filter(|text| !text.is_empty())
+                .map(|text| encoding.write(text)),
             encoding_type: input.encoding_type,
             start_after: input.start_after.map(|text| encoding.write(text)),
             ..ListObjectsV2Output::default()
@@ -191,22 +197,35 @@ pub(crate) async fn list_object_versions(
         with_owner: true,
         ..Query::default()
     };
-    if let Some(marker) = input
-        .key_marker
-        .as_deref()
-        .filter(|marker| !marker.is_empty())
-    {
+    let key_marker = input.key_marker.clone().filter(|marker| !marker.is_empty());
+    let version_marker = input
+        .version_id_marker
+        .clone()
+        .filter(|marker| !marker.is_empty());
+    if let Some(marker) = &key_marker {
         query.start_after(marker);
     }
     blocking(move || {
         let bucket = face.bucket(&input.bucket)?;
         check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
-        let listing = face.list(bucket.ino(), &query)?;
-        let shown = |listed: Listed| {
-            let object = encoding.object(&face, &bucket, listed, true);
-            ObjectVersion {
+        let after = key_marker.as_deref().zip(version_marker.as_deref());
+        let listing = face.list_versions(&bucket, &query, after)?;
+        let (mut versions, mut markers) = (Vec::new(), Vec::new());
+        for version in listing.versions {
+            let object = encoding.object(&face, &bucket, version.listed, true);
+            if version.is_marker {
+                markers.push(DeleteMarkerEntry {
+                    is_latest: Some(version.is_latest),
+                    key: object.key,
+                    last_modified: object.last_modified,
+                    owner: object.owner,
+                    version_id: Some(version.id),
+                });
+                continue;
+            }
+            versions.push(ObjectVersion {
                 e_tag: object.e_tag,
-                is_latest: Some(true),
+                is_latest: Some(version.is_latest),
                 key: object.key,
                 last_modified: object.last_modified,
                 owner: object.owner,
@@ -214,22 +233,28 @@ pub(crate) async fn list_object_versions(
                 storage_class: Some(ObjectVersionStorageClass::from_static(
                     ObjectVersionStorageClass::STANDARD,
                 )),
-                version_id: Some(NULL_VERSION.to_owned()),
+                version_id: Some(version.id),
                 ..ObjectVersion::default()
-            }
-        };
+            });
+        }
+        let is_truncated = listing.next.is_some();
+        let (next_key, next_version) = listing.next.unwrap_or_default();
         Ok(S3Response::new(ListObjectVersionsOutput {
             name: Some(input.bucket),
             prefix: Some(encoding.write(query.prefix)),
             key_marker: Some(encoding.write(input.key_marker.unwrap_or_default())),
             version_id_marker: input.version_id_marker,
             max_keys: i32::try_from(query.keys_max).ok(),
-            is_truncated: Some(listing.next.is_some()),
-            versions: Some(listing.objects.into_iter().map(shown).collect()),
+            is_truncated: Some(is_truncated),
+            versions: Some(versions),
+            delete_markers: Some(markers),
             common_prefixes: encoding.prefixes(listing.prefixes),
-            delimiter: input.delimiter.map(|text| encoding.write(text)),
-            next_version_id_marker: listing.next.as_ref().map(|_| NULL_VERSION.to_owned()),
-            next_key_marker: listing.next.map(|(_, last)| encoding.write(last)),
+            delimiter: input
+                .delimiter
+                .filter(|text| !text.is_empty())
+                .map(|text| encoding.write(text)),
+            next_version_id_marker: next_version,
+            next_key_marker: is_truncated.then(|| encoding.write(next_key)),
             encoding_type: input.encoding_type,
             ..ListObjectVersionsOutput::default()
         }))

@@ -8,8 +8,8 @@ use s3s::crypto::Checksum as _;
 use s3s::dto::{ChecksumType, ETag, PutObjectInput, PutObjectOutput, Timestamp, TimestampFormat};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{check_encryption, check_owner, check_storage_class, encryption, user_of};
-use crate::access;
+use super::{asker_of, check_encryption, check_owner, check_storage_class, encryption};
+use crate::acl::Given;
 use crate::conditions::Conditions;
 use crate::face::{Face, blocking};
 use crate::metadata::{Meta, tags_of_header};
@@ -28,13 +28,15 @@ pub(crate) async fn put_object(
     face: Arc<Face>,
     mut request: S3Request<PutObjectInput>,
 ) -> S3Result<S3Response<PutObjectOutput>> {
-    let user = user_of(&request);
+    let asker = asker_of(&request);
+    let user = asker.user.clone();
+    // A form names its key itself, so that the check before could not know it.
+    let is_form = request.method == http::Method::POST;
     let wanted = Wanted::of(&request)?;
     let input = &mut request.input;
     if input.write_offset_bytes.is_some() {
         return Err(super::not_implemented("appending to an object"));
     }
-    access::check_canned_acl(input.acl.as_ref().map(|acl| acl.as_str()))?;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(
         input.server_side_encryption.as_ref(),
@@ -54,7 +56,7 @@ pub(crate) async fn put_object(
         content_language: input.content_language.take(),
         expires: input.expires.as_ref().map(http_date),
         redirect: input.website_redirect_location.take(),
-        owner: user.map(|user| user.id.clone()),
+        owner: user.as_ref().map(|user| user.id.clone()),
     };
     let tags = tags_of_header(input.tagging.as_deref())?;
     let meta = Meta::given(
@@ -63,6 +65,14 @@ pub(crate) async fn put_object(
         headers,
         tags,
     )?;
+    let acl = Given {
+        canned: input.acl.take().map(|acl| acl.as_str().to_owned()),
+        full_control: input.grant_full_control.take(),
+        read: input.grant_read.take(),
+        read_acp: input.grant_read_acp.take(),
+        write_acp: input.grant_write_acp.take(),
+        ..Given::default()
+    };
     let conditions = Conditions {
         if_match: input.if_match.take(),
         if_none_match: input.if_none_match.take(),
@@ -73,17 +83,21 @@ pub(crate) async fn put_object(
         std::mem::take(&mut input.key),
     );
     let expected_owner = input.expected_bucket_owner.take();
-    let bucket = {
+    let (bucket, acl) = {
         let (face, conditions, key) = (Arc::clone(&face), conditions.clone(), key.clone());
         blocking(move || {
             let bucket = face.bucket(&bucket_name)?;
             check_owner(&bucket, expected_owner.as_ref())?;
+            if is_form {
+                face.authorize(&asker, &bucket, Some(&key), "s3:PutObject")?;
+            }
+            let acl = face.acl_row(&acl, &bucket, user.as_deref())?;
             // What is refused anyway need not be received.
             if !conditions.is_empty() {
                 let object = face.look(bucket.ino(), &key)?;
                 conditions.check_write(object.as_ref())?;
             }
-            Ok(bucket)
+            Ok((bucket, acl))
         })
         .await?
     };
@@ -93,7 +107,7 @@ pub(crate) async fn put_object(
     let body = input.body.take();
     let measures = wanted.measures();
     let (upload, measured) =
-        receive(Arc::clone(&face), bucket.ino(), body, measures, declared).await?;
+        receive(Arc::clone(&face.fs), bucket.ino(), body, measures, declared).await?;
     let checksums = wanted.check(&measured, request.trailing_headers.as_ref())?;
     let content = Content {
         etag: hex(&measured.md5),
@@ -101,10 +115,11 @@ pub(crate) async fn put_object(
         checksums,
         ..Content::default()
     };
-    let (size, etag) = (measured.bytes, content.etag.clone());
+    let etag = content.etag.clone();
     let shown = content.checksums.clone();
-    blocking(move || {
+    let (_, version_id) = blocking(move || {
         let mut rows = meta.rows();
+        rows.extend(acl);
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
         face.publish(
             &bucket,
@@ -118,8 +133,8 @@ pub(crate) async fn put_object(
     .await?;
     let mut output = PutObjectOutput {
         e_tag: Some(ETag::Strong(etag)),
+        version_id,
         server_side_encryption: encryption(),
-        size: i64::try_from(size).ok().filter(|_| false),
         checksum_type: (!shown.is_empty())
             .then(|| ChecksumType::from_static(ChecksumType::FULL_OBJECT)),
         ..PutObjectOutput::default()
@@ -136,7 +151,7 @@ fn content_encoding(given: Option<String>) -> Option<String> {
         .map(str::trim)
         .filter(|coding| !coding.is_empty() && *coding != "aws-chunked")
         .collect();
-    (!kept.is_empty()).then(|| kept.join(","))
+    (!kept.is_empty()).then(|| kept.join(", "))
 }
 
 /// A time as a header has it.
@@ -195,6 +210,7 @@ macro_rules! digests {
         }
     };
 }
+pub(crate) use digests;
 digests!(PutObjectInput);
 
 /// Puts checksums into an answer.
@@ -269,6 +285,13 @@ impl Wanted {
             named,
             signed_sha256,
         })
+    }
+
+    /// Measures this algorithm too.
+    pub(crate) fn also(&mut self, algorithm: Option<&str>) {
+        if self.named.is_none() {
+            self.named = algorithm.map(str::to_owned);
+        }
     }
 
     /// What is to be measured on the way.

@@ -12,7 +12,7 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{check_owner, check_version};
+use super::check_owner;
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
@@ -39,7 +39,11 @@ fn shown(tags: Tags) -> Vec<Tag> {
 }
 
 impl Face {
-    fn object_ino(
+    /// A bucket and the inode of an object in it.
+    ///
+    /// # Errors
+    /// As S3 has them.
+    pub(crate) fn object_ino(
         &self,
         bucket: &str,
         expected_owner: Option<&String>,
@@ -48,9 +52,7 @@ impl Face {
     ) -> S3Result<(BucketAt, Ino)> {
         let bucket = self.bucket(bucket)?;
         check_owner(&bucket, expected_owner)?;
-        check_version(version)?;
-        let place = self.find(bucket.ino(), key).map_err(from_fs)?;
-        let ino = place.ok_or(S3ErrorCode::NoSuchKey)?.ino;
+        let ino = self.find_version(&bucket, key, version)?.ino;
         Ok((bucket, ino))
     }
 

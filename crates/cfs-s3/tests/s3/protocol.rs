@@ -65,6 +65,9 @@ fn presigned_links_work_until_they_end() {
     );
     root.send_unsigned("DELETE", &link, b"")
         .fails(403, "SignatureDoesNotMatch");
+    let link = root.presign("GET", "/bucket/k", 604_801);
+    root.send_unsigned("GET", &link, b"")
+        .fails(403, "AccessDenied");
     let link = root.presign("GET", "/bucket/k", 1);
     std::thread::sleep(std::time::Duration::from_millis(2100));
     root.send_unsigned("GET", &link, b"")

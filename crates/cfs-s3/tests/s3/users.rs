@@ -29,9 +29,11 @@ fn users_have_their_own_buckets() {
         answer.fails(403, "AccessDenied");
     }
     bob.put("/alice", b"").fails(409, "BucketAlreadyExists");
+    alice.put("/alice", b"").is(200);
+    let other = [("x-amz-acl", "public-read")];
     alice
-        .put("/alice", b"")
-        .fails(409, "BucketAlreadyOwnedByYou");
+        .send_with("PUT", "/alice", &[], &other, b"")
+        .fails(409, "BucketAlreadyExists");
     assert_eq!(root.get("/alice/k").is(200).body, b"1");
 }
 

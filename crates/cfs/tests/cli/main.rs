@@ -10,6 +10,10 @@ mod readme;
 mod reclaim;
 mod refusals;
 mod repair;
+mod s3;
+#[path = "../../../cfs-s3/tests/s3/client.rs"]
+#[expect(dead_code, reason = "shared with tests that use more of it")]
+mod s3_client;
 mod scrub;
 mod snapshots;
 mod support;

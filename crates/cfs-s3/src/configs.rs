@@ -1,0 +1,117 @@
+//! What is configured for a bucket: each kind in a record of its directory, as the XML or JSON that a client put.
+
+use s3s::dto::{OwnershipControls, PublicAccessBlockConfiguration};
+use s3s::{S3Error, S3Result, xml};
+
+use crate::buckets::BucketAt;
+use crate::errors::from_fs;
+use crate::face::Face;
+use crate::policy::Policy;
+use crate::records::name;
+
+/// Longest configuration, bytes: what a record can hold.
+const CONFIG_BYTES_MAX: usize = cfs_fs::XATTR_VALUE_BYTES_MAX;
+
+impl Face {
+    /// Stores a configuration, durably.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is too long; what writing failed with.
+    pub(crate) fn put_config(
+        &self,
+        bucket: &BucketAt,
+        name: &[u8],
+        config: &impl xml::Serialize,
+    ) -> S3Result<()> {
+        let mut text = Vec::new();
+        config
+            .serialize(&mut xml::Serializer::new(&mut text))
+            .map_err(S3Error::internal_error)?;
+        self.put_config_text(bucket, name, text)
+    }
+
+    /// Stores the text of a configuration, durably.
+    ///
+    /// # Errors
+    /// As [`Face::put_config`].
+    pub(crate) fn put_config_text(
+        &self,
+        bucket: &BucketAt,
+        name: &[u8],
+        text: Vec<u8>,
+    ) -> S3Result<()> {
+        if text.len() > CONFIG_BYTES_MAX {
+            return Err(s3s::s3_error!(
+                InvalidRequest,
+                "the configuration is too long"
+            ));
+        }
+        self.change_bucket(bucket, vec![(name.to_vec(), text)], Vec::new())
+    }
+
+    /// A configuration, if there is one.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn config<T: for<'xml> xml::Deserialize<'xml>>(
+        &self,
+        bucket: &BucketAt,
+        name: &[u8],
+    ) -> S3Result<Option<T>> {
+        let Some(text) = self.fs.record(bucket.ino(), name).map_err(from_fs)? else {
+            return Ok(None);
+        };
+        let mut deserializer = xml::Deserializer::new(&text);
+        T::deserialize(&mut deserializer)
+            .map(Some)
+            .map_err(S3Error::internal_error)
+    }
+
+    /// Removes a configuration, durably; it need not be there.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub(crate) fn delete_config(&self, bucket: &BucketAt, name: &[u8]) -> S3Result<()> {
+        self.change_bucket(bucket, Vec::new(), vec![name.to_vec()])
+    }
+
+    /// What a bucket does about access for all.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn public_access(
+        &self,
+        bucket: &BucketAt,
+    ) -> S3Result<PublicAccessBlockConfiguration> {
+        let config = self.config(bucket, name::PUBLIC_ACCESS)?;
+        Ok(config.unwrap_or_default())
+    }
+
+    /// Who owns new objects, if it is configured.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn ownership(&self, bucket: &BucketAt) -> S3Result<Option<String>> {
+        let controls: Option<OwnershipControls> = self.config(bucket, name::OWNERSHIP)?;
+        let rule = controls.and_then(|controls| controls.rules.into_iter().next());
+        Ok(rule.map(|rule| rule.object_ownership.as_str().to_owned()))
+    }
+
+    /// A bucket's policy, if it has one.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn policy(&self, bucket: &BucketAt) -> S3Result<Option<Policy>> {
+        let Some(text) = self
+            .fs
+            .record(bucket.ino(), name::POLICY)
+            .map_err(from_fs)?
+        else {
+            return Ok(None);
+        };
+        let text = String::from_utf8(text).map_err(S3Error::internal_error)?;
+        Policy::parse(&text, &bucket.name)
+            .map(Some)
+            .map_err(S3Error::internal_error)
+    }
+}

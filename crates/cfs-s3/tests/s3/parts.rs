@@ -1,0 +1,161 @@
+//! Objects that arrive in parts.
+
+use crate::client::{Answer, Client};
+use crate::pool::{Pool, noise};
+
+const MINIMUM: usize = 5 << 20;
+
+pub fn begin(client: &Client, path: &str, headers: &[(&str, &str)]) -> String {
+    let begun = client
+        .send_with("POST", path, &[("uploads", "")], headers, b"")
+        .is(200);
+    begun.all("UploadId").pop().expect("an identifier")
+}
+
+fn part(client: &Client, path: &str, id: &str, number: usize, body: &[u8]) -> String {
+    let number = number.to_string();
+    let query = [("partNumber", number.as_str()), ("uploadId", id)];
+    let put = client.send("PUT", path, &query, body).is(200);
+    put.header("etag").to_owned()
+}
+
+pub fn complete(client: &Client, path: &str, id: &str, parts: &[(usize, String)]) -> Answer {
+    let listed: String = parts
+        .iter()
+        .map(|(number, etag)| {
+            format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
+        })
+        .collect();
+    let body = format!("<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>");
+    client.send("POST", path, &[("uploadId", id)], body.as_bytes())
+}
+
+#[test]
+fn parts_become_an_object_without_being_copied() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let path = "/bucket/dir/big";
+    let id = begin(
+        &root,
+        path,
+        &[("x-amz-meta-a", "b"), ("content-type", "x/y")],
+    );
+    let contents = [noise(MINIMUM, 1), noise(MINIMUM + 1000, 2), noise(3000, 3)];
+    let mut parts = Vec::new();
+    // Out of order, and one twice.
+    for number in [2, 3, 1, 2] {
+        let etag = part(&root, path, &id, number, &contents[number - 1]);
+        parts.retain(|(other, _)| *other != number);
+        parts.push((number, etag));
+    }
+    parts.sort();
+    root.get(path).fails(404, "NoSuchKey");
+    let listed = root.send("GET", path, &[("uploadId", &id)], b"").is(200);
+    assert_eq!(listed.all("PartNumber"), ["1", "2", "3"]);
+    let under_way = root.send("GET", "/bucket", &[("uploads", "")], b"").is(200);
+    assert_eq!(under_way.all("Key"), ["dir/big"]);
+    let stored = || served.fs.store().stats().pool.chunk_stored_bytes.get();
+    let before = stored();
+    let done = complete(&root, path, &id, &parts).is(200);
+    assert!(stored() < before + 10_000, "parts were copied");
+    let etag = done.all("ETag").pop().expect("one").replace("&quot;", "\"");
+    assert!(etag.trim_matches('"').ends_with("-3"), "{etag}");
+    let got = root.get(path).is(200);
+    assert!(got.body == contents.concat());
+    assert_eq!(got.header("etag"), etag);
+    assert_eq!(
+        (got.header("x-amz-meta-a"), got.header("content-type")),
+        ("b", "x/y")
+    );
+    let second = root.send("GET", path, &[("partNumber", "2")], b"").is(206);
+    assert!(second.body == contents[1]);
+    assert_eq!(second.header("x-amz-mp-parts-count"), "3");
+    // Whoever has not heard of it may ask again.
+    complete(&root, path, &id, &parts).is(200);
+    root.send("GET", path, &[("uploadId", &id)], b"")
+        .fails(404, "NoSuchUpload");
+    let under_way = root.send("GET", "/bucket", &[("uploads", "")], b"").is(200);
+    assert!(under_way.all("Key").is_empty());
+    served.assert_clean();
+}
+
+#[test]
+fn what_is_wrong_with_parts_is_told() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let path = "/bucket/k";
+    let id = begin(&root, path, &[]);
+    let small = part(&root, path, &id, 1, b"small");
+    let last = part(&root, path, &id, 2, b"last");
+    let wrong = "\"00000000000000000000000000000000\"".to_owned();
+    complete(&root, path, &id, &[]).fails(400, "MalformedXML");
+    complete(&root, path, &id, &[(3, last.clone())]).fails(400, "InvalidPart");
+    complete(&root, path, &id, &[(1, wrong)]).fails(400, "InvalidPart");
+    let reversed = [(2, last.clone()), (1, small.clone())];
+    complete(&root, path, &id, &reversed).fails(400, "InvalidPartOrder");
+    complete(&root, path, &id, &[(1, small), (2, last)]).fails(400, "EntityTooSmall");
+    let query = [("partNumber", "10001"), ("uploadId", id.as_str())];
+    root.send("PUT", path, &query, b"x")
+        .fails(400, "InvalidArgument");
+    root.send("DELETE", path, &[("uploadId", &id)], b"").is(204);
+    root.send("DELETE", path, &[("uploadId", &id)], b"")
+        .fails(404, "NoSuchUpload");
+    root.delete("/bucket").is(204);
+    assert!(served.fs.resolve(b"/.s3/uploads").is_ok());
+    served.assert_clean();
+}
+
+/// An upload goes on after a power cut, with the parts that were acknowledged.
+#[test]
+fn uploads_survive_a_power_cut() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let path = "/bucket/k";
+    let id = begin(&root, path, &[]);
+    let first = noise(MINIMUM, 7);
+    let etag = part(&root, path, &id, 1, &first);
+    let cut = pool.power_cut(3);
+    let again = cut.serve();
+    let client = again.root();
+    let last = part(&client, path, &id, 2, b"end");
+    complete(&client, path, &id, &[(1, etag), (2, last)]).is(200);
+    assert!(client.get(path).is(200).body == [&first[..], b"end"].concat());
+    again.assert_clean();
+}
+
+#[test]
+fn parts_can_be_copied() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let source = noise(2 * MINIMUM, 9);
+    root.put("/bucket/source", &source).is(200);
+    let path = "/bucket/target";
+    let id = begin(&root, path, &[]);
+    let copy = |number: &str, range: &str| {
+        let query = [("partNumber", number), ("uploadId", id.as_str())];
+        let headers = [
+            ("x-amz-copy-source", "/bucket/source"),
+            ("x-amz-copy-source-range", range),
+        ];
+        root.send_with("PUT", path, &query, &headers, b"")
+    };
+    let first = copy("1", "bytes=1000-5243879")
+        .is(200)
+        .all("ETag")
+        .remove(0);
+    let second = copy("2", "bytes=0-99").is(200).all("ETag").remove(0);
+    copy("3", "bytes=0-10485760").fails(416, "InvalidRange");
+    copy("3", "0-10").fails(400, "InvalidArgument");
+    complete(&root, path, &id, &[(1, first), (2, second)]).is(200);
+    let wanted = [&source[1000..5_243_880], &source[..100]].concat();
+    assert!(root.get(path).is(200).body == wanted);
+    served.assert_clean();
+}

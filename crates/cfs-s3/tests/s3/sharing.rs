@@ -1,0 +1,135 @@
+//! Who else may use a bucket: access control lists, policies, pages.
+
+use crate::client::receive;
+use crate::pool::Pool;
+
+#[test]
+fn lists_let_others_in() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (alice, bob) = (served.user("alice"), served.user("bob"));
+    alice.put("/shared", b"").is(200);
+    alice.put("/shared/private", b"1").is(200);
+    alice
+        .send_with(
+            "PUT",
+            "/shared/public",
+            &[],
+            &[("x-amz-acl", "public-read")],
+            b"2",
+        )
+        .is(200);
+    bob.get("/shared/private").fails(403, "AccessDenied");
+    assert_eq!(bob.get("/shared/public").is(200).body, b"2");
+    assert_eq!(
+        alice
+            .send_unsigned("GET", "/shared/public", b"")
+            .is(200)
+            .body,
+        b"2"
+    );
+    bob.get("/shared/nothing").fails(403, "AccessDenied");
+    let acl = [("x-amz-acl", "public-read-write")];
+    alice
+        .send_with("PUT", "/shared", &[("acl", "")], &acl, b"")
+        .is(200);
+    bob.get("/shared/nothing").fails(404, "NoSuchKey");
+    assert_eq!(bob.get("/shared").is(200).all("Key"), ["private", "public"]);
+    bob.put("/shared/bobs", b"3").is(200);
+    bob.get("/shared/bobs").is(200);
+    bob.send("GET", "/shared", &[("acl", "")], b"")
+        .fails(403, "AccessDenied");
+    let listed = alice.send("GET", "/shared", &[("acl", "")], b"").is(200);
+    assert_eq!(listed.all("Permission"), ["READ", "WRITE", "FULL_CONTROL"]);
+    let block = b"<PublicAccessBlockConfiguration><IgnorePublicAcls>true</IgnorePublicAcls><BlockPublicAcls>true</BlockPublicAcls></PublicAccessBlockConfiguration>";
+    alice
+        .send("PUT", "/shared", &[("publicAccessBlock", "")], block)
+        .is(200);
+    bob.get("/shared").fails(403, "AccessDenied");
+    bob.get("/shared/public").fails(403, "AccessDenied");
+    alice
+        .send_with(
+            "PUT",
+            "/shared/x",
+            &[],
+            &[("x-amz-acl", "public-read")],
+            b"2",
+        )
+        .fails(403, "AccessDenied");
+}
+
+#[test]
+fn policies_allow_and_deny() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (alice, bob) = (served.user("alice"), served.user("bob"));
+    alice.put("/shared", b"").is(200);
+    alice.put("/shared/open/k", b"1").is(200);
+    alice.put("/shared/shut/k", b"2").is(200);
+    let policy = br#"{"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam:::user/bob"}, "Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::shared/open/*"},
+        {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::shared/shut/*"}]}"#;
+    bob.send("PUT", "/shared", &[("policy", "")], policy)
+        .fails(403, "AccessDenied");
+    alice
+        .send("PUT", "/shared", &[("policy", "")], policy)
+        .is(204);
+    assert_eq!(bob.get("/shared/open/k").is(200).body, b"1");
+    bob.put("/shared/open/bobs", b"3").is(200);
+    bob.delete("/shared/open/k").fails(403, "AccessDenied");
+    bob.get("/shared/shut/k").fails(403, "AccessDenied");
+    alice.get("/shared/shut/k").fails(403, "AccessDenied");
+    let body = b"<Delete><Object><Key>open/k</Key></Object></Delete>";
+    let batch = bob.send("POST", "/shared", &[("delete", "")], body).is(200);
+    assert_eq!(batch.all("Code"), ["AccessDenied"]);
+    alice.get("/shared/open/k").is(200);
+    alice
+        .send("PUT", "/shared", &[("policy", "")], b"{}")
+        .fails(400, "MalformedPolicy");
+    alice
+        .send("DELETE", "/shared", &[("policy", "")], b"")
+        .is(204);
+    alice.get("/shared/shut/k").is(200);
+    bob.get("/shared/open/k").fails(403, "AccessDenied");
+}
+
+#[test]
+fn pages_are_let_in_as_configured() {
+    use std::io::Write;
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/k", b"1").is(200);
+    let config = b"<CORSConfiguration><CORSRule><AllowedOrigin>http://*.example.com</AllowedOrigin><AllowedMethod>GET</AllowedMethod><AllowedHeader>x-*</AllowedHeader><MaxAgeSeconds>60</MaxAgeSeconds></CORSRule></CORSConfiguration>";
+    root.send("PUT", "/bucket", &[("cors", "")], config).is(200);
+    let preflight = |origin: &str, method: &str| {
+        let mut stream = root.connect();
+        let head = format!(
+            "OPTIONS /bucket/k HTTP/1.1\r\nhost: x\r\norigin: {origin}\r\naccess-control-request-method: {method}\r\naccess-control-request-headers: X-One\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        receive(&mut stream)
+    };
+    let granted = preflight("http://a.example.com", "GET").is(200);
+    assert_eq!(
+        granted.header("access-control-allow-origin"),
+        "http://a.example.com"
+    );
+    assert_eq!(granted.header("access-control-max-age"), "60");
+    preflight("http://other.com", "GET").fails(403, "AccessForbidden");
+    preflight("http://a.example.com", "PUT").fails(403, "AccessForbidden");
+    let got = root
+        .send_with(
+            "GET",
+            "/bucket/k",
+            &[],
+            &[("origin", "http://b.example.com")],
+            b"",
+        )
+        .is(200);
+    assert_eq!(
+        got.header("access-control-allow-origin"),
+        "http://b.example.com"
+    );
+}

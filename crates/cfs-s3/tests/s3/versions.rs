@@ -1,0 +1,209 @@
+//! Buckets that keep versions.
+
+use crate::client::Client;
+use crate::pool::{Pool, noise};
+
+fn set(client: &Client, status: &str) {
+    let body =
+        format!("<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>");
+    client
+        .send("PUT", "/bucket", &[("versioning", "")], body.as_bytes())
+        .is(200);
+}
+
+fn put(client: &Client, path: &str, body: &[u8]) -> String {
+    client
+        .put(path, body)
+        .is(200)
+        .header("x-amz-version-id")
+        .to_owned()
+}
+
+fn get(client: &Client, path: &str, id: &str) -> Vec<u8> {
+    client
+        .send("GET", path, &[("versionId", id)], b"")
+        .is(200)
+        .body
+}
+
+/// Keys with identifiers, in the order of the answer.
+fn list(client: &Client, query: &[(&str, &str)]) -> (Vec<(String, String)>, Vec<String>) {
+    let mut query = query.to_vec();
+    query.push(("versions", ""));
+    let answer = client.send("GET", "/bucket", &query, b"").is(200);
+    let versions = answer.all("Version").into_iter().map(|text| {
+        let between = |tag: &str| {
+            let open = format!("<{tag}>");
+            let rest = text.split(&open).nth(1).unwrap_or_default();
+            rest.split('<').next().unwrap_or_default().to_owned()
+        };
+        (between("Key"), between("VersionId"))
+    });
+    let versions = versions.collect();
+    let markers = answer.all("DeleteMarker").into_iter().map(|text| {
+        let rest = text
+            .split("<VersionId>")
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
+        rest.split('<').next().unwrap_or_default().to_owned()
+    });
+    (versions, markers.collect())
+}
+
+#[test]
+fn each_put_keeps_the_version_before() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/a/k", b"null").is(200);
+    set(&root, "Enabled");
+    let first = put(&root, "/bucket/a/k", b"first");
+    let second = put(&root, "/bucket/a/k", b"second");
+    assert_ne!(first, second);
+    assert_eq!(root.get("/bucket/a/k").is(200).body, b"second");
+    assert_eq!(get(&root, "/bucket/a/k", &first), b"first");
+    assert_eq!(get(&root, "/bucket/a/k", "null"), b"null");
+    let wanted = [&second, &first, &"null".to_owned()].map(|id| ("a/k".to_owned(), id.clone()));
+    assert_eq!(list(&root, &[]), (wanted.to_vec(), Vec::new()));
+    // The mount shows the current version, and no other where files are listed.
+    assert_eq!(served.read(served.resolve("/bucket/a/k").ino), b"second");
+    assert_eq!(
+        root.send("GET", "/bucket", &[], b"").is(200).all("Key"),
+        ["a/k"]
+    );
+    // Deleting hides; deleting the marker shows again.
+    let deleted = root.delete("/bucket/a/k").is(204);
+    assert_eq!(deleted.header("x-amz-delete-marker"), "true");
+    let marker = deleted.header("x-amz-version-id").to_owned();
+    let hidden = root.get("/bucket/a/k");
+    assert_eq!(hidden.header("x-amz-delete-marker"), "true");
+    hidden.fails(404, "NoSuchKey");
+    root.send("GET", "/bucket/a/k", &[("versionId", &marker)], b"")
+        .fails(405, "MethodNotAllowed");
+    assert_eq!(list(&root, &[]).1, std::slice::from_ref(&marker));
+    root.delete("/bucket").fails(409, "BucketNotEmpty");
+    root.send("DELETE", "/bucket/a/k", &[("versionId", &marker)], b"")
+        .is(204);
+    assert_eq!(root.get("/bucket/a/k").is(200).body, b"second");
+    // Deleting the current version for good brings the one before back.
+    root.send("DELETE", "/bucket/a/k", &[("versionId", &second)], b"")
+        .is(204);
+    assert_eq!(root.get("/bucket/a/k").is(200).body, b"first");
+    root.send("DELETE", "/bucket/a/k", &[("versionId", "null")], b"")
+        .is(204);
+    root.send("DELETE", "/bucket/a/k", &[("versionId", &first)], b"")
+        .is(204);
+    assert_eq!(list(&root, &[]), (Vec::new(), Vec::new()));
+    root.delete("/bucket").is(204);
+    served.assert_clean();
+}
+
+#[test]
+fn a_suspended_bucket_has_one_null_version() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let kept = put(&root, "/bucket/k", b"kept");
+    set(&root, "Suspended");
+    assert_eq!(put(&root, "/bucket/k", b"one"), "null");
+    assert_eq!(put(&root, "/bucket/k", b"two"), "null");
+    let listed = list(&root, &[]).0;
+    assert_eq!(
+        listed,
+        [
+            ("k".to_owned(), "null".to_owned()),
+            ("k".to_owned(), kept.clone())
+        ]
+    );
+    let deleted = root.delete("/bucket/k").is(204);
+    assert_eq!(deleted.header("x-amz-version-id"), "null");
+    let (versions, markers) = list(&root, &[]);
+    assert_eq!(
+        (versions.len(), markers.as_slice()),
+        (1, ["null".to_owned()].as_slice())
+    );
+    assert_eq!(get(&root, "/bucket/k", &kept), b"kept");
+    assert_eq!(put(&root, "/bucket/k", b"three"), "null");
+    assert_eq!(list(&root, &[]).1, [] as [String; 0]);
+    served.assert_clean();
+}
+
+/// Versions of many keys, page by page, are what they are in one piece.
+#[test]
+fn listing_versions_goes_on_where_it_ended() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    for round in 0..3 {
+        for key in ["a", "a-b", "a/b", "a/b/c", "b/", "c"] {
+            put(
+                &root,
+                &format!("/bucket/{key}"),
+                format!("{key}{round}").as_bytes(),
+            );
+        }
+    }
+    let whole = list(&root, &[]).0;
+    assert_eq!(whole.len(), 18);
+    assert!(
+        whole.is_sorted_by(|left, right| left.0 <= right.0),
+        "{whole:?}"
+    );
+    for size in ["1", "4", "7"] {
+        let mut pages = Vec::new();
+        let (mut key, mut id) = (String::new(), String::new());
+        loop {
+            let query = [
+                ("max-keys", size),
+                ("key-marker", &key),
+                ("version-id-marker", &id),
+            ];
+            let page = list(&root, &query).0;
+            let Some((last, version)) = page.last().cloned() else {
+                break;
+            };
+            (key, id) = (last, version);
+            pages.extend(page);
+        }
+        assert_eq!(pages, whole, "{size} at a time");
+    }
+    let grouped = root
+        .send(
+            "GET",
+            "/bucket",
+            &[("versions", ""), ("delimiter", "/")],
+            b"",
+        )
+        .is(200);
+    assert_eq!(grouped.all("CommonPrefixes").len(), 2);
+    assert_eq!(grouped.all("Version").len(), 9);
+}
+
+/// A version costs what it alone refers to, and is there after a power cut.
+#[test]
+fn equal_versions_cost_nothing() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let content = noise(2_000_000, 1);
+    let first = put(&root, "/bucket/k", &content);
+    let stored = || served.fs.store().stats().pool.chunk_stored_bytes.get();
+    let before = stored();
+    let second = put(&root, "/bucket/k", &content);
+    assert_eq!(stored(), before);
+    root.delete("/bucket/k").is(204);
+    let again = pool.power_cut(5).serve();
+    let client = again.root();
+    assert!(get(&client, "/bucket/k", &first) == content);
+    assert!(get(&client, "/bucket/k", &second) == content);
+    client.get("/bucket/k").fails(404, "NoSuchKey");
+    again.assert_clean();
+}

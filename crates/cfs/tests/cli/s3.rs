@@ -1,0 +1,180 @@
+//! S3 beside the mount: one inode, two views; users; ports.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::cfs;
+use crate::s3_client::Client;
+use crate::support::{Scratch, Server, can_mount, command};
+
+/// An address that nobody listened at just now.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it has an address")
+}
+
+fn serve(data: &Path, mount: Option<&Path>, at: &str) -> Server {
+    let mut command = command(&[&"server", &"--data", &data, &"--s3", &at]);
+    if let Some(mount) = mount {
+        command.arg("--mount").arg(mount);
+    }
+    Server::spawn(command, data, mount)
+}
+
+/// What stands after a word in what a server has said.
+fn after(text: &str, word: &str) -> String {
+    let rest = text
+        .split(word)
+        .nth(1)
+        .unwrap_or_else(|| panic!("no {word} in {text}"));
+    rest.split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[test]
+fn objects_are_files_at_once_and_files_objects() {
+    if !can_mount("objects_are_files_at_once_and_files_objects") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let address = free_address();
+    let server = serve(&data, Some(&mnt), &address.to_string());
+    let said = server.said();
+    let root = Client {
+        address,
+        access_key_id: after(&said, "access_key_id"),
+        secret_access_key: after(&said, "secret_access_key"),
+    };
+    // The kernel keeps names, absent names and content until it is told.
+    assert!(fs::metadata(mnt.join("bucket")).is_err());
+    root.put("/bucket", b"").is(200);
+    assert!(fs::metadata(mnt.join("bucket/dir/k")).is_err());
+    assert_eq!(
+        fs::read_dir(mnt.join("bucket")).expect("a bucket").count(),
+        0
+    );
+    root.put("/bucket/dir/k", b"one").is(200);
+    let path = mnt.join("bucket/dir/k");
+    assert_eq!(fs::read(&path).expect("a file"), b"one");
+    let before = fs::metadata(&path).expect("a file").ino();
+    root.put("/bucket/dir/k", b"another").is(200);
+    assert_eq!(fs::read(&path).expect("a file"), b"another");
+    assert_ne!(fs::metadata(&path).expect("a file").ino(), before);
+    fs::write(&path, b"from the mount").expect("a file can be written");
+    let got = root.get("/bucket/dir/k").is(200);
+    assert_eq!(got.body, b"from the mount");
+    assert_eq!(got.header("etag"), "\"79d88b9198a760d983c23c5b5d9bcd95\"");
+    fs::write(mnt.join("bucket/dir/other"), b"2").expect("a file can be made");
+    assert_eq!(
+        root.get("/bucket").is(200).all("Key"),
+        ["dir/k", "dir/other"]
+    );
+    root.delete("/bucket/dir/k").is(204);
+    assert!(fs::metadata(&path).is_err());
+    fs::remove_file(mnt.join("bucket/dir/other")).expect("it is there");
+    root.get("/bucket/dir/other").fails(404, "NoSuchKey");
+    server.stop();
+    // The key is kept, and not said again.
+    let server = serve(&data, Some(&mnt), &address.to_string());
+    assert!(
+        !server.said().contains("secret_access_key"),
+        "{}",
+        server.said()
+    );
+    root.get("/bucket").is(200);
+    server.stop();
+    cfs!("admin", "fsck", "--data", data).ok();
+}
+
+#[test]
+fn users_come_and_go_with_and_without_a_server() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let address = free_address();
+    serve(&data, None, "off").stop();
+    let added = cfs!("admin", "user", "add", "alice", "--json", "--data", data)
+        .ok()
+        .json();
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let alice = Client {
+        address,
+        access_key_id: text(&added["access_key_id"]),
+        secret_access_key: text(&added["secret_access_key"]),
+    };
+    let server = serve(&data, None, &address.to_string());
+    alice.put("/alice", b"").is(200);
+    let secret = scratch.file("secret", "a secret of its own\n");
+    cfs!(
+        "admin",
+        "key",
+        "create",
+        "alice",
+        "--access-key-id",
+        "SECOND",
+        "--secret-key-file",
+        secret,
+        "--data",
+        data
+    )
+    .refused(2, "printable");
+    let secret = scratch.file("secret", "a-secret-of-its-own\n");
+    cfs!(
+        "admin",
+        "key",
+        "create",
+        "alice",
+        "--access-key-id",
+        "SECOND",
+        "--secret-key-file",
+        secret,
+        "--data",
+        data
+    )
+    .ok();
+    let second = Client {
+        access_key_id: "SECOND".to_owned(),
+        secret_access_key: "a-secret-of-its-own".to_owned(),
+        ..alice.clone()
+    };
+    second.get("/alice").is(200);
+    let listed = cfs!("admin", "user", "list", "--data", data).ok().stdout;
+    assert!(
+        listed.contains("SECOND") && !listed.contains("a-secret-of-its-own"),
+        "{listed}"
+    );
+    cfs!("admin", "key", "revoke", "SECOND", "--data", data).ok();
+    second.get("/alice").fails(403, "InvalidAccessKeyId");
+    cfs!("admin", "user", "remove", "alice", "--data", data).ok();
+    alice.get("/alice").fails(403, "InvalidAccessKeyId");
+    cfs!("admin", "user", "add", "root", "--data", data).refused(2, "already");
+    server.stop();
+}
+
+#[test]
+fn a_taken_port_is_an_error_where_it_was_asked_for() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it has an address").to_string();
+    serve(&data, None, "off").stop();
+    cfs!("server", "--data", data, "--s3", address).refused(2, &address);
+    let nonsense = cfs!("server", "--data", data, "--s3", "nonsense");
+    assert_eq!(nonsense.code, 2, "{nonsense:?}");
+    // By default another server on this machine is no hindrance.
+    let (one, two) = (scratch.path("one"), scratch.path("two"));
+    let first = Server::start(&one, None);
+    let second = Server::start(&two, None);
+    assert!(
+        second.said().contains("--s3") || first.said().contains("--s3"),
+        "{} {}",
+        first.said(),
+        second.said()
+    );
+    first.stop();
+    second.stop();
+}
