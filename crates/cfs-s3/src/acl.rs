@@ -270,6 +270,28 @@ impl Face {
         }
     }
 
+    /// Identifier of who is to own a new object, if not the bucket's owner.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn new_owner(
+        &self,
+        bucket: &BucketAt,
+        user: Option<&User>,
+        given: &Given,
+    ) -> S3Result<Option<String>> {
+        let is_left = match self.ownership(bucket)?.as_deref() {
+            Some("BucketOwnerEnforced") => true,
+            Some("BucketOwnerPreferred") => {
+                given.canned.as_deref() == Some("bucket-owner-full-control")
+            }
+            _ => false,
+        };
+        Ok(user
+            .filter(|user| !is_left && user.id != bucket.owner())
+            .map(|user| user.id.clone()))
+    }
+
     /// The row with the list of a new object, if it has one of its own.
     ///
     /// # Errors
@@ -280,7 +302,8 @@ impl Face {
         bucket: &BucketAt,
         user: Option<&User>,
     ) -> S3Result<Option<(Vec<u8>, Vec<u8>)>> {
-        let owner = user.map_or(bucket.owner(), |user| &user.id);
+        let owner = self.new_owner(bucket, user, given)?;
+        let owner = owner.as_deref().unwrap_or(bucket.owner());
         let Some(acl) = self.given_acl(given, owner, bucket.owner())? else {
             return Ok(None);
         };

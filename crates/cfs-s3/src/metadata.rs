@@ -166,7 +166,8 @@ pub(crate) fn tags_of_header(text: Option<&str>) -> S3Result<Tags> {
     let Some(text) = text else {
         return Ok(Tags::new());
     };
-    let tags: Tags = serde_urlencoded::from_str(text)
+    let mut tags: Tags = serde_urlencoded::from_str(text)
         .map_err(|_| s3_error!(InvalidArgument, "the header x-amz-tagging does not decode"))?;
+    tags.sort();
     object_tags(tags)
 }

@@ -321,6 +321,12 @@ async fn perform(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) 
             "signatures of version 2 are not taken; use AWS4-HMAC-SHA256",
         ));
     }
+    if is_signed_otherwise(&request) {
+        return error(S3Error::with_message(
+            S3ErrorCode::AccessDenied,
+            "the header authorization is AWS4-HMAC-SHA256 and what belongs to it",
+        ));
+    }
     if !link_ends_in_time(&request) {
         return error(S3Error::with_message(
             S3ErrorCode::AccessDenied,
@@ -337,6 +343,12 @@ async fn perform(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) 
             error(S3ErrorCode::InternalError.into())
         }
     }
+}
+
+/// Whether there is an authorization of a kind that is none of S3's.
+fn is_signed_otherwise(request: &Request<Incoming>) -> bool {
+    let header = request.headers().get(http::header::AUTHORIZATION);
+    header.is_some_and(|value| !value.as_bytes().starts_with(b"AWS4-HMAC-SHA256 "))
 }
 
 /// Whether a signed link, if the request is one, was made for a time that links can be made for.

@@ -191,7 +191,7 @@ pub(crate) async fn copy_object(
             ));
         }
         let mut meta = Meta::load(&face.fs, object.attr.ino).map_err(from_fs)?;
-        let owner = asker.user.as_ref().map(|user| user.id.clone());
+        let owner = face.new_owner(&bucket, asker.user.as_deref(), &acl)?;
         if new_metadata {
             let headers = Headers {
                 cache_control: input.cache_control.take(),

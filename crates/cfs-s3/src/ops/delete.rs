@@ -67,9 +67,17 @@ impl Face {
         match (version, bucket.record.versioning) {
             (Some(id), _) => {
                 if !guard.is_empty() {
-                    let found = self.find_version(bucket, key, version)?;
-                    let object = self.object(found.ino).map_err(from_fs)?;
-                    guard.check(Some(&object))?;
+                    match self.find_version(bucket, key, version) {
+                        Ok(found) => {
+                            let object = self.object(found.ino).map_err(from_fs)?;
+                            guard.check(Some(&object))?;
+                        }
+                        Err(error) => match error.code() {
+                            // Nothing is there, or a marker, of which there is nothing to compare.
+                            S3ErrorCode::NoSuchVersion | S3ErrorCode::MethodNotAllowed => {}
+                            _ => return Err(error),
+                        },
+                    }
                 }
                 self.delete_version(bucket, key, id)
             }

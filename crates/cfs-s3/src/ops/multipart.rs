@@ -93,10 +93,10 @@ pub(crate) async fn create_multipart_upload(
         content_language: input.content_language.take(),
         expires: input.expires.as_ref().map(http_date),
         redirect: input.website_redirect_location.take(),
-        owner: user.as_ref().map(|user| user.id.clone()),
+        owner: None,
     };
     let tags = tags_of_header(input.tagging.as_deref())?;
-    let meta = Meta::given(
+    let mut meta = Meta::given(
         input.content_type.take(),
         input.metadata.take(),
         headers,
@@ -116,6 +116,7 @@ pub(crate) async fn create_multipart_upload(
     let id = blocking(move || {
         let bucket = face.bucket(&input.bucket)?;
         check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        meta.headers.owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, user.as_deref())?);
         let record = UploadRecord {

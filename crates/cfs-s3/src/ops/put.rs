@@ -56,10 +56,10 @@ pub(crate) async fn put_object(
         content_language: input.content_language.take(),
         expires: input.expires.as_ref().map(http_date),
         redirect: input.website_redirect_location.take(),
-        owner: user.as_ref().map(|user| user.id.clone()),
+        owner: None,
     };
     let tags = tags_of_header(input.tagging.as_deref())?;
-    let meta = Meta::given(
+    let mut meta = Meta::given(
         input.content_type.take(),
         input.metadata.take(),
         headers,
@@ -83,7 +83,7 @@ pub(crate) async fn put_object(
         std::mem::take(&mut input.key),
     );
     let expected_owner = input.expected_bucket_owner.take();
-    let (bucket, acl) = {
+    let (bucket, acl, owner) = {
         let (face, conditions, key) = (Arc::clone(&face), conditions.clone(), key.clone());
         blocking(move || {
             let bucket = face.bucket(&bucket_name)?;
@@ -91,16 +91,18 @@ pub(crate) async fn put_object(
             if is_form {
                 face.authorize(&asker, &bucket, Some(&key), "s3:PutObject")?;
             }
+            let owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
             let acl = face.acl_row(&acl, &bucket, user.as_deref())?;
             // What is refused anyway need not be received.
             if !conditions.is_empty() {
                 let object = face.look(bucket.ino(), &key)?;
                 conditions.check_write(object.as_ref())?;
             }
-            Ok((bucket, acl))
+            Ok((bucket, acl, owner))
         })
         .await?
     };
+    meta.headers.owner = owner;
     let declared = input
         .content_length
         .and_then(|bytes| u64::try_from(bytes).ok());
