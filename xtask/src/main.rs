@@ -4,6 +4,7 @@ mod bench_mount;
 mod bench_reclaim;
 mod layers;
 mod place;
+mod s3_clients;
 mod scenario;
 mod torture;
 mod toyfs;
@@ -33,6 +34,12 @@ enum Task {
         /// MiB of memory to touch beforehand.
         #[arg(long, default_value_t = 0)]
         warm_mib: u64,
+    },
+    /// Run real S3 clients (aws, boto3, restic, rclone, s3cmd) against the release build; installs what is missing.
+    S3Clients {
+        /// Where clients are installed and their data lie.
+        #[arg(long, default_value = "/tmp/cfs-s3-clients")]
+        scratch: PathBuf,
     },
     /// Check that the dependencies between the crates are those of the picture.
     Layers,
@@ -99,6 +106,7 @@ fn main() -> anyhow::Result<()> {
             warm_mib,
         } => toyfs::run(&mountpoint, threads, warm_mib << 20),
         Task::Layers => layers::run(),
+        Task::S3Clients { scratch } => s3_clients::run(&scratch),
         Task::Scenario(options) => scenario::run(&options),
         Task::Torture(options) => torture::run(&options),
         Task::Models {

@@ -42,9 +42,9 @@ pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
 pub use error::{FsError, Result};
 pub use namespace::differences::{Change, Difference};
 pub use namespace::format::FormatOptions;
+pub use namespace::publish::{Expected, NamedEntry, Publication, RecordChange};
 pub use namespace::restore::{RestoreObserver, Restored};
 pub use namespace::snapshot_sizes::SnapshotSizes;
-pub use namespace::publish::{Expected, NamedEntry, Publication, RecordChange};
 pub use rebuild::Rebuilt;
 pub use types::{
     AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,

@@ -248,10 +248,23 @@ async fn answer(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) -
     let number = shared.next_request.fetch_add(1, Ordering::Relaxed);
     let id = format!("{number:016X}");
     let method = request.method().clone();
+    let awaited = request.headers().contains_key(http::header::EXPECT);
+    let is_empty = request
+        .headers()
+        .get(http::header::CONTENT_LENGTH)
+        .is_none_or(|value| value.as_bytes() == b"0");
     let mut response = match shared.requests.try_acquire() {
         Ok(_permit) => dispatch(shared, peer, request).await,
         Err(_) => error(S3ErrorCode::SlowDown.into()),
     };
+    // Who waits for `100 Continue` and gets the answer instead may take it for that of its next request too, as botocore
+    // does: there must be none on this connection.
+    if awaited && (is_empty || !response.status().is_success()) {
+        let close = HeaderValue::from_static("close");
+        response
+            .headers_mut()
+            .insert(http::header::CONNECTION, close);
+    }
     name_request(&mut response, &id).await;
     shared
         .counters

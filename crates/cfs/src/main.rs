@@ -38,10 +38,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
 use crate::admin::protocol::{
-    AnyPath, DebugTarget, GcWay, Named, Request, SnapshotRequest, Transfer,
+    AnyPath, DebugTarget, GcWay, GivenKey, Named, Request, SnapshotRequest, Transfer, UserRequest,
 };
 use crate::admin::reporter::end_if_unprinted;
-use crate::admin::users::{GivenKey, UserRequest};
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, GivenKeyArgs, ImportArgs,
     KeyCommand, MountArgs, ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand,

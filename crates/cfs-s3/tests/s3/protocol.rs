@@ -105,6 +105,36 @@ fn oversized_and_smuggled_requests_are_refused() {
     root.put("/bucket", b"").is(200);
 }
 
+/// Botocore takes an answer that comes instead of `100 Continue` for that of the next request on the connection too.
+#[test]
+fn an_answer_before_the_body_ends_the_connection() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let put = |path: &str, body: &[u8]| {
+        let request = Request {
+            method: "PUT",
+            path: path.to_owned(),
+            query: Vec::new(),
+            headers: vec![("expect", "100-continue".to_owned())],
+            body,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let head = root.sign(&request, now.expect("after 1970").as_secs());
+        let head = head.replace("connection: close\r\n", "");
+        let mut stream = root.connect();
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        // Without an end of the connection this waits until the patience of the socket ends.
+        let started = std::time::Instant::now();
+        let answer = receive(&mut stream);
+        assert!(started.elapsed().as_secs() < 20, "the connection stays");
+        answer
+    };
+    put("/bucket/empty", b"").is(200);
+    put("/nothing/k", b"body").fails(404, "NoSuchBucket");
+}
+
 #[test]
 fn statistics_are_open_on_loopback() {
     let pool = Pool::new(64);

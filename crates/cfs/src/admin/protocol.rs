@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::report::{Df, Domains, SnapshotTaken, Snapshots, Status};
-use super::users::{ShownKey, ShownUser, UserRequest};
 use crate::failure::Failure;
 
 /// Version of these messages; both sides must have the same.
@@ -185,6 +184,71 @@ pub struct Transfer {
     pub no_target_directory: bool,
     /// Files at a time.
     pub workers: u16,
+}
+
+/// What can be asked about users.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "about")]
+pub enum UserRequest {
+    /// Make a user.
+    Add {
+        /// Its name.
+        name: String,
+        /// Its key, if not a new one.
+        key: Option<GivenKey>,
+    },
+    /// All users.
+    List,
+    /// Remove a user.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// One more key for a user.
+    CreateKey {
+        /// The user's name.
+        name: String,
+        /// The key, if not a new one.
+        key: Option<GivenKey>,
+    },
+    /// Take a key.
+    RevokeKey {
+        /// What names it.
+        access_key_id: String,
+    },
+}
+
+/// A key that the user brings.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GivenKey {
+    /// What names it.
+    pub access_key_id: String,
+    /// What signs with it.
+    pub secret_access_key: String,
+}
+
+/// A user without secrets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShownUser {
+    /// Name.
+    pub name: String,
+    /// Identifier, as S3 shows owners.
+    pub id: String,
+    /// What names its keys.
+    pub access_key_ids: Vec<String>,
+}
+
+/// A key that was made, with its secret, which is not shown again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShownKey {
+    /// The user's name.
+    pub name: String,
+    /// The user's identifier.
+    pub id: String,
+    /// What names it.
+    pub access_key_id: String,
+    /// What signs with it.
+    pub secret_access_key: String,
 }
 
 /// What `cfs debug` prints.

@@ -153,7 +153,7 @@ impl Service {
                 self.change_passphrase(&present.into_secret(), Zeroizing::new(new))
             }
             Request::Snapshot(request) => {
-                let caches = self.caches();
+                let caches = self.kernel_caches();
                 snapshots::perform(&self.pool.fs, &request, caches, reporter)
             }
             Request::User(request) => {
@@ -174,13 +174,7 @@ impl Service {
         }
     }
 
-    fn caches(&self) -> Option<&dyn KernelCaches> {
-        let mounted = self.mounted.get();
-        mounted.map(|mounted| &**mounted as &dyn KernelCaches)
-    }
-
     fn run<'a>(&'a self, reporter: &'a dyn Reporter) -> Run<'a> {
-        Run::new(&self.pool.fs, self.caches(), reporter)
         Run::new(&self.pool.fs, self.kernel_caches(), reporter)
     }
 
