@@ -101,9 +101,10 @@ diff -r source back-rclone
 rclone -q check mnt/bucket/copy c:bucket/copy
 rclone -q purge c:bucket/rclone
 
-echo "s3cmd: $(s3cmd --version)"
+s3cmd=$(command -v s3cmd)
+echo "s3cmd: $(python "$s3cmd" --version)"
 our_s3cmd() {
-    s3cmd -q --no-progress --no-ssl --host="127.0.0.1:$port" --host-bucket="127.0.0.1:$port" \
+    python "$s3cmd" -q --no-progress --no-ssl --host="127.0.0.1:$port" --host-bucket="127.0.0.1:$port" \
         --access_key="$AWS_ACCESS_KEY_ID" --secret_key="$AWS_SECRET_ACCESS_KEY" -c /dev/null "$@"
 }
 our_s3cmd put --recursive source/ s3://bucket/s3cmd/

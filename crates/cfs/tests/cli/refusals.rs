@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::mount::{MountFlags, mount, mount_remount};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, as_root, can_mount, is_root, run};
+use crate::support::{Scratch, Server, as_root, can_mount, command, is_root, run};
 use crate::trees::state;
 
 /// Runs `check`, after which the directory must be what it was.
@@ -125,7 +125,9 @@ fn a_pool_of_a_newer_format() {
 fn a_pool_that_another_process_has() {
     let scratch = Scratch::new();
     let data = scratch.path("pool");
-    let server = Server::start(&data, None);
+    // What the S3 face stores on the first start would go on being written while the pool is watched.
+    let command = command(&[&"server", &"--data", &data, &"--s3", &"off"]);
+    let server = Server::spawn(command, &data, None);
     let pid = format!("already open by process {}", server.pid());
     unchanged(&data, || cfs!("server", "--data", data).refused(4, &pid));
     // What the process that has it was not told cannot be wished for any more.
