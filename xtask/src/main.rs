@@ -2,6 +2,7 @@
 
 mod bench_mount;
 mod bench_reclaim;
+mod bench_snapshot;
 mod layers;
 mod place;
 mod s3_clients;
@@ -96,6 +97,8 @@ enum Bench {
     },
     /// What compaction costs those who use the mount meanwhile.
     Reclaim(bench_reclaim::Options),
+    /// Snapshots: taking them, what they cost the present, reading them.
+    Snapshot(bench_snapshot::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -132,6 +135,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Reclaim(options),
         } => bench_reclaim::run(&options),
+        Task::Bench {
+            bench: Bench::Snapshot(options),
+        } => bench_snapshot::run(&options),
     }
 }
 

@@ -169,6 +169,11 @@ impl Material {
         }
     }
 
+    /// The data as they are now.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
     /// Gets ready for `workload`: where it wants data never seen before, makes them differ from all before, in each
     /// block. Called once for all systems, so that each finds the data that it wrote itself.
     pub fn prepare(&mut self, workload: Workload) {

@@ -350,6 +350,10 @@ fn newest_with_a_name(txn: &Txn<'_>, owner: &Owner) -> Result<u64> {
     };
     let stamp = StampRecord::read_from_bytes(&value)
         .map_err(|_| FsError::damaged(format_args!("orphan {}", owner.ino)))?;
+    if stamp.timestamp.get() > owner.newest {
+        // As nearly always; a range costs more than all else here.
+        return Ok(owner.newest);
+    }
     let lo = snapshot_key(owner.volume, 0);
     let hi = snapshot_key(owner.volume, stamp.timestamp.get());
     match txn.range(&lo, &hi).next_back() {
