@@ -10,7 +10,9 @@ use crate::extent::{FILE_BYTES_MAX, extent_key};
 use crate::inode;
 
 /// Longest extent that stands for lost content, bytes.
-const LOST_EXTENT_BYTES: u64 = 1 << 30;
+const LOST_EXTENT_BYTES: u64 = 1 << 31;
+/// Most of them in one gap: 32 TiB. What lies behind stays a hole; only sizes that were never written are larger.
+const LOST_EXTENTS_MAX: u64 = 1 << 14;
 
 /// The extents of a file, as far as they are needed to see whether they fit.
 #[derive(Default)]
@@ -276,6 +278,7 @@ impl Mending<'_> {
             .map_or(cfs_format::DomainId::DEFAULT, |volume| {
                 cfs_format::DomainId(volume.domain.get())
             });
+        let to = to.min(from.saturating_add(LOST_EXTENTS_MAX * LOST_EXTENT_BYTES));
         let timestamp = record.timestamp.get();
         let mut offset = from;
         while offset < to {
