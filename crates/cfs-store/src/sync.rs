@@ -39,6 +39,14 @@ mod modelled {
                 held: Some(self.0.lock().expect(POISONED)),
             }
         }
+
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            let held = self.0.try_lock().ok()?;
+            Some(MutexGuard {
+                mutex: self,
+                held: Some(held),
+            })
+        }
     }
 
     pub(crate) struct MutexGuard<'a, T> {
