@@ -36,7 +36,7 @@ pub struct SegmentsOfTenth {
 pub struct ReclaimPlan {
     /// Data segments by the tenth of what was written to them that is live: up to 10 %, up to 20 %, and so on.
     pub tenths: [SegmentsOfTenth; 10],
-    /// Segments that would be emptied.
+    /// Segments that would be emptied; none when no bytes would come free.
     pub segments_to_empty: u64,
     /// Bytes that would be copied out of them.
     pub bytes_to_copy: u64,
@@ -139,6 +139,11 @@ impl Store {
         // The copies take whole segments, at whose ends a little is left over.
         let copies = plan.bytes_to_copy.div_ceil(segment_bytes / 16 * 15);
         plan.bytes_to_free = plan.segments_to_empty.saturating_sub(copies) * segment_bytes;
+        // A single segment that was ended early would only move.
+        if plan.bytes_to_free == 0 {
+            plan.segments_to_empty = 0;
+            plan.bytes_to_copy = 0;
+        }
         Ok(plan)
     }
 
@@ -221,7 +226,8 @@ impl Store {
             ..pass
         };
         let mut emptied = 0;
-        while go_on(pass.progress(self.reclaim_totals())).is_continue() {
+        let is_worth_it = pass.segments_total > 0;
+        while is_worth_it && go_on(pass.progress(self.reclaim_totals())).is_continue() {
             match self.clean_up_to(1, Aim::Pass) {
                 Ok(0) | Err(WriteError::NoSpace(_)) => break,
                 Ok(_) => emptied += 1,
