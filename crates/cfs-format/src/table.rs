@@ -325,11 +325,19 @@ pub struct ChunkRecord {
     pub domain: le::U16,
     /// `segment::CODEC_*`.
     pub codec: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// `chunk_flag::*`.
+    pub flags: u8,
 }
 
 const _: () = assert!(size_of::<ChunkRecord>() == 24);
+
+/// Bits of `ChunkRecord::flags`.
+pub mod chunk_flag {
+    /// The record could not be opened: the next one of equal content takes its place.
+    pub const DAMAGED: u8 = 1;
+    /// More extents show the chunk than are counted: it stays whatever its count, and is in no list of those to reclaim.
+    pub const DISPUTED: u8 = 2;
+}
 
 /// The segment of a chunk that is referenced and that no segment holds: an anchor, where chunks never lie.
 pub const LOST_SEGMENT: u32 = 0;
@@ -339,6 +347,18 @@ impl ChunkRecord {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.segment.get() == LOST_SEGMENT
+    }
+
+    /// Whether the content is lost or could not be read.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.is_lost() || self.flags & chunk_flag::DAMAGED != 0
+    }
+
+    /// Whether more extents show it than are counted.
+    #[must_use]
+    pub fn is_disputed(&self) -> bool {
+        self.flags & chunk_flag::DISPUTED != 0
     }
 }
 
@@ -378,6 +398,8 @@ pub struct PoolRecord {
     pub reference_count: le::U64,
     /// Content that the references stand for, bytes, counting a chunk once a reference.
     pub referenced_bytes: le::U64,
+    /// Chunks that are lost or could not be read.
+    pub bad_chunks: le::U64,
 }
 
 /// What the last recount of references has found, as of the checkpoint.

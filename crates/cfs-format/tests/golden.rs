@@ -238,7 +238,7 @@ fn tables() {
         refs: 3.into(),
         domain: 1.into(),
         codec: 1,
-        reserved: 0,
+        flags: 2,
     };
     check("chunk", &chunk, include_str!("../golden/v1/chunk.hex"));
     let segment = SegmentRecord {
@@ -259,6 +259,7 @@ fn tables() {
         chunk_stored_bytes: 3.into(),
         reference_count: 4.into(),
         referenced_bytes: 5.into(),
+        bad_chunks: 6.into(),
     };
     check("pool", &pool, include_str!("../golden/v1/pool.hex"));
     let volume = VolumeRecord {

@@ -392,7 +392,10 @@ impl Recount {
 
     fn finish(&mut self, store: &Store) -> Result<RecountReport> {
         let mut report = std::mem::take(&mut self.report);
-        store.dispute(self.disputed.drain(..));
+        // A pool that cannot be written to drops nothing.
+        if let Err(error) = store.dispute(&self.disputed) {
+            tracing::warn!(%error, "chunks that are shown more often than counted are not marked");
+        }
         // A chunk that somebody shows is no candidate, and neither is any while rows could not be read.
         if report.is_clean() && !self.unlisted.is_empty() {
             let unlisted = std::mem::take(&mut self.unlisted);

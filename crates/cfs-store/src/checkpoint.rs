@@ -139,6 +139,7 @@ impl Store {
     /// # Errors
     /// As [`Store::checkpoint`].
     pub fn close(&self) -> Result<(), WriteError> {
+        self.keep_verdicts()?;
         let mut maintenance = self.maintenance.lock();
         self.lanes.seal_all()?;
         maintenance.superblock.clean = 1.into();
@@ -518,6 +519,7 @@ impl Store {
         let written = journal.write_out().and_then(|()| journal.mark_durable());
         let load = self.pace.look(now);
         let is_low = self.available_bytes() < LOW_BYTES;
+        let judged = self.keep_verdicts();
         let dropped = self.drop_some(load, is_low);
         let wants_more = self.pass_wants_more();
         let cleaned = self.clean_segments(match wants_more {
@@ -533,7 +535,8 @@ impl Store {
                 self.end_pass();
             }
         }
-        written.and(kept_up).and(dropped).and(cleaned.map(drop))
+        let others = dropped.and(judged).and(cleaned.map(drop));
+        written.and(kept_up).and(others)
     }
 
     fn drop_some(&self, load: Load, is_low: bool) -> Result<(), WriteError> {

@@ -197,7 +197,7 @@ impl Store {
             return Ok(pin);
         }
         if let Some(record) = self.chunk_record(&fingerprint)? {
-            if !record.is_lost() && !self.damaged.lock().contains(&fingerprint) {
+            if !self.verdicts.is_bad(&fingerprint, &record) {
                 return Ok(pin);
             }
             damaged = Some(record);
@@ -230,8 +230,7 @@ impl Store {
         if let Some(record) = damaged {
             // Here is the content of a chunk that could not be opened: whoever refers to it gets it back.
             let from = (SegmentId(record.segment.get()), record.offset.get());
-            self.move_chunks(vec![(new, from.0, from.1)])?;
-            self.damaged.lock().remove(&fingerprint);
+            self.replace_chunk(new, from)?;
             tracing::info!(%fingerprint, "a damaged chunk has been replaced");
         }
         let published = self.pins.publish(new);
@@ -268,7 +267,7 @@ impl Store {
                 }
                 Some(_) => {
                     if let ReadError::Damaged { .. } | ReadError::Lost { .. } = error {
-                        self.damaged.lock().insert(*fingerprint);
+                        self.verdicts.reach(*fingerprint, &record, true);
                     }
                     return Err(error);
                 }

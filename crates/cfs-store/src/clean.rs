@@ -323,7 +323,7 @@ impl FoundRecord {
             refs: 0.into(),
             domain: self.header.domain,
             codec: self.header.codec,
-            reserved: 0,
+            flags: 0,
         }
     }
 }

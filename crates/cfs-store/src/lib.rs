@@ -48,6 +48,7 @@ mod space;
 mod store;
 mod sync;
 mod txn;
+mod verdicts;
 
 pub use anchor::{UnverifiedSuperblock, read_superblock};
 pub use cfs_kv::{Range, RunError};

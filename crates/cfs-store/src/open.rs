@@ -36,6 +36,7 @@ use crate::space::{Entry, Space, State};
 use crate::store::{Maintenance, Store, StoreOptions, WriterState};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use crate::txn::{Mode, Txn};
+use crate::verdicts::Verdicts;
 
 /// Smallest pool, bytes: the reserve, the log, the tables, and a little data.
 pub const POOL_BYTES_MIN: u64 = 64 * SEGMENT_BYTES as u64;
@@ -355,8 +356,7 @@ impl Store {
             runs,
             block_cache,
             journal: std::sync::OnceLock::new(),
-            damaged: Mutex::default(),
-            disputed: Mutex::default(),
+            verdicts: Verdicts::default(),
             was_unclean: false,
             making_room: Mutex::new(()),
             cleaning: Mutex::new(()),

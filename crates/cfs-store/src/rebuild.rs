@@ -653,6 +653,7 @@ impl Rebuild<'_> {
             pool.chunk_stored_bytes += u64::from(record.record_len.get());
             pool.reference_count += refs;
             pool.referenced_bytes += refs * raw_len;
+            pool.bad_chunks += u64::from(record.is_bad());
         };
         let mut live: BTreeMap<SegmentId, i64> = BTreeMap::new();
         let mut batch = Batch::new();

@@ -29,10 +29,16 @@ pub(crate) enum StoreCommand {
     Drop(Vec<Fingerprint>),
     /// These chunks lie elsewhere now; the second and third field are where they lay.
     Move(Vec<(NewChunk, SegmentId, u32)>),
+    /// Sound content of a chunk that could not be read lies here; the other fields are where the bad record lies.
+    Replace(NewChunk, SegmentId, u32),
+    /// Whether the record of a chunk at this place is damaged.
+    Judge(Vec<(Fingerprint, SegmentId, u32, bool)>),
+    /// These chunks are shown more often than counted.
+    Dispute(Vec<Fingerprint>),
 }
 
 impl StoreCommand {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("a command can be encoded")
     }
 }
@@ -60,6 +66,19 @@ impl Store {
                     txn.chunk_move(&to.fingerprint, (segment, offset), &to)?;
                 }
             }
+            StoreCommand::Replace(to, segment, offset) => {
+                txn.chunk_replace((segment, offset), &to)?;
+            }
+            StoreCommand::Judge(verdicts) => {
+                for (fingerprint, segment, offset, is_damaged) in verdicts {
+                    txn.chunk_judge(&fingerprint, (segment, offset), is_damaged)?;
+                }
+            }
+            StoreCommand::Dispute(fingerprints) => {
+                for fingerprint in fingerprints {
+                    txn.chunk_dispute(&fingerprint)?;
+                }
+            }
         }
         Ok(())
     }
@@ -76,16 +95,7 @@ impl Store {
             let (key, _) = row?;
             fingerprint(&key).ok_or(ReadError::Record { what: "dead chunk" })
         });
-        let disputed = self.disputed.lock().clone();
-        let is_agreed = |row: &Result<Fingerprint, ReadError>| {
-            !row.as_ref().is_ok_and(|it| disputed.contains(it))
-        };
-        rows.filter(is_agreed).take(count).collect()
-    }
-
-    /// More extents show these chunks than are counted: they stay in the index while this process lives.
-    pub fn dispute(&self, fingerprints: impl IntoIterator<Item = Fingerprint>) {
-        self.disputed.lock().extend(fingerprints);
+        rows.take(count).collect()
     }
 
     /// Drops chunks that neither a count nor an extent refers to and that are not listed to be dropped, if that is still
@@ -196,6 +206,19 @@ impl Store {
             }
         }
         self.checkpoint_now(&mut maintenance)
+    }
+
+    /// Points the index to sound content of a chunk that could not be read.
+    pub(crate) fn replace_chunk(
+        &self,
+        to: NewChunk,
+        from: (SegmentId, u32),
+    ) -> Result<(), WriteError> {
+        let mut txn = self.begin();
+        if txn.chunk_replace(from, &to)? {
+            txn.commit_store(&StoreCommand::Replace(to, from.0, from.1).encode())?;
+        }
+        Ok(())
     }
 
     /// Points the index to the new places.

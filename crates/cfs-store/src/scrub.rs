@@ -417,11 +417,15 @@ impl Scrub<'_> {
                 self.report.bad_chunks.insert(fingerprint);
                 continue;
             }
-            if !segments.contains(&SegmentId(record.segment.get())) {
+            let is_known_bad = store.verdicts.is_bad(&fingerprint, &record);
+            if !is_known_bad && !segments.contains(&SegmentId(record.segment.get())) {
                 continue;
             }
             match store.read_chunk(&fingerprint, &mut out) {
-                Ok(()) if self.is_named(&fingerprint, DomainId(record.domain.get()), &out) => {}
+                Ok(()) if self.is_named(&fingerprint, DomainId(record.domain.get()), &out) => {
+                    // It may have been the device's mood.
+                    store.verdicts.reach(fingerprint, &record, false);
+                }
                 // Dropped meanwhile.
                 Err(ReadError::Missing { .. }) => {}
                 Err(error @ (ReadError::Table(_) | ReadError::Record { .. })) => {
@@ -429,7 +433,7 @@ impl Scrub<'_> {
                 }
                 result => {
                     tracing::warn!(%fingerprint, ?result, "a chunk is damaged");
-                    store.damaged.lock().insert(fingerprint);
+                    store.verdicts.reach(fingerprint, &record, true);
                     self.report.bad_chunks.insert(fingerprint);
                 }
             }

@@ -1,12 +1,12 @@
 //! The store as its users see it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cfs_format::superblock::Superblock;
 use cfs_format::table::{PoolRecord, RecountRecord, VolumeRecord};
-use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
+use cfs_format::{DomainId, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
 use cfs_seal::keys::DomainSecret;
 
@@ -21,6 +21,7 @@ use crate::pool::Pool;
 use crate::runs::SegmentRuns;
 use crate::space::SegmentCounts;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
+use crate::verdicts::Verdicts;
 
 /// How a store uses memory and threads.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +79,8 @@ pub(crate) struct Maintenance {
 /// A pool that is open.
 ///
 /// Order of locks: `making_room`, `cleaning`, `maintenance`, `writer`, the pins, the journal's writer, its queue, a seal lane, a
-/// lane, the pool's space. Who holds one takes none before it. Who holds `books` takes none at all. A block is repaired under the lock of `Healing`, beside
+/// lane, the pool's space. Who holds one takes none before it. Who holds `books`, the
+/// verdicts, or the volumes or domains takes none at all. A block is repaired under the lock of `Healing`, beside
 /// any of them but the space, and takes none.
 pub struct Store {
     pub(crate) pool: Arc<Pool>,
@@ -91,10 +93,7 @@ pub struct Store {
     pub(crate) block_cache: Arc<BlockCache>,
     pub(crate) journal: std::sync::OnceLock<Journal>,
     pub(crate) writer: Mutex<WriterState>,
-    /// Chunks that could not be opened since the pool was. Equal content is stored again in their place.
-    pub(crate) damaged: Mutex<HashSet<Fingerprint>>,
-    /// Chunks that more extents show than are counted: they stay in the index whatever their count.
-    pub(crate) disputed: Mutex<HashSet<Fingerprint>>,
+    pub(crate) verdicts: Verdicts,
     /// The pool had not been closed when it was opened.
     pub(crate) was_unclean: bool,
     /// Held by who frees segments for a writer that found no room.
@@ -155,7 +154,7 @@ pub struct StoreStats {
     pub block_cache_bytes: u64,
     /// Damaged blocks of tables and log that parity has brought back since the pool was opened.
     pub healed_blocks: u64,
-    /// Chunks that could not be opened when they were asked for, and have not been replaced since.
+    /// Chunks that are lost or could not be opened when somebody asked for them, and have not been replaced since.
     pub damaged_chunks: u64,
 }
 
@@ -388,7 +387,8 @@ impl Store {
             durable_lsn: self.journal().durable_lsn(),
             block_cache_bytes: self.block_cache.bytes(),
             healed_blocks: self.pool.healing.healed_blocks(),
-            damaged_chunks: self.damaged.lock().len() as u64,
+            damaged_chunks: (pool.bad_chunks.get())
+                .saturating_add_signed(self.verdicts.difference()),
         }
     }
 }

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use cfs_format::journal::{KIND_NAMESPACE, KIND_STORE};
-use cfs_format::table::{ChunkRecord, LOST_SEGMENT, PoolRecord, VolumeRecord, system_key, tag};
+use cfs_format::table::{
+    ChunkRecord, LOST_SEGMENT, PoolRecord, VolumeRecord, chunk_flag, system_key, tag,
+};
 use cfs_format::{DomainId, Fingerprint, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::Batch;
 use cfs_seal::keys::DomainSecret;
@@ -193,7 +195,7 @@ impl<'a> Txn<'a> {
                     refs: 0.into(),
                     domain: new.domain.0.into(),
                     codec: new.codec,
-                    reserved: 0,
+                    flags: 0,
                 }
             }
         };
@@ -241,6 +243,10 @@ impl<'a> Txn<'a> {
         let record = change.after.as_mut().ok_or(ReadError::Missing {
             fingerprint: *fingerprint,
         })?;
+        let is_disputed = record.is_disputed();
+        if is_disputed && record.refs.get() == 0 {
+            return Ok(());
+        }
         let refs = record.refs.get().checked_sub(1).ok_or(ReadError::Record {
             what: "chunk reference count",
         })?;
@@ -248,7 +254,7 @@ impl<'a> Txn<'a> {
         let raw_len = u64::from(record.raw_len.get());
         self.pool.reference_count -= 1;
         self.pool.referenced_bytes -= raw_len;
-        if refs == 0 {
+        if refs == 0 && !is_disputed {
             self.meta.insert(
                 system_key(tag::DEAD_CHUNK, &fingerprint.0),
                 Some(Vec::new()),
@@ -270,6 +276,57 @@ impl<'a> Txn<'a> {
         self.meta
             .insert(system_key(tag::DEAD_CHUNK, &fingerprint.0), None);
         Ok(true)
+    }
+
+    /// Notes whether the record at `place` can be opened; false when the chunk lies elsewhere or that is known.
+    pub(crate) fn chunk_judge(
+        &mut self,
+        fingerprint: &Fingerprint,
+        place: (SegmentId, u32),
+        is_damaged: bool,
+    ) -> Result<bool, ReadError> {
+        let Some(record) = self.chunk(fingerprint)?.after.as_mut() else {
+            return Ok(false);
+        };
+        let is_there = (record.segment.get(), record.offset.get()) == (place.0.0, place.1);
+        let flags = match is_damaged {
+            true => record.flags | chunk_flag::DAMAGED,
+            false => record.flags & !chunk_flag::DAMAGED,
+        };
+        if !is_there || record.is_lost() || record.flags == flags {
+            return Ok(false);
+        }
+        record.flags = flags;
+        Ok(true)
+    }
+
+    /// The chunk stays whatever its count; false when it is gone or that is known.
+    pub(crate) fn chunk_dispute(&mut self, fingerprint: &Fingerprint) -> Result<bool, ReadError> {
+        let Some(record) = self.chunk(fingerprint)?.after.as_mut() else {
+            return Ok(false);
+        };
+        if record.is_disputed() {
+            return Ok(false);
+        }
+        record.flags |= chunk_flag::DISPUTED;
+        self.meta
+            .insert(system_key(tag::DEAD_CHUNK, &fingerprint.0), None);
+        Ok(true)
+    }
+
+    /// Points the index to sound content of a chunk, if it still points to `from`.
+    pub(crate) fn chunk_replace(
+        &mut self,
+        from: (SegmentId, u32),
+        to: &NewChunk,
+    ) -> Result<bool, ReadError> {
+        let has_moved = self.chunk_move(&to.fingerprint, from, to)?;
+        if let Some(record) = self.chunk(&to.fingerprint)?.after.as_mut()
+            && has_moved
+        {
+            record.flags &= !chunk_flag::DAMAGED;
+        }
+        Ok(has_moved)
     }
 
     /// Points the index to another record of the same chunk, if it still points to `from`.
@@ -371,7 +428,7 @@ impl<'a> Txn<'a> {
             meta,
             chunks,
             volumes,
-            pool,
+            mut pool,
             next_ino,
         } = self;
         if mode == Mode::Live {
@@ -382,6 +439,12 @@ impl<'a> Txn<'a> {
         for (fingerprint, change) in chunks {
             if change.before == change.after {
                 continue;
+            }
+            if change.before.is_some_and(|record| record.is_bad()) {
+                pool.bad_chunks -= 1;
+            }
+            if change.after.is_some_and(|record| record.is_bad()) {
+                pool.bad_chunks += 1;
             }
             if let Some(record) = change.before {
                 live.push((record.segment.get(), -i64::from(record.record_len.get())));

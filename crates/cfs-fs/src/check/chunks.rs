@@ -44,6 +44,7 @@ impl Chunks {
     pub(super) fn finish(mut self, frozen: &Frozen, report: &mut CheckReport) -> Result<()> {
         let mut live_bytes: HashMap<u32, u64> = HashMap::new();
         let (mut raw_bytes, mut stored_bytes, mut references, mut referenced_bytes) = (0, 0, 0, 0);
+        let mut bad_chunks = 0;
         for chunk in frozen.chunks() {
             let (fingerprint, record) = chunk?;
             let refs = u64::from(record.refs.get());
@@ -54,6 +55,7 @@ impl Chunks {
             stored_bytes += record_len;
             references += refs;
             referenced_bytes += refs * raw_len;
+            bad_chunks += u64::from(record.is_bad());
             if record.is_lost() {
                 let sentence = format!("its content is lost; {refs} extents refer to it");
                 report.add("chunk-lost", format_args!("chunk {fingerprint}"), sentence);
@@ -78,7 +80,7 @@ impl Chunks {
                 );
             }
             let is_dead = self.dead.remove(&fingerprint.0[..]);
-            if is_dead != (refs == 0) {
+            if is_dead != (refs == 0 && !record.is_disputed()) {
                 let sentence = format!(
                     "it has {refs} references and {} among the chunks to reclaim",
                     if is_dead { "is" } else { "is not" }
@@ -129,6 +131,7 @@ impl Chunks {
                 pool.referenced_bytes,
                 referenced_bytes,
             ),
+            ("the count of bad chunks", pool.bad_chunks, bad_chunks),
         ] {
             report.expect_equal("pool-counters", "pool", what, (is.get(), should_be));
         }

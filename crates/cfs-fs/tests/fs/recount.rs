@@ -141,6 +141,48 @@ fn planted_differences_are_found_and_nothing_of_them_is_freed() {
     assert_eq!(fs.recount_status().last.missing.get(), 1);
 }
 
+/// What is shown more often than counted stays although nothing counts it, over restarts too, as long as it is shown.
+#[test]
+fn a_disputed_chunk_outlives_its_count_and_the_process() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let [_, again, _, _] = files(&fs);
+    let disputed = chunks_with(&fs, 2)[0];
+    let mut txn = fs.store().begin();
+    txn.chunk_unref(&disputed).expect("chunk_unref");
+    txn.commit(&[]).expect("commit");
+    assert_eq!(ids(&recount(&fs)), ["chunk-references"]);
+    fs.unlink(Ino::ROOT, b"first").expect("unlink");
+    fs.close().expect("close");
+    drop(fs);
+
+    let fs = pool.open();
+    let settle = |fs: &Fs| {
+        for _ in 0..20 {
+            pool.sleep_ms(1000);
+            fs.tick().expect("tick");
+        }
+    };
+    let is_there = |fs: &Fs| {
+        let place = fs.store().chunk_location(&disputed);
+        place.expect("readable").is_some()
+    };
+    settle(&fs);
+    assert!(is_there(&fs));
+    let mut out = Vec::new();
+    fs.read(again, 0, 900_000, &mut out)
+        .expect("it is all there");
+    assert!(out == noise(1, 900_000));
+    fs.unlink(Ino::ROOT, b"again").expect("unlink");
+    settle(&fs);
+    assert!(is_there(&fs), "only a recount knows that it is not shown");
+    assert_clean(&fs);
+    let report = recount(&fs);
+    assert!(report.is_clean() && report.freed == 1, "{report:?}");
+    assert!(!is_there(&fs));
+    assert_clean(&fs);
+}
+
 /// A chunk that nobody counts, shows or lists would stay for ever: it is what both methods agree on.
 #[test]
 fn what_neither_counts_nor_extents_refer_to_is_freed() {

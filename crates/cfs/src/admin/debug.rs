@@ -257,14 +257,20 @@ fn index(fs: &Fs, out: &mut Out<'_>) -> Result<()> {
 
 fn chunk(fingerprint: &Fingerprint, record: &ChunkRecord) -> String {
     format!(
-        "{fingerprint}  segment {:>6} offset {:>7}  {:>7} bytes in {:>7}  {}  domain {}  {} references",
+        "{fingerprint}  segment {:>6} offset {:>7}  {:>7} bytes in {:>7}  {}  domain {}  {} references{}{}",
         record.segment,
         record.offset,
         record.raw_len,
         record.record_len,
         codec(record.codec),
         record.domain,
-        record.refs
+        record.refs,
+        if record.is_bad() { ", damaged" } else { "" },
+        if record.is_disputed() {
+            ", disputed"
+        } else {
+            ""
+        }
     )
 }
 

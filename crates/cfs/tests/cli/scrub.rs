@@ -123,6 +123,45 @@ fn damaged_content_is_named_costs_its_ranges_and_is_healed_by_the_same_content()
     assert_same(&source, &out);
 }
 
+/// What one process has found to be damaged the next ones know: they tell it, and heal it.
+#[test]
+fn damage_that_a_reader_has_met_is_known_to_later_processes() {
+    let scratch = Scratch::new();
+    let (data, source) = make_pool(&scratch);
+    let (_, _, at) = chunks_of(&data, "/tree/large")[1];
+    spoil(&data.join("pool"), at + 5_000, b"rot");
+    let out = scratch.path("out");
+    let done = cfs!("export", "/tree", out, "--data", data);
+    assert_eq!(done.code, 1, "{done:?}");
+
+    let health = || {
+        let status = cfs!("admin", "status", "--json", "--data", data).ok();
+        status.json()["health"].as_str().map(str::to_owned)
+    };
+    assert_eq!(health().as_deref(), Some("damaged"));
+    cfs!("admin", "fsck", "--data", data).ok();
+    cfs!("import", source.join("large"), "/again", "--data", data).ok();
+    assert_eq!(health().as_deref(), Some("good"));
+    let (code, healed) = scrub(&data);
+    assert_eq!((code, &healed["findings"]), (0, &0.into()), "{healed}");
+    cfs!("admin", "fsck", "--data", data).ok();
+    fs::remove_dir_all(&out).expect("what could be read");
+    cfs!("export", "/tree", out, "--data", data).ok();
+    assert_same(&source, &out);
+
+    // And what was damaged for a while only is good again once a scrub has read it.
+    let place = chunks_of(&data, "/tree/large")[1].2 + 5_000;
+    let pool = File::open(data.join("pool")).expect("the pool");
+    let mut right = [0; 3];
+    pool.read_exact_at(&mut right, place).expect("readable");
+    spoil(&data.join("pool"), place, b"rot");
+    assert_eq!(scrub(&data).0, 1);
+    assert_eq!(health().as_deref(), Some("damaged"));
+    spoil(&data.join("pool"), place, &right);
+    assert_eq!(scrub(&data).0, 0);
+    assert_eq!(health().as_deref(), Some("good"));
+}
+
 #[test]
 fn a_scrub_can_be_slow_and_interrupted() {
     let scratch = Scratch::new();
