@@ -13,6 +13,8 @@ use crate::inode;
 const LOST_EXTENT_BYTES: u64 = 1 << 31;
 /// Most of them in one gap: 32 TiB. What lies behind stays a hole; only sizes that were never written are larger.
 const LOST_EXTENTS_MAX: u64 = 1 << 14;
+/// No command has it.
+const NO_TIMESTAMP: u64 = u64::MAX;
 
 /// The extents of a file, as far as they are needed to see whether they fit.
 #[derive(Default)]
@@ -283,10 +285,10 @@ impl Mending<'_> {
         let mut offset = from;
         while offset < to {
             let len = (to - offset).min(LOST_EXTENT_BYTES) as u32;
-            // A name that no content has: of a file and a place in it.
-            let mut fingerprint = [0; 32];
-            fingerprint[..8].copy_from_slice(&ino.0.to_le_bytes());
-            fingerprint[8..16].copy_from_slice(&offset.to_le_bytes());
+            // A name that no content has, and that only the file's key tells: a lost row may have had the same mask.
+            let mut place = [0; 32];
+            place[..8].copy_from_slice(&ino.0.to_le_bytes());
+            let fingerprint = Fingerprint(file_key.mask(offset, NO_TIMESTAMP, Fingerprint(place)));
             let value = ExtentRecord {
                 len: len.into(),
                 chunk_offset: 0.into(),
@@ -294,7 +296,7 @@ impl Mending<'_> {
                 domain: domain.0.into(),
                 reserved: 0.into(),
                 timestamp: timestamp.into(),
-                masked_fingerprint: file_key.mask(offset, timestamp, Fingerprint(fingerprint)),
+                masked_fingerprint: file_key.mask(offset, timestamp, fingerprint),
             };
             self.put(extent_key(ino, offset), value.as_bytes().to_vec());
             offset += u64::from(len);
