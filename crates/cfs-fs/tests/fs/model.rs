@@ -180,6 +180,7 @@ impl Model {
     }
 
     fn rename(&mut self, from: (Ino, &str), to: (Ino, &str), flags: RenameFlags) -> Outcome {
+        self.live(from.0)?;
         self.live(to.0)?;
         let source = *self.live(from.0)?.get(from.1).ok_or(libc::ENOENT)?;
         let target = self.live(to.0)?.get(to.1).copied();
