@@ -493,6 +493,13 @@ pub enum CommandError {
 }
 
 impl Command {
+    /// What it does, in one word.
+    pub(crate) fn kind_name(&self) -> String {
+        let shown = format!("{self:?}");
+        let end = shown.find(|letter: char| !letter.is_alphanumeric());
+        shown[..end.unwrap_or(shown.len())].to_owned()
+    }
+
     /// The command's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

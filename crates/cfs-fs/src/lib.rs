@@ -211,8 +211,12 @@ pub fn replay(txn: &mut Txn<'_>, bytes: &[u8]) -> std::result::Result<(), Replay
     match apply::apply(txn, &command) {
         Ok(_) => Ok(()),
         Err(FsError::Read(error)) => Err(ReplayError::Read(error)),
-        Err(error) => Err(ReplayError::Other(format!(
-            "{error}, replaying {command:?}"
-        ))),
+        Err(error) => {
+            tracing::debug!(?command, "a command is not applied");
+            Err(ReplayError::Other(format!(
+                "{error}, replaying {}",
+                command.kind_name()
+            )))
+        }
     }
 }

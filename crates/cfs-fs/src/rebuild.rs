@@ -68,6 +68,7 @@ impl Fs {
             host: Arc::clone(&host),
             findings: Vec::new(),
             findings_omitted: 0,
+            troubles: Vec::new(),
         };
         let rebuilt = Store::rebuild(
             device,
@@ -94,6 +95,8 @@ struct Rebuilder {
     host: Arc<dyn Host>,
     findings: Vec<Finding>,
     findings_omitted: u64,
+    /// Findings whose path is still to be told, of all passes: what one has mended the next does not see.
+    troubles: Vec<(Ino, &'static str, String)>,
 }
 
 impl Namespace for Rebuilder {
@@ -249,8 +252,6 @@ struct Mending<'a> {
     seen: HashMap<Ino, Seen>,
     /// Rows that differ from what is there; `None` goes.
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    /// Findings whose path is still to be told.
-    troubles: Vec<(Ino, &'static str, String)>,
 }
 
 impl<'a> Mending<'a> {
@@ -261,7 +262,6 @@ impl<'a> Mending<'a> {
             lost,
             seen: HashMap::new(),
             changes: BTreeMap::new(),
-            troubles: Vec::new(),
         }
     }
 
@@ -279,7 +279,7 @@ impl<'a> Mending<'a> {
 
     /// A finding at an inode, whose path is looked for when all names are right.
     fn trouble(&mut self, ino: Ino, id: &'static str, sentence: impl Into<String>) {
-        self.troubles.push((ino, id, sentence.into()));
+        self.rebuilder.troubles.push((ino, id, sentence.into()));
     }
 
     /// The value of a row as mended so far.

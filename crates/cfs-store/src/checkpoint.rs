@@ -11,9 +11,9 @@
 //! A failure before step 4 leaves the last checkpoint in force and what was retired waiting.
 
 use cfs_format::segment::Stream;
-use cfs_format::superblock::BlobPointer;
+use cfs_format::superblock::{BlobPointer, JournalPosition};
 use cfs_format::table::{SegmentRecord, system_key, tag};
-use cfs_format::{DomainId, SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_format::{DomainId, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp};
 use cfs_kv::{Batch, RunError, Tree};
 use cfs_seal::keys::DomainSecret;
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,12 @@ impl Store {
     /// # Errors
     /// As [`Store::checkpoint`].
     pub fn close(&self) -> Result<(), WriteError> {
-        self.keep_verdicts()?;
+        // It would be a pity to fail for want of room for a hint.
+        if self.available_bytes() >= LOW_BYTES
+            && let Err(error) = self.keep_verdicts()
+        {
+            tracing::warn!(%error, "damaged chunks that were met are not marked");
+        }
         let mut maintenance = self.maintenance.lock();
         self.lanes.seal_all()?;
         maintenance.superblock.clean = 1.into();
@@ -227,14 +232,15 @@ impl Store {
         // a run with a segment of its own.
         self.meta_tree.flush_rotated()?;
         self.chunk_tree.flush_rotated()?;
-        let (position, replay_bytes, timestamp, mut retired) = {
+        let (position, replay_bytes, timestamp, unlisted_from, mut retired) = {
             let mut writer = self.writer.lock();
             let (position, bytes) = self.journal().cut()?;
             // In one hold of the lock: what is retired after this has a row in the tables of this checkpoint, and may
             // not be used again before the next one.
-            let (changed, mut retired) = {
+            let (changed, unlisted_from, mut retired) = {
                 let mut space = self.pool.space.lock();
-                (space.take_changed(), space.take_pending())
+                let unlisted_from = self.pool.unlisted_from(&space);
+                (space.take_changed(), unlisted_from, space.take_pending())
             };
             self.put_counters(&mut writer, changed);
             self.meta_tree.rotate();
@@ -267,9 +273,14 @@ impl Store {
                 space.retire(segment);
                 retired.extend(space.take_pending_one(segment));
             }
-            (position, bytes, writer.last_timestamp, retired)
+            let timestamp = writer.last_timestamp;
+            (position, bytes, timestamp, unlisted_from, retired)
         };
-        let result = self.write_checkpoint(maintenance, position, timestamp, &mut retired);
+        let result = self.write_checkpoint(
+            maintenance,
+            (position, timestamp, unlisted_from),
+            &mut retired,
+        );
         match result {
             Ok(()) => {
                 self.journal()
@@ -291,13 +302,13 @@ impl Store {
     fn write_checkpoint(
         &self,
         maintenance: &mut Maintenance,
-        position: cfs_format::superblock::JournalPosition,
-        timestamp: cfs_format::Timestamp,
+        (position, timestamp, unlisted_from): (JournalPosition, Timestamp, SegmentSeq),
         retired: &mut Vec<SegmentId>,
     ) -> Result<(), WriteError> {
         let mark = CheckpointMark {
             log: LogMark::new(&position, timestamp),
             domains: self.stored_domains(),
+            unlisted_from: unlisted_from.0,
         };
         self.runs.set_checkpoint(Some(mark.clone()));
         let flushed = self.meta_tree.flush_rotated();

@@ -188,7 +188,6 @@ impl Store {
             raw_len: data.len() as u32,
             new: published,
         };
-        let mut damaged = None;
         if published.is_some() {
             return Ok(pin);
         }
@@ -196,11 +195,9 @@ impl Store {
         if known_before.is_some() {
             return Ok(pin);
         }
-        if let Some(record) = self.chunk_record(&fingerprint)? {
-            if !self.verdicts.is_bad(&fingerprint, &record) {
-                return Ok(pin);
-            }
-            damaged = Some(record);
+        let known = self.chunk_record(&fingerprint)?;
+        if known.is_some_and(|record| !self.verdicts.is_bad(&fingerprint, &record)) {
+            return Ok(pin);
         }
         let mut salt = [0; 16];
         self.pool.host.fill_random(&mut salt);
@@ -227,10 +224,12 @@ impl Store {
             domain,
             codec: header.codec,
         };
-        if let Some(record) = damaged {
+        if known.is_some() {
             // Here is the content of a chunk that could not be opened: whoever refers to it gets it back.
-            let from = (SegmentId(record.segment.get()), record.offset.get());
-            self.replace_chunk(new, from)?;
+            if let Err(error) = self.replace_chunk(new) {
+                self.pool.space.lock().unpin(new.segment);
+                return Err(error);
+            }
             tracing::info!(%fingerprint, "a damaged chunk has been replaced");
         }
         let published = self.pins.publish(new);
@@ -242,7 +241,7 @@ impl Store {
         Ok(pin)
     }
 
-    /// Replaces `out` with the content of a chunk, verified.
+    /// Replaces `out` with the content of a chunk, verified. That one is damaged is remembered for those who come later.
     ///
     /// # Errors
     /// The chunk is unknown, damaged, or cannot be read.
@@ -251,13 +250,22 @@ impl Store {
         fingerprint: &Fingerprint,
         out: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
+        self.read_chunk_record(fingerprint, out).map(drop)
+    }
+
+    /// As [`Store::read_chunk`], and which record it was.
+    pub(crate) fn read_chunk_record(
+        &self,
+        fingerprint: &Fingerprint,
+        out: &mut Vec<u8>,
+    ) -> Result<ChunkRecord, ReadError> {
         self.pace.note_use();
         let mut record = self.chunk_record(fingerprint)?.ok_or(ReadError::Missing {
             fingerprint: *fingerprint,
         })?;
         loop {
             let error = match self.read_chunk_at(fingerprint, &record, out) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(record),
                 Err(error) => error,
             };
             // Compaction may have moved it between the look-up and the reading.
@@ -266,9 +274,8 @@ impl Store {
                     record = now;
                 }
                 Some(_) => {
-                    if let ReadError::Damaged { .. } | ReadError::Lost { .. } = error {
-                        self.verdicts.reach(*fingerprint, &record, true);
-                    }
+                    // A device that refuses it for a moment only is found out by the next scrub.
+                    self.verdicts.reach(*fingerprint, &record, true);
                     return Err(error);
                 }
                 None => {

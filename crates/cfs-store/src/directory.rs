@@ -78,6 +78,8 @@ pub(crate) struct CheckpointMark {
     pub log: LogMark,
     /// Secrets of the dedup domains, as the tables hold them: without them no chunk can be opened.
     pub domains: Vec<(u16, [u8; 32])>,
+    /// Data segments with this sequence number, or a later one, may hold chunks without a row in the segment table.
+    pub unlisted_from: u64,
 }
 
 /// The directory of a table segment.

@@ -231,6 +231,15 @@ impl Store {
         self.chunk_record(fingerprint)
     }
 
+    /// Whether a chunk is lost, or has been found not to be readable; false for one that the index has not.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn is_bad_chunk(&self, fingerprint: &Fingerprint) -> Result<bool, ReadError> {
+        let record = self.chunk_record(fingerprint)?;
+        Ok(record.is_some_and(|record| self.verdicts.is_bad(fingerprint, &record)))
+    }
+
     /// Reads a segment and tells what is in it.
     ///
     /// # Errors

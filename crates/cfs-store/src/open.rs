@@ -528,6 +528,7 @@ impl Store {
         replay: &mut impl FnMut(&mut Txn<'_>, &[u8]) -> Result<(), ReplayError>,
     ) -> Result<u64, OpenError> {
         let mut next_lsn = first_lsn;
+        let last_lsn = records.last().map_or(first_lsn, |record| record.lsn.0);
         for record in records {
             let verify = record.lsn > durable_lsn;
             let error = |reason: String| OpenError::Replay {
@@ -549,9 +550,10 @@ impl Store {
                 Ok(()) => {}
                 Err(ReplayError::Read(read_error @ ReadError::NotWritten { .. })) => {
                     tracing::warn!(
-                        lsn = record.lsn.0,
+                        first = record.lsn.0,
+                        changes = last_lsn + 1 - record.lsn.0,
                         error = %read_error,
-                        "the log ends here: what follows was never flushed"
+                        "the last changes had not been flushed and are left out: content of the first of them is not there"
                     );
                     break;
                 }

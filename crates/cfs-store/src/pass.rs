@@ -104,10 +104,11 @@ impl Store {
     /// A table cannot be read.
     pub fn reclaim_plan(&self) -> Result<ReclaimPlan, ReadError> {
         let segment_bytes = u64::from(SEGMENT_BYTES);
-        let mut dying_bytes: HashMap<u32, u32> = HashMap::new();
+        let mut dying_bytes: HashMap<u32, u64> = HashMap::new();
         for fingerprint in self.dead_chunks(DEAD_CHUNKS_MAX)? {
             if let Some(record) = self.chunk_record(&fingerprint)? {
-                *dying_bytes.entry(record.segment.get()).or_default() += record.record_len.get();
+                *dying_bytes.entry(record.segment.get()).or_default() +=
+                    u64::from(record.record_len.get());
             }
         }
         let mut plan = ReclaimPlan::default();
@@ -116,7 +117,8 @@ impl Store {
         for (segment, entry) in space.entries() {
             let mut entry = *entry;
             if let Some(bytes) = dying_bytes.get(&segment.0) {
-                entry.live_bytes = entry.live_bytes.saturating_sub(*bytes);
+                let bytes = u32::try_from(*bytes).unwrap_or(u32::MAX);
+                entry.live_bytes = entry.live_bytes.saturating_sub(bytes);
                 if entry.live_bytes == 0 {
                     plan.bytes_on_the_way += segment_bytes;
                     continue;

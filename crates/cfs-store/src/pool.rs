@@ -10,7 +10,7 @@ use cfs_seal::keys::{ClusterKey, Purpose as KeyPurpose};
 
 use crate::error::{NoSpace, WriteError};
 use crate::heal::Healing;
-use crate::space::{NoSpaceOr, Purpose, Space};
+use crate::space::{NoSpaceOr, Purpose, Space, State};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Time and entropy from outside, so that the core has neither of its own.
@@ -116,18 +116,29 @@ impl Pool {
         }
     }
 
+    /// The least sequence number of a data segment of which the segment table may have no row once all that has
+    /// changed by now is in it: one that is open, or that is yet to be taken.
+    pub fn unlisted_from(&self, space: &Space) -> SegmentSeq {
+        let open = space.entries().filter(|(_, entry)| {
+            matches!(entry.state, State::Open(Stream::Data | Stream::ColdData))
+        });
+        let next = SegmentSeq(self.next_seq.load(Ordering::Relaxed));
+        open.map(|(_, entry)| entry.seq).min().unwrap_or(next)
+    }
+
     /// Takes a free segment for a stream.
     pub fn take_segment(
         &self,
         stream: Stream,
         purpose: Purpose,
     ) -> Result<(SegmentId, SegmentSeq), WriteError> {
-        let seq = SegmentSeq(self.next_seq.fetch_add(1, Ordering::Relaxed));
-        let segment = self
-            .space
-            .lock()
-            .take(&*self.device, stream, purpose, seq)
-            .map_err(|error| self.space_error(error))?;
+        let (taken, seq) = {
+            let mut space = self.space.lock();
+            // Under the lock, so that whoever has it knows all numbers that have been given out.
+            let seq = SegmentSeq(self.next_seq.fetch_add(1, Ordering::Relaxed));
+            (space.take(&*self.device, stream, purpose, seq), seq)
+        };
+        let segment = taken.map_err(|error| self.space_error(error))?;
         Ok((segment, seq))
     }
 

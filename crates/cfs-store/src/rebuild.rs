@@ -30,7 +30,9 @@ use cfs_format::superblock::Superblock;
 use cfs_format::table::{
     ChunkRecord, LOST_SEGMENT, PoolRecord, VolumeRecord, split_key, system_key, tag,
 };
-use cfs_format::{DomainId, Fingerprint, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq, VolumeId};
+use cfs_format::{
+    DomainId, Fingerprint, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq, Timestamp, VolumeId,
+};
 use cfs_kv::{Batch, Tree};
 use cfs_seal::chunk::{RecordPlace, open_record};
 use cfs_seal::keys::{ClusterKey, check_superblock_checksum};
@@ -178,6 +180,9 @@ pub struct RebuildReport {
     pub commands: u64,
     /// Commands that could not be.
     pub commands_skipped: u64,
+    /// The last commands, of which nobody knows whether they had been durable: a chunk that the first of them brings is
+    /// not there. An opening leaves them out just so after a power cut.
+    pub commands_unfinished: u64,
     /// The first of them: their place in the log and why.
     pub skipped: Vec<String>,
     /// The newest tables are lost: what was found is older than the last checkpoint.
@@ -315,7 +320,7 @@ impl Store {
     fn discard_strays(&self, scan: &Scan) -> Result<(), WriteError> {
         for segment in scan.headers.keys().copied().map(SegmentId) {
             let space = self.pool.space.lock();
-            if space.is_free(segment) {
+            if space.is_free(segment) && !space.is_prepared(segment) {
                 self.pool
                     .device
                     .discard_from(segment, 0)
@@ -326,8 +331,8 @@ impl Store {
     }
 }
 
-/// Marks as in use all that the rebuild reads: the old tables, the log, and everything with chunks in it. The segments of
-/// the old tables.
+/// Marks as in use all that the rebuild reads, or may read: the old tables, the log, and everything with chunks in it. The
+/// segments of the old tables.
 fn claim_all(
     pool: &crate::pool::Pool,
     scan: &Scan,
@@ -352,7 +357,10 @@ fn claim_all(
         };
         space.claim(segment, entry);
     };
-    let mut old_tables = Vec::new();
+    // One that has lost its header may be a data segment that the segment table knows.
+    for segment in &scan.doubtful {
+        claim(*segment, SegmentSeq(0), SEGMENT_BYTES, Stream::Data);
+    }
     for found in &source.claimed {
         claim(
             found.segment,
@@ -360,8 +368,13 @@ fn claim_all(
             found.used_bytes.min(SEGMENT_BYTES),
             Stream::Table,
         );
-        if found.segment.0 < segment_count && !old_tables.contains(&found.segment) {
-            old_tables.push(found.segment);
+    }
+    // Those that an opening would read too, should the rebuild be given up: beyond damage the log may go on.
+    let mark = source.mark.log.position();
+    for (segment, header) in scan.journal_segments() {
+        if header.seq.get() >= mark.seq.get() {
+            let seq = SegmentSeq(header.seq.get());
+            claim(segment, seq, SEGMENT_BYTES, Stream::Journal);
         }
     }
     for (segment, seq) in &tail.segments {
@@ -370,7 +383,11 @@ fn claim_all(
     for (segment, seq, stream) in scan.data_segments() {
         claim(segment, seq, SEGMENT_BYTES, stream);
     }
-    old_tables
+    // A list that is older than another checkpoint names segments that are something else by now.
+    let tables = space
+        .entries()
+        .filter(|(_, entry)| entry.state == State::Full(Stream::Table));
+    tables.map(|(segment, _)| segment).collect()
 }
 
 /// What extents say about a chunk.
@@ -427,15 +444,21 @@ impl Rebuild<'_> {
         let mut space = self.store.pool.space.lock();
         let count = space.segment_count();
         for (segment, seq) in rows.iter().filter(|(segment, _)| segment.0 < count) {
-            if space.is_free(*segment) && !scan.headers.contains_key(&segment.0) {
+            let has_header = scan.headers.contains_key(&segment.0);
+            if !has_header && (space.is_free(*segment) || scan.is_doubtful_data(&space, *segment)) {
                 space.claim_replayed(*segment, *seq);
+            }
+        }
+        for segment in &scan.doubtful {
+            if scan.is_doubtful_data(&space, *segment) {
+                space.unclaim(*segment);
             }
         }
         if !self.lost.is_empty() {
             return;
         }
         for (segment, seq, _) in scan.data_segments() {
-            let is_stale = rows.get(&segment) != Some(&seq) && seq < source.seq;
+            let is_stale = rows.get(&segment) != Some(&seq) && seq.0 < source.mark.unlisted_from;
             let is_claimed = space.seq(segment) == Some(seq) && !space.is_free(segment);
             if is_stale && is_claimed {
                 space.unclaim(segment);
@@ -619,6 +642,9 @@ impl Rebuild<'_> {
         }
         self.absorb(&self.store.meta_tree, &mut batch)?;
         let summary = namespace.summarize(self.store)?;
+        let newest = summary.volumes.iter();
+        let newest = newest.map(|(_, volume)| Timestamp(volume.newest_snapshot.get()));
+        self.store.writer.lock().newest_snapshot = newest.max().unwrap_or_default();
         *self.store.volumes.write() = summary.volumes.into_iter().collect();
         self.store
             .next_ino
@@ -737,6 +763,7 @@ impl Rebuild<'_> {
         tail: LogTail,
     ) -> Result<u64, OpenError> {
         let mut next_lsn = source.mark.log.position().lsn.get();
+        let last_lsn = tail.records.last().map(|record| record.lsn.0);
         for record in tail.records {
             next_lsn = record.lsn.0 + 1;
             for tree in [&self.store.meta_tree, &self.store.chunk_tree] {
@@ -781,6 +808,8 @@ impl Rebuild<'_> {
                 }
             }
         }
+        self.report.commands_unfinished =
+            last_lsn.map_or(0, |last| (last + 1).saturating_sub(next_lsn));
         Ok(next_lsn)
     }
 }

@@ -22,6 +22,14 @@ const DROP_BATCH: usize = 500;
 /// Segments that are emptied between two checkpoints by who waits for room.
 const CLEAN_SEGMENTS_FOR_ROOM: usize = 24;
 
+/// What becomes of chunks that more extents showed than were counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Disputed {
+    Stay,
+    /// A recount has found that no extent shows them any more.
+    Go,
+}
+
 /// Commands of the store itself.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum StoreCommand {
@@ -29,8 +37,8 @@ pub(crate) enum StoreCommand {
     Drop(Vec<Fingerprint>),
     /// These chunks lie elsewhere now; the second and third field are where they lay.
     Move(Vec<(NewChunk, SegmentId, u32)>),
-    /// Sound content of a chunk that could not be read lies here; the other fields are where the bad record lies.
-    Replace(NewChunk, SegmentId, u32),
+    /// Sound content of a chunk that could not be read lies here.
+    Replace(NewChunk),
     /// Whether the record of a chunk at this place is damaged.
     Judge(Vec<(Fingerprint, SegmentId, u32, bool)>),
     /// These chunks are shown more often than counted.
@@ -66,8 +74,8 @@ impl Store {
                     txn.chunk_move(&to.fingerprint, (segment, offset), &to)?;
                 }
             }
-            StoreCommand::Replace(to, segment, offset) => {
-                txn.chunk_replace((segment, offset), &to)?;
+            StoreCommand::Replace(to) => {
+                txn.chunk_replace(&to)?;
             }
             StoreCommand::Judge(verdicts) => {
                 for (fingerprint, segment, offset, is_damaged) in verdicts {
@@ -106,7 +114,7 @@ impl Store {
     pub fn drop_unlisted(&self, fingerprints: Vec<Fingerprint>) -> Result<u64, WriteError> {
         let mut dropped = 0;
         for batch in fingerprints.chunks(DROP_BATCH) {
-            dropped += self.drop_chunks(batch.to_vec())?;
+            dropped += self.drop_chunks(batch.to_vec(), Disputed::Go)?;
         }
         Ok(dropped)
     }
@@ -137,15 +145,21 @@ impl Store {
         for fingerprint in &candidates {
             self.chunk_record(fingerprint)?;
         }
-        Ok(self.drop_chunks(candidates)? > 0)
+        Ok(self.drop_chunks(candidates, Disputed::Stay)? > 0)
     }
 
-    fn drop_chunks(&self, candidates: Vec<Fingerprint>) -> Result<u64, WriteError> {
+    fn drop_chunks(
+        &self,
+        candidates: Vec<Fingerprint>,
+        disputed: Disputed,
+    ) -> Result<u64, WriteError> {
         let mut txn = self.begin();
         self.pins.exclude(|is_pinned| {
             let mut dropped = Vec::new();
             for fingerprint in candidates {
-                if !is_pinned(&fingerprint) && txn.chunk_drop(&fingerprint)? {
+                // One may have been disputed since it was listed.
+                let stays = disputed == Disputed::Stay && txn.chunk_is_disputed(&fingerprint)?;
+                if !stays && !is_pinned(&fingerprint) && txn.chunk_drop(&fingerprint)? {
                     dropped.push(fingerprint);
                 }
             }
@@ -209,14 +223,11 @@ impl Store {
     }
 
     /// Points the index to sound content of a chunk that could not be read.
-    pub(crate) fn replace_chunk(
-        &self,
-        to: NewChunk,
-        from: (SegmentId, u32),
-    ) -> Result<(), WriteError> {
+    pub(crate) fn replace_chunk(&self, to: NewChunk) -> Result<(), WriteError> {
         let mut txn = self.begin();
-        if txn.chunk_replace(from, &to)? {
-            txn.commit_store(&StoreCommand::Replace(to, from.0, from.1).encode())?;
+        if txn.chunk_replace(&to)? {
+            txn.commit_store(&StoreCommand::Replace(to).encode())?;
+            self.verdicts.forget(&to.fingerprint);
         }
         Ok(())
     }

@@ -421,19 +421,24 @@ impl Scrub<'_> {
             if !is_known_bad && !segments.contains(&SegmentId(record.segment.get())) {
                 continue;
             }
-            match store.read_chunk(&fingerprint, &mut out) {
-                Ok(()) if self.is_named(&fingerprint, DomainId(record.domain.get()), &out) => {
-                    // It may have been the device's mood.
-                    store.verdicts.reach(fingerprint, &record, false);
+            let domain = DomainId(record.domain.get());
+            match store.read_chunk_record(&fingerprint, &mut out) {
+                Ok(read) => {
+                    // What was damaged may have been the device's mood.
+                    let is_damaged = !self.is_named(&fingerprint, domain, &out);
+                    store.verdicts.reach(fingerprint, &read, is_damaged);
+                    if is_damaged {
+                        tracing::warn!(%fingerprint, "a chunk has the name of another");
+                        self.report.bad_chunks.insert(fingerprint);
+                    }
                 }
                 // Dropped meanwhile.
                 Err(ReadError::Missing { .. }) => {}
                 Err(error @ (ReadError::Table(_) | ReadError::Record { .. })) => {
                     self.find_index_damage(&error);
                 }
-                result => {
-                    tracing::warn!(%fingerprint, ?result, "a chunk is damaged");
-                    store.verdicts.reach(fingerprint, &record, true);
+                Err(error) => {
+                    tracing::warn!(%fingerprint, %error, "a chunk is damaged");
                     self.report.bad_chunks.insert(fingerprint);
                 }
             }

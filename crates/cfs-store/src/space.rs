@@ -496,6 +496,11 @@ impl Space {
         self.changed.insert(segment.0);
     }
 
+    /// Whether the host has room for a free segment for certain.
+    pub fn is_prepared(&self, segment: SegmentId) -> bool {
+        self.prepared.contains(&segment.0)
+    }
+
     pub fn is_free(&self, segment: SegmentId) -> bool {
         self.entry(segment)
             .is_none_or(|entry| entry.state == State::Free)

@@ -361,6 +361,11 @@ impl Store {
     pub fn stats(&self) -> StoreStats {
         let pool = self.writer.lock().pool;
         let host = self.pool.device.host_space().ok().flatten();
+        let journal = self.journal();
+        let (last_lsn, durable_lsn) = (journal.last_lsn(), journal.durable_lsn());
+        let replay_bytes = journal.replay_bytes();
+        let bad_chunks = pool.bad_chunks.get();
+        let damaged_chunks = bad_chunks.saturating_add_signed(self.verdicts.difference());
         let space = self.pool.space.lock();
         let (mut live_bytes, mut data_used_bytes) = (0, 0);
         for (_, entry) in space.entries() {
@@ -380,15 +385,14 @@ impl Store {
             promised_bytes: space.promised_bytes(),
             live_bytes,
             data_used_bytes,
-            replay_bytes: self.journal().replay_bytes(),
+            replay_bytes,
             memtable_bytes: (self.meta_tree.memtable_bytes() + self.chunk_tree.memtable_bytes())
                 as u64,
-            last_lsn: self.journal().last_lsn(),
-            durable_lsn: self.journal().durable_lsn(),
+            last_lsn,
+            durable_lsn,
             block_cache_bytes: self.block_cache.bytes(),
             healed_blocks: self.pool.healing.healed_blocks(),
-            damaged_chunks: (pool.bad_chunks.get())
-                .saturating_add_signed(self.verdicts.difference()),
+            damaged_chunks,
         }
     }
 }

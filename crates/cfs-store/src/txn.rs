@@ -314,19 +314,23 @@ impl<'a> Txn<'a> {
         Ok(true)
     }
 
-    /// Points the index to sound content of a chunk, if it still points to `from`.
-    pub(crate) fn chunk_replace(
+    /// Points the index to sound content of a chunk, wherever it pointed to; false when the chunk is gone.
+    pub(crate) fn chunk_replace(&mut self, to: &NewChunk) -> Result<bool, ReadError> {
+        let Some(record) = self.chunk(&to.fingerprint)?.after.as_mut() else {
+            return Ok(false);
+        };
+        record.flags &= !chunk_flag::DAMAGED;
+        let from = (SegmentId(record.segment.get()), record.offset.get());
+        self.chunk_move(&to.fingerprint, from, to)
+    }
+
+    /// Whether more extents show a chunk than are counted.
+    pub(crate) fn chunk_is_disputed(
         &mut self,
-        from: (SegmentId, u32),
-        to: &NewChunk,
+        fingerprint: &Fingerprint,
     ) -> Result<bool, ReadError> {
-        let has_moved = self.chunk_move(&to.fingerprint, from, to)?;
-        if let Some(record) = self.chunk(&to.fingerprint)?.after.as_mut()
-            && has_moved
-        {
-            record.flags &= !chunk_flag::DAMAGED;
-        }
-        Ok(has_moved)
+        let record = self.chunk(fingerprint)?.after;
+        Ok(record.is_some_and(|record| record.is_disputed()))
     }
 
     /// Points the index to another record of the same chunk, if it still points to `from`.
@@ -441,7 +445,8 @@ impl<'a> Txn<'a> {
                 continue;
             }
             if change.before.is_some_and(|record| record.is_bad()) {
-                pool.bad_chunks -= 1;
+                // Rows of a damaged pool may say otherwise.
+                pool.bad_chunks = pool.bad_chunks.get().saturating_sub(1).into();
             }
             if change.after.is_some_and(|record| record.is_bad()) {
                 pool.bad_chunks += 1;

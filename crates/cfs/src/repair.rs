@@ -32,6 +32,8 @@ struct RebuildSummary {
     /// Commands of the log that were applied.
     commands: u64,
     commands_skipped: u64,
+    /// The last ones, that nobody knows to have been durable.
+    commands_unfinished: u64,
     chunks: u64,
     lost_chunks: u64,
     /// Files with content that is lost.
@@ -118,6 +120,13 @@ fn tell(rebuilt: &Rebuilt, reporter: &dyn Reporter, started: Instant) -> Result<
         let sentence = format!("could not be applied: {sentence}");
         find("log", "a change in the log".to_owned(), sentence);
     }
+    if report.commands_unfinished > 0 {
+        let sentence = format!(
+            "the last {} changes are left out: they had not been flushed, and content of the first of them is not there",
+            count(report.commands_unfinished)
+        );
+        find("log", "the log".to_owned(), sentence);
+    }
     for finding in &rebuilt.findings {
         find(finding.id, finding.object.clone(), finding.sentence.clone());
     }
@@ -135,6 +144,14 @@ fn tell(rebuilt: &Rebuilt, reporter: &dyn Reporter, started: Instant) -> Result<
         }
     }
     let affected = rebuilt.fs.affected_by(&lost, || true).unwrap_or_default();
+    if let Some(error) = &affected.incomplete {
+        let sentence = format!("not all files that they belong to can be named: {error}");
+        find(
+            "lost-chunks",
+            format!("{} lost chunks", lost.len()),
+            sentence,
+        );
+    }
     for file in &affected.files {
         for name in names(file, affected.incomplete.is_some()) {
             find("unreadable", name, ranges(file));
@@ -149,6 +166,7 @@ fn tell(rebuilt: &Rebuilt, reporter: &dyn Reporter, started: Instant) -> Result<
         lost_blocks: report.lost_blocks,
         commands: report.commands,
         commands_skipped: report.commands_skipped,
+        commands_unfinished: report.commands_unfinished,
         chunks: report.chunks,
         lost_chunks: report.lost_chunks,
         files: affected.files.len() as u64,

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
-use cfs_format::table::{split_history, split_key, tag};
+use cfs_format::table::{key, split_history, split_key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::Frozen;
@@ -73,6 +73,32 @@ impl Pass<'_> {
 }
 
 impl Fs {
+    /// Whether any part of a file lies in a chunk that is lost, or is known not to be readable.
+    ///
+    /// # Errors
+    /// The tables cannot be read, or the inode is no file.
+    pub fn has_bad_content(&self, ino: Ino) -> Result<bool> {
+        let store = &*self.store;
+        if store.stats().damaged_chunks == 0 {
+            return Ok(false);
+        }
+        let Some(value) = store.get(&key(ino, tag::INODE, &[]))? else {
+            return Err(FsError::NotFound);
+        };
+        let record = inode::decode(ino, &value)?;
+        let missing = || FsError::damaged(format_args!("the key of inode {ino}"));
+        let volume = store.volume(VolumeId(record.volume.get()));
+        let domain = DomainId(volume.ok_or_else(missing)?.domain.get());
+        let secret = store.domain_secret(domain).ok_or_else(missing)?;
+        let file_key = FileKey::derive(&secret, &record.salt);
+        for extent in extent::scan(store, ino, &file_key, 0, u64::MAX) {
+            if store.is_bad_chunk(&extent?.fingerprint)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The files of which parts lie in any of `chunks`, as of the newest command. Where the tables are damaged, those
     /// that can be found. `go_on` is asked now and then whether to go on; `None` when it did not want to.
     pub fn affected_by(

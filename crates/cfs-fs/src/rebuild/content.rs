@@ -1,6 +1,8 @@
 //! The rows of one inode: whether they fit its record.
 
-use cfs_format::table::{ExtentRecord, InodeRecord, inode_flag, key, split_key, tag};
+use cfs_format::table::{
+    ExtentRecord, InodeRecord, history_prefix, inode_flag, key, split_key, tag,
+};
 use cfs_format::{Fingerprint, Ino};
 use cfs_store::ReadError;
 use zerocopy::{FromBytes, IntoBytes};
@@ -11,7 +13,7 @@ use crate::inode;
 
 /// Longest extent that stands for lost content, bytes.
 const LOST_EXTENT_BYTES: u64 = 1 << 31;
-/// Most of them in one gap: 32 TiB. What lies behind stays a hole; only sizes that were never written are larger.
+/// Most of them in one gap: 32 TiB. What lies behind stays a hole, and is told.
 const LOST_EXTENTS_MAX: u64 = 1 << 14;
 /// No command has it.
 const NO_TIMESTAMP: u64 = u64::MAX;
@@ -199,6 +201,13 @@ impl Mending<'_> {
         for row in self.store.range(&lo, &hi) {
             let (row_key, value) = row.map_err(ReadError::from)?;
             let Some((offset, extent)) = decode(&row_key, &value).filter(|_| keep_any) else {
+                if keep_any {
+                    self.trouble(
+                        ino,
+                        "content",
+                        "an extent of it made no sense and is left out",
+                    );
+                }
                 self.delete(row_key);
                 continue;
             };
@@ -269,6 +278,13 @@ impl Mending<'_> {
         })
     }
 
+    /// Whether there are earlier states of a file's extents.
+    fn has_past_content(&self, ino: Ino) -> bool {
+        let lo = history_prefix(ino, tag::EXTENT, &[]);
+        let hi = history_prefix(ino, tag::EXTENT + 1, &[]);
+        self.store.range(&lo, &hi).next().is_some()
+    }
+
     /// Puts extents of lost chunks over a part of a file; their bytes.
     fn lose_content(&mut self, ino: Ino, record: &InodeRecord, (from, to): (u64, u64)) -> u64 {
         let Some(file_key) = file_key_of(self.store, record) else {
@@ -280,8 +296,25 @@ impl Mending<'_> {
             .map_or(cfs_format::DomainId::DEFAULT, |volume| {
                 cfs_format::DomainId(volume.domain.get())
             });
-        let to = to.min(from.saturating_add(LOST_EXTENTS_MAX * LOST_EXTENT_BYTES));
-        let timestamp = record.timestamp.get();
+        let told = from.saturating_add(LOST_EXTENTS_MAX * LOST_EXTENT_BYTES);
+        if told < to {
+            self.trouble(
+                ino,
+                "content",
+                format!("what is lost of it from byte {told} on reads as zeros"),
+            );
+        }
+        let to = to.min(told);
+        // Snapshots that are older than the last change show the file too. Where they have states of their own it may be
+        // one of those that is lost, and a hole is what is left of it.
+        let timestamp = match self.has_past_content(ino) {
+            false => 0,
+            true => {
+                let sentence = "as snapshots show it, what is lost of it may read as zeros";
+                self.trouble(ino, "content", sentence);
+                record.timestamp.get()
+            }
+        };
         let mut offset = from;
         while offset < to {
             let len = (to - offset).min(LOST_EXTENT_BYTES) as u32;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use cfs_format::Ino;
-use cfs_format::table::{DirentRecord, InodeRecord, key, split_key, tag};
+use cfs_format::table::{DirentRecord, InodeRecord, key, split_key, system_key, tag};
 use cfs_store::{LostRange, MendStage, ReadError};
 
 use super::{Mending, Seen, all_rows};
@@ -311,7 +311,7 @@ impl Mending<'_> {
 
     /// Turns what was found into findings, with paths.
     fn tell(&mut self) -> Result<(), ReadError> {
-        let troubles = std::mem::take(&mut self.troubles);
+        let troubles = std::mem::take(&mut self.rebuilder.troubles);
         let ranges: Vec<LostRange> = self.lost.iter().take(RANGES_TOLD).cloned().collect();
         if troubles.is_empty() && ranges.is_empty() {
             return Ok(());
@@ -359,6 +359,22 @@ impl Mending<'_> {
                 edge(&range.before, "the end")
             );
             self.find("rows", "a damaged block of the tables".to_owned(), sentence);
+        }
+        self.rebuilder.findings_omitted += (self.lost.len() - ranges.len()) as u64;
+        let snapshots = system_key(tag::SNAPSHOT, &[])..system_key(tag::SNAPSHOT + 1, &[]);
+        let may_lack_snapshots = self.lost.iter().any(|range| {
+            let is_before = |row_key: &Vec<u8>| *row_key < snapshots.end;
+            let is_behind = |row_key: &Vec<u8>| *row_key > snapshots.start;
+            range.after.as_ref().is_none_or(is_before)
+                && range.before.as_ref().is_none_or(is_behind)
+        });
+        if may_lack_snapshots {
+            let sentence = "the list of snapshots has lost a part: some may be missing in it";
+            self.find(
+                "snapshots",
+                "the list of snapshots".to_owned(),
+                sentence.to_owned(),
+            );
         }
         Ok(())
     }

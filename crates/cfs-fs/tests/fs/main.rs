@@ -5,4 +5,5 @@ mod crash;
 mod model;
 mod namespace;
 mod pool;
+mod rebuild;
 mod recount;

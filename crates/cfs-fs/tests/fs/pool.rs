@@ -61,7 +61,7 @@ pub struct Pool {
     pub host: Arc<TestHost>,
 }
 
-fn master_key() -> MasterKey {
+pub fn master_key() -> MasterKey {
     MasterKey::from_key_file_bytes(&render_key_file(&[7; 32])).expect("a rendered key file parses")
 }
 

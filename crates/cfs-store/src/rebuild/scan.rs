@@ -13,6 +13,7 @@ use crate::directory::{Directory, DirectoryPlace, read_directory};
 use crate::error::OpenError;
 use crate::heal::table_header;
 use crate::pool::Pool;
+use crate::space::{Space, State};
 
 /// Segments between two reports of progress.
 const PROGRESS_SEGMENTS: u32 = 256;
@@ -22,7 +23,7 @@ pub(super) struct Scan {
     /// By segment number.
     pub headers: BTreeMap<u32, SegmentHeader>,
     /// Segments that have been written and whose first block is no header of this pool.
-    doubtful: Vec<SegmentId>,
+    pub doubtful: Vec<SegmentId>,
 }
 
 /// A table segment and what its directory says.
@@ -86,6 +87,14 @@ impl Scan {
     pub fn newest_incarnation(&self) -> u32 {
         let seqs = self.headers.values().map(|header| header.seq.get() >> 40);
         seqs.max().unwrap_or(0) as u32
+    }
+
+    /// Whether a doubtful segment is held for what it may be, and nobody knows yet.
+    pub fn is_doubtful_data(&self, space: &Space, segment: SegmentId) -> bool {
+        let is_nameless = space.entry(segment).is_some_and(|entry| {
+            entry.seq == SegmentSeq(0) && entry.state == State::Full(Stream::Data)
+        });
+        is_nameless && self.doubtful.contains(&segment)
     }
 
     fn of_stream(&self, stream: Stream) -> impl Iterator<Item = (SegmentId, &SegmentHeader)> {

@@ -73,6 +73,15 @@ impl Source {
             })
             .filter(is_older)
             .collect();
+        // A checkpoint that was being made when a process ended, of a time that recovery did not come to, belongs to a
+        // past that never was.
+        let count = candidates.len();
+        let valid = |source: &Self| !source.was_given_up(scan);
+        let given_up: Vec<Self> = candidates.extract_if(.., |source| !valid(source)).collect();
+        let is_all_given_up = candidates.is_empty() && in_force.is_none() && count > 0;
+        if is_all_given_up {
+            candidates = given_up;
+        }
         candidates.extend(in_force.iter().cloned());
         // Segments are numbered in the order in which they are filled, across all processes.
         candidates.sort_unstable_by_key(|source| std::cmp::Reverse(source.seq));
@@ -88,8 +97,21 @@ impl Source {
         });
         let mut chosen = candidates.swap_remove(chosen.unwrap_or(0));
         let reached = chosen.end_of_log(pool, superblock, scan);
-        chosen.is_behind = reached < newest_lsn.max(superblock.journal.lsn.get());
+        chosen.is_behind =
+            is_all_given_up || reached < newest_lsn.max(superblock.journal.lsn.get());
+        // If the rebuild is given up, an opening must find all that it would have found before.
+        if let Some(in_force) = in_force.filter(|_| !chosen.is_in_force) {
+            chosen.claimed.extend(in_force.claimed);
+        }
         Some(chosen)
+    }
+
+    /// Whether a later process has begun its log before the place where this says that it goes on.
+    fn was_given_up(&self, scan: &Scan) -> bool {
+        let mark = self.mark.log.position();
+        scan.journal_segments().any(|(_, header)| {
+            header.seq.get() >> 40 > mark.seq.get() >> 40 && header.first_lsn.get() < mark.lsn.get()
+        })
     }
 
     /// The LSN behind the last command of the log.
@@ -230,10 +252,6 @@ impl Source {
         }
         let mark = self.mark.log.position();
         let mut tail = reader.read(&mark);
-        if tail.records.is_empty() {
-            // Where there is nothing to be read, nothing may ever have been.
-            tail.lost = None;
-        }
         let mut incarnation = mark.seq.get() >> 40;
         // Each process has a log of its own, which goes on where recovery had found the end of the one before.
         while let Some((segment, header)) = scan

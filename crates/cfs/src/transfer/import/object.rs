@@ -74,6 +74,10 @@ impl Import<'_, '_> {
         if !job.meta.matches(&Meta::from(attr), self.run.keep_owner) {
             return Ok(false);
         }
+        if attr.kind() == libc::S_IFREG {
+            // What cannot be read is copied again, which heals it.
+            return Ok(!self.fs().has_bad_content(attr.ino)?);
+        }
         if attr.kind() != libc::S_IFLNK {
             return Ok(true);
         }
