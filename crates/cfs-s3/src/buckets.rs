@@ -43,13 +43,18 @@ fn may_be_bucket(name: &str) -> bool {
 }
 
 impl Face {
-    /// The bucket of this name.
+    /// The bucket of this name, which belongs to whom the client says that it expects, if it says so.
     ///
     /// # Errors
-    /// `NoSuchBucket`.
-    pub(crate) fn bucket(&self, name: &str) -> S3Result<BucketAt> {
-        self.find_bucket(name)?
-            .ok_or_else(|| s3_error!(NoSuchBucket, "there is no bucket {name}"))
+    /// `NoSuchBucket`; `AccessDenied` when it belongs to another.
+    pub(crate) fn bucket(&self, name: &str, expected: Option<&String>) -> S3Result<BucketAt> {
+        let bucket = self
+            .find_bucket(name)?
+            .ok_or_else(|| s3_error!(NoSuchBucket, "there is no bucket {name}"))?;
+        match expected {
+            Some(expected) if expected != bucket.owner() => Err(S3ErrorCode::AccessDenied.into()),
+            _ => Ok(bucket),
+        }
     }
 
     /// The bucket of this name, if there is one.

@@ -17,7 +17,6 @@ use s3s::dto::{Owner, ServerSideEncryption, StorageClass};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, s3_error};
 
 use crate::access::Asker;
-use crate::buckets::BucketAt;
 use crate::face::Face;
 use crate::users::User;
 
@@ -51,17 +50,6 @@ pub(crate) fn owner(face: &Face, id: &str) -> Owner {
     Owner {
         display_name: face.users.by_id(id).map(|user| user.name.clone()),
         id: Some(id.to_owned()),
-    }
-}
-
-/// Whether the bucket belongs to whom the client says that it expects.
-///
-/// # Errors
-/// `AccessDenied`.
-pub(crate) fn check_owner(bucket: &BucketAt, expected: Option<&String>) -> S3Result<()> {
-    match expected {
-        Some(expected) if expected != bucket.owner() => Err(S3ErrorCode::AccessDenied.into()),
-        _ => Ok(()),
     }
 }
 

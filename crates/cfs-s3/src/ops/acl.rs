@@ -9,7 +9,7 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result};
 
-use super::{check_owner, owner};
+use super::owner;
 use crate::acl::Given;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
@@ -25,8 +25,7 @@ pub(crate) async fn get_bucket_acl(
 ) -> S3Result<S3Response<GetBucketAclOutput>> {
     let input = request.input;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let acl = face.bucket_acl(&bucket)?;
         Ok(S3Response::new(GetBucketAclOutput {
             grants: Some(face.shown_grants(&acl)),
@@ -54,8 +53,7 @@ pub(crate) async fn put_bucket_acl(
         write_acp: input.grant_write_acp,
     };
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let now = face.bucket_acl(&bucket)?;
         let acl = face.new_acl(&bucket, &now, &given, input.access_control_policy)?;
         face.put_config_text(&bucket, name::ACL, records::encode(&acl))

@@ -12,7 +12,7 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{check_owner, known_user, limit, not_implemented, owner};
+use super::{known_user, limit, not_implemented, owner};
 use crate::acl::Given;
 use crate::conditions::timestamp;
 use crate::face::{Face, blocking};
@@ -60,7 +60,7 @@ pub(crate) async fn create_bucket(
         face.create_bucket(&input.bucket, &user, region, rows)?;
         match ownership {
             Some(ownership) => {
-                let bucket = face.bucket(&input.bucket)?;
+                let bucket = face.bucket(&input.bucket, None)?;
                 face.put_config(&bucket, name::OWNERSHIP, &ownership)
             }
             None => Ok(()),
@@ -82,8 +82,7 @@ pub(crate) async fn delete_bucket(
 ) -> S3Result<S3Response<DeleteBucketOutput>> {
     let input = request.input;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         face.delete_bucket(&bucket)
     })
     .await?;
@@ -103,8 +102,7 @@ pub(crate) async fn head_bucket(
 ) -> S3Result<S3Response<HeadBucketOutput>> {
     let input = request.input;
     let bucket = blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         Ok(bucket)
     })
     .await?;
@@ -171,8 +169,7 @@ pub(crate) async fn get_bucket_location(
 ) -> S3Result<S3Response<GetBucketLocationOutput>> {
     let input = request.input;
     let bucket = blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         Ok(bucket)
     })
     .await?;
@@ -191,8 +188,7 @@ pub(crate) async fn get_bucket_versioning(
 ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
     let input = request.input;
     let bucket = blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         Ok(bucket)
     })
     .await?;
@@ -228,8 +224,7 @@ pub(crate) async fn put_bucket_versioning(
         return Err(not_implemented("deleting with a second factor"));
     }
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         face.set_versioning(&bucket, state)
     })
     .await?;

@@ -19,7 +19,7 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{check_owner, not_implemented};
+use super::not_implemented;
 use crate::buckets::BucketAt;
 use crate::errors::{custom, from_fs};
 use crate::face::{Face, blocking};
@@ -34,8 +34,8 @@ macro_rules! with_bucket {
     ($face:expr, $input:expr, |$bucket:ident| $work:expr) => {{
         let (face, input) = ($face, $input);
         blocking(move || {
-            let $bucket: BucketAt = face.bucket(&input.bucket)?;
-            check_owner(&$bucket, input.expected_bucket_owner.as_ref())?;
+            let $bucket: BucketAt =
+                face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
             let work = |face: &Arc<Face>| $work(face, input);
             work(&face)
         })

@@ -9,7 +9,7 @@ use s3s::dto::{
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::{hasher, http_date, show_checksums};
-use super::{asker_of, check_encryption, check_owner, check_storage_class, encryption};
+use super::{asker_of, check_encryption, check_storage_class, encryption};
 use crate::access::Asker;
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
@@ -57,8 +57,7 @@ impl Face {
         expected_owner: Option<&String>,
         conditions: &Conditions,
     ) -> S3Result<(Object, Opened, Option<String>)> {
-        let bucket = self.bucket(bucket)?;
-        check_owner(&bucket, expected_owner)?;
+        let bucket = self.bucket(bucket, expected_owner)?;
         let action = match version {
             Some(_) => "s3:GetObjectVersion",
             None => "s3:GetObject",
@@ -174,8 +173,7 @@ pub(crate) async fn copy_object(
         .as_ref()
         .map(|name| name.as_str().to_owned());
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let source = (&*source_bucket, &*source_key, source_version.as_ref());
         let (object, opened, source_id) = face.open_source(
             &asker,

@@ -8,7 +8,7 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
-use super::{asker_of, check_owner};
+use super::asker_of;
 use crate::buckets::BucketAt;
 use crate::conditions::{Conditions, timestamp};
 use crate::errors::from_fs;
@@ -108,8 +108,7 @@ pub(crate) async fn delete_object(
         size: input.if_match_size,
     };
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let deleted = face.delete(&bucket, &input.key, input.version_id.as_ref(), &guard)?;
         face.make_durable()?;
         Ok(S3Response::new(DeleteObjectOutput {
@@ -135,8 +134,7 @@ pub(crate) async fn delete_objects(
         return Err(S3ErrorCode::MalformedXML.into());
     }
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let is_quiet = input.delete.quiet.unwrap_or(false);
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
         for object in input.delete.objects {

@@ -12,7 +12,7 @@ use s3s::dto::{
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::show_checksums;
-use super::{check_encryption, check_owner, encryption};
+use super::{check_encryption, encryption};
 use crate::conditions::{Conditions, timestamp};
 use crate::download::{Download, Opened};
 use crate::errors::from_fs;
@@ -47,8 +47,7 @@ struct Question {
 
 impl Question {
     fn answer(self, face: &Face) -> S3Result<Found> {
-        let bucket = face.bucket(&self.bucket)?;
-        check_owner(&bucket, self.expected_owner.as_ref())?;
+        let bucket = face.bucket(&self.bucket, self.expected_owner.as_ref())?;
         let (version, opened) = face.open_version(&bucket, &self.key, self.version.as_ref())?;
         let object = face.object(version.ino).map_err(from_fs)?;
         self.conditions.check_read(&object)?;

@@ -9,7 +9,7 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{check_owner, limit, owner};
+use super::{limit, owner};
 use crate::buckets::BucketAt;
 use crate::conditions::timestamp;
 use crate::face::{Face, blocking};
@@ -96,8 +96,7 @@ pub(crate) async fn list_objects(
         query.start_after(marker);
     }
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let listing = face.list(bucket.ino(), &query)?;
         let shown = |listed| encoding.object(&face, &bucket, listed, true);
         Ok(S3Response::new(ListObjectsOutput {
@@ -151,8 +150,7 @@ pub(crate) async fn list_objects_v2(
             .map_err(|_| s3_error!(InvalidArgument, "the continuation token is not one of ours"))?;
     }
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let listing = face.list(bucket.ino(), &query)?;
         let shown = |listed| encoding.object(&face, &bucket, listed, with_owner);
         let count = listing.objects.len() + listing.prefixes.len();
@@ -206,8 +204,7 @@ pub(crate) async fn list_object_versions(
         query.start_after(marker);
     }
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let after = key_marker.as_deref().zip(version_marker.as_deref());
         let listing = face.list_versions(&bucket, &query, after)?;
         let (mut versions, mut markers) = (Vec::new(), Vec::new());

@@ -15,9 +15,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use super::copy::source_of;
 use super::list::Encoding;
 use super::put::{Wanted, digests, hasher, http_date, show_checksums};
-use super::{
-    asker_of, check_encryption, check_owner, check_storage_class, encryption, limit, owner, user_of,
-};
+use super::{asker_of, check_encryption, check_storage_class, encryption, limit, owner, user_of};
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
 use crate::errors::from_fs;
@@ -114,8 +112,7 @@ pub(crate) async fn create_multipart_upload(
     let (bucket_name, key) = (input.bucket.clone(), input.key.clone());
     let shown = algorithm.clone();
     let id = blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         meta.headers.owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, user.as_deref())?);
@@ -169,8 +166,7 @@ pub(crate) async fn upload_part(
     let upload = {
         let face = Arc::clone(&face);
         blocking(move || {
-            let bucket = face.bucket(&bucket)?;
-            check_owner(&bucket, expected_owner.as_ref())?;
+            let bucket = face.bucket(&bucket, expected_owner.as_ref())?;
             face.upload(&bucket, &key, &id)
         })
         .await?
@@ -232,8 +228,7 @@ pub(crate) async fn upload_part_copy(
         if_unmodified_since: input.copy_source_if_unmodified_since,
     };
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let upload = face.upload(&bucket, &input.key, &input.upload_id)?;
         let (object, opened, source_id) = face.open_source(
             &asker,
@@ -340,8 +335,7 @@ pub(crate) async fn complete_multipart_upload(
         .map(wanted_part)
         .collect::<S3Result<Vec<_>>>()?;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let upload = match face.upload(&bucket, &input.key, &input.upload_id) {
             Ok(upload) => upload,
             // A client that has not heard of its success asks again.
@@ -433,8 +427,7 @@ pub(crate) async fn abort_multipart_upload(
 ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
     let input = request.input;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let upload = face.upload(&bucket, &input.key, &input.upload_id)?;
         face.end_upload(&bucket, &upload)?;
         face.make_durable()
@@ -458,8 +451,7 @@ pub(crate) async fn list_parts(
     let count = limit(input.max_parts, KEYS_MAX)?;
     let marker = input.part_number_marker.unwrap_or(0);
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let upload = face.upload(&bucket, &input.key, &input.upload_id)?;
         let mut parts = face.parts(&upload, marker, count + 1)?;
         let is_truncated = parts.len() > count;
@@ -515,8 +507,7 @@ pub(crate) async fn list_multipart_uploads(
     let count = limit(input.max_uploads, KEYS_MAX)?;
     let encoding = Encoding::wanted(input.encoding_type.as_ref())?;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let prefix = input.prefix.clone().unwrap_or_default();
         let key_marker = input.key_marker.clone().unwrap_or_default();
         let id_marker = input.upload_id_marker.clone().unwrap_or_default();

@@ -8,7 +8,7 @@ use s3s::crypto::Checksum as _;
 use s3s::dto::{ChecksumType, ETag, PutObjectInput, PutObjectOutput, Timestamp, TimestampFormat};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{asker_of, check_encryption, check_owner, check_storage_class, encryption};
+use super::{asker_of, check_encryption, check_storage_class, encryption};
 use crate::acl::Given;
 use crate::conditions::Conditions;
 use crate::face::{Face, blocking};
@@ -86,8 +86,7 @@ pub(crate) async fn put_object(
     let (bucket, acl, owner) = {
         let (face, conditions, key) = (Arc::clone(&face), conditions.clone(), key.clone());
         blocking(move || {
-            let bucket = face.bucket(&bucket_name)?;
-            check_owner(&bucket, expected_owner.as_ref())?;
+            let bucket = face.bucket(&bucket_name, expected_owner.as_ref())?;
             if is_form {
                 face.authorize(&asker, &bucket, Some(&key), "s3:PutObject")?;
             }

@@ -12,7 +12,6 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::check_owner;
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
@@ -50,8 +49,7 @@ impl Face {
         key: &str,
         version: Option<&String>,
     ) -> S3Result<(BucketAt, Ino)> {
-        let bucket = self.bucket(bucket)?;
-        check_owner(&bucket, expected_owner)?;
+        let bucket = self.bucket(bucket, expected_owner)?;
         let ino = self.find_version(&bucket, key, version)?.ino;
         Ok((bucket, ino))
     }
@@ -163,8 +161,7 @@ pub(crate) async fn put_bucket_tagging(
     let input = request.input;
     let tags = check_tags(pairs(input.tagging)?, BUCKET_TAGS_MAX)?;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         face.set_tags(bucket.ino(), &tags)
     })
     .await?;
@@ -184,8 +181,7 @@ pub(crate) async fn get_bucket_tagging(
 ) -> S3Result<S3Response<GetBucketTaggingOutput>> {
     let input = request.input;
     let tags = blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         face.tags(bucket.ino())
     })
     .await?;
@@ -204,8 +200,7 @@ pub(crate) async fn delete_bucket_tagging(
 ) -> S3Result<S3Response<DeleteBucketTaggingOutput>> {
     let input = request.input;
     blocking(move || {
-        let bucket = face.bucket(&input.bucket)?;
-        check_owner(&bucket, input.expected_bucket_owner.as_ref())?;
+        let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         face.set_tags(bucket.ino(), &Tags::new())
     })
     .await?;
