@@ -229,7 +229,40 @@ pub mod inode_flag {
     pub const XATTRS: u32 = 2;
     /// A record that front ends keep describes the content as it is; every change of content clears it.
     pub const DESCRIBED: u32 = 4;
+    /// There is a lock: an attribute row `LOCK_NAME`. Of a directory: neither it nor one below it is moved.
+    pub const LOCKED: u32 = 8;
 }
+
+/// Name of the attribute row that holds a `LockRecord` behind its `StampRecord`; in no namespace of Linux.
+pub const LOCK_NAME: &[u8] = b"fs.lock";
+
+/// Until when a file may be neither removed nor changed.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LockRecord {
+    /// End of its retention, milliseconds since 1970; 0 with mode 0.
+    pub retain_until_ms: le::U64,
+    /// `lock_mode::*`.
+    pub mode: u8,
+    /// 1: held until somebody ends it, whatever its retention.
+    pub hold: u8,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+/// Values of `LockRecord::mode`.
+pub mod lock_mode {
+    /// It is not retained.
+    pub const NONE: u8 = 0;
+    /// Who has the right may shorten its retention or remove it.
+    pub const GOVERNANCE: u8 = 1;
+    /// Nobody may, until the end.
+    pub const COMPLIANCE: u8 = 2;
+}
+
+const _: () = assert!(size_of::<LockRecord>() == 16);
 
 const _: () = assert!(size_of::<InodeRecord>() == 136);
 

@@ -4,8 +4,10 @@
 //! as it was. Rows are read as the transaction sees them; ranges show committed rows only, so no command ranges over
 //! rows that it has written itself. At the end of each, what it replaces and a snapshot still sees is kept.
 
+mod arrange;
 mod attributes;
 pub(crate) mod data;
+mod locks;
 pub(crate) mod make;
 mod publish;
 mod remove;
@@ -86,6 +88,8 @@ fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         }
         Command::Publish(command) => publish::publish(txn, command),
         Command::SetRecords(command) => publish::set_records(txn, command),
+        Command::SetLock(command) => locks::set(txn, command),
+        Command::Arrange(command) => arrange::arrange(txn, command),
         Command::Rechunk(command) => data::rechunk(txn, command).map(|()| Outcome::default()),
         Command::SnapshotCreate(command) => {
             snapshots::create(txn, command).map(|()| Outcome::default())

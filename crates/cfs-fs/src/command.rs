@@ -67,6 +67,10 @@ pub enum Command {
     Publish(Publish),
     /// Sets and removes records that front ends keep with an inode.
     SetRecords(SetRecords),
+    /// Locks a file, changes or ends its lock; or has what is in a directory be locked.
+    SetLock(SetLock),
+    /// Takes a name, moves names, and gives a file its name, in one step.
+    Arrange(Arrange),
 }
 
 /// See [`Command::Format`].
@@ -239,6 +243,50 @@ pub struct SetRecords {
     pub describes: bool,
     /// When, if it counts as a change of attributes.
     pub now: Option<Time>,
+}
+
+/// See [`Command::SetLock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetLock {
+    /// The inode.
+    pub ino: Ino,
+    /// `lock_mode::*`, and the end in milliseconds since 1970; if it changes.
+    pub retention: Option<(u8, u64)>,
+    /// Held or not, if it changes.
+    pub hold: Option<bool>,
+    /// Whoever asks may weaken governance.
+    pub bypass: bool,
+}
+
+/// See [`Command::Arrange`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arrange {
+    /// Directory and name of a file that loses its name.
+    pub remove: Option<(Ino, Vec<u8>)>,
+    /// Keep that inode as an orphan if this was its last name: somebody has it open.
+    pub keep: bool,
+    /// Whoever asks may remove what governance protects.
+    pub bypass: bool,
+    /// Directory and name before and after, in this order; the new names are free, or are the one that is taken.
+    pub moves: Vec<(Ino, Vec<u8>, Ino, Vec<u8>)>,
+    /// A file without a name, and the name that it gets.
+    pub publish: Option<Published>,
+    /// When.
+    pub now: Time,
+}
+
+/// A file that gets its name in an [`Arrange`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Published {
+    /// The file.
+    pub ino: Ino,
+    /// Directory of the name.
+    pub parent: Ino,
+    /// The name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// Records and extended attributes.
+    pub records: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// See [`Command::SetAttributes`].

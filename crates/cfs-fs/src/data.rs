@@ -46,9 +46,9 @@ use cfs_store::{Host, Store};
 use parking_lot::Mutex;
 
 use crate::error::{FsError, Result};
-use crate::inode;
 use crate::types::{AtimePolicy, FsOptions, Time};
 use crate::views::{Place, Views, listed_by};
+use crate::{inode, lock};
 
 use body::{Body, FileState, Identity};
 use buffer::Buffers;
@@ -247,6 +247,16 @@ impl Core {
             place,
             file_key: FileKey::derive(&secret, &record.salt),
         });
+        self.show(file.ino, body, &record)
+    }
+
+    /// Has a body of which nothing is pending show what its inode's record says.
+    fn show(&self, ino: Ino, body: &mut Body, record: &InodeRecord) -> Result<()> {
+        body.locked_until_ms = match ino.view() {
+            None => lock::committed(&self.store, ino, record)?.map_or(0, |lock| lock.ends_ms()),
+            // A snapshot is not written to.
+            Some(_) => 0,
+        };
         let size = record.size.get();
         let inline = record.flags.get() & inode_flag::INLINE != 0;
         (body.size, body.submitted_size, body.committed_size) = (size, size, size);

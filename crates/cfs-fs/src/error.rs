@@ -25,6 +25,9 @@ pub enum FsError {
     /// The kind of file does not allow it.
     #[error("operation not permitted on this kind of file")]
     NotPermitted,
+    /// A lock protects it, or something below it.
+    #[error("it is locked against removal and change")]
+    Locked,
     /// A default ACL belongs to directories alone.
     #[error("access denied")]
     AccessDenied,
@@ -100,7 +103,7 @@ impl FsError {
             Self::NotDirectory => libc::ENOTDIR,
             Self::IsDirectory => libc::EISDIR,
             Self::NotEmpty => libc::ENOTEMPTY,
-            Self::NotPermitted => libc::EPERM,
+            Self::NotPermitted | Self::Locked => libc::EPERM,
             Self::AccessDenied => libc::EACCES,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::NoSpace => libc::ENOSPC,

@@ -19,6 +19,7 @@ mod error;
 mod extent;
 mod history;
 mod inode;
+mod lock;
 mod namespace;
 mod rebuild;
 pub mod recount;
@@ -40,8 +41,11 @@ use command::Command;
 pub use data::AllocateMode;
 pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
 pub use error::{FsError, Result};
+pub use lock::{Lock, RetentionMode};
+pub use namespace::arrange::{Arrangement, Moved, Named};
 pub use namespace::differences::{Change, Difference};
 pub use namespace::format::FormatOptions;
+pub use namespace::locks::LockChange;
 pub use namespace::publish::{Expected, NamedEntry, Publication, RecordChange};
 pub use namespace::restore::{RestoreObserver, Restored};
 pub use namespace::snapshot_sizes::SnapshotSizes;
@@ -182,6 +186,12 @@ impl Fs {
     /// The time now.
     pub(crate) fn now(&self) -> Time {
         Time::from_ns(self.host.now_ns())
+    }
+
+    /// The time by the clock that commands are stamped with, milliseconds since 1970.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.host.now_ns() / 1_000_000
     }
 
     /// Builds a command while the writer lock is held, so that the times in the log do not run backwards, and

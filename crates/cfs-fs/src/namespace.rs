@@ -1,9 +1,11 @@
 //! Operations on names and attributes: each builds one command, and tells the open files what became of them.
 
+pub(crate) mod arrange;
 pub(crate) mod atime;
 mod attributes;
 pub(crate) mod differences;
 pub(crate) mod format;
+pub(crate) mod locks;
 mod lookup;
 mod make;
 pub(crate) mod opens;

@@ -13,7 +13,7 @@ use crate::error::{FsError, Result};
 use crate::namespace::publish::is_visible;
 use crate::types::XattrFlags;
 use crate::views::listed_by;
-use crate::{Fs, inode, row};
+use crate::{Fs, inode, lock, row};
 
 /// Longest name, bytes.
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
@@ -87,6 +87,7 @@ pub(crate) fn set(txn: &mut Txn<'_>, command: &SetXattr) -> Result<Outcome> {
         return Err(FsError::ArgumentTooLong);
     }
     let mut record = inode::get(txn, command.ino)?;
+    lock::check(txn, command.ino, &record)?;
     let row_key = key(command.ino, tag::XATTR, &command.name);
     let exists = record.flags.get() & inode_flag::XATTRS != 0 && txn.get(&row_key)?.is_some();
     if command.create && exists {
@@ -157,6 +158,7 @@ fn default_acl(record: &InodeRecord, command: &SetXattr) -> Result<Option<Vec<u8
 pub(crate) fn remove(txn: &mut Txn<'_>, command: &RemoveXattr) -> Result<Outcome> {
     check_name(&command.name)?;
     let mut record = inode::get(txn, command.ino)?;
+    lock::check(txn, command.ino, &record)?;
     let row = key(command.ino, tag::XATTR, &command.name);
     if record.flags.get() & inode_flag::XATTRS == 0 || txn.get(&row)?.is_none() {
         // Linux removes an ACL that is not there without complaint.
@@ -177,9 +179,16 @@ pub(crate) fn remove(txn: &mut Txn<'_>, command: &RemoveXattr) -> Result<Outcome
 
 /// Deletes all attributes of an inode that goes.
 pub(crate) fn erase_all(txn: &mut Txn<'_>, ino: Ino) -> Result<()> {
+    erase(txn, ino, |_| true)
+}
+
+/// Deletes those attributes of an inode that are wanted gone.
+pub(crate) fn erase(txn: &mut Txn<'_>, ino: Ino, goes: impl Fn(&[u8]) -> bool) -> Result<()> {
     let (lo, hi) = rows_of(ino);
     for name in names(txn.range(&lo, &hi))? {
-        txn.delete(key(ino, tag::XATTR, &name));
+        if goes(&name) {
+            txn.delete(key(ino, tag::XATTR, &name));
+        }
     }
     Ok(())
 }

@@ -130,6 +130,8 @@ fn action_of(operation: &str, facts: &Facts) -> String {
         "GetBucketEncryption" => "GetEncryptionConfiguration",
         "PutPublicAccessBlock" | "DeletePublicAccessBlock" => "PutBucketPublicAccessBlock",
         "GetPublicAccessBlock" => "GetBucketPublicAccessBlock",
+        "PutObjectLockConfiguration" => "PutBucketObjectLockConfiguration",
+        "GetObjectLockConfiguration" => "GetBucketObjectLockConfiguration",
         "DeleteBucketOwnershipControls" => "PutBucketOwnershipControls",
         other => other,
     };

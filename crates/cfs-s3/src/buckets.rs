@@ -6,7 +6,7 @@ use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::errors::from_fs;
 use crate::face::Face;
-use crate::records::{self, Bucket, name};
+use crate::records::{self, Bucket, Versioning, name};
 use crate::users::{ROOT_ID, User};
 use crate::walk::Walk;
 
@@ -126,6 +126,7 @@ impl Face {
         name: &str,
         owner: &User,
         region: Option<String>,
+        object_lock: bool,
         more: Vec<(Vec<u8>, Vec<u8>)>,
     ) -> S3Result<()> {
         if !s3s::path::check_bucket_name(name) || name.contains(".-") || name.contains("-.") {
@@ -138,7 +139,7 @@ impl Face {
         if let Some(bucket) = self.find_bucket(name)? {
             // As in S3's first region, making one's own bucket again is no error, unless it is to be another.
             return match bucket.owner() == owner.id {
-                true if more.is_empty() => Ok(()),
+                true if more.is_empty() && !object_lock => Ok(()),
                 true => Err(s3_error!(
                     BucketAlreadyExists,
                     "the bucket is there, and is not made with other properties"
@@ -157,7 +158,8 @@ impl Face {
         let record = Bucket {
             owner: owner.id.clone(),
             region,
-            versioning: None,
+            versioning: object_lock.then_some(Versioning::Enabled),
+            object_lock,
         };
         let mut put = more;
         put.push((name::BUCKET.to_vec(), records::encode(&record)));
@@ -165,6 +167,9 @@ impl Face {
             put,
             ..RecordChange::default()
         };
+        if object_lock {
+            self.fs.fix_directory(attr.ino).map_err(from_fs)?;
+        }
         self.fs.set_records(attr.ino, change).map_err(from_fs)?;
         self.make_durable()?;
         self.name_changed(Ino::ROOT, name.as_bytes());

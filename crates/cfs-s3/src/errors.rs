@@ -39,6 +39,10 @@ pub(crate) fn from_fs(error: FsError) -> S3Error {
             StatusCode::CONFLICT,
             "something that is no object has this name in the file system",
         ),
+        FsError::Locked => S3Error::with_message(
+            S3ErrorCode::AccessDenied,
+            "object lock protects this version",
+        ),
         FsError::ReadOnly(reason) => {
             tracing::error!("refused, as the pool is read-only: {reason}");
             S3Error::with_message(S3ErrorCode::ServiceUnavailable, "the pool is read-only")

@@ -10,7 +10,7 @@
 //! | `access`, `users`, `acl`, `policy` | who asks, and what they may do |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
-//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `uploads` | S3's notions on directories and files |
+//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `uploads` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
 //! | `records`, `metadata` | what is kept with inodes |
 //! | `upload`, `download` | bodies |
@@ -32,6 +32,7 @@ mod download;
 mod errors;
 mod face;
 mod listing;
+mod locks;
 mod metadata;
 mod names;
 mod objects;

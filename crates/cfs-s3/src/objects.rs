@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, Expected, FsError, Publication, RecordChange};
+use cfs_fs::{Arrangement, Attr, Expected, FsError, Moved, Named, Publication, RecordChange};
 use md5::{Digest, Md5};
 use s3s::{S3Result, s3_error};
 use sha2::Sha256;
@@ -20,7 +20,7 @@ use crate::versions::Version;
 use crate::walk;
 
 /// How often a change is tried again that others got in the way of.
-const TRIES: usize = 32;
+pub(crate) const TRIES: usize = 32;
 /// Bytes that are read at a time to compute a digest.
 const DIGEST_STEP: usize = 1 << 20;
 /// Mode of a directory that is made for a key.
@@ -32,6 +32,17 @@ pub(crate) struct Place {
     pub(crate) parent: Ino,
     pub(crate) name: Vec<u8>,
     pub(crate) ino: Ino,
+}
+
+impl Place {
+    /// The name, as the file system wants it.
+    pub(crate) fn named(&self) -> Named {
+        Named {
+            parent: self.parent,
+            name: self.name.clone(),
+            ino: self.ino,
+        }
+    }
 }
 
 /// An object as it is now.
@@ -55,21 +66,32 @@ impl Face {
                 None => return Ok(None),
             }
         }
-        let file = |parent, name: &[u8]| -> Result<Option<Place>, FsError> {
-            let entry = self.fs.find_name(parent, name)?;
-            Ok(entry
-                .filter(|entry| entry.kind == libc::S_IFREG)
-                .map(|entry| Place {
-                    parent,
-                    name: entry.name,
-                    ino: entry.ino,
-                }))
-        };
         if names::is_plain(last)
-            && let Some(place) = file(at, last)?
+            && let Some(place) = self.file(at, last)?
         {
             return Ok(Some(place));
         }
+        self.find_escaped(at, last)
+    }
+
+    /// The object with this key where it has its escaped name, also if another file has the plain one.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn find_shadowed(&self, bucket: Ino, key: &str) -> Result<Option<Place>, FsError> {
+        let (directories, last) = names::split(key.as_bytes());
+        let mut at = bucket;
+        for component in directories {
+            match walk::directory_in(&self.fs, at, component)? {
+                Some(ino) => at = ino,
+                None => return Ok(None),
+            }
+        }
+        self.find_escaped(at, last)
+    }
+
+    fn find_escaped(&self, directory: Ino, last: &[u8]) -> Result<Option<Place>, FsError> {
+        let mut at = directory;
         let mut names = names::escaped_file_names(last);
         let last = names.pop().expect("there is at least one name");
         for name in names {
@@ -78,7 +100,17 @@ impl Face {
                 _ => return Ok(None),
             }
         }
-        file(at, &last)
+        self.file(at, &last)
+    }
+
+    fn file(&self, parent: Ino, name: &[u8]) -> Result<Option<Place>, FsError> {
+        let entry = self.fs.find_name(parent, name)?;
+        let entry = entry.filter(|entry| entry.kind == libc::S_IFREG);
+        Ok(entry.map(|entry| Place {
+            parent,
+            name: entry.name,
+            ino: entry.ino,
+        }))
     }
 
     /// The object in a place, with its digests, which are computed if they are not known.
@@ -257,16 +289,31 @@ impl Face {
         for name in names {
             at = self.make_directory(at, &name)?;
         }
-        match self
-            .fs
-            .rename(parent, name, at, &last, cfs_fs::RenameFlags::default())
-        {
+        let Some(entry) = self.fs.find_name(parent, name)? else {
+            return Ok(());
+        };
+        // It stays the same object, so that a lock is no obstacle.
+        let moved = Moved {
+            from: Named {
+                parent,
+                name: name.to_vec(),
+                ino: entry.ino,
+            },
+            to: at,
+            name: last.clone(),
+        };
+        let arrangement = Arrangement {
+            moves: vec![moved],
+            ..Arrangement::default()
+        };
+        match self.fs.arrange(arrangement) {
             Ok(()) => {
                 self.name_changed(parent, name);
                 self.name_changed(at, &last);
                 Ok(())
             }
-            Err(FsError::NotFound) => Ok(()),
+            // It has gone, or another came.
+            Err(FsError::NotFound | FsError::Changed) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -309,6 +356,7 @@ impl Face {
         check: &dyn Fn(Option<&Object>) -> S3Result<()>,
         conditional: bool,
     ) -> S3Result<(Attr, Option<String>)> {
+        let records = &self.with_default_lock(bucket, records.to_vec())?;
         let lock = self.lock(bucket.ino(), key);
         for _ in 0..TRIES {
             let place = self.find(bucket.ino(), key).map_err(from_fs)?;

@@ -7,6 +7,7 @@ pub(crate) mod copy;
 pub(crate) mod delete;
 pub(crate) mod get;
 pub(crate) mod list;
+pub(crate) mod lock;
 pub(crate) mod multipart;
 pub(crate) mod put;
 pub(crate) mod tagging;

@@ -33,6 +33,7 @@ pub(crate) mod name {
     pub(crate) const OWNERSHIP: &[u8] = b"s3.ownership";
     pub(crate) const ENCRYPTION: &[u8] = b"s3.encryption";
     pub(crate) const CORS: &[u8] = b"s3.cors";
+    pub(crate) const OBJECT_LOCK: &[u8] = b"s3.object-lock";
     /// Of a bucket's directory: [`super::Bucket`].
     pub(crate) const BUCKET: &[u8] = b"s3.bucket";
     /// Of a directory that was made for a key, and goes with the last one; empty.
@@ -107,6 +108,9 @@ pub(crate) struct Bucket {
     /// Whether it keeps versions; none: it never has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versioning: Option<Versioning>,
+    /// Versions in it can be locked; for good.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub object_lock: bool,
 }
 
 /// Whether a bucket keeps versions.

@@ -8,18 +8,17 @@
 //! # Invariants
 //! - The current version is newer than all in the tree.
 //! - A version has its identifier in a record; a file without is the version `null`, of which there is one.
-//! - Without a current version, and with a version that is no marker as the newest in the tree, a crash has come
-//!   between the two steps of a deletion that was not acknowledged.
+//! - Without a current version, the newest in the tree is a marker, but for what is done through the mount.
 
 use cfs_format::Ino;
-use cfs_fs::{FsError, RenameFlags};
+use cfs_fs::{Arrangement, FsError, Moved, Named};
 use http::{HeaderMap, HeaderValue};
-use s3s::{S3Error, S3ErrorCode, S3Result};
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::Face;
-use crate::objects::{Object, Place};
+use crate::objects::{Object, Place, TRIES};
 use crate::ops::NULL_VERSION;
 use crate::records::{self, Versioning, name};
 use crate::upload::{Measures, Upload};
@@ -77,6 +76,26 @@ pub(crate) fn split_path(path: &str) -> Option<(&str, &str)> {
     match text.ends_with(NULL_SUFFIX) {
         true => Some((key, NULL_VERSION)),
         false => Some((key, text)),
+    }
+}
+
+/// Why a step was not done.
+enum Failed {
+    Fs(FsError),
+    S3(S3Error),
+}
+
+impl From<S3Error> for Failed {
+    fn from(error: S3Error) -> Self {
+        Self::S3(error)
+    }
+}
+
+fn moved(place: &Place, (to, name): (Ino, Vec<u8>)) -> Moved {
+    Moved {
+        from: place.named(),
+        to,
+        name,
     }
 }
 
@@ -143,18 +162,33 @@ impl Face {
         Ok(inverted(nanos) + NULL_SUFFIX)
     }
 
-    /// The newest version of a key in the tree, or the next after one.
+    /// The newest version of a key in the tree.
     fn older(&self, bucket: &BucketAt, key: &str) -> Result<Option<Older>, FsError> {
+        self.older_but(bucket, key, None)
+    }
+
+    /// The newest version of a key in the tree, but for one.
+    fn older_but(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        but: Option<&str>,
+    ) -> Result<Option<Older>, FsError> {
         let Some(tree) = self.versions_tree(bucket)? else {
             return Ok(None);
         };
         let prefix = in_tree(key, "");
         let mut walk = Walk::new(&self.fs, tree, prefix.as_bytes(), b"")?;
-        Ok(walk.next()?.and_then(|(path, ino)| {
-            let path = String::from_utf8(path).ok()?;
-            let id = split_path(&path)?.1.to_owned();
-            Some(Older { ino, path, id })
-        }))
+        while let Some((path, ino)) = walk.next()? {
+            if let Ok(path) = String::from_utf8(path)
+                && but != Some(path.as_str())
+                && let Some((_, id)) = split_path(&path)
+            {
+                let id = id.to_owned();
+                return Ok(Some(Older { ino, path, id }));
+            }
+        }
+        Ok(None)
     }
 
     fn older_null(&self, bucket: &BucketAt, key: &str) -> Result<Option<Older>, FsError> {
@@ -246,7 +280,13 @@ impl Face {
                     ino: older.ino,
                     id: older.id,
                 }),
-                None => Err(S3ErrorCode::NoSuchVersion.into()),
+                None => match self.shadowed(bucket, key, wanted)? {
+                    Some(place) => Ok(Version {
+                        ino: place.ino,
+                        id: wanted.clone(),
+                    }),
+                    None => Err(S3ErrorCode::NoSuchVersion.into()),
+                },
             })
         };
         find().map_err(from_fs)?
@@ -327,27 +367,8 @@ impl Face {
         Ok(())
     }
 
-    /// Moves a file from one tree to another.
-    fn move_file(
-        &self,
-        from: (&Place, Ino, &str),
-        (to, to_key): (Ino, &str),
-    ) -> Result<(), FsError> {
-        let (place, root, key) = from;
-        let (parent, name) = self.new_place(to, to_key)?;
-        let flags = RenameFlags {
-            no_replace: true,
-            ..RenameFlags::default()
-        };
-        self.fs
-            .rename(place.parent, &place.name, parent, &name, flags)?;
-        self.name_changed(place.parent, &place.name);
-        self.name_changed(parent, &name);
-        self.prune(root, key)
-    }
-
-    /// Deletes a key in a bucket that keeps versions: the current version goes into the tree, and a marker before it.
-    /// The key is locked. Not durable yet.
+    /// Deletes a key in a bucket that keeps versions: the current version goes into the tree, and a marker before it, in
+    /// one step. The key is locked. Not durable yet.
     ///
     /// # Errors
     /// What `check` refuses; what the file system does.
@@ -359,120 +380,188 @@ impl Face {
         check: &dyn Fn(Option<&Object>) -> S3Result<()>,
         conditional: bool,
     ) -> S3Result<Deleted> {
-        let place = self.find(bucket.ino(), key).map_err(from_fs)?;
-        if conditional {
-            let object = match &place {
-                Some(place) => Some(self.object(place.ino).map_err(from_fs)?),
-                None => None,
-            };
-            check(object.as_ref())?;
-        }
-        let new = self
-            .new_version(bucket, key, place.as_ref())
-            .map_err(from_fs)?;
         let tree = self.make_versions_tree(bucket).map_err(from_fs)?;
-        let id = match state {
-            Versioning::Enabled => new.clone(),
-            Versioning::Suspended => NULL_VERSION.to_owned(),
-        };
-        let clear = || -> Result<(), FsError> {
-            if let Some(place) = &place {
-                let old = self.version_of(place.ino)?;
-                if state == Versioning::Suspended && old == NULL_VERSION {
-                    self.fs.unlink(place.parent, &place.name)?;
-                    self.name_changed(place.parent, &place.name);
-                    self.inode_changed(place.ino);
-                    self.prune(bucket.ino(), key)?;
-                } else {
-                    let text = self.text_of(place.ino, &old)?;
-                    let from = (place, bucket.ino(), key);
-                    self.move_file(from, (tree, &in_tree(key, &text)))?;
-                }
-            }
-            match state {
-                Versioning::Suspended => self.drop_older_null(bucket, key),
-                Versioning::Enabled => Ok(()),
-            }
-        };
-        clear().map_err(from_fs)?;
-        let text = match state {
-            Versioning::Enabled => new,
-            Versioning::Suspended => new + NULL_SUFFIX,
-        };
-        self.put_marker(tree, &in_tree(key, &text), &id)?;
-        Ok(Deleted {
-            version: Some(id),
-            is_marker: true,
-        })
-    }
-
-    fn put_marker(&self, tree: Ino, path: &str, id: &str) -> S3Result<()> {
         let measures = Measures {
             checksums: crate::ops::put::hasher(|_| false),
             sha256: Some(String::new()),
         };
-        let mut rows = vec![(name::MARKER.to_vec(), Vec::new())];
-        if id != NULL_VERSION {
-            rows.push((name::VERSION.to_vec(), id.as_bytes().to_vec()));
-        }
-        let (parent, name) = self.new_place(tree, path).map_err(from_fs)?;
-        let file = Upload::begin(std::sync::Arc::clone(&self.fs), parent, measures)?;
-        let publication = cfs_fs::Publication {
-            parent,
-            name: &name,
-            expected: cfs_fs::Expected::Nothing,
-            records: rows,
-            archive: None,
-        };
-        self.fs.publish(file.ino(), publication).map_err(from_fs)?;
-        self.name_changed(parent, &name);
-        Ok(())
+        let marker = Upload::begin(std::sync::Arc::clone(&self.fs), tree, measures)?;
+        self.until_it_holds(|| {
+            let place = self.find(bucket.ino(), key).map_err(from_fs)?;
+            if conditional {
+                let object = match &place {
+                    Some(place) => Some(self.object(place.ino).map_err(from_fs)?),
+                    None => None,
+                };
+                check(object.as_ref())?;
+            }
+            let mark = || -> Result<Deleted, FsError> {
+                let new = self.new_version(bucket, key, place.as_ref())?;
+                let mut arrangement = Arrangement::default();
+                // There is one version `null`: this one, or the marker that takes its place.
+                let mut replaced = None;
+                if let Some(place) = &place {
+                    let old = self.version_of(place.ino)?;
+                    if state == Versioning::Suspended && old == NULL_VERSION {
+                        replaced = Some(place.clone());
+                    } else {
+                        let text = self.text_of(place.ino, &old)?;
+                        let to = self.new_place(tree, &in_tree(key, &text))?;
+                        arrangement.moves.push(moved(place, to));
+                    }
+                }
+                if state == Versioning::Suspended
+                    && replaced.is_none()
+                    && let Some(older) = self.older_null(bucket, key)?
+                {
+                    replaced = self.find(tree, &older.path)?;
+                }
+                let mut rows = vec![(name::MARKER.to_vec(), Vec::new())];
+                let (id, text) = match state {
+                    Versioning::Enabled => {
+                        rows.push((name::VERSION.to_vec(), new.clone().into_bytes()));
+                        (new.clone(), new)
+                    }
+                    Versioning::Suspended => (NULL_VERSION.to_owned(), new + NULL_SUFFIX),
+                };
+                let (parent, name) = self.new_place(tree, &in_tree(key, &text))?;
+                let named = Named {
+                    parent,
+                    name,
+                    ino: marker.ino(),
+                };
+                arrangement.remove = replaced.as_ref().map(Place::named);
+                arrangement.publish = Some((named, rows));
+                self.arrange(bucket.ino(), key, arrangement)?;
+                Ok(Deleted {
+                    version: Some(id),
+                    is_marker: true,
+                })
+            };
+            mark().map_err(Failed::Fs)
+        })
     }
 
-    /// Removes a version for good. If it was the newest, the one before it becomes current, unless that is a marker. The
-    /// key is locked. Not durable yet.
+    /// Removes a version for good. If it was the newest, the one before it becomes current in the same step, unless that
+    /// is a marker. The key is locked. Not durable yet.
     ///
     /// # Errors
-    /// What the file system refuses. That there is no such version is no error.
+    /// `AccessDenied` for what is locked; what the file system refuses. That there is no such version is no error.
     pub(crate) fn delete_version(
         &self,
         bucket: &BucketAt,
         key: &str,
         id: &str,
+        bypass_governance: bool,
     ) -> S3Result<Deleted> {
         let delete = || -> Result<Deleted, FsError> {
             let mut deleted = Deleted {
                 version: Some(id.to_owned()),
                 is_marker: false,
             };
-            let current = self.find(bucket.ino(), key)?;
-            match &current {
-                Some(place) if self.version_of(place.ino)? == id => {
-                    self.fs.unlink(place.parent, &place.name)?;
-                    self.name_changed(place.parent, &place.name);
-                    self.inode_changed(place.ino);
-                    self.prune(bucket.ino(), key)?;
-                }
-                _ => {
-                    if let Some(older) = self.find_older(bucket, key, id)? {
+            let mut current = self.find(bucket.ino(), key)?;
+            let tree = self.versions_tree(bucket)?;
+            let mut path = None;
+            let is_current = match &current {
+                Some(place) => self.version_of(place.ino)? == id,
+                None => false,
+            };
+            let goes = match is_current {
+                true => current.take(),
+                false => match (tree, self.find_older(bucket, key, id)?) {
+                    (Some(tree), Some(older)) => {
                         deleted.is_marker = self.is_marker(older.ino)?;
-                        self.drop_older(bucket, &older)?;
+                        let place = self.find(tree, &older.path)?;
+                        path = Some(older.path);
+                        place
                     }
-                    if current.is_some() {
-                        return Ok(deleted);
-                    }
-                }
-            }
-            if let Some(older) = self.older(bucket, key)?
+                    _ => self.shadowed(bucket, key, id)?,
+                },
+            };
+            let Some(goes) = goes else {
+                return Ok(deleted);
+            };
+            let mut arrangement = Arrangement {
+                remove: Some(goes.named()),
+                bypass_governance,
+                ..Arrangement::default()
+            };
+            let mut comes = None;
+            if current.is_none()
+                && let Some(tree) = tree
+                && let Some(older) = self.older_but(bucket, key, path.as_deref())?
                 && !self.is_marker(older.ino)?
-                && let Some(tree) = self.versions_tree(bucket)?
                 && let Some(place) = self.find(tree, &older.path)?
             {
-                self.move_file((&place, tree, &older.path), (bucket.ino(), key))?;
+                let to = match is_current {
+                    true => (goes.parent, goes.name.clone()),
+                    false => self.new_place(bucket.ino(), key)?,
+                };
+                arrangement.moves.push(moved(&place, to));
+                comes = Some(older.path);
+            }
+            self.arrange(bucket.ino(), key, arrangement)?;
+            self.inode_changed(goes.ino);
+            for path in [path, comes].into_iter().flatten() {
+                if let Some(tree) = tree {
+                    self.prune(tree, &path)?;
+                }
             }
             Ok(deleted)
         };
-        delete().map_err(from_fs)
+        self.until_it_holds(|| delete().map_err(Failed::Fs))
+    }
+
+    /// Has names changed in one step, tells of it, and removes directories that a key needs no more.
+    fn arrange(&self, bucket: Ino, key: &str, arrangement: Arrangement) -> Result<(), FsError> {
+        let names: Vec<_> = arrangement
+            .remove
+            .iter()
+            .chain(arrangement.moves.iter().map(|moved| &moved.from))
+            .map(|named| (named.parent, named.name.clone()))
+            .chain(arrangement.moves.iter().map(|it| (it.to, it.name.clone())))
+            .chain(
+                arrangement
+                    .publish
+                    .iter()
+                    .map(|(named, _)| (named.parent, named.name.clone())),
+            )
+            .collect();
+        self.fs.arrange(arrangement)?;
+        for (parent, name) in names {
+            self.name_changed(parent, &name);
+        }
+        self.prune(bucket, key)
+    }
+
+    /// Tries until nobody, as through the mount, changes the same names between the look and the step.
+    fn until_it_holds<T>(&self, step: impl Fn() -> Result<T, Failed>) -> S3Result<T> {
+        for _ in 0..TRIES {
+            match step() {
+                Ok(done) => return Ok(done),
+                Err(Failed::Fs(
+                    FsError::NotFound
+                    | FsError::NotDirectory
+                    | FsError::IsDirectory
+                    | FsError::Exists
+                    | FsError::Changed,
+                )) => {}
+                Err(Failed::Fs(error)) => return Err(from_fs(error)),
+                Err(Failed::S3(error)) => return Err(error),
+            }
+        }
+        Err(s3_error!(
+            OperationAborted,
+            "somebody else is changing the same name; try again"
+        ))
+    }
+
+    /// A version that is hidden by a file of the mount with the plain name of its key.
+    fn shadowed(&self, bucket: &BucketAt, key: &str, id: &str) -> Result<Option<Place>, FsError> {
+        match self.find_shadowed(bucket.ino(), key)? {
+            Some(place) if self.version_of(place.ino)? == id => Ok(Some(place)),
+            _ => Ok(None),
+        }
     }
 
     /// Says whether a bucket keeps versions, durably.

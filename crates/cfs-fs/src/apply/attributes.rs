@@ -7,10 +7,11 @@ use super::Outcome;
 use crate::command::SetAttributes;
 use crate::error::{FsError, Result};
 use crate::types::Time;
-use crate::{acl, inode};
+use crate::{acl, inode, lock};
 
 pub(super) fn set(txn: &mut Txn<'_>, command: &SetAttributes) -> Result<Outcome> {
     let mut record = inode::get(txn, command.ino)?;
+    lock::check(txn, command.ino, &record)?;
     let times = [command.atime, command.mtime, Some(command.ctime)];
     if times
         .iter()

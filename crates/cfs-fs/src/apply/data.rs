@@ -14,7 +14,7 @@ use crate::extent::{
 };
 use crate::history::Past;
 use crate::types::Time;
-use crate::{inode, row};
+use crate::{inode, lock, row};
 
 /// Key of the mark of a file that may need re-chunking.
 fn fragmented_key(ino: Ino) -> Vec<u8> {
@@ -30,6 +30,13 @@ fn regular(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
     }
 }
 
+/// The same, if its content may be changed.
+fn changeable(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
+    let record = regular(txn, ino)?;
+    lock::check(txn, ino, &record)?;
+    Ok(record)
+}
+
 fn is_inline(record: &InodeRecord) -> bool {
     record.flags.get() & inode_flag::INLINE != 0
 }
@@ -40,6 +47,11 @@ fn with_extents(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
         return Err(FsError::Invalid);
     }
     Ok(record)
+}
+
+fn changeable_with_extents(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
+    changeable(txn, ino)?;
+    with_extents(txn, ino)
 }
 
 /// Sound, in order, disjoint, and before `end`.
@@ -61,7 +73,7 @@ fn stamp(record: &mut InodeRecord, now: Time, kill_suid_sgid: bool) {
 
 pub(super) fn write(txn: &mut Txn<'_>, command: &Write) -> Result<()> {
     let ino = command.ino;
-    let mut record = regular(txn, ino)?;
+    let mut record = changeable(txn, ino)?;
     let size_before = record.size.get();
     let inline_len = command.inline.as_ref().map(|bytes| bytes.len() as u64);
     let fits = match inline_len {
@@ -142,7 +154,7 @@ fn leaves_fragments(extents: &[Extent], size: u64) -> bool {
 
 pub(super) fn punch(txn: &mut Txn<'_>, command: &Punch) -> Result<()> {
     let ino = command.ino;
-    let mut record = with_extents(txn, ino)?;
+    let mut record = changeable_with_extents(txn, ino)?;
     let size_before = record.size.get();
     let end = command.offset.saturating_add(command.len);
     if command.size < size_before || command.size > FILE_BYTES_MAX {
@@ -161,7 +173,7 @@ pub(super) fn punch(txn: &mut Txn<'_>, command: &Punch) -> Result<()> {
 
 pub(super) fn shift(txn: &mut Txn<'_>, command: &Shift) -> Result<()> {
     let ino = command.ino;
-    let mut record = with_extents(txn, ino)?;
+    let mut record = changeable_with_extents(txn, ino)?;
     let size_before = record.size.get();
     let end = command
         .offset
@@ -222,7 +234,7 @@ pub(super) fn clone_range(txn: &mut Txn<'_>, command: &CloneRange) -> Result<()>
         None => with_extents(txn, command.source)?,
         Some(at) => source_then(txn, command.source, at)?,
     };
-    let mut target = with_extents(txn, command.target)?;
+    let mut target = changeable_with_extents(txn, command.target)?;
     let size_before = target.size.get();
     if overlap || source_end > source.size.get() {
         return Err(FsError::Invalid);

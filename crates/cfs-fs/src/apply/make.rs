@@ -9,7 +9,7 @@ use crate::command::{Format, Link, Make, MakeUnnamed};
 use crate::directory::{self, FIRST_COOKIE, Target};
 use crate::error::{FsError, Result};
 use crate::types::Time;
-use crate::{acl, inode, row};
+use crate::{acl, inode, lock, row};
 
 /// Longest target of a symbolic link, bytes.
 pub(crate) const TARGET_BYTES_MAX: usize = 4095;
@@ -237,6 +237,7 @@ pub(super) fn link(txn: &mut Txn<'_>, command: &Link) -> Result<Outcome> {
     if inode::is_directory(&record) {
         return Err(FsError::NotPermitted);
     }
+    lock::check(txn, command.ino, &record)?;
     if record.volume != parent.volume {
         return Err(FsError::CrossVolume);
     }

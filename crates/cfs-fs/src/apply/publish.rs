@@ -2,7 +2,7 @@
 //! records that are kept with an inode.
 
 use cfs_format::Ino;
-use cfs_format::table::{InodeRecord, inode_flag, key, tag};
+use cfs_format::table::{InodeRecord, LOCK_NAME, inode_flag, key, tag};
 use cfs_store::Txn;
 
 use super::Outcome;
@@ -11,6 +11,7 @@ use super::remove::{lose_name, target_record};
 use crate::command::{Publish, SetRecords};
 use crate::directory::{self, Target};
 use crate::error::{FsError, Result};
+use crate::lock::{self, Lock};
 use crate::{inode, row, xattr};
 
 pub(super) fn publish(txn: &mut Txn<'_>, command: &Publish) -> Result<Outcome> {
@@ -23,16 +24,20 @@ pub(super) fn publish(txn: &mut Txn<'_>, command: &Publish) -> Result<Outcome> {
     if record.volume != parent.volume {
         return Err(FsError::CrossVolume);
     }
-    for (name, value) in &command.records {
-        xattr::check_row(name, value)?;
-    }
+    check_records(&command.records)?;
     let found = directory::find(txn, command.parent, &command.name)?;
     let mut replaced = None;
     if let Some(entry) = found {
         let ino = Ino(entry.ino.get());
         let target = target_record(txn, ino)?;
         match inode::kind(&target) {
-            libc::S_IFREG => replaced = Some((entry, ino, target)),
+            libc::S_IFREG => {
+                // What goes elsewhere is still there.
+                if command.archive.is_none() {
+                    lock::check(txn, ino, &target)?;
+                }
+                replaced = Some((entry, ino, target));
+            }
             libc::S_IFDIR => return Err(FsError::IsDirectory),
             _ => return Err(FsError::NotPermitted),
         }
@@ -94,8 +99,11 @@ pub(super) fn publish(txn: &mut Txn<'_>, command: &Publish) -> Result<Outcome> {
 }
 
 pub(super) fn set_records(txn: &mut Txn<'_>, command: &SetRecords) -> Result<Outcome> {
-    for (name, value) in &command.put {
-        xattr::check_row(name, value)?;
+    check_records(&command.put)?;
+    let names_lock = |name: &Vec<u8>| name == LOCK_NAME;
+    if command.put.iter().any(|(name, _)| names_lock(name)) || command.delete.iter().any(names_lock)
+    {
+        return Err(FsError::Invalid);
     }
     let mut record = inode::get(txn, command.ino)?;
     for name in &command.delete {
@@ -112,7 +120,22 @@ pub(super) fn set_records(txn: &mut Txn<'_>, command: &SetRecords) -> Result<Out
     Ok(Outcome::of(command.ino, record))
 }
 
-fn put_records(
+/// Whether these can be records of an inode. One may be a lock.
+///
+/// # Errors
+/// As [`xattr::check_row`]; [`FsError::Invalid`] for what is no lock.
+pub(super) fn check_records(records: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+    for (name, value) in records {
+        xattr::check_row(name, value)?;
+        if name == LOCK_NAME && Lock::decode(value).is_none() {
+            return Err(FsError::Invalid);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the records of an inode, whose own record the caller writes.
+pub(super) fn put_records(
     txn: &mut Txn<'_>,
     ino: Ino,
     record: &mut InodeRecord,
@@ -122,6 +145,9 @@ fn put_records(
         record.flags |= inode_flag::XATTRS;
     }
     for (name, value) in records {
+        if name == LOCK_NAME {
+            record.flags |= inode_flag::LOCKED;
+        }
         let value = row::stamped(txn, value);
         txn.put(key(ino, tag::XATTR, name), value);
     }

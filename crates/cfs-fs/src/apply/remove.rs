@@ -9,7 +9,7 @@ use super::{EXTENTS_WITH_UNLINK_MAX, Lost, Outcome};
 use crate::command::{Reap, Unlink};
 use crate::error::{FsError, Result};
 use crate::types::Time;
-use crate::{directory, extent, inode, row};
+use crate::{directory, extent, inode, lock, row};
 
 pub(super) fn unlink(txn: &mut Txn<'_>, command: &Unlink) -> Result<Outcome> {
     let mut parent = live_directory(txn, command.parent)?;
@@ -19,6 +19,7 @@ pub(super) fn unlink(txn: &mut Txn<'_>, command: &Unlink) -> Result<Outcome> {
     if inode::is_directory(&record) {
         return Err(FsError::IsDirectory);
     }
+    lock::check(txn, ino, &record)?;
 
     directory::remove(txn, command.parent, &mut parent, &command.name, &entry);
     touch_entries(&mut parent, command.now);

@@ -10,7 +10,7 @@ use super::remove::{lose_name, target_record};
 use crate::command::{Make, Rename, RenameWhiteout};
 use crate::directory::{self, Target};
 use crate::error::{FsError, Result};
-use crate::inode;
+use crate::{inode, lock};
 
 /// Directories above another at most; more mean that parents form a circle.
 const DEPTH_MAX: u32 = 1 << 20;
@@ -107,6 +107,13 @@ pub(super) fn rename(txn: &mut Txn<'_>, command: &Rename) -> Result<Outcome> {
     }
     if source.is_directory() && lies_in(txn, command.new_parent, source.ino)? {
         return Err(FsError::Invalid);
+    }
+    lock::check_move(txn, source.ino, &source.record)?;
+    if let Some(target) = &target {
+        match command.exchange {
+            true => lock::check_move(txn, target.ino, &target.record)?,
+            false => lock::check(txn, target.ino, &target.record)?,
+        }
     }
     match target {
         Some(target) if target.ino == source.ino => Ok(Outcome::of(source.ino, source.record)),

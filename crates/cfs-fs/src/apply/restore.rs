@@ -1,6 +1,6 @@
 //! Applying the restoration of an inode from a snapshot.
 
-use cfs_format::table::{InodeRecord, inode_flag, key, tag};
+use cfs_format::table::{InodeRecord, LOCK_NAME, inode_flag, key, tag};
 use cfs_format::{Ino, Timestamp, VolumeId};
 use cfs_store::Txn;
 
@@ -9,7 +9,8 @@ use crate::command::Restore;
 use crate::error::{FsError, Result};
 use crate::extent::{Extent, ExtentEdit, account, file_key, scan};
 use crate::history::{Past, snapshot_key};
-use crate::{inode, row, xattr};
+use crate::namespace::publish::is_visible;
+use crate::{inode, lock, row, xattr};
 
 /// The record of an inode as a snapshot that is there shows it.
 ///
@@ -37,7 +38,11 @@ pub(super) fn restore(txn: &mut Txn<'_>, command: &Restore) -> Result<Outcome> {
     if inode::kind(&then) != inode::kind(&record) {
         return Err(FsError::Invalid);
     }
-    let xattrs: Vec<_> = match then.flags.get() & inode_flag::XATTRS {
+    lock::check(txn, target, &record)?;
+    // A directory in which things can be locked stays one, with all that front ends keep with it.
+    let keeps_records =
+        inode::is_directory(&record) && record.flags.get() & inode_flag::LOCKED != 0;
+    let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = match then.flags.get() & inode_flag::XATTRS {
         0 => Vec::new(),
         _ => Past { table: &*txn, at }
             .rows(source, tag::XATTR, &[], None)
@@ -47,19 +52,26 @@ pub(super) fn restore(txn: &mut Txn<'_>, command: &Restore) -> Result<Outcome> {
     if inode::kind(&record) == libc::S_IFREG {
         restore_content(txn, command, &then, &mut record)?;
     }
+    // What comes back is not locked again: a lock that still holds has not let it go.
+    xattrs.retain(|(name, _)| name != LOCK_NAME && (!keeps_records || is_visible(name)));
     if record.flags.get() & inode_flag::XATTRS != 0 {
-        xattr::erase_all(txn, target)?;
+        xattr::erase(txn, target, |name| !keeps_records || is_visible(name))?;
     }
     for (name, value) in &xattrs {
         let value = row::stamped(txn, &row::content(value.clone())?);
         txn.put(key(target, tag::XATTR, name), value);
     }
-    let flags = record.flags.get() & !inode_flag::XATTRS;
-    let has_xattrs = match xattrs.is_empty() {
-        true => 0,
-        false => inode_flag::XATTRS,
+    let of_rows = inode_flag::XATTRS | inode_flag::LOCKED | inode_flag::DESCRIBED;
+    let flags = match (keeps_records, xattrs.is_empty()) {
+        (true, _) => record.flags.get(),
+        (false, true) => record.flags.get() & !of_rows,
+        // The records come from the snapshot, and describe what they described then.
+        (false, false) => {
+            let described = then.flags.get() & inode_flag::DESCRIBED;
+            (record.flags.get() & !of_rows) | inode_flag::XATTRS | described
+        }
     };
-    record.flags = (flags | has_xattrs).into();
+    record.flags = flags.into();
     record.mode = then.mode;
     record.uid = then.uid;
     record.gid = then.gid;

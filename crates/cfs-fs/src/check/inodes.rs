@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use cfs_format::table::{InodeRecord, inode_flag, key, tag};
+use cfs_format::table::{InodeRecord, LOCK_NAME, inode_flag, key, tag};
 use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::{Frozen, Store};
@@ -39,6 +39,8 @@ struct Rows {
     file_key: Option<FileKey>,
     inline: Option<u64>,
     xattrs: u64,
+    /// Whether its lock is one, if it has the row.
+    lock: Option<bool>,
     extent_bytes: u64,
     extents_end: u64,
     entries: u64,
@@ -109,7 +111,12 @@ impl<'a> Inodes<'a> {
                 Ok(content) => self.at.inline = Some(content.len() as u64),
                 Err(error) => report.add("record", inode_name(ino), error.to_string()),
             },
-            tag::XATTR => self.at.xattrs += 1,
+            tag::XATTR => {
+                self.at.xattrs += 1;
+                if suffix == LOCK_NAME {
+                    self.at.lock = Some(crate::lock::is_sound(value.clone()));
+                }
+            }
             tag::EXTENT => self.extent_row(ino, (row_key, value), chunks, report),
             tag::DIRENT => self.entry_row(ino, suffix, value, report),
             tag::COOKIE => return self.cookie_row(ino, row_key, value, report),
@@ -266,6 +273,14 @@ impl<'a> Inodes<'a> {
                 "xattrs",
                 &name,
                 "it has attributes and no flag for them".to_owned(),
+            );
+        }
+        let is_locked = flags & inode_flag::LOCKED != 0;
+        if at.lock != is_locked.then_some(true) {
+            report.add(
+                "lock",
+                &name,
+                "its lock and its flag for one do not agree".to_owned(),
             );
         }
         if inode::is_directory(&record) {

@@ -156,6 +156,8 @@ pub(crate) struct Body {
     pub(crate) identity: Option<Identity>,
     /// The inode is gone, or going: nothing is written any more.
     pub(crate) gone: bool,
+    /// When its lock ends, milliseconds since 1970; writing is refused until then.
+    pub(crate) locked_until_ms: u64,
     pub(crate) size: u64,
     pub(crate) submitted_size: u64,
     pub(crate) committed_size: u64,

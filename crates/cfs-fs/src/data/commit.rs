@@ -13,10 +13,10 @@ use parking_lot::MutexGuard;
 
 use super::Core;
 use super::body::{Body, FileState, Job, Progress, Sealed, Stamp};
-use crate::apply;
 use crate::command::{Command, Write};
 use crate::error::{FsError, Result};
 use crate::extent::{Extent, last_extents_start};
+use crate::{apply, inode};
 
 /// A job up to this size is sealed by the caller that waits for it, bytes.
 const INLINE_SEAL_BYTES_MAX: u64 = 512 << 10;
@@ -158,6 +158,7 @@ impl Core {
                     body.jobs.clear();
                     body.abandon();
                 }
+                Err(FsError::Locked) => self.refuse(file, &mut body),
                 Err(error) => {
                     if let Some(flight) = body.jobs.front_mut() {
                         flight.progress = Progress::Sealed(sealed);
@@ -171,6 +172,21 @@ impl Core {
         body.committing = false;
         drop(body);
         file.notify();
+    }
+
+    /// Drops what is dirty of a file, as it was locked after that had been accepted; the next caller is told.
+    fn refuse(&self, file: &FileState, body: &mut Body) {
+        body.jobs.clear();
+        body.abandon();
+        // Without its record it stays as good as gone.
+        if let Ok(Some(record)) = inode::committed(&self.store, file.ino)
+            && self.show(file.ino, body, &record).is_ok()
+        {
+            body.gone = false;
+            body.absorbed = false;
+            body.stamp = Stamp::default();
+            body.error = Some(FsError::Locked);
+        }
     }
 
     fn committed(&self, body: &mut Body, job: &Job, sealed: &Sealed) {

@@ -19,6 +19,7 @@ use super::flush::Take;
 use crate::command::Command;
 use crate::error::{FsError, Result};
 use crate::types::Time;
+use crate::{inode, lock};
 
 /// How long a writer waits before it looks again whether it can make room itself.
 const WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
@@ -235,6 +236,36 @@ impl Core {
         Ok(())
     }
 
+    /// Commits a command that changes the lock of the file, while nobody writes to it.
+    ///
+    /// # Errors
+    /// As [`Core::change_at_rest`].
+    pub(crate) fn change_lock(&self, ino: Ino, command: &Command) -> Result<()> {
+        let file = self.file(ino);
+        let barrier = Barrier::raise(&file);
+        let mut body = self.at_rest_as_is(&file, &barrier)?;
+        self.commit(command)?;
+        self.see_lock(ino, &mut body)
+    }
+
+    /// Looks at the lock of a file that has just been given its name.
+    ///
+    /// # Errors
+    /// [`FsError::Read`].
+    pub(crate) fn note_lock(&self, ino: Ino) -> Result<()> {
+        match self.known(ino) {
+            Some(file) => self.see_lock(ino, &mut file.lock()),
+            None => Ok(()),
+        }
+    }
+
+    fn see_lock(&self, ino: Ino, body: &mut Body) -> Result<()> {
+        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
+        let lock = lock::committed(&self.store, ino, &record)?;
+        body.locked_until_ms = lock.map_or(0, |lock| lock.ends_ms());
+        Ok(())
+    }
+
     /// Whether nothing but times is pending of the file.
     pub(crate) fn has_only_times(&self, ino: Ino) -> bool {
         self.known(ino).is_some_and(|file| {
@@ -342,15 +373,37 @@ impl Core {
         file: &'f Arc<FileState>,
         barrier: &Barrier<'f>,
     ) -> Result<MutexGuard<'f, Body>> {
+        self.settled(file, barrier, |body| {
+            if body.submitted_inline {
+                self.check_lock(body)?;
+                self.absorb(body)?;
+                body.extents_only = true;
+            }
+            Ok(())
+        })
+    }
+
+    /// The same, with content that is inline left there.
+    fn at_rest_as_is<'f>(
+        &self,
+        file: &'f Arc<FileState>,
+        barrier: &Barrier<'f>,
+    ) -> Result<MutexGuard<'f, Body>> {
+        self.settled(file, barrier, |_| Ok(()))
+    }
+
+    fn settled<'f>(
+        &self,
+        file: &'f Arc<FileState>,
+        barrier: &Barrier<'f>,
+        prepare: impl Fn(&mut Body) -> Result<()>,
+    ) -> Result<MutexGuard<'f, Body>> {
         debug_assert!(Arc::ptr_eq(file, barrier.file));
         self.retry_failed(file);
         loop {
             let mut body = file.lock();
             self.load(file, &mut body)?;
-            if body.submitted_inline {
-                self.absorb(&mut body)?;
-                body.extents_only = true;
-            }
+            prepare(&mut body)?;
             let jobs = self.take(file, &mut body, Take::All);
             if jobs.is_empty() && body.jobs.is_empty() && !body.committing {
                 return Ok(body);

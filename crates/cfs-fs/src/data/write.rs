@@ -97,10 +97,24 @@ impl Core {
             file.wait(&mut body);
         }
         self.load(file, &mut body)?;
+        self.check_lock(&body)?;
         if body.submitted_inline {
             self.absorb(&mut body)?;
         }
         Ok(body)
+    }
+
+    /// Refuses to change a locked file: when it is applied a change is refused in any case, here the caller is told.
+    ///
+    /// # Errors
+    /// [`FsError::Locked`].
+    pub(super) fn check_lock(&self, body: &Body) -> Result<()> {
+        let is_locked =
+            body.locked_until_ms > 0 && body.locked_until_ms > self.host.now_ns() / 1_000_000;
+        match is_locked {
+            true => Err(FsError::Locked),
+            false => Ok(()),
+        }
     }
 
     /// Takes inline content into the runs, from where it goes wherever the next job puts it.

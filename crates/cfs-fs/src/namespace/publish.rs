@@ -193,8 +193,8 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::Exists`] and [`FsError::Changed`] when the name is not as expected; [`FsError::IsDirectory`] and
-    /// [`FsError::NotPermitted`] when it is no regular file; [`FsError::NotFound`] and [`FsError::NotDirectory`] for
-    /// the directory; [`FsError::CrossVolume`], [`FsError::NameTooLong`], [`FsError::NoSpace`].
+    /// [`FsError::NotPermitted`] when it is no regular file; [`FsError::Locked`] when it would be replaced and must not;
+    /// [`FsError::NotFound`] and [`FsError::NotDirectory`] for the directory; [`FsError::CrossVolume`], [`FsError::NameTooLong`], [`FsError::NoSpace`].
     pub fn publish(&self, ino: Ino, publication: Publication<'_>) -> Result<Attr> {
         let bytes = publication
             .records
@@ -236,6 +236,9 @@ impl Fs {
         });
         let published = outcome.as_ref().ok().and_then(|outcome| outcome.inode);
         self.end_removal(removal, outcome)?;
+        if published.is_some_and(|(_, record)| record.flags.get() & inode_flag::LOCKED != 0) {
+            self.files.note_lock(ino)?;
+        }
         let (ino, record) = published.expect("publishing reports its inode");
         Ok(self.attr(ino, record))
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cfs_format::table::{CookieRecord, DirentRecord, InodeRecord, inode_flag, key, split_key, tag};
+use cfs_format::table::{
+    CookieRecord, DirentRecord, InodeRecord, LOCK_NAME, inode_flag, key, split_key, tag,
+};
 use cfs_format::{Ino, VolumeId};
 use cfs_store::ReadError;
 use zerocopy::IntoBytes;
@@ -19,6 +21,8 @@ struct Rows {
     record: Option<InodeRecord>,
     inline: Option<u64>,
     has_xattrs: bool,
+    /// Whether its lock is one, if it has the row.
+    lock: Option<bool>,
     extents: Extents,
     entries: u64,
     cookies: u64,
@@ -63,7 +67,12 @@ impl Mending<'_> {
                 tag::INLINE => {
                     at.inline = crate::row::content(value).ok().map(|it| it.len() as u64)
                 }
-                tag::XATTR => at.has_xattrs = true,
+                tag::XATTR => {
+                    at.has_xattrs = true;
+                    if suffix == LOCK_NAME {
+                        at.lock = Some(crate::lock::is_sound(value));
+                    }
+                }
                 tag::EXTENT => {
                     let offset = suffix.try_into().map(u64::from_be_bytes).ok();
                     at.extents.add(offset, &value);
@@ -124,10 +133,21 @@ impl Mending<'_> {
         seen.kind = Some(inode::kind(&record));
         seen.nlink = record.nlink.get();
         seen.parent = Ino(record.parent.get());
-        if at.has_xattrs && record.flags.get() & inode_flag::XATTRS == 0 {
+        let flags = record.flags.get();
+        let of_rows = |has: bool, flag: u32| if has { flag } else { 0 };
+        let wanted = (flags & !inode_flag::LOCKED)
+            | of_rows(at.has_xattrs, inode_flag::XATTRS)
+            | of_rows(at.lock == Some(true), inode_flag::LOCKED);
+        if flags & !wanted & inode_flag::LOCKED != 0 {
+            self.trouble(ino, "lock", "it was locked, and until when is lost");
+        }
+        if wanted != flags {
             let mut mended = record;
-            mended.flags.set(record.flags.get() | inode_flag::XATTRS);
+            mended.flags.set(wanted);
             self.put_record(ino, &mended);
+        }
+        if at.lock == Some(false) {
+            self.delete(key(ino, tag::XATTR, LOCK_NAME));
         }
         if !inode::is_directory(&record) {
             let record = self.record(ino)?.unwrap_or(record);

@@ -2,6 +2,7 @@
 
 mod check;
 mod crash;
+mod locks;
 mod model;
 mod namespace;
 mod pool;

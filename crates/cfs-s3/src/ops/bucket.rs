@@ -7,8 +7,9 @@ use s3s::dto::{
     Bucket, BucketLocationConstraint, BucketVersioningStatus, CreateBucketInput,
     CreateBucketOutput, DeleteBucketInput, DeleteBucketOutput, GetBucketLocationInput,
     GetBucketLocationOutput, GetBucketVersioningInput, GetBucketVersioningOutput, HeadBucketInput,
-    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, MFADelete, OwnershipControls,
-    OwnershipControlsRule, PutBucketVersioningInput, PutBucketVersioningOutput,
+    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, MFADelete, ObjectLockConfiguration,
+    ObjectLockEnabled, OwnershipControls, OwnershipControlsRule, PutBucketVersioningInput,
+    PutBucketVersioningOutput,
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
@@ -33,9 +34,7 @@ pub(crate) async fn create_bucket(
 ) -> S3Result<S3Response<CreateBucketOutput>> {
     let user = known_user(&request)?;
     let input = request.input;
-    if input.object_lock_enabled_for_bucket == Some(true) {
-        return Err(not_implemented("object lock"));
-    }
+    let object_lock = input.object_lock_enabled_for_bucket == Some(true);
     let region = input
         .create_bucket_configuration
         .and_then(|configuration| configuration.location_constraint)
@@ -57,7 +56,17 @@ pub(crate) async fn create_bucket(
     let location = format!("/{}", input.bucket);
     blocking(move || {
         let rows = face.new_bucket_acl(&acl, &user)?.into_iter().collect();
-        face.create_bucket(&input.bucket, &user, region, rows)?;
+        face.create_bucket(&input.bucket, &user, region, object_lock, rows)?;
+        if object_lock {
+            let bucket = face.bucket(&input.bucket, None)?;
+            let config = ObjectLockConfiguration {
+                object_lock_enabled: Some(ObjectLockEnabled::from_static(
+                    ObjectLockEnabled::ENABLED,
+                )),
+                rule: None,
+            };
+            face.configure_locks(&bucket, &config)?;
+        }
         match ownership {
             Some(ownership) => {
                 let bucket = face.bucket(&input.bucket, None)?;
@@ -225,6 +234,12 @@ pub(crate) async fn put_bucket_versioning(
     }
     blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
+        if bucket.record.object_lock && state != Versioning::Enabled {
+            return Err(s3_error!(
+                InvalidBucketState,
+                "a bucket with object lock keeps versions"
+            ));
+        }
         face.set_versioning(&bucket, state)
     })
     .await?;

@@ -8,7 +8,7 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::put::{hasher, http_date, show_checksums};
+use super::put::{hasher, http_date, show_checksums, wanted_lock};
 use super::{asker_of, check_encryption, check_storage_class, encryption};
 use crate::access::Asker;
 use crate::acl::Given;
@@ -168,6 +168,7 @@ pub(crate) async fn copy_object(
         write_acp: input.grant_write_acp.take(),
         ..Given::default()
     };
+    let wanted_lock = wanted_lock!(input);
     let wanted_checksum = input
         .checksum_algorithm
         .as_ref()
@@ -229,6 +230,7 @@ pub(crate) async fn copy_object(
         }
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, asker.user.as_deref())?);
+        rows.extend(face.lock_row(&asker, &bucket, &input.key, &wanted_lock)?);
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
         let (attr, version_id) =
             face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false)?;

@@ -61,6 +61,7 @@ impl Face {
         key: &str,
         version: Option<&String>,
         guard: &Guard,
+        bypass_governance: bool,
     ) -> S3Result<Deleted> {
         let _lock = self.lock(bucket.ino(), key);
         let check = |object: Option<&Object>| guard.check(object);
@@ -79,7 +80,7 @@ impl Face {
                         },
                     }
                 }
-                self.delete_version(bucket, key, id)
+                self.delete_version(bucket, key, id, bypass_governance)
             }
             (None, Some(state)) => self.mark_deleted(bucket, key, state, &check, !guard.is_empty()),
             (None, None) => {
@@ -98,6 +99,7 @@ pub(crate) async fn delete_object(
     face: Arc<Face>,
     request: S3Request<DeleteObjectInput>,
 ) -> S3Result<S3Response<DeleteObjectOutput>> {
+    let asker = asker_of(&request);
     let input = request.input;
     let guard = Guard {
         conditions: Conditions {
@@ -109,7 +111,10 @@ pub(crate) async fn delete_object(
     };
     blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
-        let deleted = face.delete(&bucket, &input.key, input.version_id.as_ref(), &guard)?;
+        let wants = input.bypass_governance_retention;
+        let bypass = face.bypasses(&asker, &bucket, &input.key, wants);
+        let version = input.version_id.as_ref();
+        let deleted = face.delete(&bucket, &input.key, version, &guard, bypass)?;
         face.make_durable()?;
         Ok(S3Response::new(DeleteObjectOutput {
             delete_marker: deleted.is_marker.then_some(true),
@@ -162,7 +167,11 @@ pub(crate) async fn delete_objects(
             };
             let done = face
                 .authorize(&asker, &bucket, Some(&key), action)
-                .and_then(|()| face.delete(&bucket, &key, version_id.as_ref(), &guard));
+                .and_then(|()| {
+                    let wants = input.bypass_governance_retention;
+                    let bypass = face.bypasses(&asker, &bucket, &key, wants);
+                    face.delete(&bucket, &key, version_id.as_ref(), &guard, bypass)
+                });
             match done {
                 Ok(done) => deleted.push(DeletedObject {
                     key: Some(key),

@@ -3,11 +3,13 @@
 use std::ops::Range as Bytes;
 use std::sync::Arc;
 
+use cfs_fs::Lock;
+
 use s3s::dto::{
     Checksum, ChecksumMode, ChecksumType, ETag, GetObjectAttributesInput,
     GetObjectAttributesOutput, GetObjectAttributesParts, GetObjectInput, GetObjectOutput,
-    HeadObjectInput, HeadObjectOutput, ObjectAttributes, ObjectPart, Range, StorageClass,
-    StreamingBlob, Timestamp, TimestampFormat,
+    HeadObjectInput, HeadObjectOutput, ObjectAttributes, ObjectLockLegalHoldStatus, ObjectLockMode,
+    ObjectPart, Range, StorageClass, StreamingBlob, Timestamp, TimestampFormat,
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
@@ -17,6 +19,7 @@ use crate::conditions::{Conditions, timestamp};
 use crate::download::{Download, Opened};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
+use crate::locks::{mode_name, time_of};
 use crate::metadata::{DEFAULT_TYPE, Meta};
 use crate::objects::Object;
 
@@ -33,6 +36,7 @@ struct Found {
     part: Option<usize>,
     /// The version that it is, in a bucket that keeps them.
     version: Option<String>,
+    lock: Option<Lock>,
 }
 
 struct Question {
@@ -69,7 +73,9 @@ impl Question {
             .part_number
             .filter(|_| !parts.is_empty())
             .and_then(|_| i32::try_from(parts.len()).ok());
+        let lock = face.lock_of(&bucket, version.ino)?;
         Ok(Found {
+            lock,
             object,
             meta,
             opened,
@@ -131,6 +137,20 @@ macro_rules! show {
             expires: headers.expires.as_deref().and_then(parse_date),
             last_modified: Some(timestamp(found.object.attr.mtime)),
             metadata: found.meta.shown(),
+            object_lock_legal_hold_status: found.lock.map(|lock| {
+                ObjectLockLegalHoldStatus::from_static(match lock.hold {
+                    true => ObjectLockLegalHoldStatus::ON,
+                    false => ObjectLockLegalHoldStatus::OFF,
+                })
+            }),
+            object_lock_mode: found
+                .lock
+                .and_then(|lock| lock.retention)
+                .map(|(mode, _)| ObjectLockMode::from_static(mode_name(mode))),
+            object_lock_retain_until_date: found
+                .lock
+                .and_then(|lock| lock.retention)
+                .and_then(|(_, until)| time_of(until)),
             parts_count: found.parts_count,
             server_side_encryption: encryption(),
             version_id: found.version.clone(),

@@ -14,8 +14,8 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::copy::source_of;
 use super::list::Encoding;
-use super::put::{Wanted, digests, hasher, http_date, show_checksums};
-use super::{asker_of, check_encryption, check_storage_class, encryption, limit, owner, user_of};
+use super::put::{Wanted, digests, hasher, http_date, show_checksums, wanted_lock};
+use super::{asker_of, check_encryption, check_storage_class, encryption, limit, owner};
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
 use crate::errors::from_fs;
@@ -54,7 +54,8 @@ pub(crate) async fn create_multipart_upload(
     face: Arc<Face>,
     request: S3Request<CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-    let user = user_of(&request);
+    let asker = asker_of(&request);
+    let user = asker.user.clone();
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(
@@ -108,6 +109,7 @@ pub(crate) async fn create_multipart_upload(
         write_acp: input.grant_write_acp.take(),
         ..Given::default()
     };
+    let wanted_lock = wanted_lock!(input);
     let checksum_type = algorithm.as_ref().map(|_| checksum_type(full));
     let (bucket_name, key) = (input.bucket.clone(), input.key.clone());
     let shown = algorithm.clone();
@@ -116,6 +118,7 @@ pub(crate) async fn create_multipart_upload(
         meta.headers.owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, user.as_deref())?);
+        rows.extend(face.lock_row(&asker, &bucket, &input.key, &wanted_lock)?);
         let record = UploadRecord {
             key: input.key,
             owner: user.map_or_else(String::new, |user| user.id.clone()),

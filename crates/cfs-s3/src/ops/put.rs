@@ -73,6 +73,7 @@ pub(crate) async fn put_object(
         write_acp: input.grant_write_acp.take(),
         ..Given::default()
     };
+    let wanted_lock = wanted_lock!(input);
     let conditions = Conditions {
         if_match: input.if_match.take(),
         if_none_match: input.if_none_match.take(),
@@ -83,7 +84,7 @@ pub(crate) async fn put_object(
         std::mem::take(&mut input.key),
     );
     let expected_owner = input.expected_bucket_owner.take();
-    let (bucket, acl, owner) = {
+    let (bucket, acl, lock, owner) = {
         let (face, conditions, key) = (Arc::clone(&face), conditions.clone(), key.clone());
         blocking(move || {
             let bucket = face.bucket(&bucket_name, expected_owner.as_ref())?;
@@ -92,12 +93,13 @@ pub(crate) async fn put_object(
             }
             let owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
             let acl = face.acl_row(&acl, &bucket, user.as_deref())?;
+            let lock = face.lock_row(&asker, &bucket, &key, &wanted_lock)?;
             // What is refused anyway need not be received.
             if !conditions.is_empty() {
                 let object = face.look(bucket.ino(), &key)?;
                 conditions.check_write(object.as_ref())?;
             }
-            Ok((bucket, acl, owner))
+            Ok((bucket, acl, lock, owner))
         })
         .await?
     };
@@ -121,6 +123,7 @@ pub(crate) async fn put_object(
     let (_, version_id) = blocking(move || {
         let mut rows = meta.rows();
         rows.extend(acl);
+        rows.extend(lock);
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
         face.publish(
             &bucket,
@@ -213,6 +216,24 @@ macro_rules! digests {
 }
 pub(crate) use digests;
 digests!(PutObjectInput);
+
+/// What a request that makes a version says of its lock.
+macro_rules! wanted_lock {
+    ($input:expr) => {
+        $crate::locks::WantedLock {
+            mode: $input
+                .object_lock_mode
+                .take()
+                .map(|mode| mode.as_str().to_owned()),
+            until: $input.object_lock_retain_until_date.take(),
+            hold: $input
+                .object_lock_legal_hold_status
+                .take()
+                .map(|status| status.as_str().to_owned()),
+        }
+    };
+}
+pub(crate) use wanted_lock;
 
 /// Puts checksums into an answer.
 macro_rules! show_checksums {

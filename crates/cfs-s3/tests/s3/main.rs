@@ -4,6 +4,7 @@ mod client;
 mod files;
 mod keys;
 mod listing;
+mod locks;
 mod objects;
 mod parts;
 mod pool;

@@ -1,0 +1,96 @@
+//! Changing several names in one step.
+
+use cfs_format::Ino;
+
+use super::remove::{Nameless, Removal};
+use crate::command::{Arrange, Command, Published};
+use crate::error::{FsError, Result};
+use crate::{Fs, directory};
+
+/// A name, and the file that it has to be the name of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Directory.
+    pub parent: Ino,
+    /// Name in it.
+    pub name: Vec<u8>,
+    /// The file.
+    pub ino: Ino,
+}
+
+/// A name that becomes another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The name now.
+    pub from: Named,
+    /// Directory of the new name.
+    pub to: Ino,
+    /// The new name, which is free.
+    pub name: Vec<u8>,
+}
+
+/// Changes of names that are made together or not at all, in this order.
+#[derive(Clone, Debug, Default)]
+pub struct Arrangement {
+    /// A name that is taken. What is locked keeps it.
+    pub remove: Option<Named>,
+    /// Whoever asks may remove what governance protects.
+    pub bypass_governance: bool,
+    /// Names that are moved, at most eight, also of what is locked: who asks answers for it that it is found again.
+    pub moves: Vec<Moved>,
+    /// A file without a name (see [`Fs::tmpfile_and_hold`]), the name that it gets, which is free, and its records.
+    pub publish: Option<(Named, Vec<(Vec<u8>, Vec<u8>)>)>,
+}
+
+impl Fs {
+    /// Changes several names in one step. Durable after [`cfs_store::Store::sync`].
+    ///
+    /// # Errors
+    /// [`FsError::Changed`] when a name is not that of its file any more; [`FsError::Exists`] when a new one is not free;
+    /// [`FsError::Locked`]; [`FsError::NotFound`] and [`FsError::NotDirectory`] for directories; [`FsError::CrossVolume`],
+    /// [`FsError::NameTooLong`], [`FsError::Invalid`], [`FsError::NoSpace`].
+    pub fn arrange(&self, arrangement: Arrangement) -> Result<()> {
+        let records = arrangement.publish.iter().flat_map(|(_, records)| records);
+        let bytes = records.map(|(name, value)| name.len() + value.len());
+        // Taking names is possible on a full pool.
+        let _reservation = match arrangement.moves.is_empty() && arrangement.publish.is_none() {
+            true => None,
+            false => Some(self.admit_growth(bytes.sum())?),
+        };
+        if let Some((named, _)) = &arrangement.publish {
+            self.files.flush(named.ino)?;
+            self.files.settle_times(named.ino)?;
+        }
+        let mut removal = Removal::None;
+        let outcome = self.execute(|txn, now| {
+            let is_still = |named: &Named| match directory::find(txn, named.parent, &named.name)? {
+                Some(entry) if Ino(entry.ino.get()) == named.ino => Ok(()),
+                _ => Err(FsError::Changed),
+            };
+            for moved in &arrangement.moves {
+                is_still(&moved.from)?;
+            }
+            if let Some(named) = &arrangement.remove {
+                is_still(named)?;
+                removal = self.begin_removal(txn, named.ino, Nameless::Goes)?;
+            }
+            let moves = arrangement.moves.into_iter();
+            Ok(Command::Arrange(Arrange {
+                remove: arrangement.remove.map(|named| (named.parent, named.name)),
+                keep: removal.keeps(),
+                bypass: arrangement.bypass_governance,
+                moves: moves
+                    .map(|moved| (moved.from.parent, moved.from.name, moved.to, moved.name))
+                    .collect(),
+                publish: arrangement.publish.map(|(named, records)| Published {
+                    ino: named.ino,
+                    parent: named.parent,
+                    name: named.name,
+                    records,
+                }),
+                now,
+            }))
+        });
+        self.end_removal(removal, outcome).map(drop)
+    }
+}
