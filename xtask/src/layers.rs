@@ -47,7 +47,7 @@ const LAYERS: &[Layer] = &[
             "cfs-format",
         ],
     ),
-    edge("cfs-s3", &["cfs-fs", "cfs-store", "cfs-format"]),
+    edge("cfs-s3", &["cfs-fs", "cfs-store", "cfs-seal", "cfs-format"]),
     edge("cfs-fuse", &["cfs-fs", "cfs-format"]),
     core(
         "cfs-fs",

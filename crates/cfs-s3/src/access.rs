@@ -130,6 +130,8 @@ fn action_of(operation: &str, facts: &Facts) -> String {
         "GetBucketEncryption" => "GetEncryptionConfiguration",
         "PutPublicAccessBlock" | "DeletePublicAccessBlock" => "PutBucketPublicAccessBlock",
         "GetPublicAccessBlock" => "GetBucketPublicAccessBlock",
+        "PutBucketLifecycleConfiguration" | "DeleteBucketLifecycle" => "PutLifecycleConfiguration",
+        "GetBucketLifecycleConfiguration" => "GetLifecycleConfiguration",
         "PutObjectLockConfiguration" => "PutBucketObjectLockConfiguration",
         "GetObjectLockConfiguration" => "GetBucketObjectLockConfiguration",
         "DeleteBucketOwnershipControls" => "PutBucketOwnershipControls",

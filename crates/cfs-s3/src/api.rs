@@ -69,6 +69,9 @@ operations! {
     lock::get_object_retention(GetObjectRetentionInput) -> GetObjectRetentionOutput;
     lock::put_object_legal_hold(PutObjectLegalHoldInput) -> PutObjectLegalHoldOutput;
     lock::get_object_legal_hold(GetObjectLegalHoldInput) -> GetObjectLegalHoldOutput;
+    lifecycle::put_bucket_lifecycle_configuration(PutBucketLifecycleConfigurationInput) -> PutBucketLifecycleConfigurationOutput;
+    lifecycle::get_bucket_lifecycle_configuration(GetBucketLifecycleConfigurationInput) -> GetBucketLifecycleConfigurationOutput;
+    lifecycle::delete_bucket_lifecycle(DeleteBucketLifecycleInput) -> DeleteBucketLifecycleOutput;
     config::put_bucket_policy(PutBucketPolicyInput) -> PutBucketPolicyOutput;
     config::get_bucket_policy(GetBucketPolicyInput) -> GetBucketPolicyOutput;
     config::delete_bucket_policy(DeleteBucketPolicyInput) -> DeleteBucketPolicyOutput;

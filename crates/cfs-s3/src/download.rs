@@ -12,6 +12,8 @@ use s3s::StdError;
 use s3s::stream::{ByteStream, RemainingLength};
 use tokio::task::JoinHandle;
 
+use crate::customer::Opening;
+
 /// Bytes that are read at a time.
 const STEP_BYTES: u64 = 1 << 20;
 
@@ -43,16 +45,18 @@ impl Drop for Opened {
 /// A range of an opened file.
 pub(crate) struct Download {
     file: Arc<Opened>,
+    opening: Option<Arc<Opening>>,
     at: u64,
     end: u64,
     reading: Option<JoinHandle<cfs_fs::Result<Bytes>>>,
 }
 
 impl Download {
-    /// The bytes from `at` to `end`, which is within the file.
-    pub(crate) fn new(file: Opened, at: u64, end: u64) -> Self {
+    /// The bytes from `at` to `end`, which is within the object.
+    pub(crate) fn new(file: Opened, opening: Option<Arc<Opening>>, at: u64, end: u64) -> Self {
         let mut download = Self {
             file: Arc::new(file),
+            opening,
             at,
             end,
             reading: None,
@@ -66,8 +70,13 @@ impl Download {
             return;
         }
         let (file, at) = (Arc::clone(&self.file), self.at);
+        let opening = self.opening.clone();
         let len = (self.end - at).min(STEP_BYTES) as usize;
         self.reading = Some(tokio::task::spawn_blocking(move || {
+            if let Some(opening) = opening {
+                let bytes = opening.read(&file.fs, file.ino, at, len as u64)?;
+                return Ok(bytes.into());
+            }
             let mut buffer = Vec::new();
             file.fs.read(file.ino, at, len, &mut buffer)?;
             Ok(buffer.into())

@@ -52,16 +52,21 @@ impl Face {
         self.locks[hasher.finish() as usize % LOCKS].lock()
     }
 
-    /// A name that nobody can guess: 32 hexadecimal digits.
-    pub(crate) fn random_id(&self) -> String {
+    /// Bytes that nobody can guess.
+    pub(crate) fn random_bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).expect("the kernel gives random bytes once it has booted");
-        crate::objects::hex(&bytes)
+        bytes
+    }
+
+    /// A name that nobody can guess: 32 hexadecimal digits.
+    pub(crate) fn random_id(&self) -> String {
+        crate::objects::hex(&self.random_bytes())
     }
 
     /// The time, seconds since 1970.
     pub(crate) fn now_seconds(&self) -> i64 {
-        time::OffsetDateTime::now_utc().unix_timestamp()
+        i64::try_from(self.fs.now_ms() / 1000).unwrap_or(i64::MAX)
     }
 
     /// Returns when everything that was changed is durable.

@@ -10,10 +10,10 @@
 //! | `access`, `users`, `acl`, `policy` | who asks, and what they may do |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
-//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `uploads` | S3's notions on directories and files |
+//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
 //! | `records`, `metadata` | what is kept with inodes |
-//! | `upload`, `download` | bodies |
+//! | `upload`, `download`, `customer` | bodies, and keys that clients bring for them |
 //! | `conditions`, `errors`, `stats` | what they say |
 //!
 //! # Invariants
@@ -28,9 +28,12 @@ mod buckets;
 mod conditions;
 mod configs;
 mod cors;
+mod customer;
 mod download;
 mod errors;
+mod expiry;
 mod face;
+mod lifecycle;
 mod listing;
 mod locks;
 mod metadata;
@@ -47,6 +50,7 @@ mod users;
 mod versions;
 mod walk;
 
+pub use expiry::{Expired, Kind, Lifecycle, Pass, Tally, WeakLifecycle};
 pub use face::Watcher;
 pub use server::{S3Server, StartError};
 pub use users::{Key, ROOT_NAME, User, UserError, Users};

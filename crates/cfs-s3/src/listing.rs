@@ -196,10 +196,10 @@ pub(crate) struct VersionListing {
 }
 
 /// Key, identifier and inode of the next version of one of the two trees.
-struct Peeked {
-    key: String,
-    id: String,
-    ino: Ino,
+pub(crate) struct Peeked {
+    pub(crate) key: String,
+    pub(crate) id: String,
+    pub(crate) ino: Ino,
 }
 
 impl Face {
@@ -296,7 +296,11 @@ impl Face {
         Ok(listing)
     }
 
-    fn peek_current(&self, walk: &mut Walk<'_>) -> S3Result<Option<Peeked>> {
+    /// The next current version.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn peek_current(&self, walk: &mut Walk<'_>) -> S3Result<Option<Peeked>> {
         while let Some((key, ino)) = walk.next().map_err(from_fs)? {
             if let Ok(key) = String::from_utf8(key) {
                 let id = self.version_of(ino).map_err(from_fs)?;
@@ -307,7 +311,11 @@ impl Face {
     }
 }
 
-fn peek_older(walk: Option<&mut Walk<'_>>) -> S3Result<Option<Peeked>> {
+/// The next version of the tree.
+///
+/// # Errors
+/// What reading failed with.
+pub(crate) fn peek_older(walk: Option<&mut Walk<'_>>) -> S3Result<Option<Peeked>> {
     let Some(walk) = walk else {
         return Ok(None);
     };

@@ -52,6 +52,13 @@ pub(crate) struct Object {
     pub(crate) content: Content,
 }
 
+impl Object {
+    /// Its bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.content.bytes(self.attr.size)
+    }
+}
+
 impl Face {
     /// Where the object with this key is.
     ///
@@ -213,6 +220,15 @@ impl Face {
         let (attr, record) = self.fs.described(ino, name::CONTENT)?;
         let content = record.map(|bytes| records::decode(&bytes)).transpose()?;
         Ok((attr, content))
+    }
+
+    /// Bytes of an object, which need not be those of its file.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn size_of(&self, attr: &Attr) -> Result<u64, FsError> {
+        let (_, content) = self.known_object(attr.ino)?;
+        Ok(content.map_or(attr.size, |content| content.bytes(attr.size)))
     }
 
     /// Digests of the first `size` bytes of a file.

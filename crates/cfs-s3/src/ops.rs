@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod delete;
 pub(crate) mod get;
+pub(crate) mod lifecycle;
 pub(crate) mod list;
 pub(crate) mod lock;
 pub(crate) mod multipart;
@@ -65,19 +66,19 @@ pub(crate) fn check_storage_class(class: Option<&StorageClass>) -> S3Result<()> 
     }
 }
 
-/// Encryption: everything is, with the pool's keys, which is what `AES256` asks for. Others are not offered.
+/// Encryption: everything is, with the pool's keys, which is what `AES256` asks for.
 ///
 /// # Errors
 /// `NotImplemented`, `InvalidArgument`.
 pub(crate) fn check_encryption(
     wanted: Option<&ServerSideEncryption>,
-    customer_algorithm: Option<&String>,
-    customer_key: bool,
+    kms_key: Option<&String>,
 ) -> S3Result<()> {
-    if customer_algorithm.is_some() || customer_key {
-        return Err(not_implemented("keys that the client brings (SSE-C)"));
-    }
     match wanted.map(ServerSideEncryption::as_str) {
+        None | Some(ServerSideEncryption::AES256) if kms_key.is_some() => Err(s3_error!(
+            InvalidArgument,
+            "a key of a key management service is for aws:kms"
+        )),
         None | Some(ServerSideEncryption::AES256) => Ok(()),
         Some(ServerSideEncryption::AWS_KMS | ServerSideEncryption::AWS_KMS_DSSE) => Err(
             not_implemented("keys of a key management service (SSE-KMS)"),
@@ -85,6 +86,45 @@ pub(crate) fn check_encryption(
         Some(_) => Err(s3_error!(InvalidArgument, "no such encryption")),
     }
 }
+
+/// What a request says of a key that the client brings.
+macro_rules! given_key {
+    ($input:expr) => {
+        $crate::customer::Given {
+            algorithm: $input.sse_customer_algorithm.as_ref(),
+            key: $input.sse_customer_key.as_ref(),
+            md5: $input.sse_customer_key_md5.as_ref(),
+        }
+    };
+}
+pub(crate) use given_key;
+
+/// The same of the source of a copy.
+macro_rules! given_source_key {
+    ($input:expr) => {
+        $crate::customer::Given {
+            algorithm: $input.copy_source_sse_customer_algorithm.as_ref(),
+            key: $input.copy_source_sse_customer_key.as_ref(),
+            md5: $input.copy_source_sse_customer_key_md5.as_ref(),
+        }
+    };
+}
+pub(crate) use given_source_key;
+
+/// Puts into an answer how something is encrypted: under a client's key, or with the pool's.
+macro_rules! show_encryption {
+    ($output:expr, $key:expr) => {
+        match &$key {
+            Some(key) => {
+                $output.server_side_encryption = None;
+                $output.sse_customer_algorithm = Some($crate::customer::ALGORITHM.to_owned());
+                $output.sse_customer_key_md5 = Some(key.md5.clone());
+            }
+            None => $output.server_side_encryption = $crate::ops::encryption(),
+        }
+    };
+}
+pub(crate) use show_encryption;
 
 /// The encryption that answers name.
 pub(crate) fn encryption() -> Option<ServerSideEncryption> {

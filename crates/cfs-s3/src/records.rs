@@ -33,6 +33,7 @@ pub(crate) mod name {
     pub(crate) const OWNERSHIP: &[u8] = b"s3.ownership";
     pub(crate) const ENCRYPTION: &[u8] = b"s3.encryption";
     pub(crate) const CORS: &[u8] = b"s3.cors";
+    pub(crate) const LIFECYCLE: &[u8] = b"s3.lifecycle";
     pub(crate) const OBJECT_LOCK: &[u8] = b"s3.object-lock";
     /// Of a bucket's directory: [`super::Bucket`].
     pub(crate) const BUCKET: &[u8] = b"s3.bucket";
@@ -67,6 +68,30 @@ pub(crate) struct Content {
     /// The checksums are of the parts' checksums, and not of the content.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub composite: bool,
+    /// The file holds it sealed under a key that the client keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub customer: Option<Customer>,
+}
+
+/// What is kept of content that is sealed under a client's key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Customer {
+    /// Hexadecimal; of the proof.
+    pub salt: String,
+    /// Hexadecimal: what the key makes of the salt.
+    pub proof: String,
+    /// Bytes, unsealed, of each piece that was sealed by itself.
+    pub pieces: Vec<u64>,
+}
+
+impl Content {
+    /// Bytes of the content, which a file of so many holds.
+    pub(crate) fn bytes(&self, file_bytes: u64) -> u64 {
+        match &self.customer {
+            Some(customer) => customer.pieces.iter().sum(),
+            None => file_bytes,
+        }
+    }
 }
 
 /// Headers that are given back as they came.

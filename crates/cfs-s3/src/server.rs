@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::access::{Access, Auth, Peer};
 use crate::api::Operations;
 use crate::cors;
+use crate::expiry::{Lifecycle, Pass};
 use crate::face::{Face, Watcher};
 use crate::stats;
 use crate::users::Users;
@@ -73,6 +74,7 @@ pub struct S3Server {
     stop: watch::Sender<bool>,
     runtime: Option<tokio::runtime::Runtime>,
     connections: Arc<Semaphore>,
+    face: Arc<Face>,
 }
 
 /// Any name may be that of a directory which is there; new ones are checked when they are made.
@@ -119,7 +121,7 @@ impl S3Server {
         let face = Arc::new(Face::new(fs, users, watcher));
         let shared = Arc::new(Shared {
             service: service(&face),
-            face,
+            face: Arc::clone(&face),
             requests: Semaphore::new(REQUESTS_MAX),
             counters: Arc::default(),
             next_request: AtomicU64::new(1),
@@ -137,7 +139,45 @@ impl S3Server {
             stop,
             runtime: Some(runtime),
             connections,
+            face,
         })
+    }
+
+    /// What runs lifecycle rules, with the locks of this server's keys.
+    #[must_use]
+    pub fn lifecycle(&self) -> Lifecycle {
+        Lifecycle(Arc::clone(&self.face))
+    }
+
+    /// Runs the rules now and then from now on, 24 times in what they take to be a day.
+    pub fn run_lifecycle(&self, day: Duration) {
+        let Some(runtime) = &self.runtime else {
+            return;
+        };
+        let pause = (day / 24).clamp(Duration::from_secs(1), Duration::from_secs(3600));
+        let pass = Pass {
+            day_ms: u64::try_from(day.as_millis()).unwrap_or(u64::MAX),
+            ..Pass::default()
+        };
+        let (lifecycle, stop) = (Arc::new(self.lifecycle()), self.stop.subscribe());
+        let mut stopped = stop.clone();
+        runtime.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    _ = stopped.changed() => return,
+                }
+                let (lifecycle, pass, stop) = (Arc::clone(&lifecycle), pass.clone(), stop.clone());
+                let ran = tokio::task::spawn_blocking(move || {
+                    lifecycle.run(&pass, &mut |_| !*stop.borrow())
+                });
+                match ran.await {
+                    Ok(Ok(tally)) => tracing::debug!("lifecycle rules: {tally:?}"),
+                    Ok(Err(error)) => tracing::warn!("lifecycle rules: {error}"),
+                    Err(error) => tracing::error!("lifecycle rules: {error}"),
+                }
+            }
+        });
     }
 
     /// Where it listens.

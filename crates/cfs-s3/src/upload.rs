@@ -19,6 +19,7 @@ use sha2::Sha256;
 
 use http::StatusCode;
 
+use crate::customer::{Brought, Sealing};
 use crate::errors::{custom, from_fs, full};
 use crate::face::{Face, blocking};
 use crate::objects::hex;
@@ -36,12 +37,19 @@ pub(crate) struct Measures {
     pub(crate) checksums: ChecksumHasher,
     /// The SHA-256, where whoever hands over the body verifies it.
     pub(crate) sha256: Option<String>,
+    /// The key under which it is sealed.
+    pub(crate) key: Option<Arc<Brought>>,
 }
 
 /// What was measured.
 pub(crate) struct Measured {
     pub(crate) md5: [u8; 16],
+    /// The MD5, or what a sealed object has in its place.
+    pub(crate) etag: String,
+    /// Empty of what is sealed.
     pub(crate) sha256: String,
+    /// Bytes of what came, before it was sealed.
+    pub(crate) bytes: u64,
     /// Base64, by the name of the algorithm.
     pub(crate) checksums: BTreeMap<String, String>,
 }
@@ -54,6 +62,7 @@ pub(crate) struct Upload {
     md5: Md5,
     sha256: Option<Sha256>,
     checksums: ChecksumHasher,
+    sealing: Option<Sealing>,
 }
 
 impl Drop for Upload {
@@ -87,6 +96,7 @@ impl Upload {
             md5: Md5::new(),
             sha256: measures.sha256.is_none().then(Sha256::new),
             checksums: measures.checksums,
+            sealing: measures.key.map(Sealing::new),
         })
     }
 
@@ -100,14 +110,18 @@ impl Upload {
     /// # Errors
     /// What writing failed with.
     pub(crate) fn write(&mut self, data: &[u8]) -> S3Result<()> {
-        let accepted = self
-            .fs
-            .write(self.ino, self.at, data, false)
-            .map_err(from_fs)?;
-        if accepted < data.len() {
-            return Err(full());
+        let Self {
+            fs,
+            ino,
+            at,
+            sealing,
+            ..
+        } = self;
+        let mut store = |bytes: &[u8]| store(fs, *ino, at, bytes);
+        match sealing {
+            Some(sealing) => sealing.add(data, store)?,
+            None => store(data)?,
         }
-        self.at += data.len() as u64;
         self.md5.update(data);
         if let Some(sha256) = &mut self.sha256 {
             sha256.update(data);
@@ -121,18 +135,42 @@ impl Upload {
     /// # Errors
     /// What writing failed with.
     pub(crate) fn finish(&mut self, verified_sha256: Option<String>) -> S3Result<Measured> {
+        let mut bytes = self.at;
+        if let Some(sealing) = &mut self.sealing {
+            store(&self.fs, self.ino, &mut self.at, sealing.finish())?;
+            bytes = sealing.bytes();
+        }
         self.fs.flush(self.ino).map_err(from_fs)?;
+        let md5: [u8; 16] = std::mem::take(&mut self.md5).finalize().into();
+        let etag = match &self.sealing {
+            Some(sealing) => sealing.name(&md5),
+            None => hex(&md5),
+        };
         let sha256 = match self.sha256.take() {
+            // It would tell of content that is to be secret.
+            _ if self.sealing.is_some() => String::new(),
             Some(sha256) => hex(&sha256.finalize()),
             None => verified_sha256.unwrap_or_default(),
         };
         let checksums = std::mem::take(&mut self.checksums).finalize();
         Ok(Measured {
-            md5: std::mem::take(&mut self.md5).finalize().into(),
+            md5,
+            etag,
             sha256,
+            bytes,
             checksums: named(&checksums),
         })
     }
+}
+
+/// Adds bytes at the end of a file.
+fn store(fs: &Fs, ino: Ino, at: &mut u64, bytes: &[u8]) -> S3Result<()> {
+    let accepted = fs.write(ino, *at, bytes, false).map_err(from_fs)?;
+    if accepted < bytes.len() {
+        return Err(full());
+    }
+    *at += bytes.len() as u64;
+    Ok(())
 }
 
 /// Receives a body into a file without a name.

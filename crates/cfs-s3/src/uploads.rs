@@ -17,7 +17,7 @@ use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::Face;
 use crate::objects::hex;
-use crate::records::{self, Content, name};
+use crate::records::{self, Content, Customer, name};
 
 /// The directory in the root directory that is no bucket.
 const SYSTEM: &[u8] = b".s3";
@@ -43,6 +43,9 @@ pub(crate) struct UploadRecord {
     pub(crate) algorithm: Option<String>,
     /// The checksum of the whole is that of the content, and not of the parts' checksums.
     pub(crate) full: bool,
+    /// Its parts are sealed under a key that the client brings with each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) customer: Option<Customer>,
 }
 
 /// An upload that is under way.
@@ -59,6 +62,13 @@ pub(crate) struct PartAt {
     pub(crate) number: i32,
     pub(crate) attr: Attr,
     pub(crate) content: Content,
+}
+
+impl PartAt {
+    /// Its bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.content.bytes(self.attr.size)
+    }
 }
 
 /// A part as the client wants it in the object.
@@ -368,10 +378,7 @@ impl Face {
             parts.push(part.clone());
         }
         let (_, all_but_last) = parts.split_last().expect("there is at least one");
-        if all_but_last
-            .iter()
-            .any(|part| part.attr.size < PART_BYTES_MIN)
-        {
+        if all_but_last.iter().any(|part| part.size() < PART_BYTES_MIN) {
             return Err(S3ErrorCode::EntityTooSmall.into());
         }
         Ok(parts)
@@ -389,7 +396,11 @@ pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<Con
     }
     let mut content = Content {
         etag: format!("{}-{}", hex(&md5.finalize()), parts.len()),
-        parts: parts.iter().map(|part| part.attr.size).collect(),
+        parts: parts.iter().map(PartAt::size).collect(),
+        customer: upload.customer.clone().map(|customer| Customer {
+            pieces: parts.iter().map(PartAt::size).collect(),
+            ..customer
+        }),
         ..Content::default()
     };
     let Some(algorithm) = &upload.algorithm else {
@@ -447,7 +458,7 @@ fn combined(algorithm: &str, parts: &[PartAt], sums: &[Vec<u8>]) -> S3Result<Str
     for (index, (part, sum)) in parts.iter().zip(sums).enumerate() {
         all = match index {
             0 => number(sum),
-            _ => crc_fast::checksum_combine(kind, all, number(sum), part.attr.size),
+            _ => crc_fast::checksum_combine(kind, all, number(sum), part.size()),
         };
     }
     Ok(base64_simd::STANDARD.encode_to_string(&all.to_be_bytes()[8 - width..]))

@@ -384,6 +384,7 @@ impl Face {
         let measures = Measures {
             checksums: crate::ops::put::hasher(|_| false),
             sha256: Some(String::new()),
+            key: None,
         };
         let marker = Upload::begin(std::sync::Arc::clone(&self.fs), tree, measures)?;
         self.until_it_holds(|| {
@@ -513,7 +514,15 @@ impl Face {
     }
 
     /// Has names changed in one step, tells of it, and removes directories that a key needs no more.
-    fn arrange(&self, bucket: Ino, key: &str, arrangement: Arrangement) -> Result<(), FsError> {
+    ///
+    /// # Errors
+    /// As [`cfs_fs::Fs::arrange`].
+    pub(crate) fn arrange(
+        &self,
+        bucket: Ino,
+        key: &str,
+        arrangement: Arrangement,
+    ) -> Result<(), FsError> {
         let names: Vec<_> = arrangement
             .remove
             .iter()

@@ -10,6 +10,7 @@ pub mod block;
 pub mod chunk;
 pub mod chunker;
 pub mod codec;
+pub mod customer;
 pub mod footer;
 pub mod keys;
 pub mod parity;

@@ -4,6 +4,7 @@ pub mod changes;
 pub mod client;
 pub mod debug;
 mod gc;
+mod lifecycle;
 pub mod protocol;
 pub mod report;
 pub mod reporter;

@@ -103,6 +103,17 @@ Examples:
   cfs admin gc --now --json --data /srv/pool
   cfs admin gc --recount --data /srv/pool";
 
+const LIFECYCLE_HELP: &str = "\
+Rules come over S3 (PutBucketLifecycleConfiguration): they say which versions, delete markers and unfinished uploads of a
+bucket go, after how many days, by prefix, tag and size. A server that speaks S3 follows them each hour. This command does so
+at once, also without a server. What object lock protects stays, whatever a rule says.
+
+Exit code 0: done. 1: something could not be read or removed. 130: interrupted; what was done stays done.
+
+Examples:
+  cfs admin lifecycle --dry-run --data /srv/pool
+  cfs admin lifecycle --bucket logs --data /srv/pool";
+
 const REPAIR_HELP: &str = "\
 For a pool that other commands do not open. Make a copy of it first if there is room for one.
 
@@ -506,6 +517,9 @@ pub enum AdminCommand {
         #[command(subcommand)]
         command: SnapshotCommand,
     },
+    /// Remove what lifecycle rules of buckets say is due, which a server does by itself each hour
+    #[command(after_help = LIFECYCLE_HELP)]
+    Lifecycle(LifecycleArgs),
     /// Users of the S3 face
     User {
         /// The user command.
@@ -628,6 +642,20 @@ pub struct GcArgs {
     /// Empty nothing, but recount the references of all chunks and compare
     #[arg(long, conflicts_with_all = ["now", "dry_run"])]
     pub recount: bool,
+    /// Options of any report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// Options of `cfs admin lifecycle`.
+#[derive(Debug, Args)]
+pub struct LifecycleArgs {
+    /// Of this bucket alone
+    #[arg(long, value_name = "NAME")]
+    pub bucket: Option<String>,
+    /// Only tell what would go
+    #[arg(long)]
+    pub dry_run: bool,
     /// Options of any report.
     #[command(flatten)]
     pub report: ReportArgs,

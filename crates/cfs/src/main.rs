@@ -227,6 +227,13 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             (args.report, request)
         }
         AdminCommand::Snapshot { command } => return snapshot(command, environment),
+        AdminCommand::Lifecycle(args) => {
+            let request = Request::Lifecycle {
+                bucket: args.bucket,
+                dry_run: args.dry_run,
+            };
+            (args.report, request)
+        }
         AdminCommand::User { command } => {
             let (args, request) = match command {
                 UserCommand::Add { name, key, report } => {

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cfs_format::Ino;
 use cfs_s3::{S3Server, StartError, Watcher};
@@ -16,6 +17,9 @@ use crate::host::System;
 /// Where `cfs server` speaks S3 if nothing else is said.
 const DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9000);
+
+/// Seconds of a day for lifecycle rules.
+const LIFECYCLE_DAY: &str = "CFS_LIFECYCLE_DAY";
 
 /// Where to speak S3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,23 @@ impl Watcher for Kernel {
     }
 }
 
+/// How long lifecycle rules take a day to be: shorter only to try rules out, by a variable of the environment.
+fn lifecycle_day() -> Result<Duration> {
+    let Ok(text) = std::env::var(LIFECYCLE_DAY) else {
+        return Ok(Duration::from_secs(86_400));
+    };
+    match text.parse() {
+        Ok(seconds) if seconds > 0 => {
+            tracing::warn!("a day of lifecycle rules has {seconds} seconds");
+            Ok(Duration::from_secs(seconds))
+        }
+        _ => Err(Failure::new(
+            Code::Usage,
+            format!("{LIFECYCLE_DAY} is a number of seconds, not {text:?}"),
+        )),
+    }
+}
+
 /// Starts to speak S3. The key of the user root is made on the first start, and said once.
 ///
 /// # Errors
@@ -91,6 +112,8 @@ pub fn start(service: &Arc<Service>, at: S3At) -> Result<Option<S3Server>> {
                 .hint("choose another address with --s3 ADDR, or --s3 off"));
         }
     };
+    service.set_lifecycle(server.lifecycle().downgrade());
+    server.run_lifecycle(lifecycle_day()?);
     let made = users
         .ensure_root(&mut |bytes| System.fill_random(bytes))
         .map_err(|error| Failure::new(Code::Failed, format!("the S3 root key: {error}")))?;

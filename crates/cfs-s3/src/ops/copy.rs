@@ -9,22 +9,27 @@ use s3s::dto::{
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::{hasher, http_date, show_checksums, wanted_lock};
-use super::{asker_of, check_encryption, check_storage_class, encryption};
+use super::{
+    asker_of, check_encryption, check_storage_class, given_key, given_source_key, show_encryption,
+};
 use crate::access::Asker;
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
+use crate::customer::Opening;
 use crate::download::Opened;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::metadata::{Meta, tags_of_header};
 use crate::objects::Object;
-use crate::records::{self, Headers, name};
+use crate::records::{self, Content, Customer, Headers, name};
 use crate::upload::{Measures, Upload};
 
 /// Bytes that one request copies at most; S3's own limit.
 const COPY_BYTES_MAX: u64 = 5 << 30;
 /// Bytes that are copied at a time.
 const STEP_BYTES: u64 = 1 << 30;
+/// Bytes that are opened and sealed again at a time.
+const REWRITE_BYTES: u64 = 1 << 20;
 
 /// Bucket, key and version of a source.
 ///
@@ -70,6 +75,41 @@ impl Face {
         Ok((object, opened, id))
     }
 
+    /// Adds a range of an object to a file, opened and sealed as they are: read and written, where references do not do.
+    ///
+    /// # Errors
+    /// What reading or writing failed with.
+    pub(crate) fn rewrite(
+        &self,
+        source: cfs_format::Ino,
+        opening: Option<&Opening>,
+        range: std::ops::Range<u64>,
+        target: &mut Upload,
+    ) -> S3Result<()> {
+        let mut at = range.start;
+        let mut step = Vec::new();
+        while at < range.end {
+            let wanted = (range.end - at).min(REWRITE_BYTES);
+            match opening {
+                Some(opening) => {
+                    step = opening
+                        .read(&self.fs, source, at, wanted)
+                        .map_err(from_fs)?;
+                }
+                None => self
+                    .fs
+                    .read(source, at, wanted as usize, &mut step)
+                    .map_err(from_fs)?,
+            }
+            if step.is_empty() {
+                return Err(s3_error!(OperationAborted, "the source has become shorter"));
+            }
+            target.write(&step)?;
+            at += step.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Adds references to a range of a file at the end of another.
     ///
     /// # Errors
@@ -109,13 +149,11 @@ pub(crate) async fn copy_object(
     let asker = asker_of(&request);
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
+    let key_given = given_key!(input).alone(input.server_side_encryption.as_ref())?;
+    let source_key_given = given_source_key!(input).brought()?;
     check_encryption(
         input.server_side_encryption.as_ref(),
-        input
-            .sse_customer_algorithm
-            .as_ref()
-            .or(input.copy_source_sse_customer_algorithm.as_ref()),
-        input.sse_customer_key.is_some() || input.copy_source_sse_customer_key.is_some(),
+        input.ssekms_key_id.as_ref(),
     )?;
     let (source_bucket, source_key, source_version) = source_of(&input.copy_source)?;
     let replaces = |directive: Option<&str>, copy: &str, replace: &str| match directive {
@@ -146,6 +184,7 @@ pub(crate) async fn copy_object(
         && !new_metadata
         && !new_tags
         && input.server_side_encryption.is_none()
+        && key_given.is_none()
         && input.storage_class.is_none()
         && input.website_redirect_location.is_none()
     {
@@ -182,7 +221,8 @@ pub(crate) async fn copy_object(
             input.expected_source_bucket_owner.as_ref(),
             &conditions,
         )?;
-        let size = object.attr.size;
+        let opening = Opening::of(object.content.customer.as_ref(), source_key_given.as_ref())?;
+        let size = object.size();
         if size > COPY_BYTES_MAX {
             return Err(s3_error!(
                 InvalidRequest,
@@ -213,21 +253,46 @@ pub(crate) async fn copy_object(
         if new_tags {
             meta.tags = tags_of_header(input.tagging.as_deref())?;
         }
-        let measures = Measures {
-            checksums: hasher(|_| false),
-            sha256: Some(object.content.sha256.clone()),
+        let is_sealed = opening.is_some() || key_given.is_some();
+        let algorithm = match &wanted_checksum {
+            Some(algorithm) => Some(algorithm.clone()),
+            None => object.content.checksums.keys().next().cloned(),
         };
-        let upload = Upload::begin(Arc::clone(&face.fs), bucket.ino(), measures)?;
-        face.refer(object.attr.ino, 0..size, upload.ino(), 0)?;
+        let measures = Measures {
+            checksums: hasher(|name| is_sealed && algorithm.as_deref() == Some(name)),
+            sha256: (!is_sealed).then(|| object.content.sha256.clone()),
+            key: key_given.clone(),
+        };
+        let mut upload = Upload::begin(Arc::clone(&face.fs), bucket.ino(), measures)?;
+        let content = match is_sealed {
+            true => {
+                face.rewrite(object.attr.ino, opening.as_deref(), 0..size, &mut upload)?;
+                let measured = upload.finish(None)?;
+                Content {
+                    customer: key_given.as_ref().map(|key| Customer {
+                        pieces: vec![measured.bytes],
+                        ..key.customer(face.random_bytes())
+                    }),
+                    etag: measured.etag,
+                    sha256: measured.sha256,
+                    checksums: measured.checksums,
+                    ..Content::default()
+                }
+            }
+            false => {
+                face.refer(object.attr.ino, 0..size, upload.ino(), 0)?;
+                let mut content = object.content;
+                if let Some(algorithm) = wanted_checksum
+                    && (content.composite || !content.checksums.contains_key(&algorithm))
+                {
+                    content.checksums = face.checksum(upload.ino(), size, &algorithm)?;
+                    content.composite = false;
+                    content.part_checksums.clear();
+                }
+                content
+            }
+        };
         drop(opened);
-        let mut content = object.content;
-        if let Some(algorithm) = wanted_checksum
-            && (content.composite || !content.checksums.contains_key(&algorithm))
-        {
-            content.checksums = face.checksum(upload.ino(), size, &algorithm)?;
-            content.composite = false;
-            content.part_checksums.clear();
-        }
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, asker.user.as_deref())?);
         rows.extend(face.lock_row(&asker, &bucket, &input.key, &wanted_lock)?);
@@ -240,13 +305,14 @@ pub(crate) async fn copy_object(
             ..CopyObjectResult::default()
         };
         show_checksums!(result, content.checksums);
-        Ok(S3Response::new(CopyObjectOutput {
+        let mut output = CopyObjectOutput {
             copy_object_result: Some(result),
             copy_source_version_id: source_id,
             version_id,
-            server_side_encryption: encryption(),
             ..CopyObjectOutput::default()
-        }))
+        };
+        show_encryption!(output, key_given);
+        Ok(S3Response::new(output))
     })
     .await
 }

@@ -45,7 +45,7 @@ impl Guard {
         });
         let is_other_size = self
             .size
-            .is_some_and(|expected| u64::try_from(expected) != Ok(object.attr.size));
+            .is_some_and(|expected| u64::try_from(expected) != Ok(object.size()));
         match is_modified || is_other_size {
             true => Err(S3ErrorCode::PreconditionFailed.into()),
             false => Ok(()),

@@ -14,17 +14,21 @@ use s3s::dto::{
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::show_checksums;
-use super::{check_encryption, encryption};
+use super::{given_key, show_encryption};
 use crate::conditions::{Conditions, timestamp};
+use crate::customer::{Brought, Opening};
 use crate::download::{Download, Opened};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
+use crate::lifecycle::Subject;
 use crate::locks::{mode_name, time_of};
 use crate::metadata::{DEFAULT_TYPE, Meta};
 use crate::objects::Object;
 
 /// An object that is to be shown.
 struct Found {
+    opening: Option<Arc<Opening>>,
+    key_given: Option<Arc<Brought>>,
     object: Object,
     meta: Meta,
     opened: Opened,
@@ -37,9 +41,13 @@ struct Found {
     /// The version that it is, in a bucket that keeps them.
     version: Option<String>,
     lock: Option<Lock>,
+    /// When it goes by a rule of its bucket.
+    expiration: Option<String>,
 }
 
 struct Question {
+    /// The key that the client has brought.
+    key_given: Option<Arc<Brought>>,
     bucket: String,
     key: String,
     version: Option<String>,
@@ -54,9 +62,10 @@ impl Question {
         let bucket = face.bucket(&self.bucket, self.expected_owner.as_ref())?;
         let (version, opened) = face.open_version(&bucket, &self.key, self.version.as_ref())?;
         let object = face.object(version.ino).map_err(from_fs)?;
+        let opening = Opening::of(object.content.customer.as_ref(), self.key_given.as_ref())?;
         self.conditions.check_read(&object)?;
         let meta = Meta::load(&face.fs, version.ino).map_err(from_fs)?;
-        let size = object.attr.size;
+        let size = object.size();
         let parts = &object.content.parts;
         let (range, is_part) = match (&self.range, self.part_number) {
             (Some(_), Some(_)) => {
@@ -74,8 +83,22 @@ impl Question {
             .filter(|_| !parts.is_empty())
             .and_then(|_| i32::try_from(parts.len()).ok());
         let lock = face.lock_of(&bucket, version.ino)?;
+        let expiration = match &self.version {
+            Some(_) => None,
+            None => {
+                let subject = Subject {
+                    key: &self.key,
+                    size,
+                    tags: &meta.tags,
+                };
+                face.expiration(&bucket, &object.attr, &subject)?
+            }
+        };
         Ok(Found {
+            opening,
+            key_given: self.key_given,
             lock,
+            expiration,
             object,
             meta,
             opened,
@@ -110,12 +133,12 @@ macro_rules! show {
         let headers = &found.meta.headers;
         let length = found.range.end - found.range.start;
         let content_range = found.is_part.then(|| match length {
-            0 => format!("bytes */{}", found.object.attr.size),
+            0 => format!("bytes */{}", found.object.size()),
             _ => format!(
                 "bytes {}-{}/{}",
                 found.range.start,
                 found.range.end - 1,
-                found.object.attr.size
+                found.object.size()
             ),
         });
         let mut output = $output {
@@ -136,6 +159,7 @@ macro_rules! show {
             e_tag: Some(ETag::Strong(found.object.content.etag.clone())),
             expires: headers.expires.as_deref().and_then(parse_date),
             last_modified: Some(timestamp(found.object.attr.mtime)),
+            expiration: found.expiration.clone(),
             metadata: found.meta.shown(),
             object_lock_legal_hold_status: found.lock.map(|lock| {
                 ObjectLockLegalHoldStatus::from_static(match lock.hold {
@@ -152,11 +176,11 @@ macro_rules! show {
                 .and_then(|lock| lock.retention)
                 .and_then(|(_, until)| time_of(until)),
             parts_count: found.parts_count,
-            server_side_encryption: encryption(),
             version_id: found.version.clone(),
             website_redirect_location: headers.redirect.clone(),
             ..$output::default()
         };
+        show_encryption!(output, found.key_given);
         let wants = $checksum_mode
             .as_ref()
             .is_some_and(|mode: &ChecksumMode| mode.as_str() == ChecksumMode::ENABLED);
@@ -195,12 +219,8 @@ pub(crate) async fn get_object(
     request: S3Request<GetObjectInput>,
 ) -> S3Result<S3Response<GetObjectOutput>> {
     let input = request.input;
-    check_encryption(
-        None,
-        input.sse_customer_algorithm.as_ref(),
-        input.sse_customer_key.is_some(),
-    )?;
     let question = Question {
+        key_given: given_key!(input).brought()?,
         bucket: input.bucket,
         key: input.key,
         version: input.version_id,
@@ -220,7 +240,12 @@ pub(crate) async fn get_object(
         .ok()
         .filter(|count| *count > 0);
     let status = found.is_part.then_some(http::StatusCode::PARTIAL_CONTENT);
-    let download = Download::new(found.opened, found.range.start, found.range.end);
+    let download = Download::new(
+        found.opened,
+        found.opening,
+        found.range.start,
+        found.range.end,
+    );
     output.body = Some(StreamingBlob::new(download));
     let mut response = S3Response::new(output);
     response.status = status;
@@ -236,12 +261,8 @@ pub(crate) async fn head_object(
     request: S3Request<HeadObjectInput>,
 ) -> S3Result<S3Response<HeadObjectOutput>> {
     let input = request.input;
-    check_encryption(
-        None,
-        input.sse_customer_algorithm.as_ref(),
-        input.sse_customer_key.is_some(),
-    )?;
     let question = Question {
+        key_given: given_key!(input).brought()?,
         bucket: input.bucket,
         key: input.key,
         version: input.version_id,
@@ -276,12 +297,8 @@ pub(crate) async fn get_object_attributes(
     request: S3Request<GetObjectAttributesInput>,
 ) -> S3Result<S3Response<GetObjectAttributesOutput>> {
     let input = request.input;
-    check_encryption(
-        None,
-        input.sse_customer_algorithm.as_ref(),
-        input.sse_customer_key.is_some(),
-    )?;
     let question = Question {
+        key_given: given_key!(input).brought()?,
         bucket: input.bucket,
         key: input.key,
         version: input.version_id,
@@ -308,7 +325,7 @@ pub(crate) async fn get_object_attributes(
         output.e_tag = Some(ETag::Strong(content.etag.clone()));
     }
     if wants(ObjectAttributes::OBJECT_SIZE) {
-        output.object_size = i64::try_from(found.object.attr.size).ok();
+        output.object_size = i64::try_from(found.object.size()).ok();
     }
     if wants(ObjectAttributes::STORAGE_CLASS) {
         output.storage_class = Some(StorageClass::from_static(StorageClass::STANDARD));

@@ -61,11 +61,12 @@ impl Encoding {
 
     fn object(self, face: &Face, bucket: &BucketAt, listed: Listed, with_owner: bool) -> Object {
         let owner_id = listed.owner.as_deref().unwrap_or(bucket.owner());
+        let size = listed.content.bytes(listed.attr.size);
         Object {
             e_tag: Some(ETag::Strong(listed.content.etag)),
             last_modified: Some(timestamp(listed.attr.mtime)),
             owner: with_owner.then(|| owner(face, owner_id)),
-            size: i64::try_from(listed.attr.size).ok(),
+            size: i64::try_from(size).ok(),
             storage_class: Some(ObjectStorageClass::from_static(
                 ObjectStorageClass::STANDARD,
             )),

@@ -15,15 +15,18 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use super::copy::source_of;
 use super::list::Encoding;
 use super::put::{Wanted, digests, hasher, http_date, show_checksums, wanted_lock};
-use super::{asker_of, check_encryption, check_storage_class, encryption, limit, owner};
+use super::{
+    asker_of, check_encryption, check_storage_class, encryption, given_key, given_source_key,
+    limit, owner, show_encryption,
+};
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
+use crate::customer::{Opening, key_for};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::listing::KEYS_MAX;
 use crate::metadata::{Meta, tags_of_header};
-use crate::objects::hex;
-use crate::records::{self, Content, Headers, name};
+use crate::records::{self, Content, Customer, Headers, name};
 use crate::upload::{Measures, Upload, receive};
 use crate::uploads::{PART_NUMBER_MAX, UploadRecord, WantedPart, assembled};
 
@@ -58,10 +61,10 @@ pub(crate) async fn create_multipart_upload(
     let user = asker.user.clone();
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
+    let key_given = given_key!(input).alone(input.server_side_encryption.as_ref())?;
     check_encryption(
         input.server_side_encryption.as_ref(),
-        input.sse_customer_algorithm.as_ref(),
-        input.sse_customer_key.is_some(),
+        input.ssekms_key_id.as_ref(),
     )?;
     let algorithm = input
         .checksum_algorithm
@@ -113,6 +116,7 @@ pub(crate) async fn create_multipart_upload(
     let checksum_type = algorithm.as_ref().map(|_| checksum_type(full));
     let (bucket_name, key) = (input.bucket.clone(), input.key.clone());
     let shown = algorithm.clone();
+    let key_shown = key_given.clone();
     let id = blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         meta.headers.owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
@@ -126,21 +130,23 @@ pub(crate) async fn create_multipart_upload(
             rows,
             algorithm,
             full,
+            customer: key_given.map(|key| key.customer(face.random_bytes())),
         };
         let id = face.random_id();
         face.begin_upload(&bucket, &id, &record)?;
         Ok(id)
     })
     .await?;
-    Ok(S3Response::new(CreateMultipartUploadOutput {
+    let mut output = CreateMultipartUploadOutput {
         bucket: Some(bucket_name),
         key: Some(key),
         upload_id: Some(id),
         checksum_algorithm: shown.map(ChecksumAlgorithm::from),
         checksum_type,
-        server_side_encryption: encryption(),
         ..CreateMultipartUploadOutput::default()
-    }))
+    };
+    show_encryption!(output, key_shown);
+    Ok(S3Response::new(output))
 }
 
 /// Takes a part.
@@ -154,11 +160,7 @@ pub(crate) async fn upload_part(
     let mut wanted = Wanted::of(&request)?;
     let input = &mut request.input;
     check_part_number(input.part_number)?;
-    check_encryption(
-        None,
-        input.sse_customer_algorithm.as_ref(),
-        input.sse_customer_key.is_some(),
-    )?;
+    let key_given = given_key!(input).brought()?;
     let number = input.part_number;
     let (bucket, key, id) = (
         input.bucket.clone(),
@@ -174,6 +176,7 @@ pub(crate) async fn upload_part(
         })
         .await?
     };
+    let key_given = key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
     wanted.also(upload.record.algorithm.as_deref());
     let declared = input
         .content_length
@@ -183,23 +186,27 @@ pub(crate) async fn upload_part(
         Arc::clone(&face.fs),
         upload.directory,
         body,
-        wanted.measures(),
+        wanted.measures(key_given.clone()),
         declared,
     )
     .await?;
     let checksums = wanted.check(&measured, request.trailing_headers.as_ref())?;
     let content = Content {
-        etag: hex(&measured.md5),
+        etag: measured.etag,
         sha256: measured.sha256,
         checksums,
+        customer: upload.record.customer.clone().map(|customer| Customer {
+            pieces: vec![measured.bytes],
+            ..customer
+        }),
         ..Content::default()
     };
     let mut output = UploadPartOutput {
         e_tag: Some(ETag::Strong(content.etag.clone())),
-        server_side_encryption: encryption(),
         ..UploadPartOutput::default()
     };
     show_checksums!(output, content.checksums);
+    show_encryption!(output, key_given);
     blocking(move || face.add_part(&upload, number, file.ino(), &content)).await?;
     Ok(S3Response::new(output))
 }
@@ -215,14 +222,8 @@ pub(crate) async fn upload_part_copy(
     let asker = asker_of(&request);
     let input = request.input;
     check_part_number(input.part_number)?;
-    check_encryption(
-        None,
-        input
-            .sse_customer_algorithm
-            .as_ref()
-            .or(input.copy_source_sse_customer_algorithm.as_ref()),
-        input.sse_customer_key.is_some() || input.copy_source_sse_customer_key.is_some(),
-    )?;
+    let key_given = given_key!(input).brought()?;
+    let source_key_given = given_source_key!(input).brought()?;
     let (source_bucket, source_key, source_version) = source_of(&input.copy_source)?;
     let conditions = Conditions {
         if_match: input.copy_source_if_match,
@@ -239,24 +240,47 @@ pub(crate) async fn upload_part_copy(
             input.expected_source_bucket_owner.as_ref(),
             &conditions,
         )?;
-        let size = object.attr.size;
+        let key_given = key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
+        let opening = Opening::of(object.content.customer.as_ref(), source_key_given.as_ref())?;
+        let size = object.size();
         let range = match &input.copy_source_range {
             Some(text) => copied_range(text, size)?,
             None => 0..size,
         };
+        let is_sealed = opening.is_some() || key_given.is_some();
+        let algorithm = upload.record.algorithm.as_deref();
         let measures = Measures {
-            checksums: hasher(|_| false),
+            checksums: hasher(|name| is_sealed && algorithm == Some(name)),
             sha256: Some(String::new()),
+            key: key_given.clone(),
         };
-        let file = Upload::begin(Arc::clone(&face.fs), upload.directory, measures)?;
+        let mut file = Upload::begin(Arc::clone(&face.fs), upload.directory, measures)?;
         let len = range.end - range.start;
-        face.refer(object.attr.ino, range, file.ino(), 0)?;
+        let content = match is_sealed {
+            true => {
+                face.rewrite(object.attr.ino, opening.as_deref(), range, &mut file)?;
+                let measured = file.finish(None)?;
+                Content {
+                    etag: measured.etag,
+                    checksums: measured.checksums,
+                    customer: upload.record.customer.clone().map(|customer| Customer {
+                        pieces: vec![measured.bytes],
+                        ..customer
+                    }),
+                    ..Content::default()
+                }
+            }
+            false => {
+                face.refer(object.attr.ino, range, file.ino(), 0)?;
+                // The part's own MD5 is part of what it is known by, so that its content is read, though not written.
+                let mut content = face.digest(file.ino(), len).map_err(from_fs)?;
+                if let Some(algorithm) = algorithm {
+                    content.checksums = face.checksum(file.ino(), len, algorithm)?;
+                }
+                content
+            }
+        };
         drop(opened);
-        // The part's own MD5 is part of what it is known by, so that its content is read, though not written.
-        let mut content = face.digest(file.ino(), len).map_err(from_fs)?;
-        if let Some(algorithm) = &upload.record.algorithm {
-            content.checksums = face.checksum(file.ino(), len, algorithm)?;
-        }
         let attr = face.add_part(&upload, input.part_number, file.ino(), &content)?;
         let mut result = CopyPartResult {
             e_tag: Some(ETag::Strong(content.etag.clone())),
@@ -264,12 +288,13 @@ pub(crate) async fn upload_part_copy(
             ..CopyPartResult::default()
         };
         show_checksums!(result, content.checksums);
-        Ok(S3Response::new(UploadPartCopyOutput {
+        let mut output = UploadPartCopyOutput {
             copy_part_result: Some(result),
             copy_source_version_id: source_id,
-            server_side_encryption: encryption(),
             ..UploadPartCopyOutput::default()
-        }))
+        };
+        show_encryption!(output, key_given);
+        Ok(S3Response::new(output))
     })
     .await
 }
@@ -349,7 +374,10 @@ pub(crate) async fn complete_multipart_upload(
                         bucket: Some(input.bucket),
                         key: Some(input.key),
                         e_tag: Some(ETag::Strong(content.etag)),
-                        server_side_encryption: encryption(),
+                        server_side_encryption: match content.customer {
+                            Some(_) => None,
+                            None => encryption(),
+                        },
                         ..CompleteMultipartUploadOutput::default()
                     })),
                     None => Err(error),
@@ -380,6 +408,7 @@ pub(crate) async fn complete_multipart_upload(
         let measures = Measures {
             checksums: hasher(|_| false),
             sha256: Some(String::new()),
+            key: None,
         };
         let file = Upload::begin(Arc::clone(&face.fs), bucket.ino(), measures)?;
         let mut at = 0;
@@ -409,7 +438,10 @@ pub(crate) async fn complete_multipart_upload(
             key: Some(input.key),
             e_tag: Some(ETag::Strong(content.etag.clone())),
             version_id,
-            server_side_encryption: encryption(),
+            server_side_encryption: match content.customer {
+                Some(_) => None,
+                None => encryption(),
+            },
             checksum_type: (!content.checksums.is_empty())
                 .then(|| checksum_type(!content.composite)),
             ..CompleteMultipartUploadOutput::default()
@@ -464,7 +496,7 @@ pub(crate) async fn list_parts(
                 e_tag: Some(ETag::Strong(part.content.etag.clone())),
                 last_modified: Some(timestamp(part.attr.mtime)),
                 part_number: Some(part.number),
-                size: i64::try_from(part.attr.size).ok(),
+                size: i64::try_from(part.size()).ok(),
                 ..Part::default()
             };
             show_checksums!(shown, part.content.checksums);

@@ -8,13 +8,15 @@ use s3s::crypto::Checksum as _;
 use s3s::dto::{ChecksumType, ETag, PutObjectInput, PutObjectOutput, Timestamp, TimestampFormat};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{asker_of, check_encryption, check_storage_class, encryption};
+use super::{asker_of, check_encryption, check_storage_class, given_key, show_encryption};
 use crate::acl::Given;
 use crate::conditions::Conditions;
+use crate::customer::Brought;
+use crate::errors::from_fs;
 use crate::face::{Face, blocking};
+use crate::lifecycle::Subject;
 use crate::metadata::{Meta, tags_of_header};
-use crate::objects::hex;
-use crate::records::{self, Content, Headers, name};
+use crate::records::{self, Content, Customer, Headers, name};
 use crate::upload::{Measured, Measures, receive};
 
 /// Longest body of one request, bytes; S3's own limit.
@@ -38,10 +40,10 @@ pub(crate) async fn put_object(
         return Err(super::not_implemented("appending to an object"));
     }
     check_storage_class(input.storage_class.as_ref())?;
+    let key_given = given_key!(input).alone(input.server_side_encryption.as_ref())?;
     check_encryption(
         input.server_side_encryption.as_ref(),
-        input.sse_customer_algorithm.as_ref(),
-        input.sse_customer_key.is_some(),
+        input.ssekms_key_id.as_ref(),
     )?;
     if input
         .content_length
@@ -108,42 +110,55 @@ pub(crate) async fn put_object(
         .content_length
         .and_then(|bytes| u64::try_from(bytes).ok());
     let body = input.body.take();
-    let measures = wanted.measures();
+    let measures = wanted.measures(key_given.clone());
     let (upload, measured) =
         receive(Arc::clone(&face.fs), bucket.ino(), body, measures, declared).await?;
     let checksums = wanted.check(&measured, request.trailing_headers.as_ref())?;
+    let customer = key_given.as_ref().map(|key| Customer {
+        pieces: vec![measured.bytes],
+        ..key.customer(face.random_bytes())
+    });
     let content = Content {
-        etag: hex(&measured.md5),
+        etag: measured.etag,
         sha256: measured.sha256,
         checksums,
+        customer,
         ..Content::default()
     };
     let etag = content.etag.clone();
     let shown = content.checksums.clone();
-    let (_, version_id) = blocking(move || {
+    let (expiration, version_id) = blocking(move || {
         let mut rows = meta.rows();
         rows.extend(acl);
         rows.extend(lock);
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
-        face.publish(
+        let (attr, version_id) = face.publish(
             &bucket,
             &key,
             upload.ino(),
             &rows,
             &|object| conditions.check_write(object),
             !conditions.is_empty(),
-        )
+        )?;
+        let subject = Subject {
+            key: &key,
+            size: face.size_of(&attr).map_err(from_fs)?,
+            tags: &meta.tags,
+        };
+        let expiration = face.expiration(&bucket, &attr, &subject)?;
+        Ok((expiration, version_id))
     })
     .await?;
     let mut output = PutObjectOutput {
         e_tag: Some(ETag::Strong(etag)),
+        expiration,
         version_id,
-        server_side_encryption: encryption(),
         checksum_type: (!shown.is_empty())
             .then(|| ChecksumType::from_static(ChecksumType::FULL_OBJECT)),
         ..PutObjectOutput::default()
     };
     show_checksums!(output, shown);
+    show_encryption!(output, key_given);
     Ok(S3Response::new(output))
 }
 
@@ -317,7 +332,7 @@ impl Wanted {
     }
 
     /// What is to be measured on the way.
-    pub(crate) fn measures(&self) -> Measures {
+    pub(crate) fn measures(&self, key: Option<Arc<Brought>>) -> Measures {
         let wants = |name: &str| {
             self.given.contains_key(name)
                 || self.trailing.iter().any(|other| other == name)
@@ -326,6 +341,7 @@ impl Wanted {
         Measures {
             checksums: hasher(wants),
             sha256: self.signed_sha256.clone(),
+            key,
         }
     }
 

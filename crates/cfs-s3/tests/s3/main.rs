@@ -1,8 +1,10 @@
 //! The S3 face over a pool in memory, spoken to over TCP.
 
 mod client;
+mod customer;
 mod files;
 mod keys;
+mod lifecycle;
 mod listing;
 mod locks;
 mod objects;

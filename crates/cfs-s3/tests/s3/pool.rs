@@ -171,6 +171,12 @@ pub struct Served {
 }
 
 impl Served {
+    /// Moves the clock on.
+    pub fn pass_days(&self, days: u64) {
+        let nanos = days * 86_400_000_000_000;
+        self.host.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+
     /// A client with root's key.
     pub fn root(&self) -> Client {
         self.client(

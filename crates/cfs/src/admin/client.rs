@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::debug;
+use super::lifecycle::summary_line;
 use super::protocol::{
     Answer, DebugTarget, Envelope, Event, Finding, FsckSummary, GcResult, PROTOCOL, Present,
     RecountSummary, Request, RestoreSummary, ScrubSummary, TransferSummary,
@@ -285,6 +286,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
         Answer::Users { users } => or_json(users, json, || user_lines(users)),
         Answer::Key(key) => or_json(key, json, || key_lines(key)),
+        Answer::Lifecycle(summary) => or_json(summary, json, || vec![summary_line(summary)]),
         Answer::Nothing => Vec::new(),
     };
     for line in lines {
@@ -296,6 +298,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Recount(summary) => summary.findings > 0,
         Answer::Transfer(summary) => summary.problems > 0,
         Answer::Restored(summary) => summary.problems > 0,
+        Answer::Lifecycle(summary) => summary.failed > 0,
         _ => false,
     };
     Ok(match incomplete {

@@ -101,6 +101,13 @@ pub enum Request {
     Debug(DebugTarget),
     /// Users of the S3 face.
     User(UserRequest),
+    /// Run the lifecycle rules of buckets.
+    Lifecycle {
+        /// Of this one, else of all.
+        bucket: Option<String>,
+        /// Only tell what is due.
+        dry_run: bool,
+    },
 }
 
 /// How segments are to be emptied.
@@ -373,6 +380,8 @@ pub enum Answer {
     },
     /// A key of a user of the S3 face.
     Key(ShownKey),
+    /// Of `lifecycle`.
+    Lifecycle(LifecycleSummary),
     /// Of what only succeeds.
     Nothing,
 }
@@ -469,6 +478,27 @@ pub struct GcSummary {
     pub plan: GcPlan,
     /// What was done; none of a dry run.
     pub result: Option<GcResult>,
+}
+
+/// What lifecycle rules have removed, or would.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LifecycleSummary {
+    /// Nothing was removed.
+    pub dry_run: bool,
+    /// Buckets with rules.
+    pub buckets: u64,
+    /// Current versions.
+    pub current: u64,
+    /// Other versions.
+    pub noncurrent: u64,
+    /// Delete markers.
+    pub markers: u64,
+    /// Uploads in parts.
+    pub uploads: u64,
+    /// What is due and locked.
+    pub locked: u64,
+    /// What is due and could not be removed.
+    pub failed: u64,
 }
 
 /// What a recount has found.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use cfs_format::superblock::UNLOCK_PASSPHRASE;
 use cfs_format::{DomainId, Ino, SEGMENT_BYTES};
 use cfs_fuse::Mounted;
-use cfs_s3::Users;
+use cfs_s3::{Lifecycle, Users, WeakLifecycle};
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::unwrap_cluster_key;
@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::debug;
 use super::gc;
+use super::lifecycle;
 use super::protocol::{
     Answer, Event, Finding, FsckSummary, GcWay, Present, Progress, RecountSummary, Request,
     Transfer,
@@ -43,6 +44,8 @@ pub struct Service {
     mounted: OnceLock<Arc<Mounted>>,
     /// Of the S3 face; loaded when they are asked for.
     users: Mutex<Option<Arc<Users>>>,
+    /// Of the S3 face, if this process speaks S3.
+    lifecycle: OnceLock<WeakLifecycle>,
     /// One key change at a time: it reads the slot and writes it.
     key_change: Mutex<()>,
 }
@@ -75,6 +78,7 @@ impl Service {
             serves,
             mounted: OnceLock::new(),
             users: Mutex::default(),
+            lifecycle: OnceLock::new(),
             key_change: Mutex::new(()),
         }
     }
@@ -104,6 +108,26 @@ impl Service {
         let loaded = Users::load(Arc::clone(&self.pool.fs))
             .map_err(|error| Failure::new(Code::Failed, format!("the users of S3: {error}")))?;
         Ok(Arc::clone(users.insert(Arc::new(loaded))))
+    }
+
+    /// From now on the S3 face is the one to run lifecycle rules.
+    pub fn set_lifecycle(&self, lifecycle: WeakLifecycle) {
+        assert!(
+            self.lifecycle.set(lifecycle).is_ok(),
+            "a process speaks S3 for its pool once"
+        );
+    }
+
+    fn lifecycle(&self, pass: &cfs_s3::Pass, reporter: &dyn Reporter) -> Result<Answer> {
+        let lifecycle = match self.lifecycle.get().and_then(WeakLifecycle::upgrade) {
+            Some(lifecycle) => lifecycle,
+            None => {
+                let mounted = self.mounted.get().map(Arc::clone);
+                let caches = Arc::new(lifecycle::Caches(mounted));
+                Lifecycle::new(Arc::clone(&self.pool.fs), self.users()?, caches)
+            }
+        };
+        lifecycle::run(&lifecycle, pass, reporter).map(Answer::Lifecycle)
     }
 
     /// The caches of the kernel's mount, if there is one.
@@ -155,6 +179,14 @@ impl Service {
             Request::Snapshot(request) => {
                 let caches = self.kernel_caches();
                 snapshots::perform(&self.pool.fs, &request, caches, reporter)
+            }
+            Request::Lifecycle { bucket, dry_run } => {
+                let pass = cfs_s3::Pass {
+                    bucket,
+                    dry_run,
+                    ..cfs_s3::Pass::default()
+                };
+                self.lifecycle(&pass, reporter)
             }
             Request::User(request) => {
                 let answer = users::perform(&*self.users()?, request)?;
