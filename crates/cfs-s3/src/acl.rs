@@ -137,11 +137,11 @@ impl Given {
 
     fn headers(&self) -> [(Option<&String>, Right); 5] {
         [
-            (self.full_control.as_ref(), Right::FullControl),
             (self.read.as_ref(), Right::Read),
-            (self.read_acp.as_ref(), Right::ReadAcp),
             (self.write.as_ref(), Right::Write),
+            (self.read_acp.as_ref(), Right::ReadAcp),
             (self.write_acp.as_ref(), Right::WriteAcp),
+            (self.full_control.as_ref(), Right::FullControl),
         ]
     }
 }

@@ -7,7 +7,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `server` | the listener, bounds, what comes before and after an operation |
-//! | `access`, `users`, `acl`, `policy` | who asks, and what they may do |
+//! | `access`, `signature2`, `users`, `acl`, `policy` | who asks, and what they may do |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
 //! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads` | S3's notions on directories and files |
@@ -43,6 +43,7 @@ mod ops;
 mod policy;
 mod records;
 mod server;
+mod signature2;
 mod stats;
 mod upload;
 mod uploads;

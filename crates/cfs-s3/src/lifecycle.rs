@@ -219,6 +219,13 @@ pub(crate) fn check(
                 "a rule's ID has 255 bytes at most"
             ));
         }
+        let dates = rule.transitions.iter().flatten();
+        if dates
+            .filter_map(|transition| transition.date.as_ref())
+            .any(|date| !ms_of(date).is_multiple_of(DAY_MS))
+        {
+            return Err(s3_error!(InvalidArgument, "a date is at midnight, UTC"));
+        }
         if rule.transitions.is_some() || rule.noncurrent_version_transitions.is_some() {
             return Err(super::ops::not_implemented(
                 "transitions: there is one storage class",

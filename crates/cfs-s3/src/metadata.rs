@@ -171,3 +171,16 @@ pub(crate) fn tags_of_header(text: Option<&str>) -> S3Result<Tags> {
     tags.sort();
     object_tags(tags)
 }
+
+/// Tags as a form has them, in XML.
+///
+/// # Errors
+/// As [`check_tags`]; `MalformedXML`.
+pub(crate) fn tags_of_form(text: &str) -> S3Result<Tags> {
+    let mut deserializer = s3s::xml::Deserializer::new(text.as_bytes());
+    let tagging: s3s::dto::Tagging = s3s::xml::Deserialize::deserialize(&mut deserializer)
+        .map_err(|_| s3_error!(MalformedXML, "the tags of a form are XML"))?;
+    let pair = |tag: s3s::dto::Tag| Some((tag.key?, tag.value?));
+    let tags: Option<Tags> = tagging.tag_set.into_iter().map(pair).collect();
+    object_tags(tags.ok_or(S3ErrorCode::MalformedXML)?)
+}

@@ -14,7 +14,6 @@ use crate::download::Opened;
 use crate::errors::from_fs;
 use crate::face::Face;
 use crate::names;
-use crate::ops::NULL_VERSION;
 use crate::records::{self, Content, Versioning, name};
 use crate::versions::Version;
 use crate::walk;
@@ -426,8 +425,7 @@ impl Face {
                     if let Some((dir, name)) = &archive {
                         self.name_changed(*dir, name);
                     }
-                    let version = id.or_else(|| state.map(|_| NULL_VERSION.to_owned()));
-                    return Ok((attr, version));
+                    return Ok((attr, id));
                 }
                 // The directory went, or the name became something else, between the look and the step.
                 Err(

@@ -25,6 +25,7 @@ use crate::api::Operations;
 use crate::cors;
 use crate::expiry::{Lifecycle, Pass};
 use crate::face::{Face, Watcher};
+use crate::signature2;
 use crate::stats;
 use crate::users::Users;
 
@@ -154,7 +155,7 @@ impl S3Server {
         let Some(runtime) = &self.runtime else {
             return;
         };
-        let pause = (day / 24).clamp(Duration::from_secs(1), Duration::from_secs(3600));
+        let pause = (day / 24).clamp(Duration::from_secs(5), Duration::from_secs(3600));
         let pass = Pass {
             day_ms: u64::try_from(day.as_millis()).unwrap_or(u64::MAX),
             ..Pass::default()
@@ -368,16 +369,15 @@ async fn dispatch(shared: &Shared, peer: SocketAddr, request: Request<Incoming>)
 
 /// Has an operation done.
 async fn perform(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
-    if is_signature_v2(&request) {
-        return error(S3Error::with_message(
-            S3ErrorCode::InvalidRequest,
-            "signatures of version 2 are not taken; use AWS4-HMAC-SHA256",
-        ));
+    let now_seconds = time::OffsetDateTime::now_utc().unix_timestamp();
+    let told = (request.method(), request.uri(), request.headers());
+    if let Err(failure) = signature2::check(&shared.face.users, now_seconds, told) {
+        return error(failure);
     }
     if is_signed_otherwise(&request) {
         return error(S3Error::with_message(
             S3ErrorCode::AccessDenied,
-            "the header authorization is AWS4-HMAC-SHA256 and what belongs to it",
+            "the header authorization is AWS4-HMAC-SHA256, or AWS, and what belongs to it",
         ));
     }
     if !link_ends_in_time(&request) {
@@ -389,7 +389,9 @@ async fn perform(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) 
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(Peer(peer.ip()));
     let request = Request::from_parts(parts, Body::from(body));
+    let wants_attributes = asks_for_attributes(request.uri());
     match shared.service.call(request).await {
+        Ok(response) if wants_attributes => without_quotes(response),
         Ok(response) => response,
         Err(failure) => {
             tracing::error!("an S3 request failed: {failure:?}");
@@ -398,10 +400,34 @@ async fn perform(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) 
     }
 }
 
+/// Whether a request is for attributes of an object.
+fn asks_for_attributes(uri: &http::Uri) -> bool {
+    let parameters = uri.query().unwrap_or_default().split('&');
+    parameters
+        .map(|parameter| parameter.split('=').next().unwrap_or_default())
+        .any(|name| name == "attributes")
+}
+
+/// Among attributes of objects, and there alone, S3 has ETags without quotes.
+fn without_quotes(mut response: Response<Body>) -> Response<Body> {
+    if let Some(text) = response.body().bytes()
+        && let Ok(text) = str::from_utf8(&text)
+        && let Some((head, rest)) = text.split_once("<ETag>")
+        && let Some((etag, tail)) = rest.split_once("</ETag>")
+    {
+        let etag = etag.replace("&quot;", "").replace('"', "");
+        let body = format!("{head}<ETag>{etag}</ETag>{tail}");
+        response.headers_mut().remove(http::header::CONTENT_LENGTH);
+        *response.body_mut() = Body::from(body);
+    }
+    response
+}
+
 /// Whether there is an authorization of a kind that is none of S3's.
 fn is_signed_otherwise(request: &Request<Incoming>) -> bool {
     let header = request.headers().get(http::header::AUTHORIZATION);
-    header.is_some_and(|value| !value.as_bytes().starts_with(b"AWS4-HMAC-SHA256 "))
+    let kinds = [&b"AWS4-HMAC-SHA256 "[..], b"AWS "];
+    header.is_some_and(|value| !kinds.iter().any(|kind| value.as_bytes().starts_with(kind)))
 }
 
 /// Whether a signed link, if the request is one, was made for a time that links can be made for.
@@ -413,15 +439,6 @@ fn link_ends_in_time(request: &Request<Incoming>) -> bool {
             .parse::<u64>()
             .is_ok_and(|seconds| (1..=LINK_SECONDS_MAX).contains(&seconds))
     })
-}
-
-/// Signatures of version 2 use SHA-1, and are not compared in constant time.
-fn is_signature_v2(request: &Request<Incoming>) -> bool {
-    let header = request.headers().get(http::header::AUTHORIZATION);
-    let query = request.uri().query().unwrap_or_default();
-    let fields: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
-    header.is_some_and(|value| value.as_bytes().starts_with(b"AWS "))
-        || (fields.contains_key("Signature") && fields.contains_key("AWSAccessKeyId"))
 }
 
 fn error(error: S3Error) -> Response<Body> {

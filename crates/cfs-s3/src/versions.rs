@@ -151,6 +151,20 @@ impl Face {
         Ok(self.fs.record(ino, name::MARKER)?.is_some())
     }
 
+    /// Whether a key has no current version, but a delete marker.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn is_hidden(&self, bucket: &BucketAt, key: &str) -> Result<bool, FsError> {
+        if self.find(bucket.ino(), key)?.is_some() {
+            return Ok(false);
+        }
+        match self.older(bucket, key)? {
+            Some(older) => self.is_marker(older.ino),
+            None => Ok(false),
+        }
+    }
+
     /// The text under which a file's version is in the tree.
     fn text_of(&self, ino: Ino, id: &str) -> Result<String, FsError> {
         if id != NULL_VERSION {

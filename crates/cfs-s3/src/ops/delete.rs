@@ -82,6 +82,12 @@ impl Face {
                 }
                 self.delete_version(bucket, key, id, bypass_governance)
             }
+            (None, Some(_))
+                if !guard.is_empty() && self.is_hidden(bucket, key).map_err(from_fs)? =>
+            {
+                // There is a marker, which has nothing that conditions could ask for.
+                Err(S3ErrorCode::PreconditionFailed.into())
+            }
             (None, Some(state)) => self.mark_deleted(bucket, key, state, &check, !guard.is_empty()),
             (None, None) => {
                 self.remove(bucket, key, &check, !guard.is_empty())?;

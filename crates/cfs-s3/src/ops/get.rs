@@ -16,7 +16,7 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 use super::put::show_checksums;
 use super::{given_key, show_encryption};
 use crate::conditions::{Conditions, timestamp};
-use crate::customer::{Brought, Opening};
+use crate::customer::{Brought, Opening, key_for};
 use crate::download::{Download, Opened};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
@@ -62,7 +62,10 @@ impl Question {
         let bucket = face.bucket(&self.bucket, self.expected_owner.as_ref())?;
         let (version, opened) = face.open_version(&bucket, &self.key, self.version.as_ref())?;
         let object = face.object(version.ino).map_err(from_fs)?;
-        let opening = Opening::of(object.content.customer.as_ref(), self.key_given.as_ref())?;
+        // Who may not read it is not to learn of it by conditions.
+        if self.part_number.is_none() {
+            key_for(object.content.customer.as_ref(), self.key_given.as_ref())?;
+        }
         self.conditions.check_read(&object)?;
         let meta = Meta::load(&face.fs, version.ino).map_err(from_fs)?;
         let size = object.size();
@@ -78,6 +81,7 @@ impl Question {
             (None, Some(number)) => (part_range(parts, size, number)?, true),
             (None, None) => (0..size, false),
         };
+        let opening = Opening::of(object.content.customer.as_ref(), self.key_given.as_ref())?;
         let parts_count = self
             .part_number
             .filter(|_| !parts.is_empty())
@@ -210,6 +214,17 @@ fn checksum_type(object: &Object) -> ChecksumType {
     })
 }
 
+/// How something is to be encrypted is said when it is stored, and nowhere else.
+fn refuse_wanted_encryption(headers: &http::HeaderMap) -> S3Result<()> {
+    match headers.contains_key("x-amz-server-side-encryption") {
+        true => Err(s3_error!(
+            InvalidArgument,
+            "the header x-amz-server-side-encryption is for requests that store something"
+        )),
+        false => Ok(()),
+    }
+}
+
 /// The content of an object, or a part of it.
 ///
 /// # Errors
@@ -218,6 +233,7 @@ pub(crate) async fn get_object(
     face: Arc<Face>,
     request: S3Request<GetObjectInput>,
 ) -> S3Result<S3Response<GetObjectOutput>> {
+    refuse_wanted_encryption(&request.headers)?;
     let input = request.input;
     let question = Question {
         key_given: given_key!(input).brought()?,
@@ -260,6 +276,7 @@ pub(crate) async fn head_object(
     face: Arc<Face>,
     request: S3Request<HeadObjectInput>,
 ) -> S3Result<S3Response<HeadObjectOutput>> {
+    refuse_wanted_encryption(&request.headers)?;
     let input = request.input;
     let question = Question {
         key_given: given_key!(input).brought()?,
@@ -296,6 +313,7 @@ pub(crate) async fn get_object_attributes(
     face: Arc<Face>,
     request: S3Request<GetObjectAttributesInput>,
 ) -> S3Result<S3Response<GetObjectAttributesOutput>> {
+    refuse_wanted_encryption(&request.headers)?;
     let input = request.input;
     let question = Question {
         key_given: given_key!(input).brought()?,

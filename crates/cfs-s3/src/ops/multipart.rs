@@ -332,6 +332,27 @@ fn wanted_part(part: CompletedPart) -> S3Result<WantedPart> {
     }
 }
 
+/// What is said again of an upload that was completed before.
+fn completed_before(
+    input: &CompleteMultipartUploadInput,
+    content: Content,
+) -> CompleteMultipartUploadOutput {
+    let mut output = CompleteMultipartUploadOutput {
+        location: Some(format!("/{}/{}", input.bucket, input.key)),
+        bucket: Some(input.bucket.clone()),
+        key: Some(input.key.clone()),
+        e_tag: Some(ETag::Strong(content.etag)),
+        server_side_encryption: match content.customer {
+            Some(_) => None,
+            None => encryption(),
+        },
+        checksum_type: (!content.checksums.is_empty()).then(|| checksum_type(!content.composite)),
+        ..CompleteMultipartUploadOutput::default()
+    };
+    show_checksums!(output, content.checksums);
+    output
+}
+
 /// Puts an object together from its parts.
 ///
 /// # Errors
@@ -340,22 +361,24 @@ pub(crate) async fn complete_multipart_upload(
     face: Arc<Face>,
     request: S3Request<CompleteMultipartUploadInput>,
 ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-    let input = request.input;
+    let mut input = request.input;
+    let key_given = given_key!(input).brought()?;
     let conditions = Conditions {
-        if_match: input.if_match,
-        if_none_match: input.if_none_match,
+        if_match: input.if_match.take(),
+        if_none_match: input.if_none_match.take(),
         ..Conditions::default()
     };
     let expected = crate::upload::named(&s3s::dto::Checksum {
-        checksum_crc32: input.checksum_crc32,
-        checksum_crc32c: input.checksum_crc32c,
-        checksum_crc64nvme: input.checksum_crc64nvme,
-        checksum_sha1: input.checksum_sha1,
-        checksum_sha256: input.checksum_sha256,
+        checksum_crc32: input.checksum_crc32.take(),
+        checksum_crc32c: input.checksum_crc32c.take(),
+        checksum_crc64nvme: input.checksum_crc64nvme.take(),
+        checksum_sha1: input.checksum_sha1.take(),
+        checksum_sha256: input.checksum_sha256.take(),
         ..s3s::dto::Checksum::default()
     });
     let parts = input
         .multipart_upload
+        .take()
         .and_then(|upload| upload.parts)
         .unwrap_or_default();
     let wanted = parts
@@ -369,21 +392,15 @@ pub(crate) async fn complete_multipart_upload(
             // A client that has not heard of its success asks again.
             Err(error) => {
                 return match face.completed(&bucket, &input.key, &input.upload_id)? {
-                    Some(content) => Ok(S3Response::new(CompleteMultipartUploadOutput {
-                        location: Some(format!("/{}/{}", input.bucket, input.key)),
-                        bucket: Some(input.bucket),
-                        key: Some(input.key),
-                        e_tag: Some(ETag::Strong(content.etag)),
-                        server_side_encryption: match content.customer {
-                            Some(_) => None,
-                            None => encryption(),
-                        },
-                        ..CompleteMultipartUploadOutput::default()
-                    })),
+                    Some(content) => Ok(S3Response::new(completed_before(&input, content))),
                     None => Err(error),
                 };
             }
         };
+        // As S3 has it, who wants checksums brings the key here too.
+        if upload.record.algorithm.is_some() || key_given.is_some() {
+            key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
+        }
         let parts = face.wanted_parts(&upload, &wanted)?;
         let content = assembled(&upload.record, &parts)?;
         for (algorithm, value) in &expected {

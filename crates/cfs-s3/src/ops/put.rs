@@ -15,7 +15,7 @@ use crate::customer::Brought;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::lifecycle::Subject;
-use crate::metadata::{Meta, tags_of_header};
+use crate::metadata::{Meta, tags_of_form, tags_of_header};
 use crate::records::{self, Content, Customer, Headers, name};
 use crate::upload::{Measured, Measures, receive};
 
@@ -60,7 +60,10 @@ pub(crate) async fn put_object(
         redirect: input.website_redirect_location.take(),
         owner: None,
     };
-    let tags = tags_of_header(input.tagging.as_deref())?;
+    let tags = match input.tagging.as_deref() {
+        Some(text) if is_form => tags_of_form(text)?,
+        text => tags_of_header(text)?,
+    };
     let mut meta = Meta::given(
         input.content_type.take(),
         input.metadata.take(),
@@ -73,7 +76,8 @@ pub(crate) async fn put_object(
         read: input.grant_read.take(),
         read_acp: input.grant_read_acp.take(),
         write_acp: input.grant_write_acp.take(),
-        ..Given::default()
+        // Of an object it means nothing, and is kept as it comes.
+        write: header_text(&request.headers, "x-amz-grant-write"),
     };
     let wanted_lock = wanted_lock!(input);
     let conditions = Conditions {
@@ -160,6 +164,12 @@ pub(crate) async fn put_object(
     show_checksums!(output, shown);
     show_encryption!(output, key_given);
     Ok(S3Response::new(output))
+}
+
+/// The text of a header.
+fn header_text(headers: &http::HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?;
+    Some(value.to_owned())
 }
 
 /// `aws-chunked` is how the body came, and no property of the object.

@@ -160,8 +160,12 @@ fn parts_and_copies_take_keys() {
         list += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
     }
     let list = format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>");
-    root.send("POST", "/bucket/k", &[("uploadId", &id)], list.as_bytes())
-        .is(200);
+    let complete = |headers: &[(String, String)]| {
+        let query = [("uploadId", id.as_str())];
+        send(&root, "POST", "/bucket/k", &query, headers, list.as_bytes())
+    };
+    complete(&mine(2)).fails(400, "InvalidRequest");
+    complete(&mine(1)).is(200);
     let content = parts.concat();
     let got = send(&root, "GET", "/bucket/k", &[], &mine(1), b"").is(200);
     assert!(got.body == content);

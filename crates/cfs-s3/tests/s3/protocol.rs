@@ -47,7 +47,44 @@ fn requests_must_be_signed_rightly_and_now() {
     }
     let old = "/bucket?AWSAccessKeyId=x&Signature=y&Expires=1";
     root.send_unsigned("GET", old, b"")
-        .fails(400, "InvalidRequest");
+        .fails(403, "AccessDenied");
+}
+
+/// Links of version 2, as older clients make them: the right one is followed, and no other.
+#[test]
+fn links_of_version_2_work() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/k", b"content").is(200);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs();
+    let link = |path: &str, ends: u64, secret: &str| {
+        let signed = format!("GET\n\n\n{ends}\n{path}");
+        let signature = crate::client::encode(&hmac_sha1(secret, &signed), false);
+        let key = &root.access_key_id;
+        format!("{path}?AWSAccessKeyId={key}&Expires={ends}&Signature={signature}")
+    };
+    let secret = root.secret_access_key.as_str();
+    let get = |link: &str| root.send_unsigned("GET", link, b"");
+    let good = link("/bucket/k", now + 60, secret);
+    assert_eq!(get(&good).is(200).body, b"content");
+    get(&good.replace("/bucket/k", "/bucket/l")).fails(403, "SignatureDoesNotMatch");
+    get(&link("/bucket/k", now + 60, "another")).fails(403, "SignatureDoesNotMatch");
+    get(&link("/bucket/k", now - 60, secret)).fails(403, "AccessDenied");
+    get(&good.replace(&root.access_key_id, "nobody")).fails(403, "InvalidAccessKeyId");
+    root.send_unsigned("DELETE", &good, b"")
+        .fails(403, "SignatureDoesNotMatch");
+}
+
+fn hmac_sha1(secret: &str, text: &str) -> String {
+    use s3s::crypto::{Checksum as _, Sha1};
+    let mut block = [0; 64];
+    block[..secret.len()].copy_from_slice(secret.as_bytes());
+    let inner = [&block.map(|byte: u8| byte ^ 0x36)[..], text.as_bytes()].concat();
+    let outer = [&block.map(|byte| byte ^ 0x5c)[..], &Sha1::checksum(&inner)].concat();
+    base64_simd::STANDARD.encode_to_string(Sha1::checksum(&outer))
 }
 
 #[test]
