@@ -9,6 +9,7 @@ pub mod journal;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
 pub mod segment;
+pub mod stream;
 pub mod superblock;
 pub mod table;
 

@@ -231,6 +231,8 @@ pub mod inode_flag {
     pub const DESCRIBED: u32 = 4;
     /// There is a lock: an attribute row `LOCK_NAME`. Of a directory: neither it nor one below it is moved.
     pub const LOCKED: u32 = 8;
+    /// An empty directory in whose place the root of another volume is seen.
+    pub const JUNCTION: u32 = 16;
 }
 
 /// Name of the attribute row that holds a `LockRecord` behind its `StampRecord`; in no namespace of Linux.
@@ -479,9 +481,46 @@ pub struct VolumeRecord {
     pub codec_level: u8,
     /// Zero.
     pub reserved: [u8; 4],
+    /// The directory in another volume in whose place its root is seen; 0 for the first volume.
+    pub junction: le::U64,
+    /// Most `logical_bytes`; 0: no bound.
+    pub quota_bytes: le::U64,
+    /// Most `inode_count`; 0: no bound.
+    pub quota_inodes: le::U64,
 }
 
-const _: () = assert!(size_of::<VolumeRecord>() == 56);
+const _: () = assert!(size_of::<VolumeRecord>() == 80);
+
+/// Bytes of a `VolumeRecord` up to and with its `reserved`: what is behind is left out where it is all zero.
+pub const VOLUME_BASE_BYTES: usize = 56;
+
+impl VolumeRecord {
+    /// The record in a value; what is left out is zero.
+    ///
+    /// # Errors
+    /// When the value is shorter than [`VOLUME_BASE_BYTES`] or longer than the record.
+    pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
+        let mut bytes = [0; size_of::<Self>()];
+        if value.len() < VOLUME_BASE_BYTES || value.len() > bytes.len() {
+            return Err(FormatError {
+                structure: "volume record",
+                rule: "a length of 56 to 80 bytes",
+            });
+        }
+        bytes[..value.len()].copy_from_slice(value);
+        Ok(zerocopy::transmute!(bytes))
+    }
+
+    /// The value that holds the record.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes = self.as_bytes();
+        match bytes[VOLUME_BASE_BYTES..].iter().all(|byte| *byte == 0) {
+            true => bytes[..VOLUME_BASE_BYTES].to_vec(),
+            false => bytes.to_vec(),
+        }
+    }
+}
 
 /// A snapshot: a directory as it was before the command with the timestamp in the key.
 #[derive(

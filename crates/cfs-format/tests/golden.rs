@@ -272,9 +272,24 @@ fn tables() {
         domain: 1.into(),
         codec: 2,
         codec_level: 3,
-        reserved: [0; 4],
+        ..VolumeRecord::default()
     };
-    check("volume", &volume, include_str!("../golden/v1/volume.hex"));
+    let first: [u8; 56] = volume.encode().try_into().expect("as long as it was");
+    check("volume", &first, include_str!("../golden/v1/volume.hex"));
+    assert_eq!(VolumeRecord::decode(&first), Ok(volume));
+    let volume = VolumeRecord {
+        junction: 7.into(),
+        quota_bytes: 8.into(),
+        quota_inodes: 9.into(),
+        ..volume
+    };
+    let further: [u8; 80] = volume.encode().try_into().expect("as long as it is");
+    check(
+        "further_volume",
+        &further,
+        include_str!("../golden/v1/further_volume.hex"),
+    );
+    assert_eq!(VolumeRecord::decode(&further), Ok(volume));
     let held = HeldExtentRecord {
         extent,
         salt: counting(0x70),

@@ -80,6 +80,7 @@ impl Bench {
                 algorithm: 1.into(),
             },
             pool_bytes_max: 0,
+            domain_secret: None,
         };
         let key = || ClusterKey::from_bytes([1; 32]);
         let slot = KeySlot::new_zeroed();

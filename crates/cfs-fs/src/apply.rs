@@ -14,6 +14,7 @@ mod remove;
 mod rename;
 mod restore;
 mod snapshots;
+mod volumes;
 
 use cfs_format::Ino;
 use cfs_format::table::InodeRecord;
@@ -102,5 +103,12 @@ fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         }
         Command::Restore(command) => restore::restore(txn, command),
         Command::Prune(command) => snapshots::prune(txn, command).map(|()| Outcome::default()),
+        Command::VolumeCreate(command) => volumes::create(txn, command),
+        Command::VolumeQuota(command) => {
+            volumes::set_quota(txn, command).map(|()| Outcome::default())
+        }
+        Command::VolumeDelete(command) => {
+            volumes::delete(txn, command).map(|()| Outcome::default())
+        }
     }
 }

@@ -71,6 +71,12 @@ pub enum Command {
     SetLock(SetLock),
     /// Takes a name, moves names, and gives a file its name, in one step.
     Arrange(Arrange),
+    /// Makes a volume, seen under a new name.
+    VolumeCreate(VolumeCreate),
+    /// Gives a volume other quotas.
+    VolumeQuota(VolumeQuota),
+    /// Removes an empty volume and its name.
+    VolumeDelete(VolumeDelete),
 }
 
 /// See [`Command::Format`].
@@ -140,6 +146,52 @@ pub struct MakeUnnamed {
     pub now: Time,
     /// Salt of the file key.
     pub salt: [u8; 16],
+}
+
+/// See [`Command::VolumeCreate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeCreate {
+    /// The directory in whose place it is seen, as a new one.
+    pub junction: Make,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Number of its root directory.
+    pub root: Ino,
+    /// Dedup domain of its files.
+    pub domain: DomainId,
+    /// The secret of the domain as the tables hold it, if it is a new one.
+    pub new_secret: Option<[u8; 32]>,
+    /// Most bytes of content; 0: no bound.
+    pub quota_bytes: u64,
+    /// Most inodes; 0: no bound.
+    pub quota_inodes: u64,
+    /// Salt of the root directory's file key.
+    pub salt: [u8; 16],
+}
+
+/// See [`Command::VolumeQuota`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeQuota {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Most bytes of content; 0: no bound.
+    pub quota_bytes: u64,
+    /// Most inodes; 0: no bound.
+    pub quota_inodes: u64,
+}
+
+/// See [`Command::VolumeDelete`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeDelete {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Directory of its name.
+    pub parent: Ino,
+    /// The name.
+    #[serde(with = "byte_vec")]
+    pub name: Vec<u8>,
+    /// When.
+    pub now: Time,
 }
 
 /// See [`Command::Link`].
@@ -554,6 +606,18 @@ impl Command {
         let mut bytes = Vec::with_capacity(192);
         bytes.push(COMMAND_VERSION);
         postcard::to_extend(self, bytes).expect("a vector takes any number of bytes")
+    }
+
+    /// Whether it brings what a caller was told is accepted, or takes away: no quota can refuse it.
+    pub(crate) fn was_accepted(&self) -> bool {
+        matches!(
+            self,
+            Self::Write(_)
+                | Self::Reap(_)
+                | Self::Rechunk(_)
+                | Self::Prune(_)
+                | Self::VolumeQuota(_)
+        )
     }
 
     /// The command with these bytes.

@@ -7,6 +7,7 @@
 //! | `flush` | runs to chunks to jobs |
 //! | `commit` | jobs to commands |
 //! | `lanes` | the sealing threads |
+//! | `quota` | what volumes may grow by |
 //! | `pressure` | the list of dirty files, back-pressure, aged flushes |
 //! | `read`, `windows`, `hot` | reading, decoded extents, opened chunks |
 //! | `ranges` | truncate, punch, shift, copy, seek |
@@ -25,6 +26,7 @@ mod flush;
 mod hot;
 mod lanes;
 mod pressure;
+pub(crate) mod quota;
 mod ranges;
 mod read;
 mod rechunk;
@@ -105,6 +107,7 @@ pub(crate) struct Core {
     turn: AtomicUsize,
     ticks: AtomicU64,
     rechunker: Mutex<Rechunker>,
+    pub(crate) quotas: quota::Quotas,
 }
 
 impl Deref for Files {
@@ -166,6 +169,7 @@ impl Files {
             turn: AtomicUsize::new(0),
             ticks: AtomicU64::new(0),
             rechunker: Mutex::default(),
+            quotas: quota::Quotas::default(),
             store,
             host,
             views,

@@ -210,14 +210,16 @@ impl Fs {
                 let (suffix, value) = row?;
                 let (record, name) = decode_cookie(ino, &value)?;
                 entries.push(DirEntry {
-                    ino: beside(ino, Ino(record.ino.get()))?,
+                    ino: self.views.through(beside(ino, Ino(record.ino.get()))?),
                     cookie: decode_suffix(ino, &suffix)?,
                     kind: u32::from(record.kind) << 12,
                     name: name.to_vec(),
                 });
             }
         }
-        let shows_list = self.options.list_snapshots && ino.view().is_none();
+        // Elsewhere whoever removes a tree would meet what cannot be removed.
+        let shows_list =
+            self.options.list_snapshots && (ino == Ino::ROOT || self.views.junction(ino).is_some());
         if shows_list && cookie < limit && entries.len() < entries_max {
             entries.push(DirEntry {
                 ino: ino.in_view(ViewId::LIST).ok_or(FsError::TooLarge)?,
@@ -249,7 +251,13 @@ impl Fs {
         {
             return directory.in_view(ViewId::LIST).ok_or(FsError::TooLarge);
         }
-        beside(ino, Ino(record.parent.get()))
+        match self.views.junction(ino) {
+            Some(junction) => {
+                let record = self.views.record(junction)?.ok_or(FsError::NotFound)?;
+                Ok(Ino(record.parent.get()))
+            }
+            None => beside(ino, Ino(record.parent.get())),
+        }
     }
 
     /// Entries of the directory that lists the snapshots of another.
@@ -260,14 +268,15 @@ impl Fs {
         entries_max: usize,
     ) -> Result<Vec<DirEntry>> {
         let mut entries = Vec::new();
-        for (snapshot, shown) in self.views.listed(directory, None)? {
-            let own = FIRST_COOKIE + u64::from(snapshot.view.0);
+        for listed in self.views.listed(directory)? {
+            let view = listed.snapshot.view;
+            let own = FIRST_COOKIE + u64::from(view.0);
             if own > cookie && entries.len() < entries_max {
                 entries.push(DirEntry {
-                    ino: shown.in_view(snapshot.view).ok_or(FsError::TooLarge)?,
+                    ino: listed.ino.in_view(view).ok_or(FsError::TooLarge)?,
                     cookie: own,
                     kind: libc::S_IFDIR,
-                    name: snapshot.name.clone(),
+                    name: listed.name,
                 });
             }
         }

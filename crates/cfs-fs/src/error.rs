@@ -61,6 +61,15 @@ pub enum FsError {
     /// The value or the list of extended attributes is too long.
     #[error("the attributes are too long")]
     ArgumentTooLong,
+    /// The volume has as much as it may have.
+    #[error("the quota of the volume is exceeded")]
+    Quota,
+    /// It is the place of a volume, which goes by `cfs admin volume delete` alone.
+    #[error("it is a volume")]
+    Volume,
+    /// The volume still has snapshots.
+    #[error("the volume has snapshots")]
+    HasSnapshots,
     /// Both names are not in one volume.
     #[error("the names are in different volumes")]
     CrossVolume,
@@ -109,7 +118,8 @@ impl FsError {
             Self::NoSpace => libc::ENOSPC,
             Self::ReadOnly(_) | Self::Snapshot => libc::EROFS,
             Self::Stale => libc::ESTALE,
-            Self::Held => libc::EBUSY,
+            Self::Held | Self::Volume | Self::HasSnapshots => libc::EBUSY,
+            Self::Quota => libc::EDQUOT,
             Self::Invalid => libc::EINVAL,
             Self::TooLarge => libc::EFBIG,
             Self::TooManyLinks => libc::EMLINK,

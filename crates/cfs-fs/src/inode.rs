@@ -3,7 +3,7 @@
 //! Every record that a transaction writes carries that transaction's timestamp.
 
 use cfs_format::Ino;
-use cfs_format::table::{InodeRecord, key, tag};
+use cfs_format::table::{InodeRecord, inode_flag, key, tag};
 use cfs_store::{Store, Txn};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -46,6 +46,21 @@ pub(crate) fn get(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
 pub(crate) fn put(txn: &mut Txn<'_>, ino: Ino, record: &mut InodeRecord) {
     record.timestamp = txn.timestamp().0.into();
     txn.put(key(ino, tag::INODE, &[]), record.as_bytes().to_vec());
+}
+
+/// Whether there is an inode with this number, as the transaction sees it.
+pub(crate) fn exists(txn: &Txn<'_>, ino: Ino) -> Result<bool> {
+    Ok(txn.get(&key(ino, tag::INODE, &[]))?.is_some())
+}
+
+/// Removes the record.
+pub(crate) fn delete(txn: &mut Txn<'_>, ino: Ino) {
+    txn.delete(key(ino, tag::INODE, &[]));
+}
+
+/// Whether it is the place of a volume.
+pub(crate) fn is_junction(record: &InodeRecord) -> bool {
+    record.flags.get() & inode_flag::JUNCTION != 0
 }
 
 /// Type bits of the record's mode.

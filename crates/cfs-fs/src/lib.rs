@@ -24,6 +24,7 @@ mod namespace;
 mod rebuild;
 pub mod recount;
 mod row;
+pub mod stream;
 mod types;
 mod views;
 mod xattr;
@@ -34,7 +35,7 @@ use std::time::Duration;
 use cfs_device::Device;
 use cfs_format::superblock::Superblock;
 use cfs_store::{Host, ReplayError, Store, StoreOptions, Txn};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use command::Command;
 
@@ -46,9 +47,11 @@ pub use namespace::arrange::{Arrangement, Moved, Named};
 pub use namespace::differences::{Change, Difference};
 pub use namespace::format::FormatOptions;
 pub use namespace::locks::LockChange;
+pub use namespace::policies::{Period, Policy};
 pub use namespace::publish::{Expected, NamedEntry, Publication, RecordChange};
 pub use namespace::restore::{RestoreObserver, Restored};
 pub use namespace::snapshot_sizes::SnapshotSizes;
+pub use namespace::volumes::{Quota, Volume, VolumeOptions};
 pub use rebuild::Rebuilt;
 pub use types::{
     AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,
@@ -70,6 +73,7 @@ pub struct Fs {
     pub(crate) views: Arc<views::Views>,
     /// Held shared while data are accepted, and alone while a snapshot is taken.
     pub(crate) gate: RwLock<()>,
+    pub(crate) schedule: Mutex<namespace::policies::Policies>,
 }
 
 /// Why a pool could not be opened. Nothing changed, but for what recovery itself writes.
@@ -132,6 +136,7 @@ impl Fs {
             recounts: recount::Recounts::default(),
             views,
             gate: RwLock::new(()),
+            schedule: Mutex::default(),
         });
         fs.queue_orphans()?;
         Ok(fs)
@@ -144,8 +149,8 @@ impl Fs {
     }
 
     /// Does background work that is due, a bounded amount of it: writes aged dirty data and access times, removes
-    /// inodes without a name and history that no snapshot needs, re-chunks fragmented files, then the store's own, and
-    /// recounts references. Called by one thread about every
+    /// inodes without a name and history that no snapshot needs, takes snapshots that are due, re-chunks fragmented files,
+    /// then the store's own, and recounts references. Called by one thread about every
     /// 100 ms.
     ///
     /// # Errors
@@ -156,9 +161,15 @@ impl Fs {
         let touched = self.write_atimes_if_due();
         let reaped = self.reap_some();
         let pruned = self.prune_some();
+        let kept = self.run_policies();
         let stored = self.store.tick().map_err(FsError::from);
         self.recount_some();
-        stored.and(written).and(touched).and(reaped).and(pruned)
+        stored
+            .and(written)
+            .and(touched)
+            .and(reaped)
+            .and(pruned)
+            .and(kept)
     }
 
     /// Waits until something changes, at most for `patience`, and hands the change to the pool's device without flushing
@@ -206,6 +217,9 @@ impl Fs {
         let mut txn = self.store.begin();
         let command = build(&txn, self.now())?;
         let outcome = apply::apply(&mut txn, &command)?;
+        if !command.was_accepted() {
+            self.files.quotas.check(&txn)?;
+        }
         txn.commit(&command.encode())?;
         Ok(outcome)
     }

@@ -12,8 +12,8 @@
 //! - A directory with the flag (a bucket whose objects can be locked) keeps it; neither it nor a directory below it is
 //!   moved, so that what is locked stays where it is looked for.
 
-use cfs_format::Ino;
 use cfs_format::table::{InodeRecord, LOCK_NAME, LockRecord, inode_flag, key, lock_mode, tag};
+use cfs_format::{Ino, VolumeId};
 use cfs_store::{Store, Txn};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -180,7 +180,12 @@ pub(crate) fn check_move(txn: &Txn<'_>, ino: Ino, record: &InodeRecord) -> Resul
         if record.flags.get() & inode_flag::LOCKED != 0 {
             return Err(FsError::Locked);
         }
-        at = Ino(record.parent.get());
+        let parent = Ino(record.parent.get());
+        // The root of another volume is its own parent, and is seen in place of an empty directory.
+        at = match txn.volume(VolumeId(record.volume.get())) {
+            Some(volume) if parent == at => Ino(volume.junction.get()),
+            _ => parent,
+        };
         record = inode::get(txn, at)?;
     }
     Err(FsError::damaged(format_args!(

@@ -9,6 +9,7 @@ pub(crate) mod locks;
 mod lookup;
 mod make;
 pub(crate) mod opens;
+pub(crate) mod policies;
 pub(crate) mod publish;
 pub(crate) mod reap;
 mod remove;
@@ -16,6 +17,7 @@ pub(crate) mod restore;
 pub(crate) mod snapshot_sizes;
 mod snapshots;
 mod statfs;
+pub(crate) mod volumes;
 
 use cfs_store::Reservation;
 

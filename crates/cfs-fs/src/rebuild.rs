@@ -242,6 +242,11 @@ struct Seen {
     /// Directories among its own entries.
     subdirectories: u32,
     is_orphan: bool,
+    volume: VolumeId,
+    /// It stands for a volume.
+    is_junction: bool,
+    /// Its record has been made anew.
+    is_new: bool,
 }
 
 /// One pass of mending.
@@ -252,6 +257,8 @@ struct Mending<'a> {
     seen: HashMap<Ino, Seen>,
     /// Rows that differ from what is there; `None` goes.
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Root and junction of each volume.
+    volumes: BTreeMap<VolumeId, (Ino, Ino)>,
 }
 
 impl<'a> Mending<'a> {
@@ -262,7 +269,20 @@ impl<'a> Mending<'a> {
             lost,
             seen: HashMap::new(),
             changes: BTreeMap::new(),
+            volumes: store
+                .volumes()
+                .into_iter()
+                .map(|(id, volume)| {
+                    let ends = (Ino(volume.root.get()), Ino(volume.junction.get()));
+                    (id, ends)
+                })
+                .collect(),
         }
+    }
+
+    /// Whether it is the root of a volume.
+    fn is_root(&self, ino: Ino) -> bool {
+        ino == Ino::ROOT || self.volumes.values().any(|(root, _)| *root == ino)
     }
 
     fn find(&mut self, id: &'static str, object: String, sentence: String) {

@@ -26,6 +26,17 @@ impl Time {
     }
 }
 
+impl Time {
+    /// Nanoseconds since 1970; 0 for what was before.
+    #[must_use]
+    pub fn ns_since_1970(&self) -> u64 {
+        let seconds = self.seconds.max(0) as u64;
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::from(self.nanos))
+    }
+}
+
 impl From<TimeRecord> for Time {
     fn from(record: TimeRecord) -> Self {
         Self {
@@ -235,7 +246,7 @@ pub struct FsOptions {
     pub atime: AtimePolicy,
     /// Bytes read ahead of a sequential reader.
     pub readahead_bytes: u64,
-    /// Let listings of directories show the directory `.snapshots`, which is there in any case.
+    /// Let listings of the roots of volumes show the directory `.snapshots`, which is in every directory in any case.
     pub list_snapshots: bool,
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use cfs_format::table::{
     InodeRecord, SnapshotRecord, key, snapshot_flag, split_key, system_key, tag,
@@ -54,6 +54,22 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// What names it among all snapshots of the pool, for ever.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("{:x}", self.timestamp.0)
+    }
+
+    /// Its name, cut where it is too long, and its id.
+    fn name_with_id(&self) -> Vec<u8> {
+        let id = self.id();
+        let cut = self
+            .name
+            .len()
+            .min(directory::NAME_BYTES_MAX - 1 - id.len());
+        [&self.name[..cut], b"~", id.as_bytes()].concat()
+    }
+
     /// The snapshot in a row of the table.
     ///
     /// # Errors
@@ -86,6 +102,14 @@ impl Snapshot {
     }
 }
 
+/// An entry of a directory `.snapshots`.
+pub(crate) struct Listed {
+    pub name: Vec<u8>,
+    pub snapshot: Arc<Snapshot>,
+    /// What it shows, as the tables number it.
+    pub ino: Ino,
+}
+
 /// Where the rows of an inode are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -102,6 +126,16 @@ pub(crate) struct Views {
     /// The view that was given out last: what is remembered by the numbers of a deleted snapshot must not be taken for
     /// that of the next.
     last: AtomicU32,
+    junctions: RwLock<Junctions>,
+    /// How many there are: most pools have none, and look no further.
+    junction_count: AtomicUsize,
+}
+
+/// Where the roots of volumes are seen.
+#[derive(Default)]
+struct Junctions {
+    root_of: HashMap<Ino, Ino>,
+    junction_of: HashMap<Ino, Ino>,
 }
 
 impl Views {
@@ -118,11 +152,46 @@ impl Views {
             by_view.insert(snapshot.view, Arc::new(snapshot));
         }
         let newest = by_view.values().max_by_key(|snapshot| snapshot.timestamp);
-        Ok(Self {
+        let views = Self {
             store,
             last: AtomicU32::new(newest.map_or(0, |snapshot| snapshot.view.0)),
             by_view: RwLock::new(by_view),
-        })
+            junctions: RwLock::default(),
+            junction_count: AtomicUsize::new(0),
+        };
+        views.load_junctions();
+        Ok(views)
+    }
+
+    /// Volumes have been made or removed.
+    pub(crate) fn load_junctions(&self) {
+        let mut junctions = Junctions::default();
+        for (_, volume) in self.store.volumes() {
+            let (junction, root) = (Ino(volume.junction.get()), Ino(volume.root.get()));
+            if junction != Ino(0) {
+                junctions.root_of.insert(junction, root);
+                junctions.junction_of.insert(root, junction);
+            }
+        }
+        let mut present = self.junctions.write();
+        self.junction_count
+            .store(junctions.root_of.len(), Ordering::Release);
+        *present = junctions;
+    }
+
+    /// What is seen in the place of an inode: of a junction the root of its volume, else itself. Snapshots show
+    /// junctions as what they are.
+    pub(crate) fn through(&self, ino: Ino) -> Ino {
+        if self.junction_count.load(Ordering::Acquire) == 0 {
+            return ino;
+        }
+        let junctions = self.junctions.read();
+        junctions.root_of.get(&ino).copied().unwrap_or(ino)
+    }
+
+    /// The junction in whose place a directory is seen, if it is the root of a volume.
+    pub(crate) fn junction(&self, root: Ino) -> Option<Ino> {
+        self.junctions.read().junction_of.get(&root).copied()
     }
 
     pub(crate) fn put(&self, snapshot: Snapshot) {
@@ -258,10 +327,12 @@ impl Views {
             if at == snapshot.directory {
                 return Ok(Some(depth));
             }
-            if at == Ino::ROOT {
+            let above = Ino(record.parent.get());
+            if above == at {
+                // The root of the volume.
                 return Ok(None);
             }
-            at = Ino(record.parent.get());
+            at = above;
         }
         Err(FsError::damaged(format_args!(
             "the parents of directory {ino} form a circle"
@@ -269,21 +340,18 @@ impl Views {
     }
 
     /// What `.snapshots` in a directory lists: snapshots that show the directory, each name once, the nearest directory's
-    /// first; in the root of a volume also those of directories that are gone. With their inodes there.
+    /// first; in the root of a volume also those of directories that are gone, with their ids behind their names where
+    /// another has the name. With the inodes that they show.
     ///
     /// # Errors
     /// When something cannot be read.
-    pub(crate) fn listed(
-        &self,
-        ino: Ino,
-        name: Option<&[u8]>,
-    ) -> Result<Vec<(Arc<Snapshot>, Ino)>> {
+    pub(crate) fn listed(&self, ino: Ino) -> Result<Vec<Listed>> {
         let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
         let volume = VolumeId(record.volume.get());
         let root = self.store.volume(volume).map(|volume| volume.root.get());
         let mut found: Vec<(usize, Arc<Snapshot>, Ino)> = Vec::new();
         for snapshot in self.all() {
-            if snapshot.volume != volume || name.is_some_and(|name| name != snapshot.name) {
+            if snapshot.volume != volume {
                 continue;
             }
             match self.depth_in(&snapshot, ino)? {
@@ -298,12 +366,37 @@ impl Views {
         found.sort_by(|one, other| {
             (&one.1.name, one.0, other.1.timestamp).cmp(&(&other.1.name, other.0, one.1.timestamp))
         });
-        found.dedup_by(|later, first| later.1.name == first.1.name);
-        found.sort_unstable_by_key(|(_, snapshot, _)| snapshot.view);
-        Ok(found
-            .into_iter()
-            .map(|(_, snapshot, ino)| (snapshot, ino))
-            .collect())
+        let mut listed: Vec<Listed> = Vec::with_capacity(found.len());
+        let mut last: Option<Arc<Snapshot>> = None;
+        for (depth, snapshot, ino) in found {
+            let is_taken = last.is_some_and(|last| last.name == snapshot.name);
+            last = Some(Arc::clone(&snapshot));
+            let name = match (is_taken, depth) {
+                (false, _) => snapshot.name.clone(),
+                (true, usize::MAX) => snapshot.name_with_id(),
+                (true, _) => continue,
+            };
+            listed.push(Listed {
+                name,
+                snapshot,
+                ino,
+            });
+        }
+        listed.sort_unstable_by_key(|listed| listed.snapshot.view);
+        Ok(listed)
+    }
+
+    /// The one with this name of those that [`Views::listed`] gives.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn find_listed(&self, ino: Ino, name: &[u8]) -> Result<Option<Listed>> {
+        let may_be = |it: &Arc<Snapshot>| it.name == name || it.name_with_id() == name;
+        if !self.by_view.read().values().any(may_be) {
+            return Ok(None);
+        }
+        let mut listed = self.listed(ino)?.into_iter();
+        Ok(listed.find(|listed| listed.name == name))
     }
 
     fn is_gone(&self, directory: Ino) -> Result<bool> {
@@ -317,7 +410,7 @@ impl Views {
         match self.get(place, tag::DIRENT, name)? {
             Some(bytes) => {
                 let entry = directory::decode(place.ino, &bytes)?;
-                Ok(Some(beside(parent, Ino(entry.ino.get()))?))
+                Ok(Some(self.through(beside(parent, Ino(entry.ino.get()))?)))
             }
             None => Ok(None),
         }

@@ -93,10 +93,7 @@ impl Adapter {
                 flags,
             } => self.rename(header, (ino, name), (Ino(*new_parent), new_name), *flags),
             Operation::Link { inode, new_name } => self.link(Ino(*inode), ino, new_name, out),
-            Operation::Statfs => {
-                self.statfs(out);
-                Ok(())
-            }
+            Operation::Statfs => self.statfs(ino, out),
             Operation::Setxattr {
                 name,
                 value,

@@ -24,6 +24,11 @@ pub(crate) fn full() -> S3Error {
 pub(crate) fn from_fs(error: FsError) -> S3Error {
     match error {
         FsError::NoSpace => full(),
+        FsError::Quota => custom(
+            "QuotaExceeded",
+            StatusCode::INSUFFICIENT_STORAGE,
+            "the bucket has as much as its quota lets it",
+        ),
         FsError::NotFound | FsError::NotDirectory => S3ErrorCode::NoSuchKey.into(),
         FsError::TooLarge => S3ErrorCode::EntityTooLarge.into(),
         FsError::NameTooLong => S3ErrorCode::KeyTooLongError.into(),
@@ -34,7 +39,8 @@ pub(crate) fn from_fs(error: FsError) -> S3Error {
         FsError::IsDirectory
         | FsError::NotPermitted
         | FsError::SymbolicLink
-        | FsError::Snapshot => custom(
+        | FsError::Snapshot
+        | FsError::Volume => custom(
             "InvalidObjectState",
             StatusCode::CONFLICT,
             "something that is no object has this name in the file system",

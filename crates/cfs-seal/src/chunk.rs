@@ -259,6 +259,48 @@ pub fn open_record_header(
     Ok(header)
 }
 
+/// Opens a payload that travels without its place: `out` then holds the chunk's content, which has the fingerprint that
+/// the header says.
+///
+/// # Errors
+/// [`OpenChunkError`]; `out` is then empty.
+pub fn open_payload(
+    header: &RecordHeader,
+    payload: &[u8],
+    cipher: Cipher,
+    secret: &DomainSecret,
+    scratch: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<(), OpenChunkError> {
+    out.clear();
+    let fingerprint = Fingerprint(header.fingerprint);
+    let (raw_len, payload_len) = (header.raw_len.get() as usize, header.payload_len.get());
+    if raw_len == 0
+        || raw_len > RAW_LEN_MAX
+        || payload.len() != payload_len as usize + TAG
+        || header.payload_len > header.raw_len
+        || (header.codec == CODEC_NONE && header.payload_len != header.raw_len)
+    {
+        return Err(OpenChunkError::Format("lengths in the header"));
+    }
+    scratch.clear();
+    scratch.extend_from_slice(payload);
+    let plain = chunk_key(cipher, secret, header)
+        .open_in_place(zero_nonce(), Aad::from(header.as_bytes()), scratch)
+        .map_err(|_| OpenChunkError::PayloadForged(fingerprint))?;
+    if header.codec == CODEC_NONE {
+        out.extend_from_slice(plain);
+    } else {
+        decompress(header.codec, plain, raw_len, out)
+            .map_err(|error| OpenChunkError::Decompress(fingerprint, error))?;
+    }
+    if secret.fingerprint(out) != fingerprint {
+        out.clear();
+        return Err(OpenChunkError::PayloadForged(fingerprint));
+    }
+    Ok(())
+}
+
 /// Opens a record: `out` then holds the chunk's content and nothing else. `secret_of` gives the secret of a domain.
 /// `scratch` is room for the compressed form, reused from call to call.
 ///

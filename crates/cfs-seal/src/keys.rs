@@ -138,6 +138,18 @@ impl DomainSecret {
         Fingerprint(*blake3::keyed_hash(&self.fingerprint, data).as_bytes())
     }
 
+    /// The key of one direction of a stream between pools.
+    pub(crate) fn stream_key(&self, salts: &[[u8; 32]; 2]) -> Secret {
+        let key = derive("ClaudeFS 2026-11 stream", &self.root);
+        keyed(&key, &[&salts[0], &salts[1]])
+    }
+
+    /// The secret itself, for who makes another pool with it.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.root
+    }
+
     /// The key of the one chunk with this name, salt, creation time and key epoch, given as their bytes in that order.
     pub(crate) fn chunk_key(&self, name_to_epoch: &[&[u8]]) -> Secret {
         keyed(&self.chunk, name_to_epoch)

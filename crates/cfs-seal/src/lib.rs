@@ -14,3 +14,4 @@ pub mod customer;
 pub mod footer;
 pub mod keys;
 pub mod parity;
+pub mod stream;

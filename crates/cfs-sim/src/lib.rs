@@ -30,6 +30,7 @@ mod rng;
 mod rot;
 mod snapshots;
 mod trouble;
+mod volumes;
 mod world;
 
 pub use rebuild::{RebuildOutcome, rebuild};

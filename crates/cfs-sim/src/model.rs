@@ -74,7 +74,12 @@ pub(crate) struct Model {
     ever: BTreeSet<u64>,
     /// Snapshots by their names.
     pub snapshots: BTreeMap<String, FrozenCopy>,
+    /// Directories that are the roots of volumes.
+    volumes: BTreeSet<NodeId>,
 }
+
+/// What a snapshot shows of the mode of a volume in it.
+const VOLUME_MODE: u32 = 0o755;
 
 /// What was there when a snapshot was taken, by path in its directory.
 #[derive(Clone, Debug, Default)]
@@ -159,6 +164,40 @@ impl Model {
         }
         self.kinds.insert(node, kind);
         self.note_moment();
+    }
+
+    pub fn add_volume(&mut self, path: &str) {
+        self.add(path, Kind::Directory, VOLUME_MODE);
+        self.volumes.insert(self.next_node);
+    }
+
+    pub fn is_volume(&self, path: &str) -> bool {
+        let node = self.now.names.get(path);
+        node.is_some_and(|node| self.volumes.contains(node))
+    }
+
+    /// The paths of all volumes but the first.
+    pub fn volumes(&self) -> Vec<String> {
+        let names = self.now.names.keys();
+        names.filter(|path| self.is_volume(path)).cloned().collect()
+    }
+
+    /// The root of the volume that the directory is in, the empty path being the first.
+    pub fn volume_of(&self, directory: &str) -> String {
+        let mut at = directory;
+        while !at.is_empty() && !self.is_volume(at) {
+            at = at.rsplit_once('/').map_or("", |(above, _)| above);
+        }
+        at.to_owned()
+    }
+
+    /// Whether what has these names, or would have, is in one volume.
+    pub fn in_one_volume(&self, one: &str, other: &str) -> bool {
+        let directory = |path: &str| match path.rsplit_once('/') {
+            Some((directory, _)) => self.volume_of(directory),
+            None => String::new(),
+        };
+        directory(one) == directory(other)
     }
 
     pub fn link(&mut self, from: &str, to: &str) {
@@ -453,8 +492,21 @@ impl Model {
             "" => String::new(),
             directory => format!("{directory}/"),
         };
-        let nodes = self.now.names.iter().filter_map(|(path, node)| {
-            let path = path.strip_prefix(&prefix)?;
+        let volume = self.volume_of(directory);
+        let nodes = self.now.names.iter().filter_map(|(whole, node)| {
+            let path = whole.strip_prefix(&prefix)?;
+            let above = whole.rsplit_once('/').map_or("", |(above, _)| above);
+            if self.volume_of(above) != volume {
+                return None;
+            }
+            if self.is_volume(whole) {
+                let attributes = Attributes {
+                    mode: VOLUME_MODE,
+                    xattrs: BTreeMap::new(),
+                };
+                let shown = (Kind::Directory, Arc::new(attributes), Arc::default());
+                return Some((path.to_owned(), shown));
+            }
             let kind = self.kinds[node].clone();
             let content = match kind {
                 Kind::File => self.content(*node),

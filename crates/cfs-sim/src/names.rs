@@ -129,6 +129,13 @@ impl World {
     fn remove_path(&mut self, fs: &Fs, path: &str) -> Result<(), Failure> {
         self.trace(|| format!("remove {path}"));
         let (parent, name) = self.parent(fs, path)?;
+        if self.model.is_volume(path) {
+            return match fs.rmdir(parent, name.as_bytes()) {
+                Err(FsError::Volume) => Ok(()),
+                Err(error) => Err(error.into()),
+                Ok(()) => Err(Failure::Wrong(format!("volume {path} was removed"))),
+            };
+        }
         if self.model.is_directory(path) {
             let full = self.model.has_children(path);
             match fs.rmdir(parent, name.as_bytes()) {
@@ -194,12 +201,15 @@ impl World {
             self.model.is_directory(from),
             exists && self.model.is_directory(to),
         );
+        let in_one_volume = self.model.in_one_volume(from, to);
         let same_node = exists && self.model.node(from) == self.model.node(to);
         let refusal = match exists {
+            _ if !in_one_volume => Some(libc::EXDEV),
             true if no_replace => Some(libc::EEXIST),
             true if same_node => None,
             true if from_is_directory && !to_is_directory => Some(libc::ENOTDIR),
             true if !from_is_directory && to_is_directory => Some(libc::EISDIR),
+            true if self.model.is_volume(to) => Some(libc::EBUSY),
             true if to_is_directory && self.model.has_children(to) => Some(libc::ENOTEMPTY),
             _ => None,
         };
@@ -247,13 +257,21 @@ impl World {
             exchange: true,
             ..RenameFlags::default()
         };
-        fs.rename(
+        let renamed = fs.rename(
             parent,
             name.as_bytes(),
             new_parent,
             new_name.as_bytes(),
             flags,
-        )?;
+        );
+        if !self.model.in_one_volume(&one, &other) {
+            return match renamed {
+                Err(FsError::CrossVolume) => Ok(()),
+                Err(error) => Err(error.into()),
+                Ok(()) => Err(Failure::Wrong("swapped across volumes".to_owned())),
+            };
+        }
+        renamed?;
         if self.model.node(&one) != self.model.node(&other) {
             self.model.exchange(&one, &other);
         }
@@ -267,7 +285,15 @@ impl World {
         let to = self.new_path();
         self.trace(|| format!("link {from} to {to}"));
         let (new_parent, new_name) = self.parent(fs, &to)?;
-        fs.link(ino(fs, &from)?, new_parent, new_name.as_bytes())?;
+        let linked = fs.link(ino(fs, &from)?, new_parent, new_name.as_bytes());
+        if !self.model.in_one_volume(&from, &to) {
+            return match linked {
+                Err(FsError::CrossVolume) => Ok(()),
+                Err(error) => Err(error.into()),
+                Ok(_) => Err(Failure::Wrong("linked across volumes".to_owned())),
+            };
+        }
+        linked?;
         self.model.note_logged(node);
         self.model.link(&from, &to);
         Ok(())

@@ -255,7 +255,7 @@ impl World {
                         break;
                     }
                     let expected = match &error {
-                        FsError::NoSpace => true,
+                        FsError::NoSpace | FsError::Quota => true,
                         FsError::Read(_) | FsError::Io(_) => self.trouble.may_fail_reading(),
                         _ => false,
                     };
@@ -288,6 +288,7 @@ impl World {
         }
         if good {
             look::check(&fs)?;
+            self.check_quotas(&fs)?;
             self.check_handles(&fs)?;
         }
         if good && !was_lied_to && self.rng.one_in(2) {
@@ -411,7 +412,9 @@ impl World {
     }
 
     fn step(&mut self, fs: &Fs) -> Result<(), Failure> {
-        match self.rng.below(44) {
+        match self.rng.below(46) {
+            44 => self.make_volume(fs),
+            45 => self.remove_volume(fs),
             40 => self.take_snapshot(fs),
             41 => self.delete_snapshot(fs),
             42 | 43 => self.copy_from_snapshot(fs),
@@ -505,6 +508,7 @@ pub(crate) fn format(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<(),
             algorithm: 1.into(),
         },
         pool_bytes_max: 0,
+        domain_secret: None,
     };
     Store::format(
         &device,

@@ -206,6 +206,7 @@ fn main() {
             algorithm: 1.into(),
         },
         pool_bytes_max: 0,
+        domain_secret: None,
     };
     let key = ClusterKey::from_bytes([1; 32]);
     Store::format(&dynamic, &host, key, KeySlot::new_zeroed(), &options).expect("format");

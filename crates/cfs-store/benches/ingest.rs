@@ -64,6 +64,7 @@ fn open(device: Arc<dyn Device>) -> Arc<Store> {
             algorithm: 1.into(),
         },
         pool_bytes_max: 0,
+        domain_secret: None,
     };
     Store::format(
         &device,

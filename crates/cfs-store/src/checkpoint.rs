@@ -372,10 +372,11 @@ impl Store {
         );
         let volumes = self.volumes.read();
         for volume in std::mem::take(&mut writer.volumes_changed) {
-            batch.put(
-                system_key(tag::VOLUME, &volume.0.to_be_bytes()),
-                volumes[&volume].as_bytes().to_vec(),
-            );
+            let key = system_key(tag::VOLUME, &volume.0.to_be_bytes());
+            match volumes.get(&volume) {
+                Some(record) => batch.put(key, record.encode()),
+                None => batch.delete(key),
+            }
         }
         self.meta_tree.apply(&batch);
     }

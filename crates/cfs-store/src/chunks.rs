@@ -180,15 +180,9 @@ impl Store {
             true => self.chunk_record(&fingerprint)?,
             false => None,
         };
-        let published = self.pins.pin(fingerprint);
-        let mut pin = ChunkPin {
-            pool: Arc::clone(&self.pool),
-            pins: Arc::clone(&self.pins),
-            fingerprint,
-            raw_len: data.len() as u32,
-            new: published,
-        };
-        if published.is_some() {
+        let mut pin = self.new_pin(fingerprint);
+        pin.raw_len = data.len() as u32;
+        if pin.new.is_some() {
             return Ok(pin);
         }
         #[cfg(feature = "planted-bugs")]
@@ -232,13 +226,30 @@ impl Store {
             }
             tracing::info!(%fingerprint, "a damaged chunk has been replaced");
         }
+        self.publish(&mut pin, new);
+        Ok(pin)
+    }
+
+    /// A pin of a chunk that may be here or not; it knows of one that is being stored.
+    pub(crate) fn new_pin(&self, fingerprint: Fingerprint) -> ChunkPin {
+        let new = self.pins.pin(fingerprint);
+        ChunkPin {
+            pool: Arc::clone(&self.pool),
+            pins: Arc::clone(&self.pins),
+            fingerprint,
+            raw_len: new.map_or(0, |new| new.raw_len),
+            new,
+        }
+    }
+
+    /// Makes a chunk that was just stored known to others.
+    pub(crate) fn publish(&self, pin: &mut ChunkPin, new: NewChunk) {
         let published = self.pins.publish(new);
         if published != new {
             // Somebody else stored the same meanwhile; this record is dead weight.
             self.pool.space.lock().unpin(new.segment);
         }
         pin.new = Some(published);
-        Ok(pin)
     }
 
     /// Replaces `out` with the content of a chunk, verified. That one is damaged is remembered for those who come later.

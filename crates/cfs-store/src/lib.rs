@@ -44,6 +44,7 @@ mod rebuild;
 mod reclaim;
 mod runs;
 mod scrub;
+mod sealed;
 mod space;
 mod store;
 mod sync;
@@ -66,6 +67,7 @@ pub use rebuild::{
     LostRange, MendStage, Namespace, RebuildProgress, RebuildReport, Reference, RowChanges, Summary,
 };
 pub use scrub::{ScrubFinding, ScrubProgress, ScrubReport};
+pub use sealed::ArrivalError;
 pub use space::SegmentCounts;
 pub use store::{Health, Reservation, Store, StoreOptions, StoreStats};
 pub use txn::{Txn, VolumeDelta};

@@ -56,6 +56,8 @@ pub struct FormatOptions {
     pub chunk: ChunkParams,
     /// Most bytes it may take; 0 when the device alone decides.
     pub pool_bytes_max: u64,
+    /// The secret of its first dedup domain, which is that of a pool that it is to be a replica of; else a new one.
+    pub domain_secret: Option<[u8; 32]>,
 }
 
 impl Store {
@@ -112,7 +114,10 @@ impl Store {
             checkpoint_timestamp: 0.into(),
         };
         let mut secret = [0; 32];
-        host.fill_random(&mut secret);
+        match options.domain_secret {
+            Some(given) => secret = given,
+            None => host.fill_random(&mut secret),
+        }
         let secret = DomainSecret::from_bytes(secret);
         let stored_secret = cluster_key.wrap_domain_secret(DomainId::DEFAULT, &secret);
         let mut space = Space::new(segment_count, device.geometry().sparse);
@@ -487,8 +492,7 @@ impl Store {
                 tag::VOLUME => {
                     let volume = suffix.try_into().map_err(|_| bad("volume key"))?;
                     let volume = VolumeId(u32::from_be_bytes(volume));
-                    let record =
-                        VolumeRecord::read_from_bytes(&value).map_err(|_| bad("volume"))?;
+                    let record = VolumeRecord::decode(&value).map_err(|_| bad("volume"))?;
                     let newest = Timestamp(record.newest_snapshot.get());
                     let mut writer = self.writer.lock();
                     writer.newest_snapshot = writer.newest_snapshot.max(newest);

@@ -253,6 +253,19 @@ impl Store {
         domains
     }
 
+    /// A domain that there is not yet, and a new secret for it as the tables hold it: masked by the cluster key. `None`
+    /// when there are as many as there can be.
+    #[must_use]
+    pub fn new_domain(&self) -> Option<(DomainId, [u8; 32])> {
+        let newest = self.domains().last().map_or(0, |domain| domain.0);
+        let domain = DomainId(newest.checked_add(1)?);
+        let mut secret = [0; 32];
+        self.pool.host.fill_random(&mut secret);
+        let secret = DomainSecret::from_bytes(secret);
+        let stored = self.pool.cluster_key.wrap_domain_secret(domain, &secret);
+        Some((domain, stored))
+    }
+
     /// The pool's superblock as of the last checkpoint.
     #[must_use]
     pub fn superblock(&self) -> Superblock {

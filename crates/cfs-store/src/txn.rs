@@ -55,7 +55,9 @@ pub struct Txn<'a> {
     meta: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// In order, so that what a commit does to the segment table repeats from run to run.
     chunks: BTreeMap<Fingerprint, ChunkChange>,
-    volumes: HashMap<VolumeId, VolumeRecord>,
+    /// `None` is a volume to remove.
+    volumes: HashMap<VolumeId, Option<VolumeRecord>>,
+    domains: Vec<(DomainId, Arc<DomainSecret>)>,
     pool: PoolRecord,
     next_ino: u64,
 }
@@ -80,6 +82,7 @@ impl<'a> Txn<'a> {
             meta: BTreeMap::new(),
             chunks: BTreeMap::new(),
             volumes: HashMap::new(),
+            domains: Vec::new(),
             pool: writer.pool,
             next_ino: 0,
             writer,
@@ -364,10 +367,19 @@ impl<'a> Txn<'a> {
     /// The volume's record with what this command has changed so far.
     #[must_use]
     pub fn volume(&self, volume: VolumeId) -> Option<VolumeRecord> {
+        match self.volumes.get(&volume) {
+            Some(record) => *record,
+            None => self.store.volume(volume),
+        }
+    }
+
+    /// Volumes that this command has made or changed so far, each as it was before and as it is.
+    pub fn changed_volumes(
+        &self,
+    ) -> impl Iterator<Item = (VolumeId, Option<VolumeRecord>, VolumeRecord)> {
         self.volumes
-            .get(&volume)
-            .copied()
-            .or_else(|| self.store.volume(volume))
+            .iter()
+            .filter_map(|(id, record)| record.map(|record| (*id, self.store.volume(*id), record)))
     }
 
     /// The secret of a dedup domain.
@@ -378,7 +390,24 @@ impl<'a> Txn<'a> {
 
     /// Makes or replaces a volume.
     pub fn volume_put(&mut self, volume: VolumeId, record: VolumeRecord) {
-        self.volumes.insert(volume, record);
+        self.volumes.insert(volume, Some(record));
+    }
+
+    /// Removes a volume, of which no row may be left.
+    pub fn volume_remove(&mut self, volume: VolumeId) {
+        self.volumes.insert(volume, None);
+    }
+
+    /// Makes a dedup domain. `stored` is its secret as [`Store::new_domain_secret`] gives it.
+    pub fn domain_put(&mut self, domain: DomainId, stored: [u8; 32]) {
+        let secret = self
+            .store
+            .pool
+            .cluster_key
+            .unwrap_domain_secret(domain, &stored);
+        let key = system_key(tag::DOMAIN, &domain.0.to_be_bytes());
+        self.meta.insert(key, Some(stored.to_vec()));
+        self.domains.push((domain, Arc::new(secret)));
     }
 
     /// Changes a volume's counters.
@@ -403,7 +432,7 @@ impl<'a> Txn<'a> {
             .set(logical.wrapping_add_signed(delta.logical_bytes));
         add(&mut record.allocated_bytes, delta.allocated_bytes);
         add(&mut record.inode_count, delta.inodes);
-        self.volumes.insert(volume, record);
+        self.volumes.insert(volume, Some(record));
     }
 
     /// The command uses this inode number; it will not be given out again.
@@ -432,6 +461,7 @@ impl<'a> Txn<'a> {
             meta,
             chunks,
             volumes,
+            domains,
             mut pool,
             next_ino,
         } = self;
@@ -483,11 +513,21 @@ impl<'a> Txn<'a> {
         if !volumes.is_empty() {
             let mut all = store.volumes.write();
             for (volume, record) in volumes {
-                let newest = Timestamp(record.newest_snapshot.get());
-                writer.newest_snapshot = writer.newest_snapshot.max(newest);
-                all.insert(volume, record);
+                match record {
+                    Some(record) => {
+                        let newest = Timestamp(record.newest_snapshot.get());
+                        writer.newest_snapshot = writer.newest_snapshot.max(newest);
+                        all.insert(volume, record);
+                    }
+                    None => {
+                        all.remove(&volume);
+                    }
+                }
                 writer.volumes_changed.insert(volume);
             }
+        }
+        if !domains.is_empty() {
+            store.domains.write().extend(domains);
         }
         writer.pool = pool;
         writer.last_timestamp = timestamp;

@@ -12,4 +12,6 @@ pub mod scrub;
 pub mod service;
 pub mod snapshots;
 pub mod socket;
+pub mod streams;
 pub mod users;
+mod volumes;

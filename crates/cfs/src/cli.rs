@@ -155,6 +155,53 @@ Examples:
   cfs admin snapshot restore /home monday --data /srv/pool
   cfs admin snapshot restore /home monday letters/a.txt photos --data /srv/pool";
 
+const INIT_HELP: &str = "\
+`cfs server` and `cfs mount` make a pool on their first run too. A replica has keys of its own but for the secret that
+seals chunks; so what another pool sends is stored as it comes.
+
+Example:
+  cfs init --data /srv/copy --replica-of replica.key";
+
+const SEND_HELP: &str = "\
+Chunks go as they are stored, all else is encrypted and authenticated. `cfs receive` puts it into a pool that was made
+with `cfs init --replica-of`.
+
+Example:
+  cfs send /home@monday --data /srv/pool > monday
+  cfs send /home@tuesday --from monday --data /srv/pool > tuesday";
+
+const RECEIVE_HELP: &str = "\
+The snapshot is there when all has come and been checked. What came before a stream was cut off stays, and the next
+attempt goes on from it. What was changed at the path since the last received snapshot is undone.
+
+Example:
+  cfs receive --data /srv/copy < monday
+  cfs send /home@monday --data /srv/pool | ssh host cfs receive --data /srv/copy /backup/home";
+
+const REPLICATE_HELP: &str = "\
+The other side is asked which earlier snapshots and which chunks it has. A run that was cut off goes on where it ended.
+A command as target needs two words or more, and `--` before it if it has options.
+
+Example:
+  cfs replicate /home@monday /srv/copy --data /srv/pool
+  cfs replicate /home@monday --data /srv/pool -- ssh host cfs receive --data /srv/copy /backup/home";
+
+const VOLUME_CREATE_HELP: &str = "\
+A volume is seen as a directory. Names cannot be moved or linked from one volume to another (mv copies). A snapshot of
+a directory shows the volumes in it empty; they have snapshots of their own. What would make a volume larger than its
+quota is refused with EDQUOT when it is written; `df` in it shows what the quota leaves.
+
+Example:
+  cfs admin volume create /home/ann --quota-bytes 10G --quota-inodes 200000 --data /srv/pool";
+
+const SNAPSHOT_POLICY_HELP: &str = "\
+While the pool is open, one snapshot is taken in each hour, day, week (from Monday) and month, in UTC, that is asked for;
+its name tells it: hourly-2026-11-22-17, daily-2026-11-22, weekly-2026-11-16, monthly-2026-11. Of each kind the newest
+are kept. A snapshot that is held stays, and does not count.
+
+Example:
+  cfs admin snapshot policy /home hourly=24,daily=7,weekly=4,monthly=12 --data /srv/pool";
+
 const SNAPSHOT_CREATE_HELP: &str = "\
 It holds exactly what has been acknowledged before, in all files, and can be read in the mount, in .snapshots/NAME of the
 directory and of each below it; listings do not show .snapshots, unless the mount was made with --list-snapshots. To go
@@ -202,6 +249,18 @@ pub enum Command {
     /// Copy files and directories out of a pool without a mount, in parallel
     #[command(after_help = EXPORT_EXAMPLES)]
     Export(ExportArgs),
+    /// Make a pool, without serving it
+    #[command(after_help = INIT_HELP)]
+    Init(InitArgs),
+    /// Write a snapshot, or what is new since an earlier one, to standard output
+    #[command(after_help = SEND_HELP)]
+    Send(SendArgs),
+    /// Read from standard input what `cfs send` has written, and have the same snapshot here
+    #[command(after_help = RECEIVE_HELP)]
+    Receive(ReceiveArgs),
+    /// Have a snapshot in another pool too: only what that one lacks is sent
+    #[command(after_help = REPLICATE_HELP)]
+    Replicate(ReplicateArgs),
     /// Look after a pool, whether it is being served or not
     Admin {
         /// The admin command.
@@ -288,7 +347,7 @@ pub struct MountingArgs {
     /// Refuse all writes through the mount
     #[arg(long)]
     pub read_only: bool,
-    /// Let listings show .snapshots in each directory; it is there in any case
+    /// Let listings of the roots of volumes show .snapshots; it is in every directory in any case
     #[arg(long)]
     pub list_snapshots: bool,
     /// Whether sync(2) and syncfs(2) write out everything that the mount holds
@@ -335,6 +394,61 @@ pub struct ImportArgs {
     /// Options of the pool.
     #[command(flatten)]
     pub pool: PoolArgs,
+}
+
+/// Options of `cfs init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Data directory of the new pool
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Make it able to receive from the pool that wrote this file with `cfs admin key replica`
+    #[arg(long, value_name = "FILE")]
+    pub replica_of: Option<PathBuf>,
+    /// Options of the pool.
+    #[command(flatten)]
+    pub pool: PoolArgs,
+}
+
+/// Options of `cfs send`.
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    /// Directory, from the root of the pool, and name of its snapshot
+    #[arg(value_name = "PATH@NAME")]
+    pub snapshot: std::ffi::OsString,
+    /// Only what is different from this earlier snapshot of the same directory
+    #[arg(long, value_name = "NAME")]
+    pub from: Option<std::ffi::OsString>,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// Options of `cfs receive`.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Where it goes in this pool: a new path, or that of an earlier one [default: the path that it had]
+    pub path: Option<PathBuf>,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// Options of `cfs replicate`.
+#[derive(Debug, Args)]
+pub struct ReplicateArgs {
+    /// Directory, from the root of the pool, and name of its snapshot
+    #[arg(value_name = "PATH@NAME")]
+    pub snapshot: std::ffi::OsString,
+    /// Data directory of the other pool; or a command that runs `cfs receive`, in several words
+    #[arg(required = true, num_args = 1.., value_name = "TARGET")]
+    pub target: Vec<std::ffi::OsString>,
+    /// Where it goes in the pool of a data directory [default: the path that it has here]
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<PathBuf>,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
 }
 
 /// Options of `cfs export`.
@@ -463,6 +577,9 @@ pub struct FirstRunArgs {
     /// Compression of new data: lz4, zstd:1 to zstd:19, or none [default: lz4]
     #[arg(long)]
     pub codec: Option<Codec>,
+    /// What it is made with to be a replica; of `cfs init` alone.
+    #[arg(skip)]
+    pub replica_of: Option<PathBuf>,
 }
 
 /// The ciphers.
@@ -520,6 +637,12 @@ pub enum AdminCommand {
     /// Remove what lifecycle rules of buckets say is due, which a server does by itself each hour
     #[command(after_help = LIFECYCLE_HELP)]
     Lifecycle(LifecycleArgs),
+    /// Directories with snapshots, quotas and, by choice, a dedup domain of their own
+    Volume {
+        /// The volume command.
+        #[command(subcommand)]
+        command: VolumeCommand,
+    },
     /// Users of the S3 face
     User {
         /// The user command.
@@ -542,7 +665,7 @@ pub enum SnapshotCommand {
     Create {
         /// Which snapshot.
         #[command(flatten)]
-        snapshot: SnapshotArgs,
+        snapshot: NewSnapshotArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -589,6 +712,21 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         report: ReportArgs,
     },
+    /// Have snapshots taken by themselves and old ones deleted, or tell of which directories they are
+    #[command(after_help = SNAPSHOT_POLICY_HELP)]
+    Policy {
+        /// Directory, from the root of the pool [default: all that have a policy]
+        path: Option<PathBuf>,
+        /// How many are kept: hourly=N, daily=N, weekly=N, monthly=N, with commas between [default: only tell]
+        #[arg(requires = "path")]
+        policy: Option<String>,
+        /// End it; snapshots that there are stay
+        #[arg(long, requires = "path", conflicts_with = "policy")]
+        remove: bool,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
     /// Delete a snapshot; its room comes back in the background
     #[command(
         after_help = "Example:\n  cfs admin snapshot delete /home --name monday --data /srv/pool"
@@ -606,9 +744,9 @@ pub enum SnapshotCommand {
     Release(SnapshotArgs),
 }
 
-/// Which snapshot.
+/// A snapshot to take.
 #[derive(Debug, Args)]
-pub struct SnapshotArgs {
+pub struct NewSnapshotArgs {
     /// Directory, from the root of the pool
     pub path: PathBuf,
     /// Name of the snapshot
@@ -617,6 +755,79 @@ pub struct SnapshotArgs {
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,
+}
+
+/// Which snapshot.
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// Directory, from the root of the pool
+    #[arg(required_unless_present = "id", requires = "name")]
+    pub path: Option<PathBuf>,
+    /// Name of the snapshot
+    #[arg(long, requires = "path")]
+    pub name: Option<std::ffi::OsString>,
+    /// Its id as `snapshot list` tells it, instead of path and name
+    #[arg(long, value_name = "ID", conflicts_with_all = ["path", "name"])]
+    pub id: Option<String>,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// The volume commands.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume: a new directory with snapshots and quotas of its own
+    #[command(after_help = VOLUME_CREATE_HELP)]
+    Create {
+        /// Its root, a new directory, from the root of the pool
+        path: PathBuf,
+        /// Most bytes of content, as the sizes of its files add up [default: no bound]
+        #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+        quota_bytes: Option<u64>,
+        /// Most inodes, its root among them [default: no bound]
+        #[arg(long, value_name = "COUNT")]
+        quota_inodes: Option<u64>,
+        /// Share no chunks with other volumes, under a secret of its own
+        #[arg(long)]
+        own_domain: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+    /// Change the quotas of a volume; what is not given stays
+    #[command(
+        after_help = "Example:\n  cfs admin volume set /home/ann --quota-bytes 20G --data /srv/pool\n\n0 is no bound."
+    )]
+    Set {
+        /// Its root, from the root of the pool
+        path: PathBuf,
+        /// Most bytes of content; 0 for no bound
+        #[arg(long, value_name = "BYTES", value_parser = bytes::parse, required_unless_present = "quota_inodes")]
+        quota_bytes: Option<u64>,
+        /// Most inodes; 0 for no bound
+        #[arg(long, value_name = "COUNT")]
+        quota_inodes: Option<u64>,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+    /// Tell which volumes there are, what is in them and what may be
+    List(ReportArgs),
+    /// Remove a volume
+    #[command(
+        after_help = "Example:\n  cfs admin volume delete /home/ann --recursive --data /srv/pool"
+    )]
+    Delete {
+        /// Its root, from the root of the pool
+        path: PathBuf,
+        /// Remove all in it too, and its snapshots
+        #[arg(long)]
+        recursive: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
 }
 
 /// Options of `cfs admin scrub`.
@@ -732,6 +943,21 @@ pub enum KeyCommand {
         /// Options of any report.
         #[command(flatten)]
         report: ReportArgs,
+    },
+    /// Write the file with which a pool is made that can receive from this one
+    #[command(after_help = "\
+The file holds the secret that names and seals this pool's chunks: who has it and a copy of the pool's chunks can read
+them. Take it to the other machine, make the pool there, and delete it.
+
+Example:
+  cfs admin key replica replica.key --data /srv/pool
+  cfs init --data /srv/copy --replica-of replica.key && rm replica.key")]
+    Replica {
+        /// The file, which must not be there
+        file: PathBuf,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
     },
     /// Give the pool a new passphrase; nothing is encrypted anew, only the key that all others hang from
     #[command(after_help = "\

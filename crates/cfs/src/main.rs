@@ -25,11 +25,14 @@ mod keys;
 mod memory;
 mod pool;
 mod repair;
+mod replica;
 mod s3;
 mod serve;
 mod transfer;
 
+use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,15 +41,18 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
 use crate::admin::protocol::{
-    AnyPath, DebugTarget, GcWay, GivenKey, Named, Request, SnapshotRequest, Transfer, UserRequest,
+    Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, SnapshotRequest,
+    StreamRequest, Transfer, UserRequest, VolumeRequest,
 };
 use crate::admin::reporter::end_if_unprinted;
+use crate::admin::streams::{Bridge, Far, start_receiver};
 use crate::cli::{
-    AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, GivenKeyArgs, ImportArgs,
-    KeyCommand, MountArgs, ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand,
+    AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, FirstRunArgs, GivenKeyArgs,
+    ImportArgs, InitArgs, KeyCommand, MountArgs, ReceiveArgs, ServerArgs, SnapshotArgs,
+    SnapshotCommand, UserCommand, VolumeCommand,
 };
 use crate::daemon::Side;
-use crate::datadir::DataDir;
+use crate::datadir::{Contents, DataDir};
 use crate::failure::{Code, Failure, Result};
 use crate::keys::{Environment, KeyGiven};
 use crate::pool::Use;
@@ -93,6 +99,30 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         Command::Export(args) => {
             start_log(log, "warn")?;
             export(args, environment)
+        }
+        Command::Init(args) => {
+            start_log(log, "warn")?;
+            init(args, environment)
+        }
+        Command::Send(args) => {
+            start_log(log, "warn")?;
+            send(
+                &args.snapshot,
+                args.from,
+                Far::Output,
+                args.existing,
+                environment,
+            )
+        }
+        Command::Receive(args) => {
+            start_log(log, "warn")?;
+            receive(args, environment)
+        }
+        Command::Replicate(args) => {
+            start_log(log, "warn")?;
+            let receiver = start_receiver(&args.target, args.path.as_deref())?;
+            let far = Far::Process(receiver);
+            send(&args.snapshot, None, far, args.existing, environment)
         }
         Command::Admin { command } => {
             start_log(log, "warn")?;
@@ -234,6 +264,7 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             };
             (args.report, request)
         }
+        AdminCommand::Volume { command } => return volume(command, environment),
         AdminCommand::User { command } => {
             let (args, request) = match command {
                 UserCommand::Add { name, key, report } => {
@@ -245,6 +276,9 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             };
             (args, Request::User(request))
         }
+        AdminCommand::Key {
+            command: KeyCommand::Replica { file, existing },
+        } => return replica_key(&file, existing, environment),
         AdminCommand::Key {
             command: KeyCommand::Create { name, key, report },
         } => {
@@ -296,15 +330,38 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
     let named = |path: &Path, name: &std::ffi::OsStr| Named {
         path: AnyPath::from(path),
         name: AnyPath::from(Path::new(name)),
+        id: None,
     };
     let of = |args: SnapshotArgs, request: fn(Named) -> SnapshotRequest| {
-        let named = named(&args.path, &args.name);
+        let named = Named {
+            id: args.id,
+            ..named(
+                &args.path.unwrap_or_default(),
+                &args.name.unwrap_or_default(),
+            )
+        };
         (args.existing, request(named), false)
     };
     let (existing, request, json) = match command {
         SnapshotCommand::Create { snapshot, json } => {
-            let (existing, request, _) = of(snapshot, SnapshotRequest::Create);
-            (existing, request, json)
+            let named = named(&snapshot.path, &snapshot.name);
+            (snapshot.existing, SnapshotRequest::Create(named), json)
+        }
+        SnapshotCommand::Policy {
+            path,
+            policy,
+            remove,
+            report,
+        } => {
+            let request = SnapshotRequest::Policy {
+                path: path.as_deref().map(AnyPath::from),
+                change: match policy {
+                    Some(policy) => PolicyChange::Set(policy),
+                    None if remove => PolicyChange::Remove,
+                    None => PolicyChange::None,
+                },
+            };
+            (report.existing, request, report.json)
         }
         SnapshotCommand::Delete(args) => of(args, SnapshotRequest::Delete),
         SnapshotCommand::Hold(args) => of(args, SnapshotRequest::Hold),
@@ -345,6 +402,151 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
         }
     };
     on_existing(existing, environment, Request::Snapshot(request), json)
+}
+
+fn init(args: InitArgs, environment: Environment) -> Result<ExitCode> {
+    let dir = DataDir::at(&args.data)?;
+    if !matches!(dir.contents()?, Contents::Nothing) {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("there is a pool in {} already", args.data.display()),
+        )
+        .hint("choose another directory; nothing was changed"));
+    }
+    let given = KeyGiven::new(args.pool.key, environment);
+    let first_run = FirstRunArgs {
+        replica_of: args.replica_of,
+        ..args.pool.first_run
+    };
+    let usage = Use {
+        budgets: args.pool.budgets,
+        ..Use::default()
+    };
+    let pool = pool::open_or_create(&dir, given, &first_run, usage)?;
+    pool::close(&pool.fs)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn replica_key(file: &Path, existing: ExistingArgs, environment: Environment) -> Result<ExitCode> {
+    let dir = DataDir::at(&existing.data)?;
+    let given = KeyGiven::new(existing.key, environment);
+    let answer = client::ask(&dir, Request::ReplicaKey, |request, reporter| {
+        let pool = pool::open(&dir, given, Use::default())?;
+        client::on_own_pool(pool, request, reporter)
+    })?;
+    match answer {
+        Answer::ReplicaKey { text } => replica::write(file, &text).map(|()| ExitCode::SUCCESS),
+        _ => Err(Failure::new(
+            Code::Failed,
+            "the process that serves the pool gave another answer than asked for",
+        )),
+    }
+}
+
+/// Sends a snapshot to where `far` says.
+fn send(
+    snapshot: &OsStr,
+    from: Option<OsString>,
+    far: Far,
+    existing: ExistingArgs,
+    environment: Environment,
+) -> Result<ExitCode> {
+    let bytes = snapshot.as_bytes();
+    let at = bytes.iter().rposition(|byte| *byte == b'@');
+    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("{} is not of the form PATH@NAME", snapshot.display()),
+        )
+        .hint("PATH is that of a directory from the pool's root, NAME that of its snapshot"));
+    };
+    let part = |bytes: &[u8]| AnyPath::from(Path::new(OsStr::from_bytes(bytes)));
+    let dir = DataDir::at(&existing.data)?;
+    let waits = matches!(far, Far::Process(_));
+    let bridge = Bridge::start(&dir, far)?;
+    let request = Request::Stream(StreamRequest::Send {
+        named: Named {
+            path: part(&bytes[..at]),
+            name: part(&bytes[at + 1..]),
+            id: None,
+        },
+        from: from.map(|name| AnyPath::from(Path::new(&name))),
+        waits,
+        socket: bridge.name(),
+    });
+    through(bridge, existing, environment, request)
+}
+
+fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
+    let dir = DataDir::at(&args.existing.data)?;
+    let bridge = Bridge::start(&dir, Far::Input)?;
+    let request = Request::Stream(StreamRequest::Receive {
+        path: args.path.as_deref().map(AnyPath::from),
+        socket: bridge.name(),
+    });
+    through(bridge, args.existing, environment, request)
+}
+
+/// Does what needs a stream, and waits until all of that has been passed on.
+fn through(
+    bridge: Bridge,
+    existing: ExistingArgs,
+    environment: Environment,
+    request: Request,
+) -> Result<ExitCode> {
+    let done = on_existing(existing, environment, request, false);
+    let passed = bridge.finish();
+    // What the request met says more than what came of it on the way.
+    let code = done?;
+    passed?;
+    Ok(code)
+}
+
+fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> {
+    let (existing, request, json) = match command {
+        VolumeCommand::Create {
+            path,
+            quota_bytes,
+            quota_inodes,
+            own_domain,
+            existing,
+        } => {
+            let request = VolumeRequest::Create {
+                path: AnyPath::from(&*path),
+                quota_bytes: quota_bytes.unwrap_or(0),
+                quota_inodes: quota_inodes.unwrap_or(0),
+                own_domain,
+                owner: (
+                    rustix::process::geteuid().as_raw(),
+                    rustix::process::getegid().as_raw(),
+                ),
+            };
+            (existing, request, false)
+        }
+        VolumeCommand::Set {
+            path,
+            quota_bytes,
+            quota_inodes,
+            existing,
+        } => {
+            let request = VolumeRequest::Set {
+                path: AnyPath::from(&*path),
+                quota_bytes,
+                quota_inodes,
+            };
+            (existing, request, false)
+        }
+        VolumeCommand::List(report) => (report.existing, VolumeRequest::List, report.json),
+        VolumeCommand::Delete {
+            path,
+            recursive,
+            existing,
+        } => {
+            let path = AnyPath::from(&*path);
+            (existing, VolumeRequest::Delete { path, recursive }, false)
+        }
+    };
+    on_existing(existing, environment, Request::Volume(request), json)
 }
 
 fn debug(command: DebugCommand, environment: Environment) -> Result<ExitCode> {

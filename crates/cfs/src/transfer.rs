@@ -103,6 +103,11 @@ impl From<FsError> for Trouble {
                     "delete files in it or give it more room; then run the same command again",
                 ))
             }
+            FsError::Quota => Self::Run(
+                Failure::new(Code::Failed, error.to_string()).hint(
+                    "delete files in the volume or give it more with `cfs admin volume set`; then run the same command again",
+                ),
+            ),
             FsError::ReadOnly(_) => Self::Run(
                 Failure::new(Code::Host, format!("{error}"))
                     .hint("the log says which device error it was; restart to try again"),

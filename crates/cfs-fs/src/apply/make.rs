@@ -5,7 +5,7 @@ use cfs_format::{Ino, VolumeId};
 use cfs_store::{Txn, VolumeDelta};
 
 use super::Outcome;
-use crate::command::{Format, Link, Make, MakeUnnamed};
+use crate::command::{Format, Link, Make, MakeUnnamed, VolumeCreate};
 use crate::directory::{self, FIRST_COOKIE, Target};
 use crate::error::{FsError, Result};
 use crate::types::Time;
@@ -36,6 +36,9 @@ pub(super) fn live_directory(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
     if record.nlink.get() == 0 {
         return Err(FsError::NotFound);
     }
+    if inode::is_junction(&record) {
+        return Err(FsError::Volume);
+    }
     Ok(record)
 }
 
@@ -64,8 +67,6 @@ pub(super) fn format(txn: &mut Txn<'_>, command: &Format) -> Result<Outcome> {
         btime: command.now.into(),
         ..InodeRecord::default()
     };
-    let created_ns =
-        command.now.seconds.max(0) as u64 * 1_000_000_000 + u64::from(command.now.nanos);
     txn.note_ino(Ino::ROOT);
     inode::put(txn, Ino::ROOT, &mut root);
     txn.volume_put(
@@ -73,7 +74,7 @@ pub(super) fn format(txn: &mut Txn<'_>, command: &Format) -> Result<Outcome> {
         VolumeRecord {
             root: Ino::ROOT.0.into(),
             inode_count: 1.into(),
-            created_ns: created_ns.into(),
+            created_ns: command.now.ns_since_1970().into(),
             domain: command.domain.0.into(),
             codec: command.codec,
             codec_level: command.codec_level,
@@ -207,6 +208,37 @@ pub(super) fn make(txn: &mut Txn<'_>, command: &Make) -> Result<Outcome> {
     }
     inode::put(txn, command.parent, &mut parent);
     Ok(Outcome::of(command.ino, record))
+}
+
+/// Makes the root directory of a volume whose record has just been put, as if it were made in `above`, the directory
+/// with its junction.
+pub(super) fn volume_root(
+    txn: &mut Txn<'_>,
+    above: &InodeRecord,
+    command: &VolumeCreate,
+) -> Result<Outcome> {
+    let VolumeCreate { junction, root, .. } = command;
+    let above = InodeRecord {
+        volume: command.volume.0.into(),
+        ..*above
+    };
+    let new = New {
+        parent: junction.parent,
+        ino: *root,
+        mode: junction.mode,
+        rdev: 0,
+        uid: junction.uid,
+        gid: junction.gid,
+        umask: junction.umask,
+        nlink: 2,
+        target: &[],
+        now: junction.now,
+        salt: command.salt,
+    };
+    let mut record = put_new(txn, &above, &new)?;
+    record.parent = root.0.into();
+    inode::put(txn, *root, &mut record);
+    Ok(Outcome::of(*root, record))
 }
 
 pub(super) fn make_unnamed(txn: &mut Txn<'_>, command: &MakeUnnamed) -> Result<Outcome> {

@@ -39,6 +39,9 @@ pub(super) fn remove_directory(txn: &mut Txn<'_>, command: &Unlink) -> Result<Ou
     if !inode::is_directory(&record) {
         return Err(FsError::NotDirectory);
     }
+    if inode::is_junction(&record) {
+        return Err(FsError::Volume);
+    }
     if record.size.get() != 0 {
         return Err(FsError::NotEmpty);
     }

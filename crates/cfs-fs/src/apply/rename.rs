@@ -223,6 +223,9 @@ fn replace(
             (false, true) => return Err(FsError::IsDirectory),
             _ => {}
         }
+        if inode::is_junction(&target.record) {
+            return Err(FsError::Volume);
+        }
         if target.is_directory() && target.record.size.get() != 0 {
             return Err(FsError::NotEmpty);
         }
@@ -281,10 +284,12 @@ fn lies_in(txn: &Txn<'_>, inner: Ino, outer: Ino) -> Result<bool> {
         if at == outer {
             return Ok(true);
         }
-        if at == Ino::ROOT {
+        let above = Ino(inode::get(txn, at)?.parent.get());
+        if above == at {
+            // The root of the volume.
             return Ok(false);
         }
-        at = Ino(inode::get(txn, at)?.parent.get());
+        at = above;
     }
     Err(FsError::damaged(format_args!(
         "the parents of directory {inner} form a circle"

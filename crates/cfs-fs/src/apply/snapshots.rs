@@ -13,7 +13,6 @@ use crate::command::{Prune, SnapshotCreate, SnapshotDelete, SnapshotHold};
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
 use crate::history::{held_extent, snapshot_key, timestamp_of_key};
-use crate::types::Time;
 use crate::views::Snapshot;
 use crate::{directory, row};
 
@@ -27,10 +26,6 @@ fn snapshots_of(txn: &Txn<'_>, volume: VolumeId) -> Result<Vec<Snapshot>> {
     txn.range(&lo, &hi)
         .map(|row| Snapshot::decode(&row.map_err(table_error)?))
         .collect()
-}
-
-fn since_1970(time: Time) -> u64 {
-    time.seconds.max(0) as u64 * 1_000_000_000 + u64::from(time.nanos)
 }
 
 pub(super) fn create(txn: &mut Txn<'_>, command: &SnapshotCreate) -> Result<()> {
@@ -50,7 +45,7 @@ pub(super) fn create(txn: &mut Txn<'_>, command: &SnapshotCreate) -> Result<()> 
     let mut volume_record = volume_of(txn, volume)?;
     let record = SnapshotRecord {
         directory: command.directory.0.into(),
-        created_ns: since_1970(command.now).into(),
+        created_ns: command.now.ns_since_1970().into(),
         volume_logical_bytes: volume_record.logical_bytes,
         volume_inode_count: volume_record.inode_count,
         view: view.0.into(),

@@ -214,6 +214,12 @@ impl Names {
             }
             Ok(())
         });
+        for (_, volume) in &frozen.volumes {
+            let junction = Ino(volume.junction.get());
+            if let Some(place) = names.directories.get(&junction).cloned() {
+                names.directories.insert(Ino(volume.root.get()), place);
+            }
+        }
         went_on.then_some(names)
     }
 

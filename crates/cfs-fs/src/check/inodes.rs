@@ -29,6 +29,9 @@ struct Seen {
     /// Directories among its own entries.
     subdirectories: u32,
     orphan: bool,
+    volume: u32,
+    /// It says that a volume is seen in its place.
+    is_junction: bool,
 }
 
 /// Sums over the rows of the inode that the pass is at.
@@ -61,6 +64,8 @@ pub(super) struct Inodes<'a> {
     at: Rows,
     seen: HashMap<Ino, Seen>,
     volumes: BTreeMap<u32, VolumeSums>,
+    /// The roots of the volumes.
+    roots: HashSet<Ino>,
 }
 
 impl<'a> Inodes<'a> {
@@ -71,6 +76,11 @@ impl<'a> Inodes<'a> {
             at: Rows::default(),
             seen: HashMap::new(),
             volumes: BTreeMap::new(),
+            roots: frozen
+                .volumes
+                .iter()
+                .map(|(_, volume)| Ino(volume.root.get()))
+                .collect(),
         }
     }
 
@@ -158,6 +168,8 @@ impl<'a> Inodes<'a> {
         let seen = self.seen.entry(ino).or_default();
         seen.record = Some((inode::kind(&record), record.nlink.get()));
         seen.parent = Ino(record.parent.get());
+        seen.volume = record.volume.get();
+        seen.is_junction = inode::is_junction(&record);
         self.at.record = Some(record);
     }
 
@@ -352,6 +364,7 @@ impl<'a> Inodes<'a> {
             self.check_links(*ino, &self.seen[ino], report);
         }
         self.check_circles(&numbers, report);
+        self.check_volumes(&numbers, report);
         for (volume, record) in &self.frozen.volumes {
             let sums = self.volumes.remove(&volume.0).unwrap_or_default();
             for (what, is, should_be) in [
@@ -413,7 +426,7 @@ impl<'a> Inodes<'a> {
         }
         let links = if kind != libc::S_IFDIR {
             seen.names
-        } else if seen.names > 0 || ino == Ino::ROOT {
+        } else if seen.names > 0 || self.roots.contains(&ino) {
             2 + seen.subdirectories
         } else {
             0
@@ -427,7 +440,8 @@ impl<'a> Inodes<'a> {
         if kind != libc::S_IFDIR {
             return;
         }
-        let names_max = u32::from(ino != Ino::ROOT);
+        let is_root = self.roots.contains(&ino);
+        let names_max = u32::from(!is_root);
         if seen.names > names_max {
             report.add(
                 "directory-names",
@@ -435,12 +449,8 @@ impl<'a> Inodes<'a> {
                 format!("it is a directory with {} names", seen.names),
             );
         }
-        let named_in = if ino == Ino::ROOT {
-            ino
-        } else {
-            seen.name_parent
-        };
-        if (seen.names > 0 || ino == Ino::ROOT) && seen.parent != named_in {
+        let named_in = if is_root { ino } else { seen.name_parent };
+        if (seen.names > 0 || is_root) && seen.parent != named_in {
             let sentence = format!("its parent is {} and should be {named_in}", seen.parent);
             report.add("parent", &name, sentence);
         }
@@ -448,7 +458,7 @@ impl<'a> Inodes<'a> {
 
     /// Directories that are named in each other, out of the root's reach.
     fn check_circles(&self, numbers: &[Ino], report: &mut CheckReport) {
-        let mut good: HashSet<Ino> = HashSet::from([Ino::ROOT]);
+        let mut good: HashSet<Ino> = self.roots.clone();
         for start in numbers.iter().filter(|ino| self.is_directory(**ino)) {
             let mut path = HashSet::new();
             let mut at = *start;
@@ -468,6 +478,56 @@ impl<'a> Inodes<'a> {
                 }
             }
             good.extend(path);
+        }
+    }
+
+    /// Each volume has a root of its own and, but for the first, a junction, an empty directory that says so and has a
+    /// name; and names do not lead from one volume into another.
+    fn check_volumes(&self, numbers: &[Ino], report: &mut CheckReport) {
+        let mut junctions: HashSet<Ino> = HashSet::new();
+        for (id, volume) in &self.frozen.volumes {
+            let name = format!("volume {id}");
+            let (root, junction) = (Ino(volume.root.get()), Ino(volume.junction.get()));
+            if !self.is_directory(root) || self.seen[&root].volume != id.0 {
+                report.add(
+                    "volume-root",
+                    &name,
+                    format!("its root, inode {root}, is no directory of it"),
+                );
+            }
+            if (junction == Ino(0)) != (root == Ino::ROOT) || !junctions.insert(junction) {
+                report.add(
+                    "junction",
+                    &name,
+                    format!("it cannot be seen in the place of inode {junction}"),
+                );
+            }
+            let is_good =
+                |seen: &Seen| seen.is_junction && seen.names == 1 && seen.subdirectories == 0;
+            if junction != Ino(0) && !self.seen.get(&junction).is_some_and(is_good) {
+                report.add(
+                    "junction",
+                    &name,
+                    format!(
+                        "inode {junction} is no empty directory with a name that stands for it"
+                    ),
+                );
+            }
+        }
+        for ino in numbers {
+            let seen = &self.seen[ino];
+            if seen.is_junction && !junctions.contains(ino) {
+                let sentence = "it stands for a volume that is missing".to_owned();
+                report.add("junction", inode_name(*ino), sentence);
+            }
+            let above = self.seen.get(&seen.name_parent).map(|above| above.volume);
+            if seen.names > 0 && seen.record.is_some() && above != Some(seen.volume) {
+                let sentence = format!(
+                    "it is of volume {}, and directory {} that names it is not",
+                    seen.volume, seen.name_parent
+                );
+                report.add("volume", inode_name(*ino), sentence);
+            }
         }
     }
 

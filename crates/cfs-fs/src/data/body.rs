@@ -26,6 +26,7 @@ use cfs_store::{ChunkPin, NewChunk, Reservation};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::buffer::{BUFFER_BYTES_MAX, Buffer, Buffers};
+use super::quota::Growth;
 use super::read::Readers;
 use super::windows::Windows;
 use crate::error::{FsError, Result};
@@ -190,6 +191,8 @@ pub(crate) struct Body {
     /// When the access time was last looked at, nanoseconds since 1970; 0 when it must be looked at again.
     pub(crate) atime_checked_ns: u64,
     pub(crate) reservation: Option<Reservation>,
+    /// What is held of the volume's quota.
+    pub(crate) growth: Option<Growth>,
     pub(crate) windows: Windows,
     pub(crate) readers: Readers,
 }
@@ -373,6 +376,7 @@ impl Body {
         self.pending = Pending::default();
         self.error = None;
         self.stalled = false;
+        self.growth = None;
         self.settle_reservation();
     }
 
@@ -391,13 +395,19 @@ impl Body {
         bytes + pieces * PIECE_OVERHEAD_BYTES
     }
 
-    /// Gives back promised room that is not needed any more.
+    /// Gives back promised room, and of the quota, what is not needed any more.
     pub(crate) fn settle_reservation(&mut self) {
         let needed = self.needed_bytes();
         if needed == 0 {
             self.reservation = None;
         } else if let Some(reservation) = &mut self.reservation {
             reservation.shrink_to(needed);
+        }
+        let growth = self.size.saturating_sub(self.committed_size);
+        if growth == 0 {
+            self.growth = None;
+        } else if let Some(held) = &mut self.growth {
+            held.shrink_to(growth);
         }
     }
 

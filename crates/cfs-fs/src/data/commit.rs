@@ -275,6 +275,9 @@ impl Core {
         let bytes = command.encode();
         let mut txn = self.store.begin();
         apply::apply(&mut txn, command)?;
+        if !command.was_accepted() {
+            self.quotas.check(&txn)?;
+        }
         txn.commit(&bytes)?;
         Ok(())
     }

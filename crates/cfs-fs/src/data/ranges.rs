@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use cfs_format::Ino;
+use cfs_format::{DomainId, Ino, VolumeId};
 
 use super::Core;
 use super::body::{Body, FileState, Identity};
@@ -17,6 +17,9 @@ use crate::types::Time;
 
 /// Extents that one command frees or copies at most.
 const STEP_EXTENTS_MAX: usize = 2048;
+
+/// Bytes that are read and written at once where chunks are not shared.
+const COPY_STEP_BYTES: u64 = 1 << 20;
 
 /// Extents that one step of looking for a hole passes at most.
 const SEEK_EXTENTS_MAX: usize = 4096;
@@ -84,7 +87,7 @@ impl Core {
         }
         self.writable()?;
         let file = self.file(ino);
-        let mut body = self.lock_for_change(&file)?;
+        let mut body = self.lock_to_resize(&file, size)?;
         self.stamp(&mut body, now, kill_suid_sgid);
         body.resize(size);
         body.settle_reservation();
@@ -125,6 +128,10 @@ impl Core {
             }
             AllocateMode::Punch => self.punch(ino, offset, end, kill_suid_sgid),
             AllocateMode::Zero { keep_size } => {
+                if !keep_size {
+                    // A quota refuses it before anything has changed.
+                    drop(self.lock_to_resize(&self.file(ino), end)?);
+                }
                 self.punch(ino, offset, end, kill_suid_sgid)?;
                 if keep_size {
                     return Ok(());
@@ -139,7 +146,7 @@ impl Core {
     /// Makes the file at least `size` long. That it was allocated counts as a change, also where it is so long.
     fn extend(&self, ino: Ino, size: u64, kill_suid_sgid: bool) -> Result<()> {
         let file = self.file(ino);
-        let mut body = self.lock_for_change(&file)?;
+        let mut body = self.lock_to_resize(&file, size)?;
         let now_ns = self.host.now_ns();
         self.stamp(&mut body, Time::from_ns(now_ns), kill_suid_sgid);
         if size > body.size {
@@ -193,6 +200,10 @@ impl Core {
             return Err(FsError::Invalid);
         }
         let file = self.file(ino);
+        let (_, volume) = self.owner_of(&file)?;
+        if insert && !self.quotas.has_room(&self.store, volume, len) {
+            self.flush_all()?;
+        }
         let barrier = Barrier::raise(&file);
         let mut body = self.at_rest(&file, &barrier)?;
         let fits = if insert {
@@ -266,6 +277,14 @@ impl Core {
             return Ok(written as u64);
         }
 
+        let (domain, _) = self.owner_of(&source_file)?;
+        let (target_domain, volume) = self.owner_of(&target_file)?;
+        if !self.quotas.has_room(&self.store, volume, len) {
+            self.flush_all()?;
+        }
+        if domain != target_domain {
+            return self.copy_bytes(source, source_offset, target, target_offset, len);
+        }
         let source_barrier = Barrier::raise(&source_file);
         let target_barrier = Barrier::raise(&target_file);
         drop(self.at_rest(&source_file, &source_barrier)?);
@@ -311,6 +330,42 @@ impl Core {
             at = step_end;
         }
         Ok(at.saturating_sub(source_offset))
+    }
+
+    fn owner_of(&self, file: &Arc<FileState>) -> Result<(DomainId, VolumeId)> {
+        let mut body = file.lock();
+        self.load(file, &mut body)?;
+        let identity = body.identity();
+        Ok((identity.domain, identity.volume))
+    }
+
+    /// As [`Core::copy_range`], by reading and writing: dedup domains share no chunks.
+    fn copy_bytes(
+        &self,
+        source: Ino,
+        source_offset: u64,
+        target: Ino,
+        target_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let mut out = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(COPY_STEP_BYTES);
+            let copied = self
+                .read(source, source_offset + done, step as usize, &mut out)
+                .and_then(|_| match out.is_empty() {
+                    true => Ok(0),
+                    false => self.write(target, target_offset + done, &out, false),
+                });
+            match copied {
+                Ok(0) => break,
+                Ok(copied) => done += copied as u64,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
     }
 
     /// The content of a file that is no longer than what is kept inline.
@@ -428,4 +483,5 @@ fn set_size(body: &mut Body, size: u64) {
     body.size = size;
     body.submitted_size = size;
     body.committed_size = size;
+    body.settle_reservation();
 }

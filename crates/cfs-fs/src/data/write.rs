@@ -20,7 +20,7 @@ impl Core {
     /// Accepts `data` at `offset`. Returns how many bytes were accepted, fewer than given only if the rest failed.
     ///
     /// # Errors
-    /// [`FsError::NoSpace`], [`FsError::TooLarge`], [`FsError::ReadOnly`], [`FsError::NotFound`],
+    /// [`FsError::NoSpace`], [`FsError::Quota`], [`FsError::TooLarge`], [`FsError::ReadOnly`], [`FsError::NotFound`],
     /// [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no regular file; nothing was accepted.
     pub(crate) fn write(
         &self,
@@ -63,7 +63,9 @@ impl Core {
             drop(body);
             self.writable()?;
             self.flush_all()?;
-            self.store.make_room(ROOM_BYTES + data.len() as u64)?;
+            if !matches!(error, FsError::Quota) {
+                self.store.make_room(ROOM_BYTES + data.len() as u64)?;
+            }
             body = self.lock_for_change(file)?;
             self.admit(&mut body, offset, data.len() as u64)
                 .map_err(|_| error)?;
@@ -131,7 +133,26 @@ impl Core {
         Ok(())
     }
 
+    /// The lock of a file that may be changed and become `size` bytes long.
+    pub(super) fn lock_to_resize<'f>(
+        &self,
+        file: &'f Arc<FileState>,
+        size: u64,
+    ) -> Result<MutexGuard<'f, Body>> {
+        let mut body = self.lock_for_change(file)?;
+        if self.quotas.admit(&self.store, &mut body, size).is_ok() {
+            return Ok(body);
+        }
+        // What has been committed just now counts twice.
+        drop(body);
+        self.flush_all()?;
+        body = self.lock_for_change(file)?;
+        self.quotas.admit(&self.store, &mut body, size)?;
+        Ok(body)
+    }
+
     fn admit(&self, body: &mut Body, offset: u64, len: u64) -> Result<()> {
+        self.quotas.admit(&self.store, body, offset + len)?;
         let (bytes, pieces) = body.gaps_in_runs(offset, len);
         if bytes > 0 {
             let more = self.store.admit(Body::bytes_to_admit(bytes, pieces))?;

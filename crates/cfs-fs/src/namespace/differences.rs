@@ -201,7 +201,7 @@ impl Fs {
         }
     }
 
-    fn entries_of(&self, ino: Option<Ino>) -> Result<BTreeMap<Vec<u8>, (Ino, u32)>> {
+    pub(crate) fn entries_of(&self, ino: Option<Ino>) -> Result<BTreeMap<Vec<u8>, (Ino, u32)>> {
         let Some(ino) = ino else {
             return Ok(BTreeMap::new());
         };

@@ -24,10 +24,10 @@ impl Fs {
             _ => {}
         }
         if let Some(directory) = listed_by(parent) {
-            let found = self.views.listed(directory, Some(name))?;
-            let (snapshot, shown) = found.first().ok_or(FsError::NotFound)?;
-            let shown = shown.in_view(snapshot.view).ok_or(FsError::TooLarge)?;
-            return self.getattr(shown);
+            let found = self.views.find_listed(directory, name)?;
+            let found = found.ok_or(FsError::NotFound)?;
+            let shown = found.ino.in_view(found.snapshot.view);
+            return self.getattr(shown.ok_or(FsError::TooLarge)?);
         }
         if name == SNAPSHOTS_NAME && parent.view().is_none() {
             return self.getattr(parent.in_view(ViewId::LIST).ok_or(FsError::TooLarge)?);

@@ -335,7 +335,7 @@ impl Fs {
         self.atimes.forget(ino);
     }
 
-    fn salt(&self) -> [u8; 16] {
+    pub(crate) fn salt(&self) -> [u8; 16] {
         let mut salt = [0; 16];
         self.host.fill_random(&mut salt);
         salt

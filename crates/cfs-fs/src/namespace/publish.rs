@@ -82,7 +82,7 @@ impl Fs {
                 let entry = directory::decode(dir, &value)?;
                 Ok(NamedEntry {
                     name: split_key(&row_key)?.2.to_vec(),
-                    ino: Ino(entry.ino.get()),
+                    ino: self.views.through(Ino(entry.ino.get())),
                     kind: u32::from(entry.kind) << 12,
                 })
             })
@@ -96,7 +96,7 @@ impl Fs {
     pub fn find_name(&self, dir: Ino, name: &[u8]) -> Result<Option<NamedEntry>> {
         Ok(self.entry(dir, name)?.map(|entry| NamedEntry {
             name: name.to_vec(),
-            ino: Ino(entry.ino.get()),
+            ino: self.views.through(Ino(entry.ino.get())),
             kind: u32::from(entry.kind) << 12,
         }))
     }

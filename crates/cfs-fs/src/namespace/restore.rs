@@ -212,6 +212,8 @@ impl Run<'_> {
                         continue;
                     }
                     match self.directory(now, &entry.name) {
+                        // A volume has snapshots of its own.
+                        Ok(ino) if self.fs.views.junction(ino).is_some() => {}
                         Ok(ino) => waiting.push((entry.ino, ino, wanted.path.to_vec())),
                         Err(error) => self.tell(wanted.path, Err(error))?,
                     }

@@ -113,6 +113,16 @@ impl Fs {
         named.next().ok_or(FsError::NotFound)
     }
 
+    /// The snapshot with this id, as [`Snapshot::id`] tells it.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn snapshot_by_id(&self, id: &str) -> Result<Arc<Snapshot>> {
+        let mut all = self.views.all().into_iter();
+        all.find(|snapshot| snapshot.id() == id)
+            .ok_or(FsError::NotFound)
+    }
+
     /// Deletes a snapshot. It is gone at once; what it alone has held is given back in the background.
     ///
     /// # Errors

@@ -1,16 +1,45 @@
-//! Room and counts of the whole pool.
+//! Room and counts, of the whole pool and of volumes with quotas.
 
-use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES};
+use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES, VolumeId};
 
 use crate::Fs;
 use crate::directory::NAME_BYTES_MAX;
+use crate::error::{FsError, Result};
 use crate::types::StatFs;
 
 /// Bytes of tables and log that an inode takes, roughly: what the number of inodes that could be made is guessed by.
 const INODE_BYTES: u64 = 512;
 
 impl Fs {
-    /// Room and counts. What is used is counted in segments, so it contains what reclaim could still free.
+    /// Room and counts as they are seen from an inode: where its volume has a quota, of what that leaves.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`]; when its record cannot be read.
+    pub fn statfs_at(&self, ino: Ino) -> Result<StatFs> {
+        let mut pool = self.statfs();
+        let ino = crate::views::listed_by(ino).unwrap_or(ino);
+        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
+        let id = VolumeId(record.volume.get());
+        let Some(volume) = self.store.volume(id) else {
+            return Ok(pool);
+        };
+        let block_bytes = u64::from(BLOCK_BYTES);
+        if volume.quota_bytes.get() > 0 {
+            let used = self.files.quotas.used_bytes(id, &volume);
+            let free = volume.quota_bytes.get().saturating_sub(used) / block_bytes;
+            pool.blocks_free = pool.blocks_free.min(free);
+            pool.blocks_available = pool.blocks_available.min(free);
+            pool.blocks = used.div_ceil(block_bytes) + pool.blocks_free;
+        }
+        if volume.quota_inodes.get() > 0 {
+            pool.inodes = volume.inode_count.get();
+            let free = volume.quota_inodes.get().saturating_sub(pool.inodes);
+            pool.inodes_free = pool.inodes_free.min(free);
+        }
+        Ok(pool)
+    }
+
+    /// Room and counts of the pool. What is used is counted in segments, so it contains what reclaim could still free.
     #[must_use]
     pub fn statfs(&self) -> StatFs {
         let stats = self.store.stats();

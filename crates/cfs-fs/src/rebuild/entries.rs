@@ -133,6 +133,9 @@ impl Mending<'_> {
         seen.kind = Some(inode::kind(&record));
         seen.nlink = record.nlink.get();
         seen.parent = Ino(record.parent.get());
+        seen.volume = VolumeId(record.volume.get());
+        seen.is_junction = inode::is_junction(&record);
+        seen.is_new = at.record.is_none();
         let flags = record.flags.get();
         let of_rows = |has: bool, flag: u32| if has { flag } else { 0 };
         let wanted = (flags & !inode_flag::LOCKED)

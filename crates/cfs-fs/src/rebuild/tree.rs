@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use cfs_format::Ino;
-use cfs_format::table::{DirentRecord, InodeRecord, key, split_key, system_key, tag};
+use cfs_format::table::{DirentRecord, InodeRecord, inode_flag, key, split_key, system_key, tag};
+use cfs_format::{Ino, VolumeId};
 use cfs_store::{LostRange, MendStage, ReadError};
 
 use super::{Mending, Seen, all_rows};
@@ -67,16 +67,95 @@ impl Mending<'_> {
                 ..*seen
             };
         }
+        self.ends_of_volumes()?;
         self.remove_dangling()?;
         self.name_directories_once()?;
         if is_last {
             self.attach_unreachable()?;
         }
+        self.give_volumes()?;
         self.count_links()?;
         if is_last {
             self.tell()?;
         }
         Ok(())
+    }
+
+    /// Makes roots and junctions of volumes anew that are lost; a junction without a volume becomes a directory.
+    fn ends_of_volumes(&mut self) -> Result<(), ReadError> {
+        let volumes: Vec<_> = self.volumes.iter().map(|(id, ends)| (*id, *ends)).collect();
+        for (id, (root, junction)) in &volumes {
+            if *junction == Ino(0) {
+                continue;
+            }
+            for (ino, is_junction) in [(*root, false), (*junction, true)] {
+                let is_good = |seen: &Seen| {
+                    seen.kind == Some(libc::S_IFDIR) && seen.is_junction == is_junction
+                };
+                if self.seen.get(&ino).is_some_and(is_good) {
+                    continue;
+                }
+                self.trouble(*root, "attributes", "owner, mode and times are lost");
+                let mut record = match self.record(ino)? {
+                    Some(record) if inode::is_directory(&record) => record,
+                    _ => self.new_directory(ino),
+                };
+                match is_junction {
+                    true => record.flags = (record.flags.get() | inode_flag::JUNCTION).into(),
+                    false => {
+                        record.parent = ino.0.into();
+                        record.volume = id.0.into();
+                    }
+                }
+                self.put_record(ino, &record);
+                let seen = self.seen.entry(ino).or_default();
+                *seen = Seen {
+                    kind: Some(libc::S_IFDIR),
+                    nlink: 2,
+                    parent: Ino(record.parent.get()),
+                    volume: VolumeId(record.volume.get()),
+                    is_junction,
+                    is_new: is_junction,
+                    ..*seen
+                };
+            }
+        }
+        let stale: Vec<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                seen.is_junction && !volumes.iter().any(|(_, (_, of))| of == *ino)
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        for ino in stale {
+            if let Some(mut record) = self.record(ino)? {
+                record.flags = (record.flags.get() & !inode_flag::JUNCTION).into();
+                self.put_record(ino, &record);
+            }
+            self.trouble(ino, "volume", "the volume that was seen here is lost");
+        }
+        Ok(())
+    }
+
+    /// Directories whose records were made anew belong to the volume of the directory that names them.
+    fn give_volumes(&mut self) -> Result<(), ReadError> {
+        loop {
+            let wrong = self.seen.iter().find_map(|(ino, seen)| {
+                let above = self.seen.get(&seen.name_parent)?.volume;
+                (seen.is_new && seen.names > 0 && seen.volume != above).then_some((*ino, above))
+            });
+            let Some((ino, volume)) = wrong else {
+                return Ok(());
+            };
+            if let Some(mut record) = self.record(ino)? {
+                record.volume = volume.0.into();
+                self.put_record(ino, &record);
+            }
+            if let Some(seen) = self.seen.get_mut(&ino) {
+                seen.volume = volume;
+            }
+        }
     }
 
     fn is_missing(&self, ino: Ino) -> bool {
@@ -202,7 +281,7 @@ impl Mending<'_> {
             .seen
             .iter()
             .filter(|(ino, seen)| {
-                seen.kind.is_some() && seen.names == 0 && !seen.is_orphan && **ino != Ino::ROOT
+                seen.kind.is_some() && seen.names == 0 && !seen.is_orphan && !self.is_root(**ino)
             })
             .map(|(ino, _)| *ino)
             .collect();
@@ -210,8 +289,27 @@ impl Mending<'_> {
             return Ok(());
         }
         unreachable.sort_unstable();
-        let found = self.lost_and_found()?;
-        for ino in unreachable.into_iter().filter(|ino| *ino != found) {
+        let mut found_in: BTreeMap<VolumeId, Ino> = BTreeMap::new();
+        for ino in unreachable {
+            let volume = match self.seen[&ino] {
+                Seen { is_new: true, .. } => VolumeId::ROOT,
+                seen => seen.volume,
+            };
+            let root = self
+                .volumes
+                .get(&volume)
+                .map_or(Ino::ROOT, |(root, _)| *root);
+            let found = match found_in.get(&volume) {
+                Some(found) => *found,
+                None => {
+                    let found = self.lost_and_found(volume, root)?;
+                    found_in.insert(volume, found);
+                    found
+                }
+            };
+            if found_in.values().any(|found| *found == ino) {
+                continue;
+            }
             let kind = self.seen[&ino].kind.expect("filtered above");
             let mut name = format!("inode-{ino}").into_bytes();
             while self.get(&key(found, tag::DIRENT, &name))?.is_some() {
@@ -223,10 +321,10 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// The directory `/lost+found`, made if it is not there.
-    fn lost_and_found(&mut self) -> Result<Ino, ReadError> {
-        let present = self.get(&key(Ino::ROOT, tag::DIRENT, LOST_AND_FOUND))?;
-        let present = present.and_then(|bytes| directory::decode(Ino::ROOT, &bytes).ok());
+    /// The directory `lost+found` in the root of a volume, made if it is not there.
+    fn lost_and_found(&mut self, volume: VolumeId, root: Ino) -> Result<Ino, ReadError> {
+        let present = self.get(&key(root, tag::DIRENT, LOST_AND_FOUND))?;
+        let present = present.and_then(|bytes| directory::decode(root, &bytes).ok());
         if let Some(entry) = present
             && u32::from(entry.kind) << 12 == libc::S_IFDIR
             && !self.is_missing(Ino(entry.ino.get()))
@@ -236,21 +334,24 @@ impl Mending<'_> {
         let highest = self.seen.keys().max().copied().unwrap_or(Ino::ROOT);
         let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
         let ino = Ino(unused.max(Ino::ROOT.0 + 1));
-        self.new_directory(ino);
+        let mut record = self.new_directory(ino);
+        record.volume = volume.0.into();
+        self.put_record(ino, &record);
         self.seen.insert(
             ino,
             Seen {
                 kind: Some(libc::S_IFDIR),
                 nlink: 2,
+                volume,
                 ..Seen::default()
             },
         );
         // A file may have taken the name.
         let mut name = LOST_AND_FOUND.to_vec();
-        while self.get(&key(Ino::ROOT, tag::DIRENT, &name))?.is_some() {
+        while self.get(&key(root, tag::DIRENT, &name))?.is_some() {
             name.push(b'~');
         }
-        self.add_entry(Ino::ROOT, &name, ino, libc::S_IFDIR)?;
+        self.add_entry(root, &name, ino, libc::S_IFDIR)?;
         Ok(ino)
     }
 
@@ -291,7 +392,7 @@ impl Mending<'_> {
                 (false, true) => 2 + seen.subdirectories,
                 (false, false) => seen.names,
             };
-            let parent = match (is_directory, ino == Ino::ROOT || seen.is_orphan) {
+            let parent = match (is_directory, self.is_root(ino) || seen.is_orphan) {
                 (true, false) => seen.name_parent,
                 _ => seen.parent,
             };
@@ -334,6 +435,11 @@ impl Mending<'_> {
                 paths.directories.insert(ino, (parent, name));
             } else if wanted.contains(&ino) {
                 paths.others.insert(ino, (parent, name));
+            }
+        }
+        for (root, junction) in self.volumes.values() {
+            if let Some(place) = paths.directories.get(junction).cloned() {
+                paths.directories.insert(*root, place);
             }
         }
         let mut told: BTreeMap<(String, &'static str), String> = BTreeMap::new();

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use cfs_format::table::{
-    CookieRecord, DirentRecord, InodeRecord, ended_key, history_key, key, split_history,
-    system_key, tag,
+    CookieRecord, DirentRecord, InodeRecord, ended_key, history_key, inode_flag, key,
+    split_history, system_key, tag,
 };
 use cfs_format::{Ino, VolumeId};
-use cfs_fs::{Attr, Caller, Fs, RenameFlags, XattrFlags};
+use cfs_fs::{Attr, Caller, Fs, RenameFlags, VolumeOptions, XattrFlags};
 use cfs_store::{Txn, VolumeDelta};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -23,6 +23,15 @@ struct Tree {
     above: Attr,
     below: Attr,
     link: Attr,
+    /// The root of a volume, and a small file in it.
+    volume: Attr,
+    inner: Attr,
+}
+
+/// The inode in whose place the volume is seen.
+fn junction(txn: &Txn<'_>, tree: &Tree) -> Ino {
+    let record = txn.volume(tree.volume.volume).expect("the volume is there");
+    Ino(record.junction.get())
 }
 
 fn tree(fs: &Fs) -> Tree {
@@ -48,6 +57,12 @@ fn tree(fs: &Fs) -> Tree {
     let link = fs
         .symlink(Ino::ROOT, b"link", b"file", &caller)
         .expect("symlink");
+    let volume = fs
+        .volume_create(b"/volume", &VolumeOptions::default(), &caller)
+        .expect("a volume");
+    let inner = fs
+        .create(volume.ino, b"inner", 0o644, &caller)
+        .expect("create");
     fs.syncfs().expect("syncfs");
     // A snapshot, and states that it alone sees.
     fs.snapshot_create(b"/", b"one").expect("a snapshot");
@@ -77,6 +92,8 @@ fn tree(fs: &Fs) -> Tree {
         above,
         below,
         link,
+        volume,
+        inner,
     }
 }
 
@@ -153,6 +170,37 @@ const DAMAGES: &[(&str, Damage)] = &[
     }),
     ("volume", |txn, tree| {
         record(txn, tree.file.ino, |record| record.volume = 9.into())
+    }),
+    ("volume", |txn, tree| {
+        let volume = tree.volume.volume.0;
+        record(txn, tree.small.ino, |record| record.volume = volume.into());
+    }),
+    ("volume", |txn, tree| {
+        record(txn, tree.inner.ino, |record| {
+            record.volume = VolumeId::ROOT.0.into();
+        });
+    }),
+    ("volume-root", |txn, tree| {
+        record(txn, tree.volume.ino, |record| {
+            record.mode = (libc::S_IFREG | 0o644).into();
+        });
+    }),
+    ("parent", |txn, tree| {
+        record(txn, tree.volume.ino, |record| record.parent = 1.into())
+    }),
+    ("junction", |txn, tree| {
+        let junction = junction(txn, tree);
+        record(txn, junction, |record| record.flags = 0.into());
+    }),
+    ("junction", |txn, tree| {
+        let flag = inode_flag::JUNCTION;
+        record(txn, tree.above.ino, |record| record.flags = flag.into());
+    }),
+    ("junction", |txn, tree| {
+        let id = tree.volume.volume;
+        let mut record = txn.volume(id).expect("the volume is there");
+        record.junction = 0.into();
+        txn.volume_put(id, record);
     }),
     ("volume-counters", |txn, _| {
         let delta = VolumeDelta {
@@ -393,7 +441,7 @@ fn references_are_counted_against_the_index() {
         .expect("it was not ended");
     let ids: Vec<_> = report.findings.iter().map(|finding| finding.id).collect();
     assert_eq!(ids, ["chunk-references"]);
-    assert_eq!((report.inodes, report.entries), (6, 6));
+    assert_eq!((report.inodes, report.entries), (9, 8));
     assert!(report.chunks > 0 && report.extents >= report.chunks);
 }
 

@@ -8,3 +8,5 @@ mod namespace;
 mod pool;
 mod rebuild;
 mod recount;
+mod stream;
+mod volumes;

@@ -17,7 +17,7 @@ use zerocopy::FromZeros;
 /// Nanoseconds that a look at the clock takes.
 const TICK_NS: u64 = 100_000;
 
-pub struct TestHost(AtomicU64);
+pub struct TestHost(pub AtomicU64);
 
 impl Host for TestHost {
     fn now_ns(&self) -> u64 {
@@ -85,6 +85,8 @@ impl Pool {
                 algorithm: 1.into(),
             },
             pool_bytes_max: 0,
+            // The same for all, so that each can be a replica of any other.
+            domain_secret: Some([3; 32]),
         };
         let (device, host): (Arc<dyn Device>, Arc<dyn Host>) =
             (pool.device.clone(), pool.host.clone());

@@ -47,8 +47,8 @@ impl Adapter {
         Ok(())
     }
 
-    pub(super) fn statfs(&self, out: &mut Vec<u8>) {
-        let room = self.fs.statfs();
+    pub(super) fn statfs(&self, ino: Ino, out: &mut Vec<u8>) -> Result<()> {
+        let room = self.fs.statfs_at(ino)?;
         let answer = abi::StatfsOut {
             blocks: room.blocks,
             bfree: room.blocks_free,
@@ -61,6 +61,7 @@ impl Adapter {
             ..abi::StatfsOut::default()
         };
         out.extend_from_slice(answer.as_bytes());
+        Ok(())
     }
 
     pub(super) fn setxattr(

@@ -76,6 +76,7 @@ fn open_pool() -> Arc<Fs> {
             algorithm: 1.into(),
         },
         pool_bytes_max: 0,
+        domain_secret: None,
     };
     Store::format(&device, &host, cluster_key, slot, &options).expect("format the store");
     let unlock = |superblock: &cfs_format::superblock::Superblock| {

@@ -93,6 +93,7 @@ impl Pool {
                 algorithm: 1.into(),
             },
             pool_bytes_max: 0,
+            domain_secret: None,
         };
         let device: Arc<dyn Device> = pool.device.clone();
         let host: Arc<dyn Host> = pool.host.clone();

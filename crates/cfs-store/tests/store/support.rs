@@ -79,6 +79,7 @@ pub fn format_with(device: &Arc<dyn Device>, host: &Arc<dyn Host>, chunk: ChunkP
         cipher: Cipher::Aes256Gcm,
         chunk,
         pool_bytes_max: 0,
+        domain_secret: None,
     };
     Store::format(device, host, cluster_key, slot, &options).expect("format");
 }

@@ -94,6 +94,18 @@ pub fn on_terminal(
     result
 }
 
+/// As [`perform`], for who wants the answer itself.
+///
+/// # Errors
+/// As [`perform`].
+pub fn ask(
+    dir: &DataDir,
+    request: Request,
+    here: impl FnOnce(Request, &dyn Reporter) -> Result<Answer>,
+) -> Result<Answer> {
+    ask_or_do(dir, request, &Terminal::new(true), here)
+}
+
 fn ask_or_do(
     dir: &DataDir,
     request: Request,
@@ -283,11 +295,18 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
             )]
         }),
         Answer::Restored(summary) => or_json(summary, json, || vec![restore_line(summary)]),
+        Answer::Policies(policies) => or_json(policies, json, || policies.lines()),
+        Answer::Volumes(volumes) => or_json(volumes, json, || volumes.lines()),
         Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
         Answer::Users { users } => or_json(users, json, || user_lines(users)),
         Answer::Key(key) => or_json(key, json, || key_lines(key)),
         Answer::Lifecycle(summary) => or_json(summary, json, || vec![summary_line(summary)]),
-        Answer::Nothing => Vec::new(),
+        Answer::Streamed { line } => {
+            crate::tell!("{line}");
+            Vec::new()
+        }
+        // Not for the terminal: who asked for it writes it to a file.
+        Answer::ReplicaKey { .. } | Answer::Nothing => Vec::new(),
     };
     for line in lines {
         print_line(&line);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Df, Domains, SnapshotTaken, Snapshots, Status};
+use super::report::{Df, Domains, Policies, SnapshotTaken, Snapshots, Status, Volumes};
 use crate::failure::Failure;
 
 /// Version of these messages; both sides must have the same.
@@ -97,6 +97,12 @@ pub enum Request {
     },
     /// Take, list, hold or delete snapshots.
     Snapshot(SnapshotRequest),
+    /// Make, list, bound or remove volumes.
+    Volume(VolumeRequest),
+    /// Send a snapshot, or receive one.
+    Stream(StreamRequest),
+    /// What a pool is made with that is to receive.
+    ReplicaKey,
     /// Print a structure.
     Debug(DebugTarget),
     /// Users of the S3 face.
@@ -153,6 +159,13 @@ pub enum SnapshotRequest {
         /// Remove what it does not show.
         delete: bool,
     },
+    /// Have snapshots of a directory taken by themselves, or tell which are.
+    Policy {
+        /// The directory; all that have a policy.
+        path: Option<AnyPath>,
+        /// What to change.
+        change: PolicyChange,
+    },
     /// Delete one.
     Delete(Named),
     /// Keep one from being deleted.
@@ -161,13 +174,89 @@ pub enum SnapshotRequest {
     Release(Named),
 }
 
-/// A snapshot by its directory and name.
+/// A snapshot by its directory and name, or by its id.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Named {
     /// The directory, absolute in the pool.
     pub path: AnyPath,
     /// The snapshot's name.
     pub name: AnyPath,
+    /// Its id; path and name do not count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+/// What is asked about volumes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "action")]
+pub enum VolumeRequest {
+    /// Make one.
+    Create {
+        /// Its root, absolute in the pool; new.
+        path: AnyPath,
+        /// Most bytes of content; 0: no bound.
+        quota_bytes: u64,
+        /// Most inodes; 0: no bound.
+        quota_inodes: u64,
+        /// It shares no chunks with others.
+        own_domain: bool,
+        /// Owner and group of its root.
+        owner: (u32, u32),
+    },
+    /// Give one other bounds; what is not given stays.
+    Set {
+        /// Its root.
+        path: AnyPath,
+        /// Most bytes of content; 0: no bound.
+        quota_bytes: Option<u64>,
+        /// Most inodes; 0: no bound.
+        quota_inodes: Option<u64>,
+    },
+    /// All of them.
+    List,
+    /// Remove one.
+    Delete {
+        /// Its root.
+        path: AnyPath,
+        /// With all in it, and its snapshots.
+        recursive: bool,
+    },
+}
+
+/// What is sent or received, through a socket of who asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "way")]
+pub enum StreamRequest {
+    /// Out.
+    Send {
+        /// The snapshot.
+        named: Named,
+        /// Only what is different from this one of the same directory.
+        from: Option<AnyPath>,
+        /// The receiver answers, and says what it has.
+        waits: bool,
+        /// Name of the socket in the data directory.
+        socket: String,
+    },
+    /// In.
+    Receive {
+        /// The directory; else the one with the path that it has where it comes from.
+        path: Option<AnyPath>,
+        /// Name of the socket in the data directory.
+        socket: String,
+    },
+}
+
+/// What becomes of a policy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyChange {
+    /// It is only told.
+    None,
+    /// It is this one from now on, as `hourly=24,daily=7`.
+    Set(String),
+    /// It goes.
+    Remove,
 }
 
 /// What opens the pool now, for a request that must prove it.
@@ -373,6 +462,20 @@ pub enum Answer {
     Snapshots(Snapshots),
     /// Of `snapshot restore`.
     Restored(RestoreSummary),
+    /// Of `snapshot policy`.
+    Policies(Policies),
+    /// Of `volume list`.
+    Volumes(Volumes),
+    /// Of what goes through a stream.
+    Streamed {
+        /// What to say, beside the stream.
+        line: String,
+    },
+    /// Of `key replica`.
+    ReplicaKey {
+        /// The content of the file; secret.
+        text: String,
+    },
     /// Users of the S3 face.
     Users {
         /// They.

@@ -229,13 +229,131 @@ pub struct Snapshots {
     pub snapshots: Vec<SnapshotUse>,
 }
 
+/// Bytes in hexadecimal digits, if they are no text that says the same.
+pub fn hex_if_no_text(bytes: &[u8]) -> Option<String> {
+    use std::fmt::Write as _;
+    std::str::from_utf8(bytes).is_err().then(|| {
+        bytes.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    })
+}
+
+/// The volumes that there are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Volumes {
+    /// In the order in which they were made.
+    pub volumes: Vec<VolumeShown>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeShown {
+    /// Its number.
+    pub volume: u32,
+    /// The path of its root.
+    pub path: String,
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// Bytes of content, holes counted.
+    pub logical_bytes: u64,
+    /// Most of them.
+    pub quota_bytes: Option<u64>,
+    /// Inodes.
+    pub inodes: u64,
+    /// Most of them.
+    pub quota_inodes: Option<u64>,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Its dedup domain.
+    pub domain: u16,
+}
+
+impl Volumes {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let head = [
+            "volume",
+            "path",
+            "logical",
+            "of",
+            "inodes",
+            "of",
+            "snapshots",
+            "domain",
+        ];
+        let mut rows = vec![head.map(str::to_owned)];
+        let none = || "-".to_owned();
+        rows.extend(self.volumes.iter().map(|it| {
+            [
+                it.volume.to_string(),
+                printable(&it.path),
+                show(it.logical_bytes),
+                it.quota_bytes.map_or_else(none, show),
+                count(it.inodes),
+                it.quota_inodes.map_or_else(none, count),
+                count(it.snapshots),
+                it.domain.to_string(),
+            ]
+        }));
+        let (left, right) = (Align::Left, Align::Right);
+        table(
+            &rows,
+            &[right, left, right, right, right, right, right, right],
+        )
+    }
+}
+
+/// The policies that there are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Policies {
+    /// In the order in which their directories were made.
+    pub policies: Vec<PolicyShown>,
+}
+
+/// A directory of which snapshots are taken by themselves.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PolicyShown {
+    /// The directory.
+    pub path: String,
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// How many are kept.
+    pub policy: String,
+}
+
+impl Policies {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let rows: Vec<_> = self
+            .policies
+            .iter()
+            .map(|it| [printable(&it.path), it.policy.clone()])
+            .collect();
+        table(&rows, &[Align::Left, Align::Left])
+    }
+}
+
 /// A snapshot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SnapshotUse {
+    /// What names it for ever, among all of the pool.
+    pub id: String,
     /// Its name.
     pub name: String,
-    /// The directory, with the path that it had.
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_hex: Option<String>,
+    /// The directory, with the path that it has; if it has been removed, that it had.
     pub path: String,
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// The directory has been removed.
+    pub removed: bool,
     /// The directory's volume.
     pub volume: u32,
     /// When it was taken, seconds since 1970.
@@ -385,6 +503,7 @@ impl Snapshots {
                 "logical",
                 "it alone",
                 "freed",
+                "id",
             ]
             .map(str::to_owned),
         ];
@@ -393,11 +512,18 @@ impl Snapshots {
                 printable(&it.name),
                 printable(&it.path),
                 it.created_text.clone(),
-                if it.held { "held" } else { "" }.to_owned(),
+                match (it.held, it.removed) {
+                    (false, false) => "",
+                    (true, false) => "held",
+                    (false, true) => "removed",
+                    (true, true) => "held, removed",
+                }
+                .to_owned(),
                 count(it.inodes),
                 show(it.logical_bytes),
                 show(it.exclusive_bytes),
                 show(it.freed_bytes),
+                it.id.clone(),
             ]
         }));
         let align = [
@@ -409,6 +535,7 @@ impl Snapshots {
             Align::Right,
             Align::Right,
             Align::Right,
+            Align::Left,
         ];
         table(&rows, &align)
     }

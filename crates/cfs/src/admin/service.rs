@@ -26,11 +26,14 @@ use super::report::{Df, DomainUse, Domains, Reclaim, Recount, Segments, Status, 
 use super::reporter::Reporter;
 use super::scrub::scrub;
 use super::snapshots;
+use super::streams;
 use super::users::{self, UserAnswer};
+use super::volumes;
 use crate::bytes::count;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
 use crate::pool::{Pool, cipher_name, master_key, new_slot};
+use crate::replica::ReplicaKey;
 use crate::transfer::export::export;
 use crate::transfer::import::{Excluded, import};
 use crate::transfer::{KernelCaches, Run};
@@ -187,6 +190,14 @@ impl Service {
                     ..cfs_s3::Pass::default()
                 };
                 self.lifecycle(&pass, reporter)
+            }
+            Request::Stream(request) => {
+                let (pool, caches) = (&self.pool, self.kernel_caches());
+                streams::perform(&pool.fs, &pool.dir, &request, caches, reporter)
+            }
+            Request::ReplicaKey => self.replica_key(),
+            Request::Volume(request) => {
+                volumes::perform(&self.pool.fs, &request, self.kernel_caches(), reporter)
             }
             Request::User(request) => {
                 let answer = users::perform(&*self.users()?, request)?;
@@ -395,20 +406,19 @@ impl Service {
     fn df(&self) -> Df {
         let store = self.pool.fs.store();
         let stats = store.stats();
-        let volumes: Vec<_> = store
+        let volumes: Vec<_> = self
+            .pool
+            .fs
             .volumes()
             .into_iter()
-            .map(|(id, volume)| VolumeUse {
-                volume: id.0,
-                path: match volume.root.get() == Ino::ROOT.0 {
-                    true => "/".to_owned(),
-                    false => format!("inode {}", volume.root),
-                },
-                logical_bytes: volume.logical_bytes.get(),
-                allocated_bytes: volume.allocated_bytes.get(),
-                inodes: volume.inode_count.get(),
-                codec: codec_name(volume.codec, volume.codec_level),
-                domain: volume.domain.get(),
+            .map(|volume| VolumeUse {
+                volume: volume.id.0,
+                path: String::from_utf8_lossy(&volume.path).into_owned(),
+                logical_bytes: volume.record.logical_bytes.get(),
+                allocated_bytes: volume.record.allocated_bytes.get(),
+                inodes: volume.record.inode_count.get(),
+                codec: codec_name(volume.record.codec, volume.record.codec_level),
+                domain: volume.record.domain.get(),
             })
             .collect();
         Df {
@@ -472,6 +482,20 @@ impl Service {
             states: report.states,
             findings: report.findings.len() as u64 + report.findings_omitted,
         }))
+    }
+
+    fn replica_key(&self) -> Result<Answer> {
+        let store = self.pool.fs.store();
+        let secret = store
+            .domain_secret(DomainId::DEFAULT)
+            .ok_or_else(|| Failure::new(Code::Pool, "the first dedup domain is missing"))?;
+        let key = ReplicaKey {
+            cipher: store.cipher(),
+            secret: Zeroizing::new(*secret.expose()),
+        };
+        Ok(Answer::ReplicaKey {
+            text: key.render().to_string(),
+        })
     }
 
     fn change_passphrase(&self, present: &Secret, new: Zeroizing<String>) -> Result<Answer> {

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cfs_fs::{Fs, FsError, Snapshot, SnapshotSizes};
+use cfs_fs::{Fs, FsError, Policy, Snapshot, SnapshotSizes};
 
 use super::changes;
-use super::protocol::{Answer, AnyPath, Named, SnapshotRequest};
-use super::report::{SnapshotTaken, SnapshotUse, Snapshots, printable};
+use super::protocol::{Answer, AnyPath, Named, PolicyChange, SnapshotRequest};
+use super::report::{
+    Policies, PolicyShown, SnapshotTaken, SnapshotUse, Snapshots, hex_if_no_text, printable,
+};
 use super::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
 use crate::transfer::KernelCaches;
@@ -60,7 +62,7 @@ pub fn perform(
                 snapshots: snapshots
                     .iter()
                     .zip(&sizes)
-                    .map(|(it, sizes)| use_of(it, sizes))
+                    .map(|(it, sizes)| use_of(fs, it, sizes))
                     .collect(),
             }));
         }
@@ -71,6 +73,7 @@ pub fn perform(
                     Named {
                         path: named.path.clone(),
                         name: name.clone(),
+                        id: None,
                     }
                     .find(fs)?,
                 ),
@@ -101,6 +104,9 @@ pub fn perform(
                 ),
             })?;
         }
+        SnapshotRequest::Policy { path, change } => {
+            return policies(fs, path.as_ref(), change);
+        }
         SnapshotRequest::Hold(named) => named.hold(fs, true)?,
         SnapshotRequest::Release(named) => named.hold(fs, false)?,
     }
@@ -130,16 +136,26 @@ fn not_taken(named: &Named, error: &FsError) -> Failure {
 impl Named {
     /// For messages.
     pub fn sentence(&self) -> String {
+        if let Some(id) = &self.id {
+            return format!("snapshot with the id {}", printable(id));
+        }
         let (path, name) = (text(self.path.bytes()), text(self.name.bytes()));
         format!("snapshot {name} of {path}")
     }
 
-    fn find(&self, fs: &Fs) -> Result<Arc<Snapshot>> {
-        fs.snapshot(self.path.bytes(), self.name.bytes())
-            .map_err(|_| {
-                Failure::new(Code::Failed, format!("there is no {}", self.sentence()))
-                    .hint("`cfs admin snapshot list` tells which there are")
-            })
+    /// The snapshot.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(&self, fs: &Fs) -> Result<Arc<Snapshot>> {
+        let found = match &self.id {
+            Some(id) => fs.snapshot_by_id(id),
+            None => fs.snapshot(self.path.bytes(), self.name.bytes()),
+        };
+        found.map_err(|_| {
+            Failure::new(Code::Failed, format!("there is no {}", self.sentence()))
+                .hint("`cfs admin snapshot list` tells which there are")
+        })
     }
 
     fn hold(&self, fs: &Fs, held: bool) -> Result<()> {
@@ -153,10 +169,67 @@ fn text(bytes: &[u8]) -> String {
     printable(&String::from_utf8_lossy(bytes))
 }
 
-fn use_of(snapshot: &Snapshot, sizes: &SnapshotSizes) -> SnapshotUse {
+/// Tells the policy of a directory, or all of them, after changing one.
+fn policies(fs: &Fs, path: Option<&AnyPath>, change: &PolicyChange) -> Result<Answer> {
+    let failed = |path: &AnyPath, error: FsError| {
+        let path = text(path.bytes());
+        Failure::new(Code::Failed, format!("the policy of {path}: {error}"))
+    };
+    let directory = match path {
+        Some(path) => {
+            let found = fs.resolve(path.bytes()).map(|attr| attr.ino);
+            Some((path, found.map_err(|error| failed(path, error))?))
+        }
+        None => None,
+    };
+    if let Some((path, ino)) = directory {
+        let policy = match change {
+            PolicyChange::None => None,
+            PolicyChange::Remove => Some(None),
+            PolicyChange::Set(policy) => Some(Some(Policy::parse(policy).map_err(|reason| {
+                Failure::new(Code::Usage, format!("no policy: {reason}"))
+                    .hint("a policy is as hourly=24,daily=7,weekly=4,monthly=12")
+            })?)),
+        };
+        if let Some(policy) = policy {
+            fs.set_policy(ino, policy)
+                .map_err(|error| failed(path, error))?;
+        }
+    }
+    let all = fs.policies().map_err(|error| {
+        Failure::new(
+            Code::Failed,
+            format!("the policies could not be read: {error}"),
+        )
+    })?;
+    let chosen = all
+        .iter()
+        .filter(|(ino, _)| directory.is_none_or(|(_, wanted)| wanted == *ino));
+    let mut shown = Vec::new();
+    for (ino, policy) in chosen {
+        // One whose directory has just been removed goes with it.
+        if let Ok(Some(path)) = fs.path_of(*ino) {
+            shown.push(PolicyShown {
+                path: String::from_utf8_lossy(&path).into_owned(),
+                path_hex: hex_if_no_text(&path),
+                policy: policy.to_string(),
+            });
+        }
+    }
+    Ok(Answer::Policies(Policies { policies: shown }))
+}
+
+fn use_of(fs: &Fs, snapshot: &Snapshot, sizes: &SnapshotSizes) -> SnapshotUse {
+    let now = fs.path_of(snapshot.directory).ok().flatten();
+    let removed = now.is_none();
+    let path = now.unwrap_or_else(|| snapshot.path.clone());
     SnapshotUse {
+        id: snapshot.id(),
         name: String::from_utf8_lossy(&snapshot.name).into_owned(),
-        path: String::from_utf8_lossy(&snapshot.path).into_owned(),
+        name_hex: hex_if_no_text(&snapshot.name),
+        path: String::from_utf8_lossy(&path).into_owned(),
+        path_hex: hex_if_no_text(&path),
+        removed,
         volume: snapshot.volume.0,
         created: snapshot.created.seconds,
         created_text: utc(snapshot.created.seconds),

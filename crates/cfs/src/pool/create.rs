@@ -24,6 +24,7 @@ use crate::datadir::{Config, Contents, DataDir};
 use crate::failure::{Code, Failure, Result};
 use crate::host::System;
 use crate::keys::{KeyGiven, Secret};
+use crate::replica::ReplicaKey;
 
 pub(super) fn create(
     dir: &DataDir,
@@ -52,6 +53,7 @@ pub(super) fn create(
         check_blank(&*device, path)?;
         drop(device);
     }
+    let replica = replica_key(first_run)?;
     let secret = given.for_new_pool()?;
     if let Some(secret @ Secret::KeyFile(path)) = &secret
         && path.exists()
@@ -61,11 +63,31 @@ pub(super) fn create(
     }
     let is_new_dir = dir.create()?;
     let mut made_key = None;
-    let made = make(dir, secret, first_run, usage, &mut made_key);
+    let made = make(dir, secret, (first_run, replica), usage, &mut made_key);
     if made.is_err() {
         dir.undo_create(is_new_dir, made_key.as_deref());
     }
     made
+}
+
+/// What the pool is to be a replica of, if it is to be one.
+fn replica_key(first_run: &FirstRunArgs) -> Result<Option<ReplicaKey>> {
+    let Some(path) = &first_run.replica_of else {
+        return Ok(None);
+    };
+    let key = ReplicaKey::read(path)?;
+    match first_run.cipher {
+        Some(wish) if cipher_of(wish) != key.cipher => Err(Failure::new(
+            Code::Usage,
+            format!(
+                "--cipher differs: what {} is of has {}",
+                path.display(),
+                super::cipher_name(key.cipher)
+            ),
+        )
+        .hint("leave --cipher out")),
+        _ => Ok(Some(key)),
+    }
 }
 
 /// A device that has a pool already gets a new data directory, if the key is there.
@@ -117,7 +139,7 @@ fn check_blank(device: &dyn Device, path: &Path) -> Result<()> {
 fn make(
     dir: &DataDir,
     secret: Option<Secret>,
-    first_run: &FirstRunArgs,
+    (first_run, replica): (&FirstRunArgs, Option<ReplicaKey>),
     usage: Use,
     made_key: &mut Option<PathBuf>,
 ) -> Result<Pool> {
@@ -156,7 +178,7 @@ fn make(
     let master = master_key(&secret, &slot)?;
     let cluster = Zeroizing::new(random::<32>());
     wrap_cluster_key(&master, &ClusterKey::from_bytes(*cluster), &mut slot);
-    format(&device, &cluster, slot, first_run)?;
+    format(&device, &cluster, slot, (first_run, replica.as_ref()))?;
     match &first_run.device {
         Some(path) => dir.write_config(&Config {
             device: path.clone(),
@@ -188,7 +210,7 @@ fn format(
     device: &Arc<dyn Device>,
     cluster: &Zeroizing<[u8; 32]>,
     slot: KeySlot,
-    first_run: &FirstRunArgs,
+    (first_run, replica): (&FirstRunArgs, Option<&ReplicaKey>),
 ) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Code::Host, format!("cannot make the pool: {error}"))
@@ -197,7 +219,10 @@ fn format(
     let host: Arc<dyn Host> = Arc::new(System);
     let chunk = cfs_seal::chunker::ChunkParams::DEFAULT;
     let options = cfs_store::FormatOptions {
-        cipher: first_run.cipher.map_or_else(best_cipher, cipher_of),
+        cipher: match (replica, first_run.cipher) {
+            (Some(replica), _) => replica.cipher,
+            (None, wish) => wish.map_or_else(best_cipher, cipher_of),
+        },
         chunk: ChunkParams {
             min: chunk.min().into(),
             avg: chunk.avg().into(),
@@ -205,6 +230,7 @@ fn format(
             algorithm: CHUNKER_GEAR.into(),
         },
         pool_bytes_max: first_run.pool_size.unwrap_or(0),
+        domain_secret: replica.map(|replica| *replica.secret),
     };
     Store::format(
         device,

@@ -16,6 +16,8 @@ mod s3;
 mod s3_client;
 mod scrub;
 mod snapshots;
+mod streams;
 mod support;
 mod transfer;
 mod trees;
+mod volumes;

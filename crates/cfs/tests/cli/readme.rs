@@ -27,6 +27,13 @@ fn going_back_works_as_written() {
     }
 }
 
+#[test]
+fn volumes_and_a_second_pool_work_as_written() {
+    if can_mount("volumes_and_a_second_pool_work_as_written") {
+        assert!(tour("## Volumes, and a second pool").contains("tuesday"));
+    }
+}
+
 /// Runs the commands below the heading, and waits for the end of what they have started. Returns what they print.
 fn tour(heading: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

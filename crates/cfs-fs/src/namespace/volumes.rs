@@ -1,0 +1,274 @@
+//! Making, listing, bounding and removing volumes; and the path that a directory has now.
+
+use cfs_format::table::{VolumeRecord, tag};
+use cfs_format::{DomainId, Ino, VolumeId};
+
+use crate::Fs;
+use crate::command::{Command, Make, VolumeCreate, VolumeDelete, VolumeQuota};
+use crate::directory::{self, FIRST_COOKIE};
+use crate::error::{FsError, Result};
+use crate::types::{Attr, Caller};
+
+/// Permission bits of the root of a new volume.
+const ROOT_MODE: u32 = 0o755;
+/// Directories above another at most; more mean that parents form a circle.
+const DEPTH_MAX: usize = 1 << 16;
+/// How often removing a volume waits for what its snapshots have held to go.
+const PRUNE_ROUNDS_MAX: usize = 8;
+
+/// How a volume is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// Its bounds.
+    pub quota: Quota,
+    /// Its files share no chunks with those of other volumes.
+    pub own_domain: bool,
+}
+
+/// Bounds of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Most bytes of content, as the sizes of its files add up; 0: no bound.
+    pub bytes: u64,
+    /// Most inodes, its root among them; 0: no bound.
+    pub inodes: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its number.
+    pub id: VolumeId,
+    /// The path of its root.
+    pub path: Vec<u8>,
+    /// Its root.
+    pub root: Ino,
+    /// Its bounds.
+    pub quota: Quota,
+    /// Counters and domain.
+    pub record: VolumeRecord,
+}
+
+impl Fs {
+    /// Makes a volume, whose root is a new directory with this path.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`]; [`FsError::NotFound`], [`FsError::NotDirectory`] for the directory above;
+    /// [`FsError::Invalid`], [`FsError::NameTooLong`] for the name; [`FsError::Snapshot`] for a path in a snapshot;
+    /// [`FsError::NoSpace`], [`FsError::Quota`]; [`FsError::TooManyLinks`] when there are as many volumes as there can
+    /// be. There is no new volume then.
+    pub fn volume_create(
+        &self,
+        path: &[u8],
+        options: &VolumeOptions,
+        caller: &Caller,
+    ) -> Result<Attr> {
+        let (parent, name) = self.resolve_parent(path)?;
+        directory::check_reserved(name)?;
+        let _room = self.admit_growth(name.len())?;
+        let (junction, root) = (self.store.allocate_ino(), self.store.allocate_ino());
+        let salts = (self.salt(), self.salt());
+        let outcome = self.execute(|_, now| {
+            let newest = self.store.volumes().last().map_or(0, |(id, _)| id.0);
+            let (domain, new_secret) = match options.own_domain {
+                false => (DomainId::DEFAULT, None),
+                true => {
+                    let (domain, secret) = self.store.new_domain().ok_or(FsError::TooManyLinks)?;
+                    (domain, Some(secret))
+                }
+            };
+            Ok(Command::VolumeCreate(VolumeCreate {
+                junction: Make {
+                    parent,
+                    name: name.to_vec(),
+                    ino: junction,
+                    mode: libc::S_IFDIR | ROOT_MODE,
+                    rdev: 0,
+                    uid: caller.uid,
+                    gid: caller.gid,
+                    umask: caller.umask,
+                    target: Vec::new(),
+                    now,
+                    salt: salts.0,
+                },
+                volume: VolumeId(newest.checked_add(1).ok_or(FsError::TooManyLinks)?),
+                root,
+                domain,
+                new_secret,
+                quota_bytes: options.quota.bytes,
+                quota_inodes: options.quota.inodes,
+                salt: salts.1,
+            }))
+        })?;
+        self.views.load_junctions();
+        let (ino, record) = outcome.inode.expect("making a volume reports its root");
+        Ok(self.attr(ino, record))
+    }
+
+    /// The volume whose root has this path.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], also for what is no root of a volume.
+    pub fn volume(&self, path: &[u8]) -> Result<Volume> {
+        let attr = self.resolve(path)?;
+        let record = self.store.volume(attr.volume).ok_or(FsError::NotFound)?;
+        if attr.ino.view().is_some() || record.root.get() != attr.ino.0 {
+            return Err(FsError::NotFound);
+        }
+        Ok(self.volume_of(attr.volume, record))
+    }
+
+    /// All volumes, in the order in which they were made.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<Volume> {
+        let all = self.store.volumes().into_iter();
+        all.map(|(id, record)| self.volume_of(id, record)).collect()
+    }
+
+    fn volume_of(&self, id: VolumeId, record: VolumeRecord) -> Volume {
+        let root = Ino(record.root.get());
+        // One whose root cannot be found is shown by its number.
+        let path = self.path_of(root).ok().flatten();
+        Volume {
+            id,
+            path: path.unwrap_or_else(|| format!("inode {root}").into_bytes()),
+            root,
+            quota: Quota {
+                bytes: record.quota_bytes.get(),
+                inodes: record.quota_inodes.get(),
+            },
+            record,
+        }
+    }
+
+    /// Gives a volume other bounds. One that has more already keeps it, and can only shrink.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] when there is no such volume any more; what writing data failed with.
+    pub fn volume_set_quota(&self, volume: VolumeId, quota: Quota) -> Result<()> {
+        {
+            // What is in memory was let in by the old bounds: it must count before the new ones do.
+            let _little = self.files.keep_little_dirty()?;
+            let _writers = self.gate.write();
+            self.files.flush_dirty()?;
+            self.execute(|_, _| {
+                Ok(Command::VolumeQuota(VolumeQuota {
+                    volume,
+                    quota_bytes: quota.bytes,
+                    quota_inodes: quota.inodes,
+                }))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes a volume that is empty and has no snapshots, and its name.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] for what is no volume; [`FsError::NotEmpty`], also while files without a name are open;
+    /// [`FsError::HasSnapshots`]; [`FsError::Invalid`] for the first volume.
+    pub fn volume_delete(&self, path: &[u8]) -> Result<()> {
+        let volume = self.volume(path)?;
+        if volume.root == Ino::ROOT {
+            return Err(FsError::Invalid);
+        }
+        let (parent, name) = self.resolve_parent(path)?;
+        self.reap_all()?;
+        for round in 0.. {
+            self.prune_all()?;
+            let deleted = self.execute(|_, now| {
+                Ok(Command::VolumeDelete(VolumeDelete {
+                    volume: volume.id,
+                    parent,
+                    name: name.to_vec(),
+                    now,
+                }))
+            });
+            match deleted {
+                Err(FsError::Changed) if round < PRUNE_ROUNDS_MAX => {}
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
+        self.views.load_junctions();
+        self.drop_memory(volume.root);
+        Ok(())
+    }
+
+    /// The directory above what a path names, and the name.
+    pub(crate) fn resolve_parent<'p>(&self, path: &'p [u8]) -> Result<(Ino, &'p [u8])> {
+        let end = path
+            .iter()
+            .rposition(|byte| *byte != b'/')
+            .ok_or(FsError::Exists)?
+            + 1;
+        let start = path[..end]
+            .iter()
+            .rposition(|byte| *byte == b'/')
+            .map_or(0, |slash| slash + 1);
+        let parent = self.resolve(&path[..start])?;
+        if parent.kind() != libc::S_IFDIR {
+            return Err(FsError::NotDirectory);
+        }
+        if parent.ino.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
+        Ok((parent.ino, &path[start..end]))
+    }
+
+    /// The path that a directory has now; `None` when it has been removed. Takes as long as the directories above it
+    /// have entries.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn path_of(&self, directory: Ino) -> Result<Option<Vec<u8>>> {
+        let mut names = Vec::new();
+        let mut at = directory;
+        while at != Ino::ROOT {
+            if names.len() > DEPTH_MAX {
+                return Err(FsError::damaged(format_args!(
+                    "the parents of directory {directory} form a circle"
+                )));
+            }
+            let named = self.views.junction(at).unwrap_or(at);
+            let record = match self.views.record(named)? {
+                Some(record) if record.nlink.get() > 0 => record,
+                _ => return Ok(None),
+            };
+            let parent = Ino(record.parent.get());
+            if parent == named {
+                // The root of a volume that is seen nowhere.
+                return Ok(None);
+            }
+            let Some(name) = self.name_in(parent, named)? else {
+                return Ok(None);
+            };
+            names.push(name);
+            at = parent;
+        }
+        let mut path = Vec::new();
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        if path.is_empty() {
+            path.push(b'/');
+        }
+        Ok(Some(path))
+    }
+
+    pub(crate) fn name_in(&self, parent: Ino, ino: Ino) -> Result<Option<Vec<u8>>> {
+        let place = self.views.place(parent)?;
+        let lo = FIRST_COOKIE.to_be_bytes();
+        for row in self.views.rows(place, tag::COOKIE, &lo, None) {
+            let (_, value) = row?;
+            let (record, name) = directory::decode_cookie(parent, &value)?;
+            if record.ino.get() == ino.0 {
+                return Ok(Some(name.to_vec()));
+            }
+        }
+        Ok(None)
+    }
+}

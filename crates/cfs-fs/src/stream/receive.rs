@@ -1,0 +1,686 @@
+//! Receiving a snapshot: a directory becomes what the messages say, and then a snapshot of it is taken.
+//!
+//! Each inode that was received has a record with its number there, by which it is found again whatever its name. What is
+//! new is made in a directory of its own below the target, and moves to its name from there. Every message can be applied
+//! again; so a stream that was cut off goes on where it was, and no snapshot is there before the last message has come.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{Read, Write};
+
+use cfs_format::table::tag;
+use cfs_format::{DomainId, Ino};
+use cfs_seal::block::Cipher;
+
+use super::arrival::Waiting;
+use super::wire::{
+    Body, FrameReader, FrameWriter, Hello, Message, Name, Node, Reply, answerer_cipher, read_head,
+    sender_cipher,
+};
+use super::{Result, StreamError};
+use crate::command::{Command, Make, VolumeCreate};
+use crate::error::FsError;
+use crate::namespace::publish::RecordChange;
+use crate::types::{Attr, Caller, RenameFlags, SetAttr, SetTime, Time};
+use crate::views::Snapshot;
+use crate::{Fs, RestoreObserver, inode, row};
+
+/// What the names of records of replicas begin with.
+const RECORDS: &[u8] = b"replica.";
+/// Record of an inode: its number in the sending pool.
+const NUMBER: &[u8] = b"replica.inode";
+/// Record of the target: UUID of the sending pool, and the directory's number there.
+const ORIGIN: &[u8] = b"replica.of";
+/// Record of the target: timestamp there of the snapshot that is being received.
+const PENDING: &[u8] = b"replica.pending";
+/// Record of the target: timestamp there, and name, of the snapshot that was received last. The snapshot here shows it, and
+/// so says itself what it is.
+const RECEIVED: &[u8] = b"replica.received";
+
+/// Where inodes are until they have a name.
+const STAGING: &[u8] = b".cfs-receive";
+/// What the names there begin with of what has lost its name to another.
+const DISPLACED: &str = "displaced-";
+
+/// Receiving as root: attributes come with the stream.
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 0,
+    umask: 0,
+};
+
+/// Whether a record is one that receiving keeps, and sending leaves out.
+#[must_use]
+pub fn record_is_of_replica(name: &[u8]) -> bool {
+    name.starts_with(RECORDS)
+}
+
+/// What was received.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// The directory.
+    pub path: Vec<u8>,
+    /// The snapshot.
+    pub name: Vec<u8>,
+    /// It was here already.
+    pub had_all: bool,
+    /// Inodes that came.
+    pub inodes: u64,
+    /// Chunks that came.
+    pub chunks: u64,
+}
+
+struct Receiving<'a> {
+    fs: &'a Fs,
+    root: Ino,
+    root_there: u64,
+    domain: DomainId,
+    staging: Ino,
+    /// Numbers there to inodes here.
+    here: HashMap<u64, Ino>,
+    /// Inodes that have no name yet but that in the staging directory.
+    staged: HashSet<Ino>,
+    waiting: Waiting,
+    /// The inode whose content is coming.
+    open: Option<(Ino, Node)>,
+    /// Directories get their attributes when no names in them change any more.
+    directories: Vec<(Ino, Node)>,
+    moves: Vec<Name>,
+    has_moved: bool,
+    observer: &'a mut dyn RestoreObserver,
+    received: Received,
+}
+
+impl Fs {
+    /// Receives a stream into a directory: the one at `path`, or, without that, the one that has the path that it had
+    /// there. It is made, as a volume, if it is not there. `replies` go to a sender that waits for them.
+    ///
+    /// # Errors
+    /// See [`StreamError`]. There is no new snapshot then; what has come stays, and the next attempt goes on from it.
+    pub fn receive(
+        &self,
+        path: Option<&[u8]>,
+        input: &mut dyn Read,
+        replies: &mut dyn Write,
+        observer: &mut dyn RestoreObserver,
+    ) -> Result<Received> {
+        let head = read_head(input)?;
+        let secret = self
+            .store
+            .domain_secret(DomainId::DEFAULT)
+            .ok_or_else(|| FsError::damaged("the first dedup domain is missing"))?;
+        if Cipher::from_number(head.cipher) != Some(self.store.cipher()) {
+            return Err(StreamError::NotAStream("of a pool with this cipher"));
+        }
+        let mut frames = FrameReader::new(input, sender_cipher(&secret, &head));
+        let Message::Hello(hello) = frames.get()? else {
+            return Err(StreamError::Contradiction(
+                "it does not begin with a greeting",
+            ));
+        };
+        let mut salt = [0; 32];
+        self.host.fill_random(&mut salt);
+        let cipher = answerer_cipher(&secret, &head, &salt);
+        let mut replies = FrameWriter::new(replies, cipher);
+        if hello.waits {
+            replies.plain(&salt)?;
+        }
+        let result = self.receive_all(path, &hello, &mut frames, &mut replies, observer);
+        if hello.waits {
+            // The sender is told, if it can be.
+            match &result {
+                Ok(received) if received.had_all => {}
+                Ok(_) => replies.put(&Reply::Done)?,
+                Err(error) => drop(replies.put(&Reply::Failed(error.to_string()))),
+            }
+            let _ = replies.flush();
+        }
+        result
+    }
+
+    fn receive_all(
+        &self,
+        path: Option<&[u8]>,
+        hello: &Hello,
+        frames: &mut FrameReader<'_>,
+        replies: &mut FrameWriter<'_>,
+        observer: &mut dyn RestoreObserver,
+    ) -> Result<Received> {
+        let path = path.unwrap_or(&hello.path);
+        crate::directory::check_name(&hello.name)?;
+        let root = self.target(path, hello)?;
+        let had = self.received_snapshots(root)?;
+        let of = |there: u64| had.iter().find(|(_, it)| *it == there).map(|(it, _)| it);
+        let has = hello.bases.iter().copied().find(|base| of(*base).is_some());
+        let complete = of(hello.timestamp).is_some();
+        let mut received = Received {
+            path: path.to_vec(),
+            name: hello.name.clone(),
+            had_all: complete,
+            ..Received::default()
+        };
+        if hello.waits {
+            replies.put(&Reply::Have {
+                base: has,
+                complete,
+            })?;
+            replies.flush()?;
+        }
+        if complete {
+            return Ok(received);
+        }
+        let taken = self.views.all();
+        if taken
+            .iter()
+            .any(|it| it.directory == root && it.name == hello.name)
+        {
+            let name = String::from_utf8_lossy(&hello.name).into_owned();
+            return Err(StreamError::Target(format!(
+                "it has another snapshot {name} here already"
+            )));
+        }
+        let Message::Base(base) = frames.get()? else {
+            return Err(StreamError::Contradiction(
+                "it does not say from where it goes on",
+            ));
+        };
+        let base = match base {
+            None if !had.is_empty() => {
+                return Err(StreamError::Target(
+                    "it holds snapshots that were received; send what is new since one of them"
+                        .to_owned(),
+                ));
+            }
+            None => None,
+            Some(there) => match of(there) {
+                Some(base) => Some(Snapshot::clone(base)),
+                None => {
+                    return Err(StreamError::NoBase(
+                        "receive the earlier ones first, or send all of it".to_owned(),
+                    ));
+                }
+            },
+        };
+        let pending = hello.timestamp.to_le_bytes();
+        if self.record(root, PENDING)?.as_deref() != Some(&pending[..]) {
+            // What was changed here since goes: the stream says what is different from the snapshot.
+            if let Some(base) = &base {
+                self.snapshot_restore(base, path, b"", true, observer)?;
+            }
+            self.put_record(root, PENDING, Some(&pending))?;
+        }
+        let staging = match self.lookup(root, STAGING) {
+            Ok(attr) => attr.ino,
+            Err(FsError::NotFound) => self.mkdir(root, STAGING, 0o700, &ROOT)?.ino,
+            Err(error) => return Err(error.into()),
+        };
+        let mut receiving = Receiving {
+            fs: self,
+            root,
+            root_there: hello.directory,
+            domain: DomainId(hello.domain),
+            staging,
+            here: HashMap::new(),
+            staged: HashSet::new(),
+            waiting: Waiting::default(),
+            open: None,
+            directories: Vec::new(),
+            moves: Vec::new(),
+            has_moved: false,
+            observer,
+            received: Received::default(),
+        };
+        receiving.look()?;
+        receiving.messages(frames, replies)?;
+        received.inodes = receiving.received.inodes;
+        received.chunks = receiving.received.chunks;
+        self.put_record(root, PENDING, None)?;
+        let stamp = [&hello.timestamp.to_le_bytes()[..], &hello.name].concat();
+        self.put_record(root, RECEIVED, Some(&stamp))?;
+        self.snapshot_create(path, &hello.name)?;
+        Ok(received)
+    }
+
+    fn put_record(&self, ino: Ino, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let mut change = RecordChange::default();
+        match value {
+            Some(value) => change.put.push((name.to_vec(), value.to_vec())),
+            None => change.delete.push(name.to_vec()),
+        }
+        Ok(self.set_records(ino, change)?)
+    }
+
+    /// Snapshots of the target that were received, each with its timestamp there.
+    fn received_snapshots(&self, root: Ino) -> Result<Vec<(std::sync::Arc<Snapshot>, u64)>> {
+        let mut found = Vec::new();
+        for snapshot in self.views.all() {
+            if snapshot.directory != root {
+                continue;
+            }
+            let shown = root.in_view(snapshot.view).ok_or(FsError::TooLarge)?;
+            let place = self.views.place(shown)?;
+            let Some(value) = self.views.get(place, tag::XATTR, RECEIVED)? else {
+                continue;
+            };
+            let value = row::content(value)?;
+            // One that was taken here later shows the same, and has another name.
+            if let Some((there, name)) = value.split_first_chunk::<8>()
+                && name == snapshot.name
+            {
+                found.push((snapshot, u64::from_le_bytes(*there)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The directory that receives.
+    fn target(&self, path: &[u8], hello: &Hello) -> Result<Ino> {
+        let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let domain = DomainId(hello.domain);
+        let known = self.store.domain_secret(domain);
+        let is_ours = known
+            .as_ref()
+            .map(|secret| *secret.expose() == hello.domain_secret);
+        if is_ours == Some(false) {
+            return Err(StreamError::Target(format!(
+                "dedup domain {domain} of this pool has another secret"
+            )));
+        }
+        let attr = match self.resolve(path) {
+            Ok(attr) => attr,
+            Err(FsError::NotFound) => {
+                return self.make_target(path, hello, is_ours.is_none(), &origin);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if attr.ino.view().is_some() {
+            return Err(FsError::Snapshot.into());
+        }
+        if self.record(attr.ino, ORIGIN)?.as_deref() == Some(&origin[..]) {
+            return Ok(attr.ino);
+        }
+        let is_empty = attr.kind() == libc::S_IFDIR
+            && self.names_from(attr.ino, b"", 1)?.is_empty()
+            && self.record(attr.ino, ORIGIN)?.is_none();
+        let volume = self.store.volume(attr.volume);
+        if !is_empty || volume.is_none_or(|volume| volume.domain.get() != hello.domain) {
+            return Err(StreamError::Target(format!(
+                "{shown} is here already, and is no replica of what is sent; nothing was changed"
+            )));
+        }
+        self.put_record(attr.ino, ORIGIN, Some(&origin))?;
+        Ok(attr.ino)
+    }
+
+    fn make_target(
+        &self,
+        path: &[u8],
+        hello: &Hello,
+        is_new_domain: bool,
+        origin: &[u8],
+    ) -> Result<Ino> {
+        let (parent, name) = self.resolve_parent(path)?;
+        crate::directory::check_reserved(name)?;
+        let _room = self.admit_growth(name.len())?;
+        let (junction, root) = (self.store.allocate_ino(), self.store.allocate_ino());
+        let salts = (self.salt(), self.salt());
+        let domain = DomainId(hello.domain);
+        let secret = cfs_seal::keys::DomainSecret::from_bytes(hello.domain_secret);
+        self.execute(|_, now| {
+            let newest = self.store.volumes().last().map_or(0, |(id, _)| id.0);
+            Ok(Command::VolumeCreate(VolumeCreate {
+                junction: Make {
+                    parent,
+                    name: name.to_vec(),
+                    ino: junction,
+                    mode: libc::S_IFDIR | 0o755,
+                    rdev: 0,
+                    uid: 0,
+                    gid: 0,
+                    umask: 0,
+                    target: Vec::new(),
+                    now,
+                    salt: salts.0,
+                },
+                volume: cfs_format::VolumeId(newest.checked_add(1).ok_or(FsError::TooManyLinks)?),
+                root,
+                domain,
+                new_secret: is_new_domain.then(|| self.store.stored_secret(domain, &secret)),
+                quota_bytes: 0,
+                quota_inodes: 0,
+                salt: salts.1,
+            }))
+        })?;
+        self.views.load_junctions();
+        self.put_record(root, ORIGIN, Some(origin))?;
+        Ok(root)
+    }
+}
+
+impl Receiving<'_> {
+    /// Finds what has been received before.
+    fn look(&mut self) -> Result<()> {
+        let mut waiting = vec![self.root];
+        self.here.insert(self.root_there, self.root);
+        while let Some(directory) = waiting.pop() {
+            for entry in self.fs.names_from(directory, b"", usize::MAX)? {
+                if entry.ino == self.staging {
+                    waiting.push(entry.ino);
+                    continue;
+                }
+                let there = self.fs.record(entry.ino, NUMBER)?;
+                match there.map(<[u8; 8]>::try_from) {
+                    Some(Ok(there)) => {
+                        self.here.insert(u64::from_le_bytes(there), entry.ino);
+                        if directory == self.staging {
+                            self.staged.insert(entry.ino);
+                        }
+                    }
+                    // It was about to be made when the last attempt ended.
+                    _ if directory == self.staging => self.remove(directory, &entry.name)?,
+                    _ => {}
+                }
+                if entry.kind == libc::S_IFDIR {
+                    waiting.push(entry.ino);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn messages(
+        &mut self,
+        frames: &mut FrameReader<'_>,
+        replies: &mut FrameWriter<'_>,
+    ) -> Result<()> {
+        loop {
+            if !self.observer.goes_on() {
+                return Err(StreamError::Io(std::io::ErrorKind::Interrupted.into()));
+            }
+            let before = frames.messages;
+            match frames.get()? {
+                Message::Hello(_) | Message::Base(_) => {
+                    return Err(StreamError::Contradiction("a second beginning"));
+                }
+                Message::Node(node) => self.node(node)?,
+                Message::Names(names) => {
+                    self.close()?;
+                    for name in names {
+                        self.name(&name)?;
+                    }
+                }
+                Message::Moves(names) => {
+                    self.close()?;
+                    self.moves.extend(names);
+                }
+                Message::Gone(names) => {
+                    self.close()?;
+                    self.move_directories()?;
+                    for name in names {
+                        self.gone(&name)?;
+                    }
+                }
+                Message::Query(wanted) => {
+                    let known = self.waiting.known(self.fs, &wanted)?;
+                    replies.put(&Reply::Known(known))?;
+                    replies.flush()?;
+                }
+                Message::Chunk(chunk) => {
+                    self.received.chunks += 1;
+                    self.waiting.chunk(self.fs, self.domain, &chunk)?;
+                }
+                Message::Extents(extents) => {
+                    let ino = self.local(extents.ino)?;
+                    if self.open.as_ref().is_none_or(|(open, _)| *open != ino) {
+                        return Err(StreamError::Contradiction("content of another file"));
+                    }
+                    self.waiting.extents(self.fs, ino, self.domain, &extents)?;
+                }
+                Message::End(end) => {
+                    if end.messages != before {
+                        return Err(StreamError::Contradiction("messages are missing"));
+                    }
+                    return self.end();
+                }
+                Message::Failed(reason) => return Err(StreamError::Peer(reason)),
+            }
+        }
+    }
+
+    fn local(&self, there: u64) -> Result<Ino> {
+        let found = self.here.get(&there).copied();
+        found.ok_or(StreamError::Contradiction("an inode that did not come"))
+    }
+
+    fn node(&mut self, node: Node) -> Result<()> {
+        self.close()?;
+        if node.times.iter().any(|time| time.nanos >= 1_000_000_000) {
+            return Err(StreamError::Contradiction("a time that cannot be"));
+        }
+        self.received.inodes += 1;
+        let fs = self.fs;
+        let kind = node.mode & libc::S_IFMT;
+        let ino = match self.here.get(&node.ino) {
+            Some(ino) => {
+                if fs.getattr(*ino)?.kind() != kind {
+                    return Err(StreamError::Contradiction("an inode of another kind"));
+                }
+                *ino
+            }
+            None => self.make(&node, kind)?,
+        };
+        if kind == libc::S_IFREG {
+            self.waiting.node(fs, ino, &node)?;
+        }
+        match kind {
+            libc::S_IFDIR => self.directories.push((ino, node)),
+            _ => self.open = Some((ino, node)),
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, node: &Node, kind: u32) -> Result<Ino> {
+        let fs = self.fs;
+        let name = format!("{:x}", node.ino).into_bytes();
+        if fs.find_name(self.staging, &name)?.is_some() {
+            self.remove(self.staging, &name)?;
+        }
+        let made: Attr = match kind {
+            libc::S_IFDIR => fs.mkdir(self.staging, &name, 0o700, &ROOT)?,
+            libc::S_IFREG => fs.create(self.staging, &name, 0o600, &ROOT)?,
+            libc::S_IFLNK => match &node.body {
+                Body::Whole(target) => fs.symlink(self.staging, &name, target, &ROOT)?,
+                Body::Follows => return Err(StreamError::Contradiction("a link without target")),
+            },
+            _ => fs.mknod(self.staging, &name, node.mode, node.rdev, &ROOT)?,
+        };
+        fs.put_record(made.ino, NUMBER, Some(&node.ino.to_le_bytes()))?;
+        self.here.insert(node.ino, made.ino);
+        self.staged.insert(made.ino);
+        Ok(made.ino)
+    }
+
+    /// The inode before is complete.
+    fn close(&mut self) -> Result<()> {
+        match self.open.take() {
+            Some((ino, node)) => self.attributes(ino, &node),
+            None => Ok(()),
+        }
+    }
+
+    fn attributes(&mut self, ino: Ino, node: &Node) -> Result<()> {
+        let fs = self.fs;
+        let [atime, mtime, ctime] = node.times;
+        let at = |time: Time| Some(SetTime::At(time));
+        let is_link = node.mode & libc::S_IFMT == libc::S_IFLNK;
+        let now = fs.getattr(ino)?;
+        let changed = |is: u32, should_be: u32| (is != should_be).then_some(should_be);
+        let set = SetAttr {
+            mode: match is_link {
+                true => None,
+                false => Some(node.mode & 0o7777),
+            },
+            uid: changed(now.uid, node.uid),
+            gid: changed(now.gid, node.gid),
+            atime: at(atime),
+            mtime: at(mtime),
+            ctime: Some(ctime),
+            ..SetAttr::default()
+        };
+        let mut change = RecordChange::default();
+        let wanted: HashMap<&[u8], &[u8]> = node
+            .xattrs
+            .iter()
+            .map(|(name, value)| (&name[..], &value[..]))
+            .collect();
+        let mut had = HashMap::new();
+        for (name, value) in fs.records(ino, b"")? {
+            if !record_is_of_replica(&name) {
+                if !wanted.contains_key(&name[..]) {
+                    change.delete.push(name.clone());
+                }
+                had.insert(name, value);
+            }
+        }
+        for (name, value) in &node.xattrs {
+            if record_is_of_replica(name) {
+                return Err(StreamError::Contradiction(
+                    "a record that is not to be sent",
+                ));
+            }
+            if had.get(name) != Some(value) {
+                change.put.push((name.clone(), value.clone()));
+            }
+        }
+        fs.setattr(ino, &set)?;
+        if node.described && node.mode & libc::S_IFMT == libc::S_IFREG {
+            change.describes = Some(fs.getattr(ino)?);
+        }
+        if !change.put.is_empty() || !change.delete.is_empty() || change.describes.is_some() {
+            fs.set_records(ino, change)?;
+        }
+        self.observer.inode_changed(ino);
+        Ok(())
+    }
+
+    fn staging_name(&self, ino: Ino) -> Result<Vec<u8>> {
+        let name = self.fs.name_in(self.staging, ino)?;
+        name.ok_or(StreamError::Contradiction("an inode without a name"))
+    }
+
+    /// Takes the name from what has it, if that is something else. Whether it is what it should be already.
+    fn clear(&mut self, parent: Ino, name: &[u8], ino: Ino) -> Result<bool> {
+        let fs = self.fs;
+        crate::directory::check_name(name)?;
+        if parent == self.root && name == STAGING {
+            return Err(StreamError::Contradiction("a name that receiving uses"));
+        }
+        match fs.find_name(parent, name)? {
+            None => Ok(false),
+            Some(there) if there.ino == ino => Ok(true),
+            Some(there) => {
+                let aside = format!("{DISPLACED}{:x}", there.ino.0).into_bytes();
+                if fs.find_name(self.staging, &aside)?.is_some() {
+                    // One more name of it is there already.
+                    self.remove(parent, name)?;
+                } else {
+                    let flags = RenameFlags::default();
+                    fs.rename(parent, name, self.staging, &aside, flags)?;
+                    self.staged.insert(there.ino);
+                }
+                self.observer.entry_changed(parent, name);
+                Ok(false)
+            }
+        }
+    }
+
+    fn name(&mut self, name: &Name) -> Result<()> {
+        let (parent, ino) = (self.local(name.parent)?, self.local(name.ino)?);
+        if self.clear(parent, &name.name, ino)? {
+            return Ok(());
+        }
+        let fs = self.fs;
+        if self.staged.remove(&ino) {
+            let staged = self.staging_name(ino)?;
+            let flags = RenameFlags::default();
+            fs.rename(self.staging, &staged, parent, &name.name, flags)?;
+        } else {
+            fs.link(ino, parent, &name.name)?;
+        }
+        self.observer.entry_changed(parent, &name.name);
+        Ok(())
+    }
+
+    /// Gives directories their new names: first all leave their old ones, so that none has to go below itself.
+    fn move_directories(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.has_moved, true) {
+            return Ok(());
+        }
+        let fs = self.fs;
+        let moves = std::mem::take(&mut self.moves);
+        for name in &moves {
+            let (parent, ino) = (self.local(name.parent)?, self.local(name.ino)?);
+            let there = fs.find_name(parent, &name.name)?;
+            if self.staged.contains(&ino) || there.is_some_and(|there| there.ino == ino) {
+                continue;
+            }
+            let above = fs.parent(ino)?;
+            let old = fs.name_in(above, ino)?;
+            let old = old.ok_or(StreamError::Contradiction("a directory without a name"))?;
+            let aside = format!("{DISPLACED}{:x}", ino.0).into_bytes();
+            fs.rename(above, &old, self.staging, &aside, RenameFlags::default())?;
+            self.observer.entry_changed(above, &old);
+            self.staged.insert(ino);
+        }
+        for name in &moves {
+            self.name(name)?;
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, name: &Name) -> Result<()> {
+        let (parent, ino) = (self.local(name.parent)?, self.local(name.ino)?);
+        match self.fs.find_name(parent, &name.name)? {
+            Some(there) if there.ino == ino => {
+                self.remove(parent, &name.name)?;
+                self.observer.entry_changed(parent, &name.name);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a name, and all below it.
+    fn remove(&mut self, parent: Ino, name: &[u8]) -> Result<()> {
+        let fs = self.fs;
+        let mut waiting = vec![(parent, name.to_vec(), false)];
+        while let Some((parent, name, is_empty)) = waiting.pop() {
+            let Some(there) = fs.find_name(parent, &name)? else {
+                continue;
+            };
+            if there.kind != libc::S_IFDIR {
+                fs.unlink(parent, &name)?;
+            } else if is_empty {
+                fs.rmdir(parent, &name)?;
+            } else {
+                waiting.push((parent, name, true));
+                let below = fs.names_from(there.ino, b"", usize::MAX)?.into_iter();
+                waiting.extend(below.map(|entry| (there.ino, entry.name, false)));
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.close()?;
+        self.move_directories()?;
+        self.remove(self.root, STAGING)?;
+        for (ino, node) in std::mem::take(&mut self.directories) {
+            if inode::committed(&self.fs.store, ino)?.is_some() {
+                self.attributes(ino, &node)?;
+            }
+        }
+        Ok(())
+    }
+}

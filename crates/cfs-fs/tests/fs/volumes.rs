@@ -1,0 +1,330 @@
+//! Volumes, their quotas, and policies.
+
+use std::sync::atomic::Ordering;
+
+use cfs_format::Ino;
+use cfs_fs::{
+    AllocateMode, Caller, Fs, FsError, Policy, Quota, RenameFlags, SetAttr, VolumeOptions,
+};
+
+use crate::pool::{Pool, assert_clean};
+
+fn volume(fs: &Fs, path: &str, quota: Quota) -> Ino {
+    let options = VolumeOptions {
+        quota,
+        own_domain: path.contains("own"),
+    };
+    let made = fs.volume_create(path.as_bytes(), &options, &Caller::default());
+    made.expect("a volume").ino
+}
+
+fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) -> Ino {
+    let made = fs.create(parent, name.as_bytes(), 0o644, &Caller::default());
+    let ino = made.expect("a file").ino;
+    assert_eq!(
+        fs.write(ino, 0, content, false).expect("written"),
+        content.len()
+    );
+    ino
+}
+
+#[test]
+fn names_stay_in_their_volume() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let outer = fs
+        .mkdir(Ino::ROOT, b"d", 0o755, &Caller::default())
+        .expect("a directory")
+        .ino;
+    let root = volume(&fs, "/d/v", Quota::default());
+    assert_eq!(fs.lookup(outer, b"v").expect("there").ino, root);
+    assert_eq!(fs.parent(root).expect("above"), outer);
+    let inner = file(&fs, root, "f", b"text");
+    let flags = RenameFlags::default;
+    assert!(matches!(
+        fs.rename(root, b"f", outer, b"f", flags()),
+        Err(FsError::CrossVolume)
+    ));
+    assert!(matches!(
+        fs.link(inner, outer, b"f"),
+        Err(FsError::CrossVolume)
+    ));
+    assert!(matches!(fs.rmdir(outer, b"v"), Err(FsError::Volume)));
+    fs.mkdir(outer, b"e", 0o755, &Caller::default())
+        .expect("a directory");
+    assert!(matches!(
+        fs.rename(outer, b"e", outer, b"v", flags()),
+        Err(FsError::Volume)
+    ));
+    // Its own name is one of the volume above.
+    fs.rename(outer, b"v", outer, b"w", flags())
+        .expect("renamed");
+    fs.rename(Ino::ROOT, b"d", Ino::ROOT, b"c", flags())
+        .expect("renamed");
+    assert_eq!(fs.path_of(root).expect("found").expect("there"), b"/c/w");
+    assert!(matches!(fs.volume_delete(b"/c/w"), Err(FsError::NotEmpty)));
+    assert!(matches!(fs.volume_delete(b"/c"), Err(FsError::NotFound)));
+    assert!(matches!(fs.volume_delete(b"/"), Err(FsError::Invalid)));
+    assert_clean(&fs);
+    fs.close().expect("closed");
+    drop(fs);
+    let fs = pool.open();
+    assert_eq!(fs.resolve(b"/c/w/f").expect("there").ino, inner);
+    fs.unlink(root, b"f").expect("removed");
+    fs.volume_delete(b"/c/w").expect("removed");
+    assert!(matches!(fs.resolve(b"/c/w"), Err(FsError::NotFound)));
+    assert_eq!(fs.volumes().len(), 1);
+    assert_clean(&fs);
+    fs.close().expect("closed");
+    drop(fs);
+    assert_clean(&pool.open());
+}
+
+#[test]
+fn a_snapshot_shows_the_volumes_below_it_empty() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let root = volume(&fs, "/v", Quota::default());
+    let content = vec![7; 100_000];
+    let inner = file(&fs, root, "f", &content);
+    fs.snapshot_create(b"/", b"whole").expect("taken");
+    fs.snapshot_create(b"/v", b"its").expect("taken");
+    fs.unlink(root, b"f").expect("removed");
+    let seen = fs.resolve(b"/.snapshots/whole/v").expect("there");
+    assert_eq!(fs.read_dir(seen.ino, 0, u64::MAX, 9).expect("listed"), []);
+    let seen = fs.resolve(b"/v/.snapshots/its/f").expect("there");
+    let mut out = Vec::new();
+    fs.read(seen.ino, 0, 200_000, &mut out).expect("read");
+    assert_eq!(out, content);
+    assert_ne!(seen.ino, inner);
+    assert!(matches!(
+        fs.volume_delete(b"/v"),
+        Err(FsError::HasSnapshots)
+    ));
+    let its = fs.snapshot(b"/v", b"its").expect("there");
+    fs.snapshot_delete(&its).expect("deleted");
+    fs.volume_delete(b"/v").expect("removed");
+    let seen = fs.resolve(b"/.snapshots/whole/v").expect("there still");
+    assert_eq!(fs.read_dir(seen.ino, 0, u64::MAX, 9).expect("listed"), []);
+    assert_clean(&fs);
+}
+
+#[test]
+fn what_is_beyond_the_quota_is_refused_when_it_is_written() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let quota = Quota {
+        bytes: 300_000,
+        inodes: 4,
+    };
+    let root = volume(&fs, "/v", quota);
+    let one = file(&fs, root, "one", &vec![1; 200_000]);
+    // Nothing of it is in the tables yet.
+    let two = file(&fs, root, "two", &vec![2; 90_000]);
+    assert!(matches!(
+        fs.write(two, 90_000, &vec![2; 10_001], false),
+        Err(FsError::Quota)
+    ));
+    assert_eq!(
+        fs.write(two, 90_000, &vec![2; 10_000], false)
+            .expect("fits"),
+        10_000
+    );
+    let to = |size| SetAttr {
+        size: Some(size),
+        ..SetAttr::default()
+    };
+    assert!(matches!(fs.setattr(one, &to(200_001)), Err(FsError::Quota)));
+    let grow = AllocateMode::Allocate { keep_size: false };
+    assert!(matches!(
+        fs.fallocate(one, grow, 0, 300_000, false),
+        Err(FsError::Quota)
+    ));
+    let room = fs.statfs_at(root).expect("told");
+    assert_eq!(
+        (room.blocks, room.blocks_available),
+        (300_000_u64.div_ceil(4096), 0)
+    );
+    assert!(fs.statfs().blocks_available > 100);
+    // Overwriting takes nothing of it.
+    fs.write(one, 0, &vec![3; 200_000], false)
+        .expect("overwritten");
+    file(&fs, root, "three", b"");
+    let refused = fs.create(root, b"four", 0o644, &Caller::default());
+    assert!(matches!(refused, Err(FsError::Quota)));
+    // What is cut off can be used again, at once.
+    fs.setattr(one, &to(100_000)).expect("cut");
+    let outside = file(&fs, Ino::ROOT, "outside", &vec![5; 150_000]);
+    assert!(matches!(
+        fs.copy_range(outside, 0, two, 100_000, 150_000),
+        Err(FsError::Quota)
+    ));
+    assert_eq!(
+        fs.copy_range(outside, 0, two, 100_000, 100_000)
+            .expect("copied"),
+        100_000
+    );
+    fs.syncfs().expect("synced");
+    let is = fs.volume(b"/v").expect("there");
+    assert_eq!(
+        (is.record.logical_bytes.get(), is.record.inode_count.get()),
+        (300_000, 4)
+    );
+    fs.volume_set_quota(
+        is.id,
+        Quota {
+            bytes: 300_001,
+            inodes: 0,
+        },
+    )
+    .expect("changed");
+    fs.write(two, 200_000, b"x", false).expect("fits");
+    assert!(matches!(
+        fs.write(two, 200_001, b"x", false),
+        Err(FsError::Quota)
+    ));
+    assert_clean(&fs);
+    fs.close().expect("closed");
+    drop(fs);
+    assert_eq!(
+        pool.open().volume(b"/v").expect("there").quota.bytes,
+        300_001
+    );
+}
+
+#[test]
+fn domains_share_no_chunks() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let content: Vec<u8> = (0..400_000_u32)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
+        .collect();
+    let one = file(&fs, Ino::ROOT, "one", &content);
+    fs.syncfs().expect("synced");
+    let chunks = || fs.store().stats().pool.chunk_count.get();
+    let before = chunks();
+    let shared = volume(&fs, "/shared", Quota::default());
+    file(&fs, shared, "f", &content);
+    fs.syncfs().expect("synced");
+    assert_eq!(chunks(), before);
+    let own = volume(&fs, "/own", Quota::default());
+    let copy = file(&fs, own, "f", b"");
+    assert_eq!(
+        fs.copy_range(one, 0, copy, 0, 1_600_000).expect("copied"),
+        1_600_000
+    );
+    fs.syncfs().expect("synced");
+    assert!(chunks() > before);
+    fs.close().expect("closed");
+    drop(fs);
+    // The secret is there again.
+    let fs = pool.open();
+    let mut out = Vec::new();
+    fs.read(copy, 0, 2_000_000, &mut out).expect("read");
+    assert!(out == content);
+    assert_clean(&fs);
+}
+
+#[test]
+fn policies_take_and_delete_by_the_clock() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let ino = fs
+        .mkdir(Ino::ROOT, b"d", 0o755, &Caller::default())
+        .expect("a directory")
+        .ino;
+    let policy = Policy::parse("hourly=3,daily=2").expect("a policy");
+    fs.set_policy(ino, Some(policy)).expect("set");
+    let names = |fs: &Fs| -> Vec<String> {
+        let all = fs.snapshots(None).expect("listed").into_iter();
+        let mut names: Vec<_> = all
+            .map(|it| String::from_utf8_lossy(&it.name).into_owned())
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    let pass = |hours: u64| {
+        let ns = hours * 3_600_000_000_000;
+        pool.host.0.fetch_add(ns, Ordering::Relaxed);
+    };
+    let name = |period: cfs_fs::Period| {
+        let now = cfs_fs::Time::from_ns(pool.host.0.load(Ordering::Relaxed));
+        period.name(now)
+    };
+    fs.tick().expect("ticked");
+    let (hour, day) = (name(cfs_fs::Period::Hourly), name(cfs_fs::Period::Daily));
+    assert_eq!(names(&fs), [day.clone(), hour.clone()]);
+    fs.tick().expect("ticked");
+    assert_eq!(names(&fs).len(), 2, "one in an hour");
+    let held = fs.snapshot(b"/d", hour.as_bytes()).expect("taken");
+    fs.snapshot_hold(&held, true).expect("held");
+    fs.close().expect("closed");
+    drop(fs);
+    // The policy outlives the process, and follows the directory.
+    let fs = pool.open();
+    fs.rename(Ino::ROOT, b"d", Ino::ROOT, b"e", RenameFlags::default())
+        .expect("renamed");
+    let mut hours = Vec::new();
+    for _ in 0..5 {
+        pass(24);
+        fs.tick().expect("ticked");
+        hours.push(name(cfs_fs::Period::Hourly));
+    }
+    let there = names(&fs);
+    let of = |word: &str| {
+        there
+            .iter()
+            .filter(|it| it.starts_with(word))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of("hourly"), [vec![hour], hours[2..].to_vec()].concat());
+    assert_eq!(of("daily").len(), 2);
+    assert!(!there.contains(&day));
+    fs.rmdir(Ino::ROOT, b"e").expect("removed");
+    pass(1);
+    fs.tick().expect("ticked");
+    assert_eq!(fs.policies().expect("read"), []);
+    assert_eq!(names(&fs), there, "what there is stays");
+    assert_clean(&fs);
+}
+
+#[test]
+fn snapshots_of_removed_directories_do_not_hide_each_other() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    for name in ["a", "b"] {
+        let ino = fs
+            .mkdir(Ino::ROOT, name.as_bytes(), 0o755, &Caller::default())
+            .expect("made")
+            .ino;
+        file(&fs, ino, name, name.as_bytes());
+        let path = format!("/{name}");
+        fs.snapshot_create(path.as_bytes(), b"last").expect("taken");
+        fs.unlink(ino, name.as_bytes()).expect("removed");
+        fs.rmdir(Ino::ROOT, name.as_bytes()).expect("removed");
+    }
+    let list = fs.resolve(b"/.snapshots").expect("there").ino;
+    let entries = fs.read_dir(list, 0, u64::MAX, 9).expect("listed");
+    assert_eq!(entries.len(), 2);
+    let mut seen = Vec::new();
+    for entry in &entries {
+        let found = fs.lookup(list, &entry.name).expect("found as it is listed");
+        assert_eq!(found.ino, entry.ino);
+        for below in fs.read_dir(found.ino, 0, u64::MAX, 9).expect("listed") {
+            seen.push(below.name);
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [b"a".to_vec(), b"b".to_vec()]);
+    for snapshot in fs.snapshots(None).expect("listed") {
+        let found = fs.snapshot_by_id(&snapshot.id()).expect("found");
+        assert_eq!(found.path, snapshot.path);
+        fs.snapshot_delete(&found).expect("deleted");
+    }
+    assert!(
+        fs.read_dir(list, 0, u64::MAX, 9)
+            .expect("listed")
+            .is_empty()
+    );
+}

@@ -1,0 +1,87 @@
+//! Making and removing volumes, on the file system and on the model.
+
+use cfs_fs::{Caller, Fs, FsError, Quota, VolumeOptions};
+
+use crate::world::{Failure, World};
+
+/// Volumes at a time at most, beside the first.
+const VOLUMES_MAX: usize = 4;
+/// The smallest quota; a file is rarely larger.
+const QUOTA_BYTES: u64 = 256 << 10;
+
+impl World {
+    pub fn make_volume(&mut self, fs: &Fs) -> Result<(), Failure> {
+        if self.model.volumes().len() >= VOLUMES_MAX {
+            return Ok(());
+        }
+        let path = self.new_path();
+        let options = VolumeOptions {
+            quota: Quota {
+                bytes: match self.rng.one_in(3) {
+                    true => QUOTA_BYTES << self.rng.below(4),
+                    false => 0,
+                },
+                inodes: match self.rng.one_in(3) {
+                    true => 4 + self.rng.below(20),
+                    false => 0,
+                },
+            },
+            own_domain: self.rng.one_in(3),
+        };
+        self.trace(|| format!("volume {path}, {options:?}"));
+        fs.volume_create(path.as_bytes(), &options, &Caller::default())?;
+        self.model.add_volume(&path);
+        Ok(())
+    }
+
+    pub fn remove_volume(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let volumes = self.model.volumes();
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        let path = &volumes[self.rng.below(volumes.len() as u64) as usize];
+        self.trace(|| format!("remove volume {path}"));
+        let may_hold = self.model.has_children(path) || !self.handles.is_empty();
+        match fs.volume_delete(path.as_bytes()) {
+            Err(FsError::NotEmpty) if may_hold => return Ok(()),
+            Err(FsError::HasSnapshots) if !self.model.snapshots.is_empty() => return Ok(()),
+            Err(FsError::NoSpace) => {
+                let text = "removing a volume was refused for want of room".to_owned();
+                return Err(Failure::Wrong(text));
+            }
+            removed => removed?,
+        }
+        if self.model.has_children(path) {
+            return Err(Failure::Wrong(format!("volume {path} was not empty")));
+        }
+        self.model.remove(path);
+        Ok(())
+    }
+
+    /// That no volume has more than its quota lets it.
+    ///
+    /// # Errors
+    /// Which one has.
+    pub fn check_quotas(&self, fs: &Fs) -> Result<(), String> {
+        for volume in fs.volumes() {
+            let (bytes, inodes) = (
+                volume.record.logical_bytes.get(),
+                volume.record.inode_count.get(),
+            );
+            let path = String::from_utf8_lossy(&volume.path);
+            if volume.quota.bytes > 0 && bytes > volume.quota.bytes {
+                return Err(format!(
+                    "volume {path} has {bytes} bytes, {:?}",
+                    volume.quota
+                ));
+            }
+            if volume.quota.inodes > 0 && inodes > volume.quota.inodes {
+                return Err(format!(
+                    "volume {path} has {inodes} inodes, {:?}",
+                    volume.quota
+                ));
+            }
+        }
+        Ok(())
+    }
+}

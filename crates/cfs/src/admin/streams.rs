@@ -1,0 +1,430 @@
+//! Sending snapshots and receiving them, in whichever process has the pool.
+//!
+//! The bytes of a stream do not go through the messages of the admin socket. Who asks listens at a socket of its own in
+//! the data directory; who has the pool connects to it, and reads and writes the stream there.
+
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cfs_format::Ino;
+use cfs_fs::stream::{Received, Sent, StreamError};
+use cfs_fs::{Fs, FsError, RestoreObserver};
+
+use super::protocol::{Answer, AnyPath, Event, Named, Progress, StreamRequest};
+use super::report::printable;
+use super::reporter::Reporter;
+use crate::bytes::{count, show};
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result};
+use crate::transfer::KernelCaches;
+
+/// How long reading or writing may take before it is looked whether to go on.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Bytes that are written at once.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// One end of a stream that waits for the other side as long as the work goes on.
+struct Pipe<'a> {
+    stream: UnixStream,
+    reporter: &'a dyn Reporter,
+}
+
+impl Pipe<'_> {
+    fn patiently<T>(&self, mut step: impl FnMut(&UnixStream) -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match step(&self.stream) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    if self.reporter.cancelled() {
+                        // Not `Interrupted`, after which callers would try again.
+                        return Err(io::Error::other("interrupted"));
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Read for &Pipe<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.patiently(|mut stream| stream.read(buf))
+    }
+}
+
+impl Write for &Pipe<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.patiently(|mut stream| stream.write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a received stream changes is told to the kernel.
+struct Changes<'a> {
+    caches: Option<&'a dyn KernelCaches>,
+    reporter: &'a dyn Reporter,
+}
+
+impl RestoreObserver for Changes<'_> {
+    fn inode_changed(&mut self, ino: Ino) {
+        if let Some(caches) = self.caches {
+            caches.inode_changed(ino);
+        }
+    }
+
+    fn entry_changed(&mut self, parent: Ino, name: &[u8]) {
+        if let Some(caches) = self.caches {
+            caches.entry_changed(parent, name);
+        }
+    }
+
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        let path = printable(&String::from_utf8_lossy(path));
+        tracing::warn!("going back before receiving: {path}: {error}");
+    }
+
+    fn goes_on(&mut self) -> bool {
+        !self.reporter.cancelled()
+    }
+}
+
+/// Does what is asked, over the socket that is named in the request.
+///
+/// # Errors
+/// What ends the stream. No snapshot was made then; what has been received stays.
+pub fn perform(
+    fs: &Fs,
+    dir: &DataDir,
+    request: &StreamRequest,
+    caches: Option<&dyn KernelCaches>,
+    reporter: &dyn Reporter,
+) -> Result<Answer> {
+    let (StreamRequest::Send { socket, .. } | StreamRequest::Receive { socket, .. }) = request;
+    let connect = || -> io::Result<UnixStream> {
+        let directory = std::fs::File::open(dir.path())?;
+        // Nothing but a name: who asks says where in the data directory it listens, and nowhere else.
+        if socket.contains('/') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let stream = UnixStream::connect(through(&directory, socket))?;
+        stream.set_read_timeout(Some(LOOK_AGAIN))?;
+        stream.set_write_timeout(Some(LOOK_AGAIN))?;
+        Ok(stream)
+    };
+    let stream = connect().map_err(|error| {
+        Failure::new(
+            Code::Failed,
+            format!("who asked for the stream went away: {error}"),
+        )
+    })?;
+    let pipe = Pipe { stream, reporter };
+    let ended = match request {
+        StreamRequest::Send {
+            named, from, waits, ..
+        } => {
+            let snapshot = named.find(fs)?;
+            let base = match from {
+                Some(name) => Some(
+                    Named {
+                        name: name.clone(),
+                        ..named.clone()
+                    }
+                    .find(fs)?,
+                ),
+                None => None,
+            };
+            let mut out = BufWriter::with_capacity(BUFFER_BYTES, &pipe);
+            let goes_on = |sent: &Sent| {
+                reporter.event(&Event::Progress(Progress {
+                    phase: "send, inodes".to_owned(),
+                    objects: sent.inodes,
+                    objects_total: None,
+                    bytes: sent.bytes,
+                    bytes_total: None,
+                }));
+                !reporter.cancelled()
+            };
+            let mut replies = &pipe;
+            let replies: Option<&mut dyn Read> = match waits {
+                true => Some(&mut replies),
+                false => None,
+            };
+            fs.send(&snapshot, base.as_deref(), &mut out, replies, &goes_on)
+                .map(|sent| sent_line(named, &sent))
+        }
+        StreamRequest::Receive { path, .. } => {
+            let mut observer = Changes { caches, reporter };
+            let path = path.as_ref().map(AnyPath::bytes);
+            let mut input = io::BufReader::with_capacity(BUFFER_BYTES, &pipe);
+            fs.receive(path, &mut input, &mut &pipe, &mut observer)
+                .map(|received| received_line(&received))
+        }
+    };
+    drop(pipe.stream.shutdown(std::net::Shutdown::Both));
+    match ended {
+        Ok(line) => Ok(Answer::Streamed { line }),
+        Err(_) if reporter.cancelled() => Err(Failure::new(Code::Interrupted, "interrupted")
+            .hint("the same command goes on where this one ended")),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn failure(error: &StreamError) -> Failure {
+    let code = match error {
+        StreamError::Fs(FsError::NoSpace | FsError::ReadOnly(_)) | StreamError::Io(_) => Code::Host,
+        _ => Code::Failed,
+    };
+    let failure = Failure::new(code, error.to_string());
+    match error {
+        StreamError::CutOff => failure.hint(
+            "there is no new snapshot; what has come stays, and the same command goes on from it",
+        ),
+        StreamError::Forged(_) => failure.hint(
+            "send it again; a pool that is to receive must have been made with `cfs init --replica-of`",
+        ),
+        StreamError::Version(_) => failure.hint("use the same version of cfs on both sides"),
+        StreamError::NoBase(_) => {
+            failure.hint("`cfs admin snapshot list` tells which there are")
+        }
+        StreamError::Target(_) => failure.hint("give another path to receive it at"),
+        _ => failure,
+    }
+}
+
+fn sent_line(named: &Named, sent: &Sent) -> String {
+    match sent.had_all {
+        true => format!("{}: the other side has it", named.sentence()),
+        false => format!(
+            "{}: {} sent, of it {} in {} chunks; {} inodes",
+            named.sentence(),
+            show(sent.bytes),
+            show(sent.chunk_bytes),
+            count(sent.chunks),
+            count(sent.inodes)
+        ),
+    }
+}
+
+fn received_line(received: &Received) -> String {
+    let path = printable(&String::from_utf8_lossy(&received.path));
+    let name = printable(&String::from_utf8_lossy(&received.name));
+    match received.had_all {
+        true => format!("snapshot {name} of {path} is here already"),
+        false => format!(
+            "snapshot {name} of {path} received: {} chunks, {} inodes",
+            count(received.chunks),
+            count(received.inodes)
+        ),
+    }
+}
+
+/// A short name of a socket in an open directory: addresses of Unix sockets have at most 107 bytes.
+fn through(directory: &std::fs::File, name: &str) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).into()
+}
+
+/// Where the stream goes, or comes from, on the side of who asks.
+pub enum Far {
+    /// To standard output.
+    Output,
+    /// From standard input, replies to standard output.
+    Input,
+    /// To another process, whose output is the replies.
+    Process(Child),
+}
+
+/// The side of who asks: listens, and passes the stream on. Dropping it ends that.
+pub struct Bridge {
+    name: String,
+    path: PathBuf,
+    is_over: Arc<AtomicBool>,
+    pump: Option<JoinHandle<io::Result<Option<std::process::ExitStatus>>>>,
+}
+
+impl Bridge {
+    /// Listens in the data directory.
+    ///
+    /// # Errors
+    /// [`Code::Host`].
+    pub fn start(dir: &DataDir, far: Far) -> Result<Self> {
+        let name = format!("stream-{}", std::process::id());
+        let path = dir.path().join(&name);
+        let listen = || -> io::Result<UnixListener> {
+            let directory = std::fs::File::open(dir.path())?;
+            drop(std::fs::remove_file(&path));
+            let listener = UnixListener::bind(through(&directory, &name))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = listen().map_err(|e| Failure::host("make the socket", &path, &e))?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let pump = std::thread::spawn({
+            let is_over = Arc::clone(&is_over);
+            move || {
+                let stream = loop {
+                    match listener.accept() {
+                        Ok((stream, _)) => break Some(stream),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            if is_over.load(Ordering::Relaxed) {
+                                break None;
+                            }
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        Err(error) => return Err(error),
+                    }
+                };
+                pass_on(stream, far)
+            }
+        });
+        Ok(Self {
+            name,
+            path,
+            is_over,
+            pump: Some(pump),
+        })
+    }
+
+    /// The name to put into the request.
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Waits until all has been passed on, after the request has ended.
+    ///
+    /// # Errors
+    /// When the stream could not be passed on, or the other process failed.
+    pub fn finish(mut self) -> Result<()> {
+        self.is_over.store(true, Ordering::Relaxed);
+        let pump = self.pump.take().expect("there until it is finished");
+        let passed = pump.join().expect("a panic ends the process");
+        let status = passed.map_err(|error| {
+            Failure::new(
+                Code::Host,
+                format!("the stream could not be passed on: {error}"),
+            )
+        })?;
+        match status {
+            Some(status) if !status.success() => Err(Failure::new(
+                Code::Failed,
+                format!("the receiving process ended with {status}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+/// Passes on what comes, at once: the other side may wait for it. `io::copy` has the kernel splice pipes and sockets, which
+/// keeps back what is less than it would like to have.
+fn pump(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+    let mut bytes = vec![0; BUFFER_BYTES];
+    loop {
+        match from.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                to.write_all(&bytes[..count])?;
+                to.flush()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<std::process::ExitStatus>> {
+    let Some(stream) = stream else {
+        // Nothing came of the request: the other process meets the end of its input.
+        if let Far::Process(mut child) = far {
+            drop(child.stdin.take());
+            child.wait()?;
+        }
+        return Ok(None);
+    };
+    stream.set_nonblocking(false)?;
+    match far {
+        Far::Output => {
+            pump(&stream, io::stdout().lock())?;
+            Ok(None)
+        }
+        Far::Input => {
+            let input = stream.try_clone()?;
+            // Not waited for: what comes in may never end when nobody reads it any more.
+            std::thread::spawn(move || {
+                let _ = pump(io::stdin().lock(), &input);
+                drop(input.shutdown(std::net::Shutdown::Write));
+            });
+            pump(&stream, io::stdout().lock())?;
+            Ok(None)
+        }
+        Far::Process(mut child) => {
+            let output = child.stdout.take().expect("it was asked for");
+            let replies = stream.try_clone()?;
+            let answering = std::thread::spawn(move || {
+                // When the other process is gone, what it said last has been passed on.
+                let _ = pump(output, &replies);
+                drop(replies.shutdown(std::net::Shutdown::Write));
+            });
+            let input = child.stdin.take().expect("it was asked for");
+            // What it says about its failure is more than that it went away.
+            let copied = pump(&stream, input);
+            let status = child.wait()?;
+            answering.join().expect("a panic ends the process");
+            match copied {
+                Err(error) if status.success() => Err(error),
+                _ => Ok(Some(status)),
+            }
+        }
+    }
+}
+
+/// Starts the process that receives: for one word `cfs receive` at that data directory, else the command that the words
+/// are.
+///
+/// # Errors
+/// [`Code::Host`] when it cannot be started.
+pub fn start_receiver(target: &[std::ffi::OsString], path: Option<&Path>) -> Result<Child> {
+    let mut command = match target {
+        [directory] => {
+            let program =
+                std::env::current_exe().map_err(|e| Failure::host("find", Path::new("cfs"), &e))?;
+            let mut command = Command::new(program);
+            command.arg("receive").arg("--data").arg(directory);
+            if let Some(path) = path {
+                command.arg(path);
+            }
+            command
+        }
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        [] => unreachable!("the command line asks for a target"),
+    };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .spawn()
+        .map_err(|e| Failure::host("start", Path::new(command.get_program()), &e))
+}

@@ -1,0 +1,245 @@
+//! Volumes, as the admin commands make, list, bound and remove them.
+
+use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeOptions};
+
+use super::protocol::{Answer, AnyPath, VolumeRequest};
+use super::report::{VolumeShown, Volumes, hex_if_no_text, printable};
+use super::reporter::Reporter;
+use crate::failure::{Code, Failure, Result};
+use crate::transfer::KernelCaches;
+
+/// Entries of a directory that are removed before it is listed again.
+const ENTRIES_AT_ONCE: usize = 256;
+
+/// Does what is asked.
+///
+/// # Errors
+/// What the request meets. Nothing was changed, but by removing a volume with all in it, which may end on the way.
+pub fn perform(
+    fs: &Fs,
+    request: &VolumeRequest,
+    caches: Option<&dyn KernelCaches>,
+    reporter: &dyn Reporter,
+) -> Result<Answer> {
+    match request {
+        VolumeRequest::Create {
+            path,
+            quota_bytes,
+            quota_inodes,
+            own_domain,
+            owner,
+        } => {
+            let options = VolumeOptions {
+                quota: Quota {
+                    bytes: *quota_bytes,
+                    inodes: *quota_inodes,
+                },
+                own_domain: *own_domain,
+            };
+            let caller = Caller {
+                uid: owner.0,
+                gid: owner.1,
+                pid: 0,
+                umask: 0,
+            };
+            fs.volume_create(path.bytes(), &options, &caller)
+                .map_err(|error| not_made(path, &error))?;
+            name_changed(fs, path, caches);
+            durable(fs, path)
+        }
+        VolumeRequest::Set {
+            path,
+            quota_bytes,
+            quota_inodes,
+        } => {
+            let volume = find(fs, path)?;
+            let quota = Quota {
+                bytes: quota_bytes.unwrap_or(volume.quota.bytes),
+                inodes: quota_inodes.unwrap_or(volume.quota.inodes),
+            };
+            fs.volume_set_quota(volume.id, quota)
+                .map_err(|error| failed(path, &error))?;
+            durable(fs, path)
+        }
+        VolumeRequest::List => Ok(Answer::Volumes(Volumes {
+            volumes: fs.volumes().iter().map(|it| shown(fs, it)).collect(),
+        })),
+        VolumeRequest::Delete { path, recursive } => {
+            let volume = find(fs, path)?;
+            if *recursive {
+                empty(fs, path, &volume, reporter)?;
+            }
+            fs.volume_delete(path.bytes())
+                .map_err(|error| not_removed(path, &error))?;
+            name_changed(fs, path, caches);
+            durable(fs, path)
+        }
+    }
+}
+
+/// What was done outlives the machine.
+fn durable(fs: &Fs, path: &AnyPath) -> Result<Answer> {
+    match fs.store().sync() {
+        Ok(_) => Ok(Answer::Nothing),
+        Err(error) => Err(failed(path, &error.into())),
+    }
+}
+
+fn shown(fs: &Fs, volume: &Volume) -> VolumeShown {
+    let bound = |quota: u64| (quota > 0).then_some(quota);
+    let all = fs.snapshots(None).unwrap_or_default();
+    VolumeShown {
+        volume: volume.id.0,
+        path: String::from_utf8_lossy(&volume.path).into_owned(),
+        path_hex: hex_if_no_text(&volume.path),
+        logical_bytes: volume.record.logical_bytes.get(),
+        quota_bytes: bound(volume.quota.bytes),
+        inodes: volume.record.inode_count.get(),
+        quota_inodes: bound(volume.quota.inodes),
+        snapshots: all.iter().filter(|it| it.volume == volume.id).count() as u64,
+        domain: volume.record.domain.get(),
+    }
+}
+
+fn find(fs: &Fs, path: &AnyPath) -> Result<Volume> {
+    fs.volume(path.bytes()).map_err(|error| match error {
+        FsError::NotFound => Failure::new(Code::Failed, format!("{} is no volume", text(path)))
+            .hint("`cfs admin volume list` tells which there are"),
+        error => failed(path, &error),
+    })
+}
+
+/// Deletes the snapshots of a volume and all in it.
+fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> Result<()> {
+    let wrong = |error: FsError| failed(path, &error);
+    let nested = fs
+        .volumes()
+        .into_iter()
+        .find(|it| it.id != volume.id && it.path.starts_with(&[&volume.path[..], b"/"].concat()));
+    if let Some(nested) = nested {
+        let nested = printable(&String::from_utf8_lossy(&nested.path));
+        return Err(Failure::new(
+            Code::Failed,
+            format!(
+                "{} has the volume {nested} in it; nothing was changed",
+                text(path)
+            ),
+        )
+        .hint("remove that one first"));
+    }
+    let mut snapshots = fs.snapshots(None).map_err(wrong)?;
+    snapshots.retain(|it| it.volume == volume.id);
+    if let Some(held) = snapshots.iter().find(|it| it.held) {
+        let name = printable(&String::from_utf8_lossy(&held.name));
+        return Err(Failure::new(
+            Code::Failed,
+            format!(
+                "snapshot {name} of {} is held; nothing was changed",
+                text(path)
+            ),
+        )
+        .hint("`cfs admin snapshot release` lets it go"));
+    }
+    for snapshot in &snapshots {
+        fs.snapshot_delete(snapshot).map_err(wrong)?;
+    }
+    // From the deepest directory up: a directory is looked at again when all in it is gone.
+    let mut waiting = vec![volume.root];
+    while let Some(directory) = waiting.last().copied() {
+        if reporter.cancelled() {
+            let message = format!("interrupted; what is left of {} stays", text(path));
+            return Err(Failure::new(Code::Interrupted, message));
+        }
+        let entries = fs
+            .names_from(directory, b"", ENTRIES_AT_ONCE)
+            .map_err(wrong)?;
+        let deeper = entries.iter().find(|entry| entry.kind == libc::S_IFDIR);
+        for entry in &entries {
+            let removed = match entry.kind {
+                libc::S_IFDIR => match fs.rmdir(directory, &entry.name) {
+                    Err(FsError::NotEmpty) => continue,
+                    removed => removed,
+                },
+                _ => fs.unlink(directory, &entry.name),
+            };
+            match removed {
+                Ok(()) | Err(FsError::NotFound) => {}
+                Err(error) => return Err(wrong(error)),
+            }
+        }
+        let deeper = deeper.filter(|it| {
+            matches!(fs.find_name(directory, &it.name), Ok(Some(there)) if there.ino == it.ino)
+        });
+        match deeper {
+            Some(entry) => waiting.push(entry.ino),
+            None if entries.is_empty() => {
+                waiting.pop();
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn name_changed(fs: &Fs, path: &AnyPath, caches: Option<&dyn KernelCaches>) {
+    let path = path.bytes();
+    let end = path
+        .iter()
+        .rposition(|byte| *byte != b'/')
+        .map_or(0, |at| at + 1);
+    let start = path[..end]
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(0, |at| at + 1);
+    if let (Some(caches), Ok(parent)) = (caches, fs.resolve(&path[..start])) {
+        caches.entry_changed(parent.ino, &path[start..end]);
+        caches.inode_changed(parent.ino);
+    }
+}
+
+fn text(path: &AnyPath) -> String {
+    printable(&String::from_utf8_lossy(path.bytes()))
+}
+
+fn failed(path: &AnyPath, error: &FsError) -> Failure {
+    Failure::new(Code::Failed, format!("volume {}: {error}", text(path)))
+}
+
+fn not_made(path: &AnyPath, error: &FsError) -> Failure {
+    let path = text(path);
+    match error {
+        FsError::Exists => Failure::new(Code::Failed, format!("{path} is there already"))
+            .hint("a volume is made with a new directory; move what is in the old one into it"),
+        FsError::Invalid | FsError::NameTooLong => Failure::new(
+            Code::Usage,
+            format!("{path} can be no path of a volume: {error}"),
+        ),
+        FsError::Snapshot => Failure::new(
+            Code::Failed,
+            format!("{path} is in a snapshot, which cannot be changed"),
+        ),
+        error => Failure::new(Code::Failed, format!("volume {path} was not made: {error}"))
+            .hint("give a path from the pool's root whose directory above is there"),
+    }
+}
+
+fn not_removed(path: &AnyPath, error: &FsError) -> Failure {
+    let path = text(path);
+    match error {
+        FsError::NotEmpty => Failure::new(
+            Code::Failed,
+            format!("volume {path} is not empty, or files that were removed from it are open; nothing was changed"),
+        )
+        .hint("--recursive removes all that is in it, and its snapshots"),
+        FsError::HasSnapshots => Failure::new(
+            Code::Failed,
+            format!("volume {path} has snapshots; nothing was changed"),
+        )
+        .hint("delete them, or give --recursive"),
+        FsError::Invalid => Failure::new(
+            Code::Usage,
+            "the volume / is the pool itself and cannot be removed",
+        ),
+        error => Failure::new(Code::Failed, format!("volume {path} stays: {error}")),
+    }
+}

@@ -1,0 +1,200 @@
+//! Snapshots on their way from one pool to another: through files, pipes, and between processes that serve.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::cfs;
+use crate::support::{Scratch, Server, command, run};
+use crate::trees::{assert_same, noise, plant};
+
+/// Runs `cfs` with these files as standard input and output.
+fn piped(
+    arguments: &[&dyn AsRef<std::ffi::OsStr>],
+    input: Option<&Path>,
+    output: Option<&Path>,
+) -> crate::support::Done {
+    let mut command = command(arguments);
+    if let Some(input) = input {
+        command.stdin(File::open(input).expect("a file"));
+    }
+    if let Some(output) = output {
+        command.stdout(Stdio::from(File::create(output).expect("a file")));
+    }
+    run(command)
+}
+
+#[test]
+fn a_snapshot_is_sent_through_files() {
+    let scratch = Scratch::new();
+    let (data, copy) = (scratch.path("pool"), scratch.path("copy"));
+    let source = scratch.path("home");
+    plant(&source, 5);
+    cfs!("import", source, "/", "--data", data).ok();
+    cfs!(
+        "admin", "snapshot", "create", "/home", "--name", "one", "--data", data
+    )
+    .ok();
+    let key = scratch.path("replica.key");
+    cfs!("admin", "key", "replica", key, "--data", data).ok();
+    cfs!("admin", "key", "replica", key, "--data", data).refused(7, "cannot write");
+    let broken = scratch.file("broken.key", "cfs replica key 1\nnothing\n");
+    cfs!("init", "--data", copy, "--replica-of", broken).refused(2, "is no replica key");
+    cfs!("init", "--data", copy, "--replica-of", key).ok();
+    cfs!("init", "--data", copy).refused(2, "already");
+
+    let (one, two) = (scratch.path("one"), scratch.path("two"));
+    piped(&[&"send", &"/home@one", &"--data", &data], None, Some(&one)).ok();
+    piped(
+        &[&"send", &"/home@none", &"--data", &data],
+        None,
+        Some(&two),
+    )
+    .refused(1, "there is no snapshot none");
+    cfs!("send", "/home", "--data", data).refused(2, "PATH@NAME");
+    piped(&[&"receive", &"--data", &copy], Some(&one), None).ok();
+    let exported = scratch.path("exported");
+    cfs!(
+        "export",
+        "/home/.snapshots/one",
+        exported,
+        "-T",
+        "--data",
+        copy
+    )
+    .ok();
+    assert_same(&source, &exported);
+
+    fs::write(source.join("new"), noise(4711, 300_000)).expect("a file");
+    cfs!("import", source, "/", "--data", data).ok();
+    cfs!(
+        "admin", "snapshot", "create", "/home", "--name", "two", "--data", data
+    )
+    .ok();
+    piped(
+        &[&"send", &"/home@two", &"--from", &"one", &"--data", &data],
+        None,
+        Some(&two),
+    )
+    .ok();
+    let (whole, part) = (
+        fs::metadata(&one).expect("there").len(),
+        fs::metadata(&two).expect("there").len(),
+    );
+    assert!(part < 400_000 && part < whole, "{part} of {whole}");
+    // Cut off: told, nothing half, and it goes on.
+    let cut = scratch.path("cut");
+    fs::write(&cut, &fs::read(&two).expect("read")[..200_000]).expect("written");
+    piped(&[&"receive", &"--data", &copy], Some(&cut), None).refused(1, "ends too early");
+    let list = cfs!("admin", "snapshot", "list", "--json", "--data", copy)
+        .ok()
+        .json();
+    assert_eq!(list["snapshots"].as_array().map(Vec::len), Some(1));
+    piped(&[&"receive", &"--data", &copy], Some(&two), None).ok();
+    let exported = scratch.path("exported two");
+    cfs!(
+        "export",
+        "/home/.snapshots/two",
+        exported,
+        "-T",
+        "--data",
+        copy
+    )
+    .ok();
+    assert_same(&source, &exported);
+    cfs!("admin", "fsck", "--data", copy).ok();
+    cfs!("admin", "scrub", "--data", copy).ok();
+    cfs!("admin", "gc", "--recount", "--data", copy).ok();
+    // Not for a pool that was made otherwise, and nothing at all that is no stream.
+    let other = scratch.path("other");
+    cfs!("init", "--data", other).ok();
+    piped(&[&"receive", &"--data", &other], Some(&one), None).refused(1, "not for this pool");
+    piped(&[&"receive", &"--data", &copy], Some(&key), None).refused(1, "no stream of cfs");
+}
+
+#[test]
+fn pools_that_are_served_replicate() {
+    let scratch = Scratch::new();
+    let (data, copy) = (scratch.path("pool"), scratch.path("copy"));
+    let source = scratch.path("home");
+    plant(&source, 6);
+    cfs!("import", source, "/", "--data", data).ok();
+    let key = scratch.path("replica.key");
+    cfs!("admin", "key", "replica", key, "--data", data).ok();
+    cfs!("init", "--data", copy, "--replica-of", key).ok();
+    let servers = [Server::start(&data, None), Server::start(&copy, None)];
+    cfs!(
+        "admin", "snapshot", "create", "/home", "--name", "one", "--data", data
+    )
+    .ok();
+    cfs!(
+        "replicate",
+        "/home@one",
+        copy,
+        "--path",
+        "/backup",
+        "--data",
+        data
+    )
+    .ok();
+    let again = cfs!(
+        "replicate",
+        "/home@one",
+        copy,
+        "--path",
+        "/backup",
+        "--data",
+        data
+    )
+    .ok();
+    assert!(again.stderr.contains("the other side has it"), "{again:?}");
+    fs::write(source.join("new"), noise(4711, 300_000)).expect("a file");
+    cfs!("import", source, "/", "--data", data).ok();
+    cfs!(
+        "admin", "snapshot", "create", "/home", "--name", "two", "--data", data
+    )
+    .ok();
+    // As through ssh: another program starts the receiver.
+    let program = env!("CARGO_BIN_EXE_cfs");
+    let done = cfs!(
+        "replicate",
+        "/home@two",
+        "--data",
+        data,
+        "--",
+        "env",
+        program,
+        "receive",
+        "--data",
+        copy,
+        "/backup"
+    );
+    let done = done.ok();
+    assert!(done.stderr.contains("sent"), "{done:?}");
+    let exported = scratch.path("exported");
+    cfs!(
+        "export",
+        "/backup/.snapshots/two",
+        exported,
+        "-T",
+        "--data",
+        copy
+    )
+    .ok();
+    assert_same(&source, &exported);
+    let failing = cfs!(
+        "replicate",
+        "/home@two",
+        "--data",
+        data,
+        "--",
+        "sh",
+        "-c",
+        "exit 3"
+    );
+    assert_eq!(failing.code, 1, "{failing:?}");
+    cfs!("admin", "fsck", "--data", copy).ok();
+    for server in servers {
+        server.stop();
+    }
+}
