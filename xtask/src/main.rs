@@ -2,12 +2,16 @@
 
 mod bench_mount;
 mod bench_reclaim;
+mod bench_s3;
+mod bench_s3_bounds;
 mod bench_snapshot;
 mod layers;
 mod place;
+mod s3_client;
 mod s3_clients;
 mod scenario;
 mod torture;
+mod torture_s3;
 mod toyfs;
 mod workload;
 
@@ -48,6 +52,9 @@ enum Task {
     Scenario(scenario::Options),
     /// Write to a mount, kill its server over and over, and compare with a ledger of what was acknowledged.
     Torture(torture::Options),
+    /// Put, delete and complete objects over S3 with 64 connections, kill the server over and over, and compare with a
+    /// ledger of what was acknowledged.
+    TortureS3(torture_s3::Options),
     /// Run the store's threads under schedules that a seed decides about.
     Models {
         /// Go on for so long, all models together.
@@ -99,6 +106,10 @@ enum Bench {
     Reclaim(bench_reclaim::Options),
     /// Snapshots: taking them, what they cost the present, reading them.
     Snapshot(bench_snapshot::Options),
+    /// S3: PUT and GET of small and large objects, beside s3s-fs on the same disk.
+    S3(bench_s3::Options),
+    /// S3: memory under slow clients and under one huge object, and what listing costs in a large bucket.
+    S3Bounds(bench_s3_bounds::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -112,6 +123,7 @@ fn main() -> anyhow::Result<()> {
         Task::S3Clients { scratch } => s3_clients::run(&scratch),
         Task::Scenario(options) => scenario::run(&options),
         Task::Torture(options) => torture::run(&options),
+        Task::TortureS3(options) => torture_s3::run(&options),
         Task::Models {
             minutes,
             seed,
@@ -138,6 +150,12 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Snapshot(options),
         } => bench_snapshot::run(&options),
+        Task::Bench {
+            bench: Bench::S3(options),
+        } => bench_s3::run(&options),
+        Task::Bench {
+            bench: Bench::S3Bounds(options),
+        } => bench_s3_bounds::run(&options),
     }
 }
 

@@ -1,17 +1,21 @@
 //! A pool, its mount point and the process that serves them, for long tests; all three are removed in the end.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
+use crate::s3_client::Account;
+
 /// The pool, the mount point and the process that serves them. Dropping it removes all three.
 pub(crate) struct Place {
     binary: PathBuf,
     dir: PathBuf,
     server: Option<Child>,
+    options: Vec<String>,
 }
 
 impl Place {
@@ -33,6 +37,7 @@ impl Place {
             binary,
             dir,
             server: None,
+            options: Vec::new(),
         })
     }
 
@@ -46,6 +51,46 @@ impl Place {
 
     pub fn mnt(&self) -> PathBuf {
         self.dir.join("mnt")
+    }
+
+    /// Gives the server more options from its next start on.
+    pub fn with(&mut self, options: &[&str]) {
+        let options = options.iter().map(|option| (*option).to_owned());
+        self.options.extend(options);
+    }
+
+    /// Has the server speak S3 from its next start on; where.
+    ///
+    /// # Errors
+    /// There is no free port.
+    pub fn with_s3(&mut self) -> anyhow::Result<SocketAddr> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        self.with(&["--s3", &address.to_string()]);
+        Ok(address)
+    }
+
+    /// A new user of the S3 face that speaks at `address`.
+    ///
+    /// # Errors
+    /// The pool cannot be opened, or has the user already.
+    pub fn account(&self, address: SocketAddr, name: &str) -> anyhow::Result<Account> {
+        let added = output(&mut self.cfs(&["admin", "user", "add", name, "--json"]))?;
+        let added: serde_json::Value = serde_json::from_str(&added)?;
+        let text = |field: &str| {
+            let text = added[field].as_str();
+            text.map(str::to_owned)
+                .with_context(|| format!("{field} is missing in {added}"))
+        };
+        Ok(Account {
+            address,
+            access_key_id: text("access_key_id")?,
+            secret_access_key: text("secret_access_key")?,
+        })
+    }
+
+    /// The process number of the server.
+    pub fn pid(&mut self) -> u32 {
+        self.server().id()
     }
 
     pub fn cfs(&self, arguments: &[&str]) -> Command {
@@ -65,7 +110,8 @@ impl Place {
 
     /// Starts the server and does not wait for it.
     pub fn spawn(&mut self, mounted: bool) -> anyhow::Result<ChildStdout> {
-        let mut command = self.cfs(&["server", "--log", "warn"]);
+        let mut command = self.cfs(&["server", "--log", "warn,s3s=off"]);
+        command.args(&self.options);
         if mounted {
             // What is there may be a dead mount, which the server takes away.
             match std::fs::create_dir(self.mnt()) {

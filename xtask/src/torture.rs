@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use crate::place::{Place, output};
 use crate::workload::Random;
+pub(crate) use ledger::Content;
 use ledger::Ledger;
 use writer::Writer;
 

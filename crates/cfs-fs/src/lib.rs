@@ -46,6 +46,7 @@ pub use lock::{Lock, RetentionMode};
 pub use namespace::arrange::{Arrangement, Moved, Named};
 pub use namespace::differences::{Change, Difference};
 pub use namespace::format::FormatOptions;
+pub use namespace::holdings::Holdings;
 pub use namespace::locks::LockChange;
 pub use namespace::policies::{Period, Policy};
 pub use namespace::publish::{Expected, NamedEntry, Publication, RecordChange};

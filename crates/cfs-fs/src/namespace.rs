@@ -5,6 +5,7 @@ pub(crate) mod atime;
 mod attributes;
 pub(crate) mod differences;
 pub(crate) mod format;
+pub(crate) mod holdings;
 pub(crate) mod locks;
 mod lookup;
 mod make;

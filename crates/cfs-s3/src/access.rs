@@ -17,6 +17,7 @@ use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::policy::{Asked, Facts, Verdict};
 use crate::records::{self, Tags, name};
+use crate::stats::Operation;
 use crate::users::User;
 
 /// Address of the one who asks, put into the request by the listener.
@@ -50,6 +51,9 @@ pub(crate) struct Access(pub(crate) Arc<Face>);
 #[async_trait]
 impl S3Access for Access {
     async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+        if let Some(operation) = context.extensions_mut().get::<Operation>().cloned() {
+            operation.set(context.s3_op().name());
+        }
         let user = context
             .credentials()
             .and_then(|credentials| self.0.users.by_access_key(&credentials.access_key))

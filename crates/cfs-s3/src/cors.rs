@@ -7,7 +7,7 @@ use http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use s3s::dto::{CORSConfiguration, CORSRule};
 use s3s::{S3ErrorCode, S3Result, s3_error};
 
@@ -30,12 +30,13 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 }
 
 /// What a browser asks for with a request; none when it is no page that asks.
-pub(crate) fn wish(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Wish> {
+/// The bucket is that of the host's name, or the first part of the path.
+pub(crate) fn wish<B>(request: &Request<B>, host_bucket: Option<String>) -> Option<Wish> {
+    let (method, headers) = (request.method(), request.headers());
     let origin = text(headers, ORIGIN)?;
-    let bucket = uri
-        .path()
-        .split('/')
-        .nth(1)
+    let first = request.uri().path().split('/').nth(1);
+    let bucket = host_bucket
+        .or_else(|| first.map(str::to_owned))
         .filter(|name| !name.is_empty())?;
     let is_preflight = method == Method::OPTIONS;
     let listed = match is_preflight {
@@ -50,7 +51,7 @@ pub(crate) fn wish(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Wi
         .split(',')
         .map(|name| name.trim().to_ascii_lowercase());
     Some(Wish {
-        bucket: bucket.to_owned(),
+        bucket,
         origin,
         method,
         headers: headers.filter(|name| !name.is_empty()).collect(),

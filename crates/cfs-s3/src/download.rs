@@ -1,4 +1,7 @@
 //! The content of an object on its way to a client: read ahead by one step, never more.
+//!
+//! A client may take its time with a step, and the memory is not ours meanwhile. So large steps are counted, over all
+//! clients; when too many are on their way the others go on with small ones, and without reading ahead.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,12 +13,29 @@ use cfs_fs::Fs;
 use futures_util::Stream;
 use s3s::StdError;
 use s3s::stream::{ByteStream, RemainingLength};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 use crate::customer::Opening;
 
-/// Bytes that are read at a time.
+/// Bytes of a large step.
 const STEP_BYTES: u64 = 1 << 20;
+/// Large steps at a time.
+static STEPS: Semaphore = Semaphore::const_new(64);
+/// Bytes of a small step.
+const SMALL_STEP_BYTES: u64 = 64 << 10;
+
+/// Bytes of a large step, until the client has them.
+struct Counted {
+    bytes: Vec<u8>,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// Keeps a file, whose name may go meanwhile, until it has been read.
 pub(crate) struct Opened {
@@ -61,25 +81,38 @@ impl Download {
             end,
             reading: None,
         };
-        download.read_ahead();
+        download.read();
         download
     }
 
-    fn read_ahead(&mut self) {
-        if self.at >= self.end {
+    /// Begins to read the next step.
+    fn read(&mut self) {
+        let left = self.end.saturating_sub(self.at);
+        if left == 0 {
             return;
         }
-        let (file, at) = (Arc::clone(&self.file), self.at);
+        let permit = match left > SMALL_STEP_BYTES {
+            true => STEPS.try_acquire().ok(),
+            false => None,
+        };
+        let most = match permit {
+            Some(_) => STEP_BYTES,
+            None => SMALL_STEP_BYTES,
+        };
+        let (file, at, len) = (Arc::clone(&self.file), self.at, left.min(most) as usize);
         let opening = self.opening.clone();
-        let len = (self.end - at).min(STEP_BYTES) as usize;
         self.reading = Some(tokio::task::spawn_blocking(move || {
-            if let Some(opening) = opening {
-                let bytes = opening.read(&file.fs, file.ino, at, len as u64)?;
-                return Ok(bytes.into());
+            let mut bytes = Vec::new();
+            match opening {
+                Some(opening) => bytes = opening.read(&file.fs, file.ino, at, len as u64)?,
+                None => {
+                    file.fs.read(file.ino, at, len, &mut bytes)?;
+                }
             }
-            let mut buffer = Vec::new();
-            file.fs.read(file.ino, at, len, &mut buffer)?;
-            Ok(buffer.into())
+            Ok(match permit {
+                Some(_permit) => Bytes::from_owner(Counted { bytes, _permit }),
+                None => bytes.into(),
+            })
         }));
     }
 }
@@ -88,6 +121,9 @@ impl Stream for Download {
     type Item = Result<Bytes, StdError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.reading.is_none() {
+            self.read();
+        }
         let Some(reading) = &mut self.reading else {
             return Poll::Ready(None);
         };
@@ -106,7 +142,9 @@ impl Stream for Download {
             return Poll::Ready(Some(Err("the file has become shorter".into())));
         }
         self.at += bytes.len() as u64;
-        self.read_ahead();
+        if bytes.len() as u64 > SMALL_STEP_BYTES {
+            self.read();
+        }
         Poll::Ready(Some(Ok(bytes)))
     }
 }

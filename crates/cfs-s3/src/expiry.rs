@@ -16,6 +16,7 @@ use crate::face::{Face, Watcher};
 use crate::lifecycle::{DAY_MS, Due, Rules, Subject};
 use crate::listing::{Peeked, peek_older};
 use crate::records::{self, Tags, name};
+use crate::upload::Etags;
 use crate::users::Users;
 use crate::walk::Walk;
 
@@ -94,7 +95,8 @@ impl Lifecycle {
     /// Of a file system that is not spoken to over S3 in this process.
     #[must_use]
     pub fn new(fs: Arc<Fs>, users: Arc<Users>, watcher: Arc<dyn Watcher>) -> Self {
-        Self(Arc::new(Face::new(fs, users, watcher)))
+        // No ETag is made here.
+        Self(Arc::new(Face::new(fs, users, watcher, Etags::default())))
     }
 
     /// What it takes to run them, as long as somebody else keeps it.

@@ -14,6 +14,8 @@ use parking_lot::{Mutex, MutexGuard};
 use s3s::{S3Error, S3Result};
 
 use crate::errors;
+use crate::stats::Counters;
+use crate::upload::Etags;
 use crate::users::Users;
 
 /// Locks of keys; keys that share one wait for each other without need.
@@ -31,15 +33,25 @@ pub trait Watcher: Send + Sync + 'static {
 pub(crate) struct Face {
     pub(crate) fs: Arc<Fs>,
     pub(crate) users: Arc<Users>,
+    /// What new ETags are made of.
+    pub(crate) etags: Etags,
+    pub(crate) counters: Counters,
     watcher: Arc<dyn Watcher>,
     locks: [Mutex<()>; LOCKS],
 }
 
 impl Face {
-    pub(crate) fn new(fs: Arc<Fs>, users: Arc<Users>, watcher: Arc<dyn Watcher>) -> Self {
+    pub(crate) fn new(
+        fs: Arc<Fs>,
+        users: Arc<Users>,
+        watcher: Arc<dyn Watcher>,
+        etags: Etags,
+    ) -> Self {
         Self {
             fs,
             users,
+            etags,
+            counters: Counters::default(),
             watcher,
             locks: std::array::from_fn(|_| Mutex::default()),
         }

@@ -6,24 +6,30 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `server` | the listener, bounds, what comes before and after an operation |
+//! | `server`, `patience` | the listener, its bounds |
+//! | `tls`, `hosts` | certificates, buckets in the host's name |
+//! | `answer` | what comes before and after an operation |
 //! | `access`, `signature2`, `users`, `acl`, `policy` | who asks, and what they may do |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
-//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads` | S3's notions on directories and files |
+//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
 //! | `records`, `metadata` | what is kept with inodes |
-//! | `upload`, `download`, `customer` | bodies, and keys that clients bring for them |
-//! | `conditions`, `errors`, `stats` | what they say |
+//! | `bodies`, `upload`, `download`, `customer` | bodies: what they may have us hold, in, out, and keys that clients bring for them |
+//! | `conditions`, `errors` | what they say |
+//! | `stats`, `statistics` | figures, and who may see them |
 //!
 //! # Invariants
 //! - An object appears in one step, complete and with its digests, and is acknowledged when it is durable.
 //! - What a client can have us hold in memory is bounded, whatever it sends and however slowly.
 //! - Symbolic links are not followed, so that no key leads out of its bucket.
 
+mod abandoned;
 mod access;
 mod acl;
+mod answer;
 mod api;
+mod bodies;
 mod buckets;
 mod conditions;
 mod configs;
@@ -33,6 +39,7 @@ mod download;
 mod errors;
 mod expiry;
 mod face;
+mod hosts;
 mod lifecycle;
 mod listing;
 mod locks;
@@ -40,11 +47,14 @@ mod metadata;
 mod names;
 mod objects;
 mod ops;
+mod patience;
 mod policy;
 mod records;
 mod server;
 mod signature2;
+mod statistics;
 mod stats;
+mod tls;
 mod upload;
 mod uploads;
 mod users;
@@ -53,5 +63,8 @@ mod walk;
 
 pub use expiry::{Expired, Kind, Lifecycle, Pass, Tally, WeakLifecycle};
 pub use face::Watcher;
-pub use server::{S3Server, StartError};
+pub use hosts::is_domain;
+pub use server::{Listening, S3Server, StartError};
+pub use tls::{Certificate, CertificateError, Pem};
+pub use upload::Etags;
 pub use users::{Key, ROOT_NAME, User, UserError, Users};

@@ -15,6 +15,7 @@ use crate::errors::from_fs;
 use crate::face::Face;
 use crate::names;
 use crate::records::{self, Content, Versioning, name};
+use crate::upload::{Etags, etag_of_sha256};
 use crate::versions::Version;
 use crate::walk;
 
@@ -235,7 +236,7 @@ impl Face {
     /// # Errors
     /// What reading failed with.
     pub(crate) fn digest(&self, ino: Ino, size: u64) -> Result<Content, FsError> {
-        let mut md5 = Md5::new();
+        let mut md5 = (self.etags == Etags::Md5).then(Md5::new);
         let mut sha256 = Sha256::new();
         let mut buffer = Vec::new();
         let mut at = 0;
@@ -244,13 +245,19 @@ impl Face {
             if buffer.is_empty() {
                 break;
             }
-            md5.update(&buffer);
+            if let Some(md5) = &mut md5 {
+                md5.update(&buffer);
+            }
             sha256.update(&buffer);
             at += buffer.len() as u64;
         }
+        let sha256 = hex(&sha256.finalize());
         Ok(Content {
-            etag: hex(&md5.finalize()),
-            sha256: hex(&sha256.finalize()),
+            etag: match md5 {
+                Some(md5) => hex(&md5.finalize()),
+                None => etag_of_sha256(&sha256),
+            },
+            sha256,
             ..Content::default()
         })
     }

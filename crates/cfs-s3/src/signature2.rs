@@ -79,9 +79,11 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// What is signed; `date` is that of the header, or the end of a link.
+/// What is signed; `date` is that of the header, or the end of a link. A bucket that the host names is signed as if it
+/// were in the path.
 fn string_to_sign(
     method: &Method,
+    host_bucket: Option<&str>,
     uri: &Uri,
     query: &HashMap<String, String>,
     headers: &HeaderMap,
@@ -106,6 +108,10 @@ fn string_to_sign(
             .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned())
             .collect();
         string += &format!("{name}:{}\n", values.join(","));
+    }
+    if let Some(bucket) = host_bucket {
+        string.push('/');
+        string += bucket;
     }
     string += uri.path();
     let mut mark = '?';
@@ -136,13 +142,14 @@ fn time_of(headers: &HeaderMap) -> Option<i64> {
     Some(time::OffsetDateTime::from(time).unix_timestamp())
 }
 
-/// Checks the signature of version 2 that a request has, if it has one.
+/// Checks the signature of version 2 that a request has, if it has one. Its host may name a bucket.
 ///
 /// # Errors
 /// `SignatureDoesNotMatch`, `InvalidAccessKeyId`, `RequestTimeTooSkewed`, `AccessDenied`, `InvalidArgument`.
 pub(crate) fn check(
     users: &Users,
     now_seconds: i64,
+    host_bucket: Option<&str>,
     (method, uri, headers): (&Method, &Uri, &HeaderMap),
 ) -> S3Result<()> {
     let query = uri.query().unwrap_or_default();
@@ -182,7 +189,7 @@ pub(crate) fn check(
     let (_, secret) = users
         .by_access_key(&access_key)
         .ok_or(S3ErrorCode::InvalidAccessKeyId)?;
-    let string = string_to_sign(method, uri, &query, headers, &date);
+    let string = string_to_sign(method, host_bucket, uri, &query, headers, &date);
     let right = base64_simd::STANDARD.encode_to_string(hmac(secret.as_bytes(), string.as_bytes()));
     match is_equal(&given, &right) {
         true => Ok(()),
@@ -217,7 +224,15 @@ mod tests {
         let uri: Uri = "/awsexamplebucket1/photos/puppy.jpg"
             .parse()
             .expect("a path");
-        let string = string_to_sign(&Method::GET, &uri, &HashMap::new(), &headers, date);
+        let string = string_to_sign(&Method::GET, None, &uri, &HashMap::new(), &headers, date);
+        let (host, path) = (
+            Some("awsexamplebucket1"),
+            Uri::from_static("/photos/puppy.jpg"),
+        );
+        assert_eq!(
+            string,
+            string_to_sign(&Method::GET, host, &path, &HashMap::new(), &headers, date)
+        );
         assert_eq!(
             string,
             format!("GET\n\n\n{date}\n/awsexamplebucket1/photos/puppy.jpg")

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use cfs_format::Ino;
@@ -18,18 +17,34 @@ use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use sha2::Sha256;
 
 use http::StatusCode;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::bodies;
 use crate::customer::{Brought, Sealing};
 use crate::errors::{custom, from_fs, full};
 use crate::face::{Face, blocking};
 use crate::objects::hex;
+use crate::patience::PATIENCE;
 
 /// Bytes of a body that are handed to the file system at once, if so many have arrived.
 const STEP_BYTES: usize = 1 << 20;
-/// A client that sends nothing for so long has gone away.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Steps at a time, of all uploads. A step is taken when bytes have come, so that nobody has one who is waited for.
+static STEPS: Semaphore = Semaphore::const_new(32);
 /// Mode of a new object's file.
 const MODE: u32 = 0o644;
+
+/// Bodies up to so many bytes that arrive at once are written and measured in one go.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// What ETags are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Etags {
+    /// MD5, as clients expect who compare it with their own.
+    #[default]
+    Md5,
+    /// SHA-256, which costs a third of it. They have the form of those of parts, which nobody takes for an MD5.
+    Sha256,
+}
 
 /// What a body is measured for.
 pub(crate) struct Measures {
@@ -37,14 +52,17 @@ pub(crate) struct Measures {
     pub(crate) checksums: ChecksumHasher,
     /// The SHA-256, where whoever hands over the body verifies it.
     pub(crate) sha256: Option<String>,
+    /// Whether its MD5 is wanted.
+    pub(crate) md5: bool,
     /// The key under which it is sealed.
     pub(crate) key: Option<Arc<Brought>>,
 }
 
 /// What was measured.
 pub(crate) struct Measured {
-    pub(crate) md5: [u8; 16],
-    /// The MD5, or what a sealed object has in its place.
+    /// If it was wanted.
+    pub(crate) md5: Option<[u8; 16]>,
+    /// The ETag of the content, or what a sealed object has in its place.
     pub(crate) etag: String,
     /// Empty of what is sealed.
     pub(crate) sha256: String,
@@ -54,14 +72,16 @@ pub(crate) struct Measured {
     pub(crate) checksums: BTreeMap<String, String>,
 }
 
-/// An upload in progress.
+/// An ETag that is made of a SHA-256: half of its digits, and what says that it is no MD5.
+pub(crate) fn etag_of_sha256(sha256: &str) -> String {
+    format!("{}-1", sha256.get(..32).unwrap_or(sha256))
+}
+
+/// A file without a name that grows.
 pub(crate) struct Upload {
     fs: Arc<Fs>,
     ino: Ino,
     at: u64,
-    md5: Md5,
-    sha256: Option<Sha256>,
-    checksums: ChecksumHasher,
     sealing: Option<Sealing>,
 }
 
@@ -84,7 +104,7 @@ impl Upload {
     ///
     /// # Errors
     /// What making it failed with.
-    pub(crate) fn begin(fs: Arc<Fs>, directory: Ino, measures: Measures) -> S3Result<Self> {
+    pub(crate) fn begin(fs: Arc<Fs>, directory: Ino) -> S3Result<Self> {
         let attr = fs.getattr(directory).map_err(from_fs)?;
         let file = fs
             .tmpfile_and_hold(directory, MODE, &Face::caller_in(&attr))
@@ -93,11 +113,13 @@ impl Upload {
             fs,
             ino: file.ino,
             at: 0,
-            md5: Md5::new(),
-            sha256: measures.sha256.is_none().then(Sha256::new),
-            checksums: measures.checksums,
-            sealing: measures.key.map(Sealing::new),
+            sealing: None,
         })
+    }
+
+    /// Seals what is written from now on under a key, if there is one. Nothing has been written yet.
+    pub(crate) fn seal(&mut self, key: Option<Arc<Brought>>) {
+        self.sealing = key.map(Sealing::new);
     }
 
     /// The file.
@@ -115,51 +137,28 @@ impl Upload {
             ino,
             at,
             sealing,
-            ..
         } = self;
         let mut store = |bytes: &[u8]| store(fs, *ino, at, bytes);
         match sealing {
-            Some(sealing) => sealing.add(data, store)?,
-            None => store(data)?,
+            Some(sealing) => sealing.add(data, store),
+            None => store(data),
         }
-        self.md5.update(data);
-        if let Some(sha256) = &mut self.sha256 {
-            sha256.update(data);
-        }
-        self.checksums.update(data);
-        Ok(())
     }
 
-    /// Writes what is still in memory, and tells what was measured.
+    /// Writes what is still in memory.
     ///
     /// # Errors
     /// What writing failed with.
-    pub(crate) fn finish(&mut self, verified_sha256: Option<String>) -> S3Result<Measured> {
-        let mut bytes = self.at;
+    pub(crate) fn finish(&mut self) -> S3Result<()> {
         if let Some(sealing) = &mut self.sealing {
             store(&self.fs, self.ino, &mut self.at, sealing.finish())?;
-            bytes = sealing.bytes();
         }
-        self.fs.flush(self.ino).map_err(from_fs)?;
-        let md5: [u8; 16] = std::mem::take(&mut self.md5).finalize().into();
-        let etag = match &self.sealing {
-            Some(sealing) => sealing.name(&md5),
-            None => hex(&md5),
-        };
-        let sha256 = match self.sha256.take() {
-            // It would tell of content that is to be secret.
-            _ if self.sealing.is_some() => String::new(),
-            Some(sha256) => hex(&sha256.finalize()),
-            None => verified_sha256.unwrap_or_default(),
-        };
-        let checksums = std::mem::take(&mut self.checksums).finalize();
-        Ok(Measured {
-            md5,
-            etag,
-            sha256,
-            bytes,
-            checksums: named(&checksums),
-        })
+        self.fs.flush(self.ino).map_err(from_fs)
+    }
+
+    /// Bytes of what came, before it was sealed.
+    fn bytes(&self) -> u64 {
+        self.sealing.as_ref().map_or(self.at, Sealing::bytes)
     }
 }
 
@@ -173,7 +172,57 @@ fn store(fs: &Fs, ino: Ino, at: &mut u64, bytes: &[u8]) -> S3Result<()> {
     Ok(())
 }
 
-/// Receives a body into a file without a name.
+/// What is computed of a body on its way.
+pub(crate) struct Digests {
+    md5: Option<Md5>,
+    sha256: Option<Sha256>,
+    verified_sha256: Option<String>,
+    checksums: ChecksumHasher,
+}
+
+impl Digests {
+    pub(crate) fn new(measures: Measures) -> Self {
+        Self {
+            md5: measures.md5.then(Md5::new),
+            sha256: measures.sha256.is_none().then(Sha256::new),
+            verified_sha256: measures.sha256,
+            checksums: measures.checksums,
+        }
+    }
+
+    pub(crate) fn add(&mut self, data: &[u8]) {
+        if let Some(md5) = &mut self.md5 {
+            md5.update(data);
+        }
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(data);
+        }
+        self.checksums.update(data);
+    }
+
+    /// What was measured of what an upload has been given.
+    pub(crate) fn finish(self, upload: &Upload) -> Measured {
+        let md5: Option<[u8; 16]> = self.md5.map(|md5| md5.finalize().into());
+        let sha256 = self.sha256.map(|sha256| hex(&sha256.finalize()));
+        let sha256 = sha256.or(self.verified_sha256).unwrap_or_default();
+        let (etag, sha256) = match (&upload.sealing, md5) {
+            // The SHA-256 would tell of content that is to be secret.
+            (Some(sealing), Some(md5)) => (sealing.name(&md5), String::new()),
+            (Some(sealing), None) => (sealing.name(sha256.as_bytes()), String::new()),
+            (None, Some(md5)) => (hex(&md5), sha256),
+            (None, None) => (etag_of_sha256(&sha256), sha256),
+        };
+        Measured {
+            md5,
+            etag,
+            sha256,
+            bytes: upload.bytes(),
+            checksums: named(&self.checksums.finalize()),
+        }
+    }
+}
+
+/// Receives a body into a file without a name. While a step is written and measured the next one arrives.
 ///
 /// # Errors
 /// What the body fails with: `IncompleteBody`, a signature or checksum that does not fit; what writing fails with.
@@ -181,72 +230,128 @@ pub(crate) async fn receive(
     fs: Arc<Fs>,
     directory: Ino,
     body: Option<StreamingBlob>,
-    measures: Measures,
+    mut measures: Measures,
     declared: Option<u64>,
 ) -> S3Result<(Upload, Measured)> {
-    let verified = measures.sha256.clone();
-    let mut upload = blocking(move || Upload::begin(fs, directory, measures)).await?;
-    let mut received = 0;
-    if let Some(mut body) = body {
-        loop {
-            let (step, ended) = next_step(&mut body).await?;
-            received += step.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
-            if declared.is_some_and(|declared| received > declared) {
-                return Err(s3_error!(
-                    IncompleteBody,
-                    "the body is longer than was said"
-                ));
-            }
-            if !step.is_empty() {
-                upload = blocking(move || {
-                    for bytes in step {
-                        upload.write(&bytes)?;
-                    }
-                    Ok(upload)
-                })
-                .await?;
-            }
-            if ended {
-                break;
-            }
+    let key = measures.key.take();
+    let mut digests = Digests::new(measures);
+    let mut step = Step::default();
+    let mut body = match body {
+        Some(mut body) => {
+            step = next_step(&mut body).await?;
+            Some(body)
         }
+        None => None,
+    };
+    let mut received = step.len as u64;
+    let Some(body) = body
+        .as_mut()
+        .filter(|_| !step.is_last || step.len > SMALL_BYTES)
+    else {
+        check_length(received, declared, true)?;
+        return blocking(move || {
+            let mut upload = Upload::begin(fs, directory)?;
+            upload.seal(key);
+            for bytes in &step.bytes {
+                upload.write(bytes)?;
+                digests.add(bytes);
+            }
+            upload.finish()?;
+            let measured = digests.finish(&upload);
+            Ok((upload, measured))
+        })
+        .await;
+    };
+    let mut upload = blocking(move || {
+        let mut upload = Upload::begin(fs, directory)?;
+        upload.seal(key);
+        Ok(upload)
+    })
+    .await?;
+    while !step.is_last {
+        check_length(received, declared, false)?;
+        let (passed, next) = tokio::join!(pass(upload, digests, step), next_step(body));
+        (upload, digests) = passed?;
+        step = next?;
+        received += step.len as u64;
     }
-    if declared.is_some_and(|declared| received != declared) {
-        return Err(s3_error!(
-            IncompleteBody,
-            "the body is shorter than was said"
-        ));
-    }
+    check_length(received, declared, true)?;
+    (upload, digests) = pass(upload, digests, step).await?;
     blocking(move || {
-        let measured = upload.finish(verified)?;
+        upload.finish()?;
+        let measured = digests.finish(&upload);
         Ok((upload, measured))
     })
     .await
 }
 
-/// Waits for bytes, and takes with them what has arrived already, up to a bound. Whether they are the last.
-async fn next_step(body: &mut StreamingBlob) -> S3Result<(Vec<Bytes>, bool)> {
-    let mut step = Vec::new();
-    let mut held = 0;
+fn check_length(received: u64, declared: Option<u64>, is_all: bool) -> S3Result<()> {
+    match declared {
+        Some(declared) if received > declared => Err(s3_error!(
+            IncompleteBody,
+            "the body is longer than was said"
+        )),
+        Some(declared) if received < declared && is_all => Err(s3_error!(
+            IncompleteBody,
+            "the body is shorter than was said"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Writes and measures a step, both at a time.
+async fn pass(mut upload: Upload, mut digests: Digests, step: Step) -> S3Result<(Upload, Digests)> {
+    let bytes = step.bytes.clone();
+    let measure = blocking(move || {
+        bytes.iter().for_each(|bytes| digests.add(bytes));
+        Ok(digests)
+    });
+    let write = blocking(move || {
+        for bytes in &step.bytes {
+            upload.write(bytes)?;
+        }
+        Ok(upload)
+    });
+    let (measured, written) = tokio::join!(measure, write);
+    Ok((written?, measured?))
+}
+
+/// Bytes of a body that arrived together, and the permit to hold them.
+#[derive(Default)]
+struct Step {
+    bytes: Vec<Bytes>,
+    len: usize,
+    /// The body ends with them.
+    is_last: bool,
+    _permit: Option<SemaphorePermit<'static>>,
+}
+
+/// Waits for bytes, and takes with them what has arrived already, up to a bound.
+async fn next_step(body: &mut StreamingBlob) -> S3Result<Step> {
+    let mut step = Step::default();
     let mut next = match tokio::time::timeout(PATIENCE, body.next()).await {
         Ok(next) => Some(next),
         Err(_) => return Err(S3ErrorCode::RequestTimeout.into()),
     };
+    step._permit = Some(STEPS.acquire().await.map_err(S3Error::internal_error)?);
     while let Some(item) = next {
         match item {
-            None => return Ok((step, true)),
+            None => {
+                step.is_last = true;
+                return Ok(step);
+            }
             Some(Ok(bytes)) => {
-                held += bytes.len();
-                step.push(bytes);
+                step.len += bytes.len();
+                step.bytes.push(bytes);
             }
             Some(Err(error)) => return Err(body_error(&error)),
         }
-        next = match held < STEP_BYTES {
+        next = match step.len < STEP_BYTES {
             true => body.next().now_or_never(),
             false => None,
         };
     }
-    Ok((step, false))
+    Ok(step)
 }
 
 /// What a body that ends in an error is for the client: its signature or a checksum does not fit, or it was cut.
@@ -254,6 +359,9 @@ fn body_error(error: &s3s::StdError) -> S3Error {
     let text = error.to_string();
     tracing::debug!("a body failed: {text}");
     // The errors of the streams have no public type to tell them by.
+    if text.ends_with(bodies::BUSY) {
+        return S3ErrorCode::SlowDown.into();
+    }
     if text.ends_with("SignatureMismatch") {
         return s3_error!(
             SignatureDoesNotMatch,

@@ -21,7 +21,7 @@ use crate::face::Face;
 use crate::objects::{Object, Place, TRIES};
 use crate::ops::NULL_VERSION;
 use crate::records::{self, Versioning, name};
-use crate::upload::{Measures, Upload};
+use crate::upload::Upload;
 use crate::walk::Walk;
 
 /// The directory in a bucket's directory that holds older versions.
@@ -395,12 +395,7 @@ impl Face {
         conditional: bool,
     ) -> S3Result<Deleted> {
         let tree = self.make_versions_tree(bucket).map_err(from_fs)?;
-        let measures = Measures {
-            checksums: crate::ops::put::hasher(|_| false),
-            sha256: Some(String::new()),
-            key: None,
-        };
-        let marker = Upload::begin(std::sync::Arc::clone(&self.fs), tree, measures)?;
+        let marker = Upload::begin(std::sync::Arc::clone(&self.fs), tree)?;
         self.until_it_holds(|| {
             let place = self.find(bucket.ino(), key).map_err(from_fs)?;
             if conditional {

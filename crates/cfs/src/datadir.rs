@@ -9,6 +9,7 @@
 //!   lock          0600, held (flock) by the process that has the pool; its process id
 //!   socket        0600, admin socket of that process
 //!   log           log of a daemon
+//!   tls.crt       certificate that was made for S3, and `tls.key`, 0600, its key
 //! ```
 //! Invariant: a directory that holds anything else and no pool is never written to.
 
@@ -137,6 +138,45 @@ impl DataDir {
         self.path.join("log")
     }
 
+    /// The certificate that was made for S3.
+    pub fn certificate(&self) -> PathBuf {
+        self.path.join("tls.crt")
+    }
+
+    /// The key of that certificate.
+    pub fn certificate_key(&self) -> PathBuf {
+        self.path.join("tls.key")
+    }
+
+    /// Keeps a certificate and its key. The key first: what is left of an interruption does not fit together, and is made
+    /// anew.
+    ///
+    /// # Errors
+    /// The host refuses; see above.
+    pub fn keep_certificate(&self, certificate: &str, key: &str) -> Result<()> {
+        for (path, text, mode) in [
+            (self.certificate_key(), key, 0o600),
+            (self.certificate(), certificate, 0o644),
+        ] {
+            let new = path.with_extension("new");
+            let write = || -> io::Result<()> {
+                let mut file = OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(mode)
+                    .open(&new)?;
+                file.set_permissions(fs::Permissions::from_mode(mode))?;
+                file.write_all(text.as_bytes())?;
+                file.sync_all()?;
+                fs::rename(&new, &path)?;
+                File::open(&self.path)?.sync_all()
+            };
+            write().map_err(|e| Failure::host("write", &path, &e))?;
+        }
+        Ok(())
+    }
+
     fn config(&self) -> PathBuf {
         self.path.join("config.json")
     }
@@ -168,7 +208,9 @@ impl DataDir {
                 Some("pool") => pool = true,
                 Some("config.json") => config = true,
                 // The first run makes these when `pool.new` is there, which becomes `pool`.
-                Some("key" | "log" | "socket" | "superblock") => lost = true,
+                Some("key" | "log" | "socket" | "superblock" | "tls.crt" | "tls.key") => {
+                    lost = true
+                }
                 Some("pool.new") => begun = true,
                 Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
                 _ => foreign = Some(name),

@@ -171,6 +171,7 @@ fn server(args: ServerArgs, environment: Environment) -> Result<ExitCode> {
         mount: args.mount,
         mounting: args.mounting,
         s3: args.s3.unwrap_or(S3At::Default),
+        s3_options: args.s3_options,
         pool: args.pool,
     };
     serve(serving, environment, None)?;
@@ -193,6 +194,7 @@ fn mount(args: MountArgs, environment: Environment, log: Option<&str>) -> Result
         mount: Some(absolute(&args.mount)?),
         mounting: args.mounting,
         s3: args.s3.unwrap_or(S3At::Off),
+        s3_options: args.s3_options,
         pool: args.pool,
     };
     serve(serving, environment, starting)?;

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Bytes that this process may use.
 pub fn usable_bytes() -> u64 {
@@ -47,24 +48,68 @@ fn limit_files(groups: &str, hierarchy: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Gives memory that the allocator keeps back to the system when all buffers have become empty.
-#[derive(Default)]
+/// How often it is looked whether memory can be given back.
+const TRIM_PERIOD: Duration = Duration::from_secs(5);
+/// Resident memory must have grown by so many bytes since it was given back last.
+const GROWN_BYTES_MIN: u64 = 16 << 20;
+
+/// Gives memory that the allocator keeps back to the system when all buffers have become empty, and after a load that has
+/// left no buffers behind, as that of many S3 clients does.
 pub struct Trimmer {
     was_held: bool,
+    looked: Instant,
+    was_quiet: bool,
+    resident_bytes: u64,
+}
+
+impl Default for Trimmer {
+    fn default() -> Self {
+        Self {
+            was_held: false,
+            looked: Instant::now(),
+            was_quiet: true,
+            resident_bytes: resident_bytes(),
+        }
+    }
 }
 
 impl Trimmer {
-    /// To be called now and then with the bytes that buffers hold.
-    pub fn trim(&mut self, held_bytes: u64) {
+    /// To be called now and then with the bytes that buffers hold, and those of them that are to be written.
+    pub fn trim(&mut self, held_bytes: u64, dirty_bytes: u64) {
         let is_held = held_bytes > 0;
-        if std::mem::replace(&mut self.was_held, is_held) && !is_held {
-            #[cfg(target_env = "gnu")]
-            // SAFETY: malloc_trim(3) takes the allocator's own locks and may be called at any time.
-            unsafe {
-                libc::malloc_trim(0);
-            }
+        self.was_quiet &= dirty_bytes == 0;
+        let is_due = std::mem::replace(&mut self.was_held, is_held) && !is_held;
+        if is_due {
+            give_back();
+        }
+        if self.looked.elapsed() < TRIM_PERIOD {
+            return;
+        }
+        self.looked = Instant::now();
+        // What is in use would be asked for again at once, and costs more than it is worth then.
+        let is_quiet = std::mem::replace(&mut self.was_quiet, true);
+        let resident = resident_bytes();
+        self.resident_bytes = self.resident_bytes.min(resident);
+        if is_quiet && resident > self.resident_bytes + GROWN_BYTES_MIN {
+            give_back();
+            self.resident_bytes = resident_bytes();
         }
     }
+}
+
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes the allocator's own locks and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Bytes of this process that are in memory (proc(5), `statm`); 0 where nobody tells.
+fn resident_bytes() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|text| text.parse().ok());
+    pages.map_or(0, |pages: u64| pages * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use crate::admin::service::Service;
 use crate::admin::socket::AdminSocket;
 use crate::bytes::{count, show};
-use crate::cli::{Atime, MountingArgs, PoolArgs, SyncCalls};
+use crate::cli::{Atime, MountingArgs, PoolArgs, S3Args, SyncCalls};
 use crate::daemon::Starting;
 use crate::datadir::DataDir;
 use crate::failure::{Code, Failure, Result};
@@ -42,6 +42,8 @@ pub struct Serving {
     pub mount: Option<PathBuf>,
     /// Where to speak S3.
     pub s3: S3At,
+    /// How to speak it.
+    pub s3_options: S3Args,
     /// How to mount it.
     pub mounting: MountingArgs,
     /// The pool.
@@ -101,7 +103,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
         &service,
         mount_options.as_ref(),
         &serving.dir,
-        serving.s3,
+        (serving.s3, &serving.s3_options),
         starting,
     );
     let (mounted, gone, socket, ticker, s3) = match served {
@@ -142,7 +144,7 @@ fn start(
     service: &Arc<Service>,
     options: Option<&MountOptions>,
     dir: &DataDir,
-    s3: S3At,
+    s3: (S3At, &S3Args),
     starting: Option<Starting>,
 ) -> Result<Served> {
     let fs = &service.pool().fs;
@@ -168,7 +170,7 @@ fn start(
         }
         failure
     };
-    let s3 = crate::s3::start(service, s3).map_err(end)?;
+    let s3 = crate::s3::start(service, dir, s3.0, s3.1).map_err(end)?;
     let socket = AdminSocket::start(dir, Arc::clone(service)).map_err(end)?;
     let line = ready_line(service, dir, mounted.as_deref());
     match starting {
@@ -284,7 +286,8 @@ impl Ticker {
         let mut memory = Trimmer::default();
         let background = repeat("background", TICK, stopped, move || {
             let ticked = fs.tick();
-            memory.trim(fs.hot_bytes() + fs.dirty_bytes());
+            let dirty_bytes = fs.dirty_bytes();
+            memory.trim(fs.hot_bytes() + dirty_bytes, dirty_bytes);
             ticked
         });
         Self {

@@ -22,7 +22,7 @@ use crate::face::{Face, blocking};
 use crate::metadata::{Meta, tags_of_header};
 use crate::objects::Object;
 use crate::records::{self, Content, Customer, Headers, name};
-use crate::upload::{Measures, Upload};
+use crate::upload::{Digests, Etags, Measured, Measures, Upload};
 
 /// Bytes that one request copies at most; S3's own limit.
 const COPY_BYTES_MAX: u64 = 5 << 30;
@@ -85,7 +85,10 @@ impl Face {
         opening: Option<&Opening>,
         range: std::ops::Range<u64>,
         target: &mut Upload,
-    ) -> S3Result<()> {
+        mut measures: Measures,
+    ) -> S3Result<Measured> {
+        target.seal(measures.key.take());
+        let mut digests = Digests::new(measures);
         let mut at = range.start;
         let mut step = Vec::new();
         while at < range.end {
@@ -105,9 +108,11 @@ impl Face {
                 return Err(s3_error!(OperationAborted, "the source has become shorter"));
             }
             target.write(&step)?;
+            digests.add(&step);
             at += step.len() as u64;
         }
-        Ok(())
+        target.finish()?;
+        Ok(digests.finish(target))
     }
 
     /// Adds references to a range of a file at the end of another.
@@ -260,14 +265,15 @@ pub(crate) async fn copy_object(
         };
         let measures = Measures {
             checksums: hasher(|name| is_sealed && algorithm.as_deref() == Some(name)),
-            sha256: (!is_sealed).then(|| object.content.sha256.clone()),
+            sha256: None,
+            md5: face.etags == Etags::Md5,
             key: key_given.clone(),
         };
-        let mut upload = Upload::begin(Arc::clone(&face.fs), bucket.ino(), measures)?;
+        let mut upload = Upload::begin(Arc::clone(&face.fs), bucket.ino())?;
         let content = match is_sealed {
             true => {
-                face.rewrite(object.attr.ino, opening.as_deref(), 0..size, &mut upload)?;
-                let measured = upload.finish(None)?;
+                let (source, opening) = (object.attr.ino, opening.as_deref());
+                let measured = face.rewrite(source, opening, 0..size, &mut upload, measures)?;
                 Content {
                     customer: key_given.as_ref().map(|key| Customer {
                         pieces: vec![measured.bytes],

@@ -27,7 +27,7 @@ use crate::face::{Face, blocking};
 use crate::listing::KEYS_MAX;
 use crate::metadata::{Meta, tags_of_header};
 use crate::records::{self, Content, Customer, Headers, name};
-use crate::upload::{Measures, Upload, receive};
+use crate::upload::{Etags, Measures, Upload, receive};
 use crate::uploads::{PART_NUMBER_MAX, UploadRecord, WantedPart, assembled};
 
 digests!(UploadPartInput);
@@ -186,7 +186,7 @@ pub(crate) async fn upload_part(
         Arc::clone(&face.fs),
         upload.directory,
         body,
-        wanted.measures(key_given.clone()),
+        wanted.measures(face.etags, key_given.clone()),
         declared,
     )
     .await?;
@@ -249,17 +249,19 @@ pub(crate) async fn upload_part_copy(
         };
         let is_sealed = opening.is_some() || key_given.is_some();
         let algorithm = upload.record.algorithm.as_deref();
-        let measures = Measures {
-            checksums: hasher(|name| is_sealed && algorithm == Some(name)),
-            sha256: Some(String::new()),
-            key: key_given.clone(),
-        };
-        let mut file = Upload::begin(Arc::clone(&face.fs), upload.directory, measures)?;
+        let mut file = Upload::begin(Arc::clone(&face.fs), upload.directory)?;
         let len = range.end - range.start;
         let content = match is_sealed {
             true => {
-                face.rewrite(object.attr.ino, opening.as_deref(), range, &mut file)?;
-                let measured = file.finish(None)?;
+                let measures = Measures {
+                    checksums: hasher(|name| algorithm == Some(name)),
+                    // It is not kept, and measured for the ETag alone.
+                    sha256: (face.etags == Etags::Md5).then(String::new),
+                    md5: face.etags == Etags::Md5,
+                    key: key_given.clone(),
+                };
+                let (source, opening) = (object.attr.ino, opening.as_deref());
+                let measured = face.rewrite(source, opening, range, &mut file, measures)?;
                 Content {
                     etag: measured.etag,
                     checksums: measured.checksums,
@@ -422,12 +424,7 @@ pub(crate) async fn complete_multipart_upload(
         {
             return Err(s3_error!(InvalidRequest, "the parts have {size} bytes"));
         }
-        let measures = Measures {
-            checksums: hasher(|_| false),
-            sha256: Some(String::new()),
-            key: None,
-        };
-        let file = Upload::begin(Arc::clone(&face.fs), bucket.ino(), measures)?;
+        let file = Upload::begin(Arc::clone(&face.fs), bucket.ino())?;
         let mut at = 0;
         for part in &parts {
             face.refer(part.attr.ino, 0..part.attr.size, file.ino(), at)?;

@@ -17,7 +17,7 @@ use crate::face::{Face, blocking};
 use crate::lifecycle::Subject;
 use crate::metadata::{Meta, tags_of_form, tags_of_header};
 use crate::records::{self, Content, Customer, Headers, name};
-use crate::upload::{Measured, Measures, receive};
+use crate::upload::{Etags, Measured, Measures, receive};
 
 /// Longest body of one request, bytes; S3's own limit.
 const BODY_BYTES_MAX: i64 = 5 << 30;
@@ -114,7 +114,7 @@ pub(crate) async fn put_object(
         .content_length
         .and_then(|bytes| u64::try_from(bytes).ok());
     let body = input.body.take();
-    let measures = wanted.measures(key_given.clone());
+    let measures = wanted.measures(face.etags, key_given.clone());
     let (upload, measured) =
         receive(Arc::clone(&face.fs), bucket.ino(), body, measures, declared).await?;
     let checksums = wanted.check(&measured, request.trailing_headers.as_ref())?;
@@ -342,7 +342,7 @@ impl Wanted {
     }
 
     /// What is to be measured on the way.
-    pub(crate) fn measures(&self, key: Option<Arc<Brought>>) -> Measures {
+    pub(crate) fn measures(&self, etags: Etags, key: Option<Arc<Brought>>) -> Measures {
         let wants = |name: &str| {
             self.given.contains_key(name)
                 || self.trailing.iter().any(|other| other == name)
@@ -351,6 +351,7 @@ impl Wanted {
         Measures {
             checksums: hasher(wants),
             sha256: self.signed_sha256.clone(),
+            md5: etags == Etags::Md5 || self.md5.is_some(),
             key,
         }
     }
@@ -365,7 +366,7 @@ impl Wanted {
         trailers: Option<&s3s::TrailingHeaders>,
     ) -> S3Result<BTreeMap<String, String>> {
         if let Some(text) = &self.md5
-            && decode_md5(text) != Some(measured.md5)
+            && decode_md5(text) != measured.md5
         {
             return Err(S3ErrorCode::BadDigest.into());
         }

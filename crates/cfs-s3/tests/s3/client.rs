@@ -171,6 +171,44 @@ impl Client {
         receive(&mut stream)
     }
 
+    /// Sends a request without a body over TLS, to a host of this name that a certificate (PEM) vouches for.
+    ///
+    /// # Errors
+    /// What the handshake fails with.
+    pub fn get_over_tls(&self, host: &str, path: &str, pem: &[u8]) -> std::io::Result<Answer> {
+        let request = Request {
+            method: "GET",
+            path: encode(path, true),
+            query: Vec::new(),
+            headers: vec![("host", format!("{host}:{}", self.address.port()))],
+            body: b"",
+        };
+        self.send_over_tls(host, &self.sign(&request, now()), pem)
+    }
+
+    /// Sends the head of a request over TLS.
+    ///
+    /// # Errors
+    /// What the handshake fails with.
+    pub fn send_over_tls(&self, host: &str, head: &str, pem: &[u8]) -> std::io::Result<Answer> {
+        use rustls::pki_types::pem::PemObject;
+        let mut roots = rustls::RootCertStore::empty();
+        let own = rustls::pki_types::CertificateDer::from_pem_slice(pem).expect("a certificate");
+        roots.add(own).expect("it can be trusted");
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("they are there")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = host.to_owned().try_into().expect("a name");
+        let connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name);
+        let mut stream =
+            rustls::StreamOwned::new(connection.expect("a connection"), self.connect());
+        stream.write_all(head.as_bytes())?;
+        Ok(receive(&mut stream))
+    }
+
     pub fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], b"")
     }
@@ -201,7 +239,9 @@ impl Client {
             .map_or_else(|| sha256(request.body), |(_, value)| value.clone());
         let mut headers = request.headers.clone();
         headers.retain(|(name, _)| *name != "x-amz-content-sha256");
-        headers.push(("host", self.address.to_string()));
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            headers.push(("host", self.address.to_string()));
+        }
         headers.push(("x-amz-content-sha256", digest.clone()));
         headers.push(("x-amz-date", date.clone()));
         headers.sort();
@@ -292,7 +332,7 @@ impl Client {
 }
 
 /// Reads an answer to the end of the connection.
-pub fn receive(stream: &mut TcpStream) -> Answer {
+pub fn receive(stream: &mut impl Read) -> Answer {
     let mut bytes = Vec::new();
     // A connection that is reset after the answer has still brought it.
     let _ = stream.read_to_end(&mut bytes);

@@ -2,9 +2,11 @@
 
 mod client;
 mod customer;
+mod doors;
 mod files;
 mod keys;
 mod lifecycle;
+mod limits;
 mod listing;
 mod locks;
 mod objects;

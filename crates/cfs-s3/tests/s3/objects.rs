@@ -335,3 +335,62 @@ fn a_full_pool_says_so() {
     root.put("/bucket/after", &noise(8_000_000, 1)).is(200);
     served.assert_clean();
 }
+
+/// Content that clients do not get an MD5 of has an ETag that they do not take for one.
+#[test]
+fn etags_can_be_made_of_sha256() {
+    let pool = Pool::new(64);
+    let free = "127.0.0.1:0".parse().expect("an address");
+    let served = pool.serve_at(cfs_s3::Listening {
+        etags: cfs_s3::Etags::Sha256,
+        ..cfs_s3::Listening::at(free)
+    });
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    // Of "hello".
+    let etag = "\"2cf24dba5fb0a30e26e83b2ac5b9e29e-1\"";
+    assert_eq!(root.put("/bucket/k", b"hello").is(200).header("etag"), etag);
+    assert_eq!(root.get("/bucket/k").is(200).header("etag"), etag);
+    let matching = [("if-match", etag)];
+    root.send_with("GET", "/bucket/k", &[], &matching, b"")
+        .is(200);
+    let bucket = served.resolve("/bucket").ino;
+    served.write(bucket, "file", b"hello");
+    assert_eq!(root.get("/bucket/file").is(200).header("etag"), etag);
+    // An MD5 that is given is verified, and then is the ETag.
+    let wrong = [("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==")];
+    root.send_with("PUT", "/bucket/k", &[], &wrong, b"hello")
+        .fails(400, "BadDigest");
+    let right = [("content-md5", "XUFAKrxLKna5cZ2REBfFkg==")];
+    let put = root
+        .send_with("PUT", "/bucket/k", &[], &right, b"hello")
+        .is(200);
+    assert_eq!(put.header("etag"), "\"5d41402abc4b2a76b9719d911017c592\"");
+    let begun = root
+        .send("POST", "/bucket/parts", &[("uploads", "")], b"")
+        .is(200);
+    let id = begun.all("UploadId").remove(0);
+    let part = root.send(
+        "PUT",
+        "/bucket/parts",
+        &[("partNumber", "1"), ("uploadId", &id)],
+        b"hello",
+    );
+    assert_eq!(part.is(200).header("etag"), etag);
+    let list = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
+    );
+    root.send(
+        "POST",
+        "/bucket/parts",
+        &[("uploadId", &id)],
+        list.as_bytes(),
+    )
+    .is(200);
+    assert!(
+        root.get("/bucket/parts")
+            .is(200)
+            .header("etag")
+            .ends_with("-1\"")
+    );
+}

@@ -159,3 +159,40 @@ fn parts_can_be_copied() {
     assert!(root.get(path).is(200).body == wanted);
     served.assert_clean();
 }
+
+#[test]
+fn uploads_that_nobody_goes_on_with_end() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let id = begin(&root, "/bucket/k", &[]);
+    part(&root, "/bucket/k", &id, 1, &noise(1000, 1));
+    let count = || {
+        let listed = root.send("GET", "/bucket", &[("uploads", "")], b"");
+        listed.is(200).all("UploadId").len()
+    };
+    let look = |days: u64| {
+        let free = "127.0.0.1:0".parse().expect("an address");
+        let listening = cfs_s3::Listening {
+            upload_patience: Some(std::time::Duration::from_secs(days * 86_400)),
+            ..cfs_s3::Listening::at(free)
+        };
+        let (fs, users) = (served.fs.clone(), served.users.clone());
+        cfs_s3::S3Server::start(fs, users, served.told.clone(), listening).expect("a free port")
+    };
+    let patient = look(1);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(count(), 1);
+    drop(patient);
+    let impatient = look(0);
+    let started = std::time::Instant::now();
+    while count() > 0 {
+        assert!(started.elapsed().as_secs() < 20, "it stays");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(impatient);
+    complete(&root, "/bucket/k", &id, &[(1, String::new())]).fails(404, "NoSuchUpload");
+    assert!(served.fs.resolve(b"/.s3/uploads").is_ok());
+    served.assert_clean();
+}

@@ -8,7 +8,7 @@ use cfs_device::{Device, MemDevice};
 use cfs_format::Ino;
 use cfs_format::superblock::{ChunkParams, KeySlot, UNLOCK_KEY_FILE};
 use cfs_fs::{Attr, Caller, Fs, FsOptions};
-use cfs_s3::{Key, S3Server, Users, Watcher};
+use cfs_s3::{Key, Listening, S3Server, Users, Watcher};
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{
@@ -124,6 +124,12 @@ impl Pool {
 
     /// Opens it, and speaks S3 at a free port.
     pub fn serve(&self) -> Served {
+        let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        self.serve_at(Listening::at(free))
+    }
+
+    /// Opens it, and speaks S3 as is said.
+    pub fn serve_at(&self, listening: Listening) -> Served {
         let unlock = |superblock: &cfs_format::superblock::Superblock| {
             unwrap_cluster_key(&master_key(), &superblock.key_slot)
                 .map_err(|_| UnlockError::WrongKey)
@@ -142,8 +148,7 @@ impl Pool {
             .ensure_root(&mut |buf| host.fill_random(buf))
             .expect("a root user");
         let told = Arc::new(Told::default());
-        let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let server = S3Server::start(Arc::clone(&fs), Arc::clone(&users), told.clone(), free)
+        let server = S3Server::start(Arc::clone(&fs), Arc::clone(&users), told.clone(), listening)
             .expect("a free port");
         Served {
             fs,

@@ -76,6 +76,18 @@ fn links_of_version_2_work() {
     get(&good.replace(&root.access_key_id, "nobody")).fails(403, "InvalidAccessKeyId");
     root.send_unsigned("DELETE", &good, b"")
         .fails(403, "SignatureDoesNotMatch");
+    // A bucket in the host's name is signed as if it were in the path, so that a link for one is none for another.
+    let at = |host: &str, link: &str| {
+        let path = link.strip_prefix("/bucket").expect("the bucket's");
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        let mut stream = root.connect();
+        std::io::Write::write_all(&mut stream, head.as_bytes()).expect("the server reads");
+        crate::client::receive(&mut stream)
+    };
+    root.put("/other", b"").is(200);
+    root.put("/other/k", b"secret").is(200);
+    assert_eq!(at("bucket.localhost", &good).is(200).body, b"content");
+    at("other.localhost", &good).fails(403, "SignatureDoesNotMatch");
 }
 
 fn hmac_sha1(secret: &str, text: &str) -> String {
@@ -192,9 +204,37 @@ fn statistics_are_open_on_loopback() {
     assert_eq!(number("dedup_ratio"), 2.0);
     assert_eq!(number("unique_bytes"), 1_000_000.0);
     assert_eq!(number("logical_bytes"), 2_000_006.0);
+    // A bucket of its own, which shares content with the other.
+    root.put("/second", b"").is(200);
+    root.put("/second/3", &content).is(200);
+    let stats = root
+        .send_unsigned("GET", "/api/stats?bucket=second", b"")
+        .is(200);
+    let stats: serde_json::Value = serde_json::from_slice(&stats.body).expect("JSON");
+    assert_eq!(stats["files"], 1);
+    assert_eq!(stats["dedup_ratio"], 1.0);
+    assert_eq!(stats["logical_bytes"], 1_000_000);
+    assert_eq!(stats["unique_bytes"], 1_000_000);
+    let stats = root
+        .send_unsigned("GET", "/api/stats?bucket=bucket", b"")
+        .is(200);
+    let stats: serde_json::Value = serde_json::from_slice(&stats.body).expect("JSON");
+    assert_eq!(stats["files"], 3);
+    assert_eq!(stats["dedup_ratio"], 2.0);
+    assert_eq!(stats["logical_bytes"], 2_000_006);
+    assert_eq!(stats["unique_bytes"], 1_000_000);
+    root.send_unsigned("GET", "/api/stats?bucket=none", b"")
+        .fails(404, "NoSuchBucket");
     let metrics = root.send_unsigned("GET", "/metrics", b"").is(200).text();
+    for line in [
+        "cfs_s3_request_seconds_bucket{operation=\"PutObject\",le=\"+Inf\"} 4",
+        "cfs_reclaim_segments_total 0",
+        "cfs_s3_requests_under_way 1",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     assert!(
-        metrics.contains("cfs_s3_requests_total{method=\"PUT\",status=\"200\"} 4"),
+        metrics.contains("cfs_s3_requests_total{operation=\"PutObject\",status=\"200\"} 4"),
         "{metrics}"
     );
 }
@@ -208,7 +248,7 @@ fn a_taken_port_is_an_error() {
         served.fs.clone(),
         served.users.clone(),
         served.told.clone(),
-        taken,
+        cfs_s3::Listening::at(taken),
     );
     let error = again.err().expect("it is taken").to_string();
     assert!(error.contains(&taken.to_string()), "{error}");

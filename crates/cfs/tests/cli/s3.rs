@@ -178,3 +178,66 @@ fn a_taken_port_is_an_error_where_it_was_asked_for() {
     first.stop();
     second.stop();
 }
+
+#[test]
+fn the_network_gets_https_or_what_was_said() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    serve(&data, None, "off").stop();
+    let port = free_address().port();
+    let beyond = format!("0.0.0.0:{port}");
+    cfs!("server", "--data", data, "--s3", beyond).refused(2, "not be encrypted");
+    let nothing = scratch.file("nothing", "no certificate\n");
+    cfs!(
+        "server",
+        "--data",
+        data,
+        "--s3",
+        beyond,
+        "--tls-cert",
+        nothing,
+        "--tls-key",
+        nothing
+    )
+    .refused(2, "certificate");
+    let with = |options: &[&str]| {
+        let mut command = command(&[&"server", &"--data", &data, &"--s3", &beyond]);
+        command.args(options);
+        Server::spawn(command, &data, None)
+    };
+    with(&["--s3-plain"]).stop();
+    let served = with(&["--tls-self-made", "--s3-domain", "s3.test"]);
+    let fingerprint = after(&served.said(), "SHA-256");
+    assert_eq!(fingerprint.len(), 95, "{fingerprint}");
+    let pem = fs::read(data.join("tls.crt")).expect("it is kept");
+    let mode = fs::metadata(data.join("tls.key"))
+        .expect("it is kept")
+        .permissions();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+        0o600
+    );
+    cfs!("admin", "user", "add", "alice", "--data", data).ok();
+    let added = cfs!("admin", "key", "create", "alice", "--json", "--data", data)
+        .ok()
+        .json();
+    let text = |name: &str| added[name].as_str().expect("text").to_owned();
+    let alice = Client {
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        access_key_id: text("access_key_id"),
+        secret_access_key: text("secret_access_key"),
+    };
+    for host in ["localhost", "s3.test"] {
+        let answer = alice.get_over_tls(host, "/", &pem).expect("it is trusted");
+        answer.is(200);
+    }
+    assert!(alice.get_over_tls("elsewhere.test", "/", &pem).is_err());
+    served.stop();
+    // It is kept, until it is to be for other names.
+    let served = with(&["--tls-self-made"]);
+    assert_eq!(after(&served.said(), "SHA-256"), fingerprint);
+    served.stop();
+    let served = with(&["--tls-self-made", "--s3-domain", "other.test"]);
+    assert_ne!(after(&served.said(), "SHA-256"), fingerprint);
+    served.stop();
+}
