@@ -20,10 +20,11 @@ mod modelled {
     use std::ops::{Deref, DerefMut};
     use std::time::Duration;
 
+    use std::sync::PoisonError;
+
     use shuttle::sync;
 
-    /// No thread goes on after another has panicked.
-    const POISONED: &str = "a panic ends the model";
+    // As the locks of the product, these know no poison: when a thread has panicked, the others are on their way out.
 
     #[derive(Default)]
     pub(crate) struct Mutex<T>(sync::Mutex<T>);
@@ -36,7 +37,7 @@ mod modelled {
         pub fn lock(&self) -> MutexGuard<'_, T> {
             MutexGuard {
                 mutex: self,
-                held: Some(self.0.lock().expect(POISONED)),
+                held: Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)),
             }
         }
 
@@ -79,11 +80,11 @@ mod modelled {
         }
 
         pub fn read(&self) -> sync::RwLockReadGuard<'_, T> {
-            self.0.read().expect(POISONED)
+            self.0.read().unwrap_or_else(PoisonError::into_inner)
         }
 
         pub fn write(&self) -> sync::RwLockWriteGuard<'_, T> {
-            self.0.write().expect(POISONED)
+            self.0.write().unwrap_or_else(PoisonError::into_inner)
         }
     }
 
@@ -100,7 +101,7 @@ mod modelled {
         pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _patience: Duration) {
             guard.held = None;
             shuttle::thread::yield_now();
-            guard.held = Some(guard.mutex.0.lock().expect(POISONED));
+            guard.held = Some(guard.mutex.0.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 }

@@ -18,7 +18,7 @@ pub const FILLING: Model = Model {
     name: "rotation",
     run: filling,
     seeds: 12,
-    plants: &[(Bug::SealForgotten, 40)],
+    plants: &[(Bug::SealForgotten, 300)],
 };
 
 /// Nobody commits anything: the mark of durability alone takes the log to its next segment, while a checkpoint is made.
