@@ -398,7 +398,7 @@ impl<'a> Txn<'a> {
         self.volumes.insert(volume, None);
     }
 
-    /// Makes a dedup domain. `stored` is its secret as [`Store::new_domain_secret`] gives it.
+    /// Makes a dedup domain. `stored` is its secret as [`Store::new_domain`] gives it.
     pub fn domain_put(&mut self, domain: DomainId, stored: [u8; 32]) {
         let secret = self
             .store
