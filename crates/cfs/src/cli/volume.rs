@@ -1,0 +1,234 @@
+//! `cfs admin snapshot` and `cfs admin volume`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::admin::ReportArgs;
+use super::pool::ExistingArgs;
+use crate::bytes;
+
+const SNAPSHOT_CREATE_HELP: &str = "\
+It holds exactly what has been acknowledged before, in all files, and can be read in the mount, in .snapshots/NAME of the
+directory and of each below it; listings do not show .snapshots, unless the mount was made with --list-snapshots. To go
+back to it, copy from there.
+
+A snapshot of one directory keeps what changes in its whole volume.
+
+Examples:
+  cfs admin snapshot create /home --name monday --data /srv/pool
+  cp -a /mnt/cfs/home/.snapshots/monday/letter.txt /mnt/cfs/home/";
+
+const SNAPSHOT_LIST_HELP: &str = "\
+For each: how much content it shows (logical), what chunks that nothing else holds take in the pool (it alone), and what
+would come back if it were deleted together with those given with --with (freed).
+
+Examples:
+  cfs admin snapshot list --data /srv/pool
+  cfs admin snapshot list /home --with monday --with tuesday --data /srv/pool";
+
+const SNAPSHOT_DIFF_HELP: &str = "\
+One line for each path that differs; with --json one object a line. Access times do not count.
+
+Examples:
+  cfs admin snapshot diff /home monday --data /srv/pool
+  cfs admin snapshot diff /home monday tuesday --json --data /srv/pool";
+
+const SNAPSHOT_RESTORE_HELP: &str = "\
+Content is not copied, and what has not changed is left alone. A file has its old or its restored content at any time, never
+anything between. What was made since the snapshot stays, unless --delete is given.
+
+Exit code 1: some objects could not be restored; each is named.
+
+Examples:
+  cfs admin snapshot restore /home monday --data /srv/pool
+  cfs admin snapshot restore /home monday letters/a.txt photos --data /srv/pool";
+
+const SNAPSHOT_POLICY_HELP: &str = "\
+While the pool is open, one snapshot is taken in each hour, day, week (from Monday) and month, in UTC, that is asked for;
+its name tells it: hourly-2026-11-22-17, daily-2026-11-22, weekly-2026-11-16, monthly-2026-11. Of each kind the newest
+are kept. A snapshot that is held stays, and does not count.
+
+Example:
+  cfs admin snapshot policy /home hourly=24,daily=7,weekly=4,monthly=12 --data /srv/pool";
+
+const VOLUME_CREATE_HELP: &str = "\
+A volume is seen as a directory. Names cannot be moved or linked from one volume to another (mv copies). A snapshot of
+a directory shows the volumes in it empty; they have snapshots of their own. What would make a volume larger than its
+quota is refused with EDQUOT when it is written; `df` in it shows what the quota leaves.
+
+Example:
+  cfs admin volume create /home/ann --quota-bytes 10G --quota-inodes 200000 --data /srv/pool";
+
+/// The snapshot commands.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot of a directory and all below it, in no time whatever its size
+    #[command(after_help = SNAPSHOT_CREATE_HELP)]
+    Create {
+        /// Which snapshot.
+        #[command(flatten)]
+        snapshot: NewSnapshotArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell which snapshots there are
+    #[command(after_help = SNAPSHOT_LIST_HELP)]
+    List {
+        /// Directory, from the root of the pool [default: all that have snapshots]
+        path: Option<PathBuf>,
+        /// Tell what would be freed if each were deleted together with this one; may be given often
+        #[arg(long, value_name = "NAME")]
+        with: Vec<std::ffi::OsString>,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Tell what was created, changed, renamed and deleted since a snapshot, or between two
+    #[command(after_help = SNAPSHOT_DIFF_HELP)]
+    Diff {
+        /// Directory, from the root of the pool
+        path: PathBuf,
+        /// Name of the snapshot
+        name: std::ffi::OsString,
+        /// Name of a later one to compare with [default: what is there now]
+        to: Option<std::ffi::OsString>,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Bring back what a snapshot shows: by reference, each file in one step
+    #[command(after_help = SNAPSHOT_RESTORE_HELP)]
+    Restore {
+        /// Directory, from the root of the pool
+        path: PathBuf,
+        /// Name of the snapshot
+        name: std::ffi::OsString,
+        /// Paths in the directory [default: all of it]
+        #[arg(value_name = "SUBPATH")]
+        below: Vec<PathBuf>,
+        /// Remove what the snapshot does not show
+        #[arg(long)]
+        delete: bool,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Have snapshots taken by themselves and old ones deleted, or tell of which directories they are
+    #[command(after_help = SNAPSHOT_POLICY_HELP)]
+    Policy {
+        /// Directory, from the root of the pool [default: all that have a policy]
+        path: Option<PathBuf>,
+        /// How many are kept: hourly=N, daily=N, weekly=N, monthly=N, with commas between [default: only tell]
+        #[arg(requires = "path")]
+        policy: Option<String>,
+        /// End it; snapshots that there are stay
+        #[arg(long, requires = "path", conflicts_with = "policy")]
+        remove: bool,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Delete a snapshot; its room comes back in the background
+    #[command(
+        after_help = "Example:\n  cfs admin snapshot delete /home --name monday --data /srv/pool"
+    )]
+    Delete(SnapshotArgs),
+    /// Keep a snapshot from being deleted
+    #[command(
+        after_help = "Example:\n  cfs admin snapshot hold /home --name monday --data /srv/pool"
+    )]
+    Hold(SnapshotArgs),
+    /// Let a snapshot that is held be deleted again
+    #[command(
+        after_help = "Example:\n  cfs admin snapshot release /home --name monday --data /srv/pool"
+    )]
+    Release(SnapshotArgs),
+}
+
+/// A snapshot to take.
+#[derive(Debug, Args)]
+pub struct NewSnapshotArgs {
+    /// Directory, from the root of the pool
+    pub path: PathBuf,
+    /// Name of the snapshot
+    #[arg(long)]
+    pub name: std::ffi::OsString,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// Which snapshot.
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// Directory, from the root of the pool
+    #[arg(required_unless_present = "id", requires = "name")]
+    pub path: Option<PathBuf>,
+    /// Name of the snapshot
+    #[arg(long, requires = "path")]
+    pub name: Option<std::ffi::OsString>,
+    /// Its id as `snapshot list` tells it, instead of path and name
+    #[arg(long, value_name = "ID", conflicts_with_all = ["path", "name"])]
+    pub id: Option<String>,
+    /// Where the pool is.
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+}
+
+/// The volume commands.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume: a new directory with snapshots and quotas of its own
+    #[command(after_help = VOLUME_CREATE_HELP)]
+    Create {
+        /// Its root, a new directory, from the root of the pool
+        path: PathBuf,
+        /// Most bytes of content, as the sizes of its files add up [default: no bound]
+        #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+        quota_bytes: Option<u64>,
+        /// Most inodes, its root among them [default: no bound]
+        #[arg(long, value_name = "COUNT")]
+        quota_inodes: Option<u64>,
+        /// Share no chunks with other volumes, under a secret of its own
+        #[arg(long)]
+        own_domain: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+    /// Change the quotas of a volume; what is not given stays
+    #[command(
+        after_help = "Example:\n  cfs admin volume set /home/ann --quota-bytes 20G --data /srv/pool\n\n0 is no bound."
+    )]
+    Set {
+        /// Its root, from the root of the pool
+        path: PathBuf,
+        /// Most bytes of content; 0 for no bound
+        #[arg(long, value_name = "BYTES", value_parser = bytes::parse, required_unless_present = "quota_inodes")]
+        quota_bytes: Option<u64>,
+        /// Most inodes; 0 for no bound
+        #[arg(long, value_name = "COUNT")]
+        quota_inodes: Option<u64>,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+    /// Tell which volumes there are, what is in them and what may be
+    List(ReportArgs),
+    /// Remove a volume
+    #[command(
+        after_help = "Example:\n  cfs admin volume delete /home/ann --recursive --data /srv/pool"
+    )]
+    Delete {
+        /// Its root, from the root of the pool
+        path: PathBuf,
+        /// Remove all in it too, and its snapshots
+        #[arg(long)]
+        recursive: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        existing: ExistingArgs,
+    },
+}
