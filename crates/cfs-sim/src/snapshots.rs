@@ -108,19 +108,24 @@ impl World {
         for part in from.split('/') {
             source = fs.lookup(source, part.as_bytes())?.ino;
         }
-        let copied = fs.copy_range(source, 0, ino(fs, &path)?, 0, data.len() as u64)?;
-        if copied != data.len() as u64 {
-            return Err(Failure::Wrong(format!(
-                "{copied} bytes of {} were copied",
-                data.len()
-            )));
+        let target = ino(fs, &path)?;
+        let mut done = 0;
+        // Between dedup domains bytes are copied, as many as find room; asked for the rest, it says why not.
+        while done < data.len() {
+            let rest = (data.len() - done) as u64;
+            let copied = fs.copy_range(source, done as u64, target, done as u64, rest)? as usize;
+            if copied == 0 {
+                return Err(Failure::Wrong(format!(
+                    "{done} bytes of {} were copied",
+                    data.len()
+                )));
+            }
+            let mut content = self.model.content(node).to_vec();
+            content.resize(content.len().max(done + copied), 0);
+            content[done..done + copied].copy_from_slice(&data[done..done + copied]);
+            self.model.set_content(node, content);
+            done += copied;
         }
-        let mut content = self.model.content(node).to_vec();
-        if content.len() < data.len() {
-            content.resize(data.len(), 0);
-        }
-        content[..data.len()].copy_from_slice(&data);
-        self.model.set_content(node, content);
         Ok(())
     }
 

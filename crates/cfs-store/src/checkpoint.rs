@@ -3,8 +3,9 @@
 //! Order of a checkpoint, each step after the one before:
 //! 1. With no command in the making: write the queued log, note its position, put the counters into the tables,
 //!    rotate both memtables. What is retired up to here is not needed by this checkpoint.
-//! 2. Write the memtables as runs, and two copies of the manifest.
-//! 3. Write out the lanes and flush: everything that the tables refer to is durable.
+//! 2. Write out the lanes and flush: the log and all content that the tables will refer to are durable. So the tables of
+//!    a checkpoint that did not come to its end are as good a source for a rebuild as those of one that did.
+//! 3. Write the memtables as runs, and two copies of the manifest, and flush.
 //! 4. Write the superblock to both anchors.
 //! 5. Free what was retired.
 //!
@@ -310,6 +311,8 @@ impl Store {
             domains: self.stored_domains(),
             unlisted_from: unlisted_from.0,
         };
+        self.lanes.write_out()?;
+        self.pool.flush()?;
         self.runs.set_checkpoint(Some(mark.clone()));
         let flushed = self.meta_tree.flush_rotated();
         self.runs.set_checkpoint(None);
@@ -324,7 +327,6 @@ impl Store {
                 retired.extend(space.take_pending_one(segment));
             }
         }
-        self.lanes.write_out()?;
         #[cfg(feature = "planted-bugs")]
         let flush_first = !cfs_format::planted::has(cfs_format::planted::Bug::CheckpointBeforeData);
         #[cfg(not(feature = "planted-bugs"))]

@@ -214,7 +214,7 @@ impl Store {
                 live_bytes: 0,
                 used_bytes,
                 pins: 0,
-                hollow: used_bytes < SEGMENT_BYTES,
+                hollow: true,
                 changed_ms: 0,
                 state: State::Full(Stream::Table),
             };
@@ -237,7 +237,7 @@ impl Store {
                     live_bytes: 0,
                     used_bytes: SEGMENT_BYTES,
                     pins: 0,
-                    hollow: false,
+                    hollow: true,
                     changed_ms: 0,
                     state: State::Full(Stream::Journal),
                 };
@@ -475,7 +475,7 @@ impl Store {
                         live_bytes: record.live_bytes.get(),
                         used_bytes: record.used_bytes.get(),
                         pins: 0,
-                        hollow: false,
+                        hollow: true,
                         changed_ms: 0,
                         state: State::Full(stream),
                     };

@@ -352,7 +352,7 @@ fn claim_all(
             used_bytes,
             pins: 0,
             changed_ms: 0,
-            hollow: used_bytes < SEGMENT_BYTES,
+            hollow: true,
             state: State::Full(stream),
         };
         space.claim(segment, entry);

@@ -51,7 +51,8 @@ pub(crate) struct Entry {
     pub used_bytes: u32,
     /// Chunks in it that a command in the making refers to.
     pub pins: u32,
-    /// Part of its room has been given back to the host.
+    /// Part of its room has been given back to the host, or may never have been there: of segments that an earlier
+    /// process filled nobody knows.
     pub hollow: bool,
     /// When a chunk in it was last added or lost, milliseconds since 1970; 0 when it was before the pool was opened.
     pub changed_ms: u64,
@@ -489,6 +490,7 @@ impl Space {
             Entry {
                 seq,
                 used_bytes: SEGMENT_BYTES,
+                hollow: true,
                 state: State::Full(Stream::Data),
                 ..FREE
             },
@@ -680,4 +682,23 @@ impl Space {
 pub(crate) enum NoSpaceOr<E> {
     NoSpace(NoSpace),
     Other(E),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an earlier process filled may have been lost in a power cut, with the room that the host had given it.
+    #[test]
+    fn a_segment_that_the_log_names_is_not_believed_to_have_room_on_the_host() {
+        let mut space = Space::new(64, true);
+        let segment = SegmentId(9);
+        space.claim_replayed(segment, SegmentSeq(5));
+        space.end_replay();
+        for segment in space.take_pending() {
+            space.free(segment);
+        }
+        assert!(space.is_free(segment));
+        assert!(!space.is_prepared(segment));
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use cfs_device::{Device, DeviceError, Geometry, HostSpace, MemDevice};
+use cfs_device::{Device, DeviceError, FaultPlan, Geometry, HostSpace, MemDevice};
 use cfs_format::superblock::Superblock;
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
 use cfs_fs::{Caller, Fs, FsOptions, Rebuilt};
@@ -45,7 +45,18 @@ fn rebuild(
     without: &[SegmentId],
     options: StoreOptions,
 ) -> Rebuilt {
-    let device = Arc::new(pool.device.power_cut(0));
+    rebuild_after(pool.device.power_cut(0), pool, superblock, without, options)
+}
+
+/// As [`rebuild`], of what a power cut has left.
+fn rebuild_after(
+    device: MemDevice,
+    pool: &Pool,
+    superblock: &[u8],
+    without: &[SegmentId],
+    options: StoreOptions,
+) -> Rebuilt {
+    let device = Arc::new(device);
     for anchor in [0, 1].map(SegmentId) {
         erase(&device, anchor, SEGMENT_BYTES);
     }
@@ -213,4 +224,46 @@ fn a_data_segment_without_its_header_is_not_written_over() {
     assert_eq!(rebuilt.report.lost_chunks, 0, "{:?}", rebuilt.report);
     assert!(read(&rebuilt.fs, ino, content.len()) == content);
     assert_clean(&rebuilt.fs);
+}
+
+/// The tables of a checkpoint that ended early may be the newest that are left, and what has not been flushed when they
+/// are written is lost with the power.
+#[test]
+fn tables_of_an_unfinished_checkpoint_refer_to_nothing_that_is_lost() {
+    let mut failed = 0;
+    for failing_write in 1.. {
+        let pool = Pool::new(64);
+        let fs = pool.open();
+        create(&fs, "before", &noise(1, 100_000));
+        fs.syncfs().expect("syncfs");
+        fs.store().checkpoint().expect("checkpoint");
+        let after = create(&fs, "after", &noise(2, 100_000));
+        fs.flush(after).expect("in the log");
+        let superblock = fs.store().superblock_copy();
+        pool.device.set_faults(FaultPlan {
+            failing_writes: vec![failing_write],
+            ..FaultPlan::default()
+        });
+        if fs.store().checkpoint().is_ok() {
+            break;
+        }
+        failed += 1;
+        for seed in 0..12 {
+            let device = pool.device.power_cut(seed);
+            let rebuilt = rebuild_after(device, &pool, &superblock, &[], StoreOptions::default());
+            let place = format!("write {failing_write}, seed {seed}");
+            assert_eq!(
+                rebuilt.report.lost_chunks, 0,
+                "{place}: {:?}",
+                rebuilt.report
+            );
+            assert!(
+                rebuilt.findings.is_empty(),
+                "{place}: {:?}",
+                rebuilt.findings
+            );
+            assert_clean(&rebuilt.fs);
+        }
+    }
+    assert!(failed > 4, "a checkpoint has some writes");
 }
