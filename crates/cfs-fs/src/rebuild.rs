@@ -32,6 +32,7 @@ use cfs_store::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::check::Finding;
+use crate::command::Command;
 use crate::views::Snapshot;
 use crate::{Fs, FsOptions, OpenError, extent, history, inode};
 
@@ -102,6 +103,13 @@ struct Rebuilder {
 impl Namespace for Rebuilder {
     fn replay(&mut self, txn: &mut Txn<'_>, command: &[u8]) -> Result<(), ReplayError> {
         crate::replay(txn, command)
+    }
+
+    fn new_domain(&self, command: &[u8]) -> Option<(DomainId, [u8; 32])> {
+        match Command::decode(command) {
+            Ok(Command::VolumeCreate(made)) => made.new_secret.map(|secret| (made.domain, secret)),
+            _ => None,
+        }
     }
 
     fn mend(

@@ -7,7 +7,8 @@
 //! 2. Find the newest description of the meta tree (`sources`): what the superblock points to, or the newest
 //!    manifest, or the note that comes with the last run of a checkpoint. Put the entries of all of its blocks that can
 //!    be opened into a new tree, older runs first.
-//! 3. Make a new chunk tree from the records in the data segments. The old one is not looked at.
+//! 3. Make a new chunk tree from the records in the data segments, those of dedup domains that only the log makes among
+//!    them. The old one is not looked at.
 //! 4. Mend what is left of the namespace ([`Namespace::mend`]), and count the references to chunks.
 //! 5. Apply the log. What does not fit any more is left out and told. Mend and count again.
 //! 6. Make a checkpoint. Only this replaces what was there: interrupted before, a rebuild has changed nothing but that
@@ -35,7 +36,7 @@ use cfs_format::{
 };
 use cfs_kv::{Batch, Tree};
 use cfs_seal::chunk::{RecordPlace, open_record};
-use cfs_seal::keys::{ClusterKey, check_superblock_checksum};
+use cfs_seal::keys::{ClusterKey, DomainSecret, check_superblock_checksum};
 use zerocopy::IntoBytes;
 
 use crate::anchor::{self, Anchors};
@@ -119,6 +120,9 @@ pub trait Namespace {
     /// # Errors
     /// As there.
     fn replay(&mut self, txn: &mut Txn<'_>, command: &[u8]) -> Result<(), ReplayError>;
+
+    /// The dedup domain that a command of the log makes, with its secret as the tables hold it.
+    fn new_domain(&self, command: &[u8]) -> Option<(DomainId, [u8; 32])>;
 
     /// What has to be changed so that the rows fit together. `lost`: where rows are missing.
     ///
@@ -419,7 +423,16 @@ impl Rebuild<'_> {
         self.store.load_system_records()?;
         self.domains(source)?;
         self.settle_claims(scan, source, &records_of_segments);
-        if !self.index()? {
+        let domains_of_log: HashMap<DomainId, Arc<DomainSecret>> = {
+            let commands = tail.records.iter().map(|record| &record.command[..]);
+            let made = commands.filter_map(|command| namespace.new_domain(command));
+            let key = &self.store.pool.cluster_key;
+            made.map(|(domain, stored)| {
+                (domain, Arc::new(key.unwrap_domain_secret(domain, &stored)))
+            })
+            .collect()
+        };
+        if !self.index(&domains_of_log)? {
             return Ok(false);
         }
         // What a checkpoint holds fits together, unless something of it is lost.
@@ -579,8 +592,12 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// An index of all chunks in all data segments, without references. False when `go_on` did not want to.
-    fn index(&mut self) -> Result<bool, OpenError> {
+    /// An index of all chunks in all data segments, without references. `domains_of_log` are those that the log will make.
+    /// False when `go_on` did not want to.
+    fn index(
+        &mut self,
+        domains_of_log: &HashMap<DomainId, Arc<DomainSecret>>,
+    ) -> Result<bool, OpenError> {
         let store = self.store;
         let segments: Vec<(SegmentId, SegmentSeq)> = {
             let space = store.pool.space.lock();
@@ -612,7 +629,10 @@ impl Rebuild<'_> {
                     &content[start..start + record.record_len.get() as usize],
                     place,
                     &store.pool.ciphers.record_header,
-                    |domain| store.domain_secret(domain),
+                    |domain| {
+                        let known = store.domain_secret(domain);
+                        known.or_else(|| domains_of_log.get(&domain).cloned())
+                    },
                     &mut scratch,
                     &mut out,
                 );

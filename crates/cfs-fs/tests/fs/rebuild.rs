@@ -7,7 +7,7 @@ use std::time::Duration;
 use cfs_device::{Device, DeviceError, FaultPlan, Geometry, HostSpace, MemDevice};
 use cfs_format::superblock::Superblock;
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
-use cfs_fs::{Caller, Fs, FsOptions, Rebuilt};
+use cfs_fs::{Caller, Fs, FsOptions, Rebuilt, VolumeOptions};
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{ClusterKey, unwrap_cluster_key};
 use cfs_store::{StoreOptions, UnlockError};
@@ -266,4 +266,28 @@ fn tables_of_an_unfinished_checkpoint_refer_to_nothing_that_is_lost() {
         }
     }
     assert!(failed > 4, "a checkpoint has some writes");
+}
+
+/// The secret of a dedup domain may be in the log alone.
+#[test]
+fn content_of_a_domain_that_only_the_log_knows_is_there() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    fs.store().checkpoint().expect("checkpoint");
+    let options = VolumeOptions {
+        own_domain: true,
+        ..VolumeOptions::default()
+    };
+    let root = fs.volume_create(b"/own", &options, &Caller::default());
+    let content = noise(4, 300_000);
+    let made = fs.create(root.expect("made").ino, b"file", 0o644, &Caller::default());
+    let ino = made.expect("create").ino;
+    fs.write(ino, 0, &content, false).expect("write");
+    fs.syncfs().expect("syncfs");
+    let superblock = fs.store().superblock_copy();
+    let rebuilt = rebuild(&pool, &superblock, &[], StoreOptions::default());
+    assert!(rebuilt.findings.is_empty(), "{:?}", rebuilt.findings);
+    assert_eq!(rebuilt.report.lost_chunks, 0, "{:?}", rebuilt.report);
+    assert!(read(&rebuilt.fs, ino, content.len()) == content);
+    assert_clean(&rebuilt.fs);
 }
