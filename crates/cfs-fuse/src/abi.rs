@@ -79,6 +79,23 @@ pub(crate) mod opcode {
         STATX = 52,
         COPY_FILE_RANGE_64 = 53,
     }
+
+    /// Whether an operation is about one inode, and no name in it.
+    pub(crate) fn is_of_one_inode(opcode: u32) -> bool {
+        matches!(
+            opcode,
+            GETATTR
+                | SETATTR
+                | READLINK
+                | OPEN
+                | OPENDIR
+                | STATX
+                | SETXATTR
+                | GETXATTR
+                | LISTXATTR
+                | REMOVEXATTR
+        )
+    }
 }
 
 /// What kernel and file system agree on in INIT; bits from 32 on travel in `flags2`.

@@ -158,7 +158,16 @@ impl Adapter {
 }
 
 /// The error for the kernel. Damage is logged here, since the kernel passes on no more than its number.
+///
+/// An inode that the kernel has been told of can be gone when it asks for more: another one has taken its name. On ESTALE
+/// the kernel looks the name up again (`retry_estale` in path_lookup), on ENOENT it would tell the user that there is no
+/// such name, though there always was one.
 fn errno(opcode: u32, ino: Ino, error: &FsError) -> i32 {
+    if let FsError::NotFound = error
+        && opcode::is_of_one_inode(opcode)
+    {
+        return libc::ESTALE;
+    }
     if let FsError::Io(_) | FsError::Read(_) = error {
         let operation = opcode::name(opcode);
         tracing::error!(operation, inode = ino.0, %error, "a request failed");

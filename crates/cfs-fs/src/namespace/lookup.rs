@@ -32,12 +32,17 @@ impl Fs {
         if name == SNAPSHOTS_NAME && parent.view().is_none() {
             return self.getattr(parent.in_view(ViewId::LIST).ok_or(FsError::TooLarge)?);
         }
-        match self.views.entry(parent, name)? {
-            Some(ino) => self.getattr(ino),
-            None => match self.views.record(parent)? {
-                Some(record) if !inode::is_directory(&record) => Err(FsError::NotDirectory),
-                _ => Err(FsError::NotFound),
-            },
+        // Between the two reads another inode may take the name, and this one may go.
+        let mut gone = None;
+        while let Some(ino) = self.views.entry(parent, name)? {
+            match self.getattr(ino) {
+                Err(FsError::NotFound) if gone != Some(ino) => gone = Some(ino),
+                found => return found,
+            }
+        }
+        match self.views.record(parent)? {
+            Some(record) if !inode::is_directory(&record) => Err(FsError::NotDirectory),
+            _ => Err(FsError::NotFound),
         }
     }
 

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cfs_format::Ino;
-use cfs_fs::Caller;
+use cfs_fs::{Caller, RenameFlags};
 
 use crate::support::mount;
 
@@ -60,4 +61,39 @@ fn the_kernel_forgets_what_it_is_told_to() {
     test.mounted()
         .invalidate_inode(0x1234_5678)
         .expect("invalidate");
+}
+
+/// A file that another front end replaces, again and again, by renaming another one to its name, is there at any moment.
+#[test]
+fn a_name_that_is_replaced_elsewhere_is_always_there() {
+    let Some(test) = mount() else {
+        return;
+    };
+    let path = test.path("f");
+    fs::write(&path, b"x").expect("written");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            let caller = Caller::default();
+            while !stop.load(Ordering::Relaxed) {
+                let made = test.fs.create(Ino::ROOT, b"new", 0o644, &caller);
+                let ino = made.expect("made").ino;
+                test.fs.write(ino, 0, b"x", false).expect("written");
+                let flags = RenameFlags::default();
+                let renamed = test.fs.rename(Ino::ROOT, b"new", Ino::ROOT, b"f", flags);
+                renamed.expect("renamed");
+                test.fs.tick().expect("tick");
+            }
+        });
+        let mut failed = Vec::new();
+        for _ in 0..3000 {
+            failed.extend(fs::File::open(&path).err());
+            failed.extend(fs::metadata(&path).err());
+        }
+        stop.store(true, Ordering::Relaxed);
+        replacing.join().expect("no panic");
+        // Replaced twice between a look-up and what followed.
+        failed.retain(|error| error.raw_os_error() != Some(libc::ESTALE));
+        assert!(failed.is_empty(), "{} times, {:?}", failed.len(), failed[0]);
+    });
 }
