@@ -29,6 +29,7 @@ mod types;
 mod views;
 mod xattr;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub struct Fs {
     /// Held shared while data are accepted, and alone while a snapshot is taken.
     pub(crate) gate: RwLock<()>,
     pub(crate) schedule: Mutex<namespace::policies::Policies>,
+    /// Directories that streams are being received into.
+    pub(crate) receiving: Mutex<HashSet<cfs_format::Ino>>,
 }
 
 /// Why a pool could not be opened. Nothing changed, but for what recovery itself writes.
@@ -138,6 +141,7 @@ impl Fs {
             views,
             gate: RwLock::new(()),
             schedule: Mutex::default(),
+            receiving: Mutex::default(),
         });
         fs.queue_orphans()?;
         Ok(fs)

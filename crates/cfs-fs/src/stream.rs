@@ -17,7 +17,8 @@ pub mod wire;
 
 use crate::error::FsError;
 
-pub use receive::{Received, record_is_of_replica};
+pub(crate) use receive::check_snapshot_name;
+pub use receive::{Received, holds_arrivals};
 pub use send::Sent;
 
 /// Why sending or receiving ended.

@@ -253,12 +253,23 @@ impl Store {
         domains
     }
 
-    /// A domain that there is not yet, and a new secret for it as the tables hold it: masked by the cluster key. `None`
-    /// when there are as many as there can be.
+    /// A domain that there is not yet, and a new secret for it as the tables hold it: masked by the cluster key. Its number
+    /// is any that is free, so that hardly ever two pools use one for different domains: what one sends keeps its number in
+    /// the other. `None` when there are as many as there can be.
     #[must_use]
     pub fn new_domain(&self) -> Option<(DomainId, [u8; 32])> {
-        let newest = self.domains().last().map_or(0, |domain| domain.0);
-        let domain = DomainId(newest.checked_add(1)?);
+        let known = self.domains();
+        if known.len() >= usize::from(u16::MAX) {
+            return None;
+        }
+        let domain = loop {
+            let mut number = [0; 2];
+            self.pool.host.fill_random(&mut number);
+            let domain = DomainId(u16::from_le_bytes(number));
+            if domain != DomainId::DEFAULT && known.binary_search(&domain).is_err() {
+                break domain;
+            }
+        };
         let mut secret = [0; 32];
         self.pool.host.fill_random(&mut secret);
         let secret = DomainSecret::from_bytes(secret);

@@ -55,7 +55,7 @@ impl Quotas {
     }
 
     /// Whether a volume has room for so much more; where not, what is in memory and cuts files may still make some.
-    pub(super) fn has_room(&self, store: &Store, id: VolumeId, more: u64) -> bool {
+    pub(crate) fn has_room(&self, store: &Store, id: VolumeId, more: u64) -> bool {
         store.volume(id).is_none_or(|volume| {
             let quota = volume.quota_bytes.get();
             quota == 0 || self.used_bytes(id, &volume).saturating_add(more) <= quota

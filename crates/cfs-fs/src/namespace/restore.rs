@@ -86,7 +86,8 @@ impl Fs {
     /// what the snapshot does not show is removed.
     ///
     /// # Errors
-    /// [`FsError::NotFound`] when the snapshot does not show it, nothing has changed then; [`FsError::Stale`];
+    /// [`FsError::NotFound`] when the snapshot does not show it, [`FsError::Volume`] when another volume is there now:
+    /// nothing has changed then but that missing directories above were made; [`FsError::Stale`];
     /// [`FsError::ReadOnly`], [`FsError::NoSpace`]: what was done until then stays. All else is told to the observer.
     pub fn snapshot_restore(
         &self,
@@ -123,6 +124,7 @@ impl Fs {
             told.extend_from_slice(&part);
             at = run.directory(at, &part)?;
         }
+        run.check_volume(at)?;
         // Those on the way are brought back as directories, and nothing else in them.
         let names = parts(below);
         let on_the_way = then.len() - 1;
@@ -136,6 +138,7 @@ impl Fs {
             told = wanted.path.to_vec();
             if index + 1 < on_the_way {
                 at = run.directory(at, name)?;
+                run.check_volume(at)?;
                 continue;
             }
             if wanted.then.kind() != libc::S_IFDIR {
@@ -144,6 +147,7 @@ impl Fs {
                 return Ok(run.done);
             }
             at = run.directory(at, name)?;
+            run.check_volume(at)?;
         }
         run.tree(then[on_the_way].ino, at, told)?;
         Ok(run.done)
@@ -162,6 +166,14 @@ impl Run<'_> {
                 Ok(made.ino)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// A snapshot shows the volumes below it empty, which says nothing of what is in them.
+    fn check_volume(&self, directory: Ino) -> Result<()> {
+        match self.fs.getattr(directory)?.volume == self.snapshot.volume {
+            true => Ok(()),
+            false => Err(FsError::Volume),
         }
     }
 
@@ -418,12 +430,15 @@ impl Run<'_> {
             .collect())
     }
 
-    /// Removes a name, and all below it.
+    /// Removes a name, and all below it, but no volume: those have snapshots of their own.
     fn remove(&mut self, parent: Ino, name: &[u8], is_directory: bool) -> Result<()> {
         let mut waiting = vec![(parent, name.to_vec(), is_directory, false)];
         while let Some((parent, name, is_directory, is_empty)) = waiting.pop() {
             if is_directory && !is_empty {
                 let ino = self.fs.lookup(parent, &name)?.ino;
+                if self.fs.views.junction(ino).is_some() {
+                    return Err(FsError::Volume);
+                }
                 let below = self.names(ino)?;
                 waiting.push((parent, name, true, true));
                 let below = below.into_iter();

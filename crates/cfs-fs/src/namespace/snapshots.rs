@@ -32,6 +32,12 @@ impl Fs {
     /// [`FsError::NoSpace`]; what writing data failed with. There is no new snapshot then, but for an error of the device
     /// itself, after which it is unknown.
     pub fn snapshot_create(&self, path: &[u8], name: &[u8]) -> Result<Arc<Snapshot>> {
+        crate::stream::check_snapshot_name(name)?;
+        self.take_snapshot(path, name)
+    }
+
+    /// As [`Fs::snapshot_create`], also with names that receiving uses.
+    pub(crate) fn take_snapshot(&self, path: &[u8], name: &[u8]) -> Result<Arc<Snapshot>> {
         directory::check_name(name)?;
         let attr = self.resolve(path)?;
         if attr.ino.view().is_some() {

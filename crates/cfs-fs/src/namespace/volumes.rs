@@ -162,6 +162,32 @@ impl Fs {
         Ok(())
     }
 
+    /// What keeps all in a volume from being removed: the path of a file that is locked, or open, and the error that
+    /// removing it, or then the volume, would end with. Takes as long as there are files.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn volume_obstacle(&self, volume: &Volume) -> Result<Option<(Vec<u8>, FsError)>> {
+        let mut waiting = vec![(volume.root, volume.path.clone())];
+        while let Some((directory, path)) = waiting.pop() {
+            for entry in self.names_from(directory, b"", usize::MAX)? {
+                let path = [&path[..], b"/", &entry.name].concat();
+                if entry.kind == libc::S_IFDIR {
+                    waiting.push((entry.ino, path));
+                    continue;
+                }
+                if self.opens.is_open(entry.ino) {
+                    return Ok(Some((path, FsError::NotEmpty)));
+                }
+                let lock = self.lock(entry.ino)?;
+                if lock.is_some_and(|lock| lock.protects(self.now_ms(), false)) {
+                    return Ok(Some((path, FsError::Locked)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Removes a volume that is empty and has no snapshots, and its name.
     ///
     /// # Errors

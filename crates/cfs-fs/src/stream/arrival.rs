@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use cfs_format::segment::RecordHeader;
 use cfs_format::table::inode_flag;
-use cfs_format::{DomainId, Fingerprint, Ino};
-use cfs_store::{ArrivalError, ChunkPin, Reservation};
+use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
+use cfs_store::{ArrivalError, ChunkPin};
 use zerocopy::FromBytes;
 
 use super::wire::{Body, Chunk, Extents, Node};
@@ -25,7 +25,6 @@ const CHUNKS_MAX: usize = 4096;
 #[derive(Default)]
 pub(super) struct Waiting {
     pins: HashMap<Fingerprint, ChunkPin>,
-    rooms: Vec<Reservation>,
     /// The lane for the next chunk.
     turn: usize,
 }
@@ -57,7 +56,8 @@ impl Waiting {
         if self.pins.len() >= CHUNKS_MAX {
             return Err(StreamError::Contradiction("too many chunks at once"));
         }
-        self.rooms.push(fs.admit_growth(chunk.payload.len())?);
+        // Once it is stored it takes room of its own.
+        let _room = fs.admit_growth(chunk.payload.len())?;
         self.turn = (self.turn + 1) % fs.store.lanes();
         let pin = fs.store.put_sealed(self.turn, &header, &chunk.payload);
         let pin = pin.map_err(|error| match error {
@@ -74,6 +74,11 @@ impl Waiting {
             return Err(StreamError::Contradiction("the size of a file"));
         }
         let record = inode::committed(&fs.store, ino)?.ok_or(FsError::NotFound)?;
+        let more = node.size.saturating_sub(record.size.get());
+        let volume = VolumeId(record.volume.get());
+        if more > 0 && !fs.files.quotas.has_room(&fs.store, volume, more) {
+            return Err(FsError::Quota.into());
+        }
         let was_whole = record.flags.get() & inode_flag::INLINE != 0;
         let mut write = Write {
             ino,
@@ -183,7 +188,6 @@ impl Waiting {
             drop(room);
         }
         self.pins.clear();
-        self.rooms.clear();
         Ok(())
     }
 }

@@ -1,13 +1,17 @@
 //! Receiving a snapshot: a directory becomes what the messages say, and then a snapshot of it is taken.
 //!
 //! Each inode that was received has a record with its number there, by which it is found again whatever its name. What is
-//! new is made in a directory of its own below the target, and moves to its name from there. Every message can be applied
-//! again; so a stream that was cut off goes on where it was, and no snapshot is there before the last message has come.
+//! new is made in a directory of its own below the target, and moves to its name from there.
+//!
+//! Invariant: a snapshot that was received shows what was sent, and nothing else. The target can be changed by others at
+//! any time, also between a stream that was cut off and the next one. So each attempt first goes back to the snapshot that
+//! it goes on from, or to nothing, and one that cannot ends. What had come before is not lost by that: a snapshot that
+//! lists do not tell of holds its chunks until the attempt that comes to its end, and those are not sent again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{Read, Write};
 
-use cfs_format::table::tag;
+use cfs_format::table::{LOCK_NAME, tag};
 use cfs_format::{DomainId, Ino};
 use cfs_seal::block::Cipher;
 
@@ -32,9 +36,11 @@ const NUMBER: &[u8] = b"replica.inode";
 const ORIGIN: &[u8] = b"replica.of";
 /// Record of the target: timestamp there of the snapshot that is being received.
 const PENDING: &[u8] = b"replica.pending";
-/// Record of the target: timestamp there, and name, of the snapshot that was received last. The snapshot here shows it, and
-/// so says itself what it is.
+/// Record of the target, there only while the snapshot is taken that then shows it, and so says itself what it is: its
+/// timestamp in the sending pool, and its name.
 const RECEIVED: &[u8] = b"replica.received";
+/// What the names of snapshots begin with that hold what has come of a stream that was cut off.
+const ARRIVED: &[u8] = b".cfs-received-";
 
 /// Where inodes are until they have a name.
 const STAGING: &[u8] = b".cfs-receive";
@@ -49,10 +55,33 @@ const ROOT: Caller = Caller {
     umask: 0,
 };
 
-/// Whether a record is one that receiving keeps, and sending leaves out.
-#[must_use]
-pub fn record_is_of_replica(name: &[u8]) -> bool {
+/// Names that receiving uses are no names for snapshots.
+///
+/// # Errors
+/// [`FsError::Invalid`].
+pub(crate) fn check_snapshot_name(name: &[u8]) -> crate::Result<()> {
+    match name.starts_with(ARRIVED) {
+        true => Err(FsError::Invalid),
+        false => Ok(()),
+    }
+}
+
+fn record_is_of_replica(name: &[u8]) -> bool {
     name.starts_with(RECORDS)
+}
+
+/// Whether a record of an inode is of its pool alone: not sent, and not replaced by what is received. Locks hold where they
+/// were set; on the root of a pool are the users of its S3 face and its policies of snapshots.
+pub(super) fn record_stays(ino: Ino, name: &[u8]) -> bool {
+    let is_of_root =
+        ino == Ino::ROOT && (name.starts_with(b"s3.") || name.starts_with(b"snapshots."));
+    record_is_of_replica(name) || name == LOCK_NAME || is_of_root
+}
+
+/// Whether a snapshot only holds what has come of a stream that was cut off. Lists leave it out.
+#[must_use]
+pub fn holds_arrivals(snapshot: &Snapshot) -> bool {
+    snapshot.name.starts_with(ARRIVED)
 }
 
 /// What was received.
@@ -70,6 +99,18 @@ pub struct Received {
     pub chunks: u64,
 }
 
+/// Keeps others from receiving into the same directory.
+struct Turn<'a> {
+    fs: &'a Fs,
+    root: Ino,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.fs.receiving.lock().remove(&self.root);
+    }
+}
+
 struct Receiving<'a> {
     fs: &'a Fs,
     root: Ino,
@@ -78,8 +119,8 @@ struct Receiving<'a> {
     staging: Ino,
     /// Numbers there to inodes here.
     here: HashMap<u64, Ino>,
-    /// Inodes that have no name yet but that in the staging directory.
-    staged: HashSet<Ino>,
+    /// Inodes that have no name yet but this one in the staging directory.
+    staged: HashMap<Ino, Vec<u8>>,
     waiting: Waiting,
     /// The inode whose content is coming.
     open: Option<(Ino, Node)>,
@@ -96,7 +137,8 @@ impl Fs {
     /// there. It is made, as a volume, if it is not there. `replies` go to a sender that waits for them.
     ///
     /// # Errors
-    /// See [`StreamError`]. There is no new snapshot then; what has come stays, and the next attempt goes on from it.
+    /// See [`StreamError`]. There is no new snapshot then; what has come is kept, and need not be sent again. What others
+    /// changed in the directory since the last snapshot that was received is undone by each attempt.
     pub fn receive(
         &self,
         path: Option<&[u8]>,
@@ -148,7 +190,9 @@ impl Fs {
     ) -> Result<Received> {
         let path = path.unwrap_or(&hello.path);
         crate::directory::check_name(&hello.name)?;
+        check_snapshot_name(&hello.name)?;
         let root = self.target(path, hello)?;
+        let _turn = self.take_turn(root)?;
         let had = self.received_snapshots(root)?;
         let of = |there: u64| had.iter().find(|(_, it)| *it == there).map(|(it, _)| it);
         let has = hello.bases.iter().copied().find(|base| of(*base).is_some());
@@ -201,19 +245,8 @@ impl Fs {
                 }
             },
         };
-        let pending = hello.timestamp.to_le_bytes();
-        if self.record(root, PENDING)?.as_deref() != Some(&pending[..]) {
-            // What was changed here since goes: the stream says what is different from the snapshot.
-            if let Some(base) = &base {
-                self.snapshot_restore(base, path, b"", true, observer)?;
-            }
-            self.put_record(root, PENDING, Some(&pending))?;
-        }
-        let staging = match self.lookup(root, STAGING) {
-            Ok(attr) => attr.ino,
-            Err(FsError::NotFound) => self.mkdir(root, STAGING, 0o700, &ROOT)?.ino,
-            Err(error) => return Err(error.into()),
-        };
+        self.go_back(root, path, hello.timestamp, base.as_ref(), observer)?;
+        let staging = self.mkdir(root, STAGING, 0o700, &ROOT)?.ino;
         let mut receiving = Receiving {
             fs: self,
             root,
@@ -221,7 +254,7 @@ impl Fs {
             domain: DomainId(hello.domain),
             staging,
             here: HashMap::new(),
-            staged: HashSet::new(),
+            staged: HashMap::new(),
             waiting: Waiting::default(),
             open: None,
             directories: Vec::new(),
@@ -234,11 +267,126 @@ impl Fs {
         receiving.messages(frames, replies)?;
         received.inodes = receiving.received.inodes;
         received.chunks = receiving.received.chunks;
-        self.put_record(root, PENDING, None)?;
+        if self.resolve(path)?.ino != root {
+            return Err(StreamError::Target(
+                "it was moved while it was received".to_owned(),
+            ));
+        }
         let stamp = [&hello.timestamp.to_le_bytes()[..], &hello.name].concat();
         self.put_record(root, RECEIVED, Some(&stamp))?;
+        self.put_record(root, PENDING, None)?;
         self.snapshot_create(path, &hello.name)?;
+        self.put_record(root, RECEIVED, None)?;
+        self.drop_arrived(root, None)?;
         Ok(received)
+    }
+
+    fn take_turn(&self, root: Ino) -> Result<Turn<'_>> {
+        if !self.receiving.lock().insert(root) {
+            return Err(StreamError::Target(
+                "another stream is being received there".to_owned(),
+            ));
+        }
+        Ok(Turn { fs: self, root })
+    }
+
+    /// Makes the target what the snapshot was that the stream goes on from; without one, empty.
+    fn go_back(
+        &self,
+        root: Ino,
+        path: &[u8],
+        timestamp: u64,
+        base: Option<&Snapshot>,
+        observer: &mut dyn RestoreObserver,
+    ) -> Result<()> {
+        let pending = timestamp.to_le_bytes();
+        let was_cut_off = self.record(root, PENDING)?;
+        self.drop_arrived(root, Some(timestamp))?;
+        match &was_cut_off {
+            Some(earlier) if earlier[..] == pending => {
+                let number = self.views.all().len();
+                let name = [ARRIVED, format!("{timestamp:x}-{number}").as_bytes()].concat();
+                self.take_snapshot(path, &name)?;
+            }
+            Some(_) => {}
+            None if base.is_none() && !self.names_from(root, b"", 1)?.is_empty() => {
+                return Err(StreamError::Target(
+                    "it holds files, and no snapshot that was received; remove them first"
+                        .to_owned(),
+                ));
+            }
+            None => {}
+        }
+        self.put_record(root, PENDING, Some(&pending))?;
+        let mut problems = 0;
+        match base {
+            Some(base) => {
+                let restored = self.snapshot_restore(base, path, b"", true, observer)?;
+                problems = restored.problems;
+            }
+            None => {
+                for entry in self.names_from(root, b"", usize::MAX)? {
+                    self.remove_below(root, &entry.name, &mut |parent, name| {
+                        observer.entry_changed(parent, name);
+                    })?;
+                }
+            }
+        }
+        if !observer.goes_on() {
+            return Err(StreamError::Io(std::io::ErrorKind::Interrupted.into()));
+        }
+        if problems > 0 {
+            return Err(StreamError::Target(format!(
+                "it cannot go back to the snapshot that the stream goes on from: {problems} objects stand in the way"
+            )));
+        }
+        let mut change = RecordChange::default();
+        change.put.push((PENDING.to_vec(), pending.to_vec()));
+        change.delete.push(RECEIVED.to_vec());
+        Ok(self.set_records(root, change)?)
+    }
+
+    /// Deletes the snapshots that hold what has come of streams that were cut off, but not of that with this timestamp.
+    fn drop_arrived(&self, root: Ino, but: Option<u64>) -> Result<()> {
+        let kept = but.map(|but| [ARRIVED, format!("{but:x}-").as_bytes()].concat());
+        for snapshot in self.views.all() {
+            let is_kept = kept
+                .as_ref()
+                .is_some_and(|kept| snapshot.name.starts_with(kept));
+            if snapshot.directory == root && holds_arrivals(&snapshot) && !is_kept {
+                self.snapshot_delete(&snapshot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a name, and all below it, but no volume.
+    fn remove_below(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        removed: &mut dyn FnMut(Ino, &[u8]),
+    ) -> Result<()> {
+        let mut waiting = vec![(parent, name.to_vec(), false)];
+        while let Some((parent, name, is_empty)) = waiting.pop() {
+            let Some(there) = self.find_name(parent, &name)? else {
+                continue;
+            };
+            if there.kind != libc::S_IFDIR {
+                self.unlink(parent, &name)?;
+            } else if is_empty {
+                self.rmdir(parent, &name)?;
+            } else if self.views.junction(there.ino).is_some() {
+                return Err(FsError::Volume.into());
+            } else {
+                waiting.push((parent, name, true));
+                let below = self.names_from(there.ino, b"", usize::MAX)?.into_iter();
+                waiting.extend(below.map(|entry| (there.ino, entry.name, false)));
+                continue;
+            }
+            removed(parent, &name);
+        }
+        Ok(())
     }
 
     fn put_record(&self, ino: Ino, name: &[u8], value: Option<&[u8]>) -> Result<()> {
@@ -287,6 +435,7 @@ impl Fs {
                 "dedup domain {domain} of this pool has another secret"
             )));
         }
+        self.check_above(path)?;
         let attr = match self.resolve(path) {
             Ok(attr) => attr,
             Err(FsError::NotFound) => {
@@ -311,6 +460,25 @@ impl Fs {
         }
         self.put_record(attr.ino, ORIGIN, Some(&origin))?;
         Ok(attr.ino)
+    }
+
+    /// The next stream of what lies above would remove what is received here.
+    fn check_above(&self, path: &[u8]) -> Result<()> {
+        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            let above = match self.resolve(&path[..=at]) {
+                Ok(above) => above.ino,
+                Err(FsError::NotFound) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let is_all = path[at + 1..].iter().all(|byte| *byte == b'/');
+            if !is_all && above.view().is_none() && self.record(above, ORIGIN)?.is_some() {
+                let above = String::from_utf8_lossy(&path[..=at]).into_owned();
+                return Err(StreamError::Target(format!(
+                    "{above} is a replica itself; choose a path that is not in it"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn make_target(
@@ -365,21 +533,9 @@ impl Receiving<'_> {
         self.here.insert(self.root_there, self.root);
         while let Some(directory) = waiting.pop() {
             for entry in self.fs.names_from(directory, b"", usize::MAX)? {
-                if entry.ino == self.staging {
-                    waiting.push(entry.ino);
-                    continue;
-                }
                 let there = self.fs.record(entry.ino, NUMBER)?;
-                match there.map(<[u8; 8]>::try_from) {
-                    Some(Ok(there)) => {
-                        self.here.insert(u64::from_le_bytes(there), entry.ino);
-                        if directory == self.staging {
-                            self.staged.insert(entry.ino);
-                        }
-                    }
-                    // It was about to be made when the last attempt ended.
-                    _ if directory == self.staging => self.remove(directory, &entry.name)?,
-                    _ => {}
+                if let Some(Ok(there)) = there.map(<[u8; 8]>::try_from) {
+                    self.here.insert(u64::from_le_bytes(there), entry.ino);
                 }
                 if entry.kind == libc::S_IFDIR {
                     waiting.push(entry.ino);
@@ -483,9 +639,6 @@ impl Receiving<'_> {
     fn make(&mut self, node: &Node, kind: u32) -> Result<Ino> {
         let fs = self.fs;
         let name = format!("{:x}", node.ino).into_bytes();
-        if fs.find_name(self.staging, &name)?.is_some() {
-            self.remove(self.staging, &name)?;
-        }
         let made: Attr = match kind {
             libc::S_IFDIR => fs.mkdir(self.staging, &name, 0o700, &ROOT)?,
             libc::S_IFREG => fs.create(self.staging, &name, 0o600, &ROOT)?,
@@ -497,7 +650,7 @@ impl Receiving<'_> {
         };
         fs.put_record(made.ino, NUMBER, Some(&node.ino.to_le_bytes()))?;
         self.here.insert(node.ino, made.ino);
-        self.staged.insert(made.ino);
+        self.staged.insert(made.ino, name);
         Ok(made.ino)
     }
 
@@ -536,7 +689,7 @@ impl Receiving<'_> {
             .collect();
         let mut had = HashMap::new();
         for (name, value) in fs.records(ino, b"")? {
-            if !record_is_of_replica(&name) {
+            if !record_stays(ino, &name) {
                 if !wanted.contains_key(&name[..]) {
                     change.delete.push(name.clone());
                 }
@@ -549,7 +702,7 @@ impl Receiving<'_> {
                     "a record that is not to be sent",
                 ));
             }
-            if had.get(name) != Some(value) {
+            if !record_stays(ino, name) && had.get(name) != Some(value) {
                 change.put.push((name.clone(), value.clone()));
             }
         }
@@ -562,11 +715,6 @@ impl Receiving<'_> {
         }
         self.observer.inode_changed(ino);
         Ok(())
-    }
-
-    fn staging_name(&self, ino: Ino) -> Result<Vec<u8>> {
-        let name = self.fs.name_in(self.staging, ino)?;
-        name.ok_or(StreamError::Contradiction("an inode without a name"))
     }
 
     /// Takes the name from what has it, if that is something else. Whether it is what it should be already.
@@ -587,7 +735,7 @@ impl Receiving<'_> {
                 } else {
                     let flags = RenameFlags::default();
                     fs.rename(parent, name, self.staging, &aside, flags)?;
-                    self.staged.insert(there.ino);
+                    self.staged.insert(there.ino, aside);
                 }
                 self.observer.entry_changed(parent, name);
                 Ok(false)
@@ -601,8 +749,7 @@ impl Receiving<'_> {
             return Ok(());
         }
         let fs = self.fs;
-        if self.staged.remove(&ino) {
-            let staged = self.staging_name(ino)?;
+        if let Some(staged) = self.staged.remove(&ino) {
             let flags = RenameFlags::default();
             fs.rename(self.staging, &staged, parent, &name.name, flags)?;
         } else {
@@ -622,7 +769,7 @@ impl Receiving<'_> {
         for name in &moves {
             let (parent, ino) = (self.local(name.parent)?, self.local(name.ino)?);
             let there = fs.find_name(parent, &name.name)?;
-            if self.staged.contains(&ino) || there.is_some_and(|there| there.ino == ino) {
+            if self.staged.contains_key(&ino) || there.is_some_and(|there| there.ino == ino) {
                 continue;
             }
             let above = fs.parent(ino)?;
@@ -631,7 +778,7 @@ impl Receiving<'_> {
             let aside = format!("{DISPLACED}{:x}", ino.0).into_bytes();
             fs.rename(above, &old, self.staging, &aside, RenameFlags::default())?;
             self.observer.entry_changed(above, &old);
-            self.staged.insert(ino);
+            self.staged.insert(ino, aside);
         }
         for name in &moves {
             self.name(name)?;
@@ -651,25 +798,11 @@ impl Receiving<'_> {
         }
     }
 
-    /// Removes a name, and all below it.
     fn remove(&mut self, parent: Ino, name: &[u8]) -> Result<()> {
-        let fs = self.fs;
-        let mut waiting = vec![(parent, name.to_vec(), false)];
-        while let Some((parent, name, is_empty)) = waiting.pop() {
-            let Some(there) = fs.find_name(parent, &name)? else {
-                continue;
-            };
-            if there.kind != libc::S_IFDIR {
-                fs.unlink(parent, &name)?;
-            } else if is_empty {
-                fs.rmdir(parent, &name)?;
-            } else {
-                waiting.push((parent, name, true));
-                let below = fs.names_from(there.ino, b"", usize::MAX)?.into_iter();
-                waiting.extend(below.map(|entry| (there.ino, entry.name, false)));
-            }
-        }
-        Ok(())
+        let observer = &mut *self.observer;
+        self.fs.remove_below(parent, name, &mut |parent, name| {
+            observer.entry_changed(parent, name);
+        })
     }
 
     fn end(&mut self) -> Result<()> {

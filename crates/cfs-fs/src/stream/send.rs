@@ -12,11 +12,12 @@ use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::keys::FileKey;
 use zerocopy::IntoBytes;
 
+use super::receive::record_stays;
 use super::wire::{
     Body, Chunk, End, Extents, FrameReader, FrameWriter, Hello, Message, Name, Node, Reply,
     WireExtent, answerer_cipher, head, sender_cipher, write_head,
 };
-use super::{Result, StreamError, record_is_of_replica};
+use super::{Result, StreamError};
 use crate::error::FsError;
 use crate::extent::{Extent, scan};
 use crate::views::Snapshot;
@@ -341,7 +342,7 @@ impl Sending<'_, '_> {
         if record.flags.get() & inode_flag::XATTRS != 0 {
             for row in fs.views.rows(place, tag::XATTR, &[], None) {
                 let (name, value) = row?;
-                if !record_is_of_replica(&name) {
+                if !record_stays(ino, &name) {
                     xattrs.push((name, row::content(value)?));
                 }
             }

@@ -1,12 +1,14 @@
 //! Sending snapshots to another pool: what arrives, what a cut or damaged stream leaves, and what is not sent again.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use cfs_format::Ino;
-use cfs_fs::stream::{Received, Sent, StreamError};
+use cfs_fs::stream::{Received, Sent, StreamError, holds_arrivals};
 use cfs_fs::{
-    Caller, Fs, FsError, RenameFlags, RestoreObserver, SetAttr, VolumeOptions, XattrFlags,
+    Caller, Fs, FsError, LockChange, Policy, Quota, RecordChange, RenameFlags, RestoreObserver,
+    SetAttr, VolumeOptions, XattrFlags,
 };
 
 use crate::pool::{Pool, Rng, assert_clean};
@@ -19,6 +21,18 @@ impl RestoreObserver for Nobody {
     fn problem(&mut self, path: &[u8], error: &FsError) {
         panic!("{path:?}: {error}");
     }
+    fn goes_on(&mut self) -> bool {
+        true
+    }
+}
+
+/// Lets problems be.
+struct Silent;
+
+impl RestoreObserver for Silent {
+    fn inode_changed(&mut self, _: Ino) {}
+    fn entry_changed(&mut self, _: Ino, _: &[u8]) {}
+    fn problem(&mut self, _: &[u8], _: &FsError) {}
     fn goes_on(&mut self) -> bool {
         true
     }
@@ -58,6 +72,13 @@ fn tree(fs: &Fs, root: Ino) -> Tree {
         found.insert(path, (attr.mode, nlink, time, content, xattrs.collect()));
     }
     found
+}
+
+/// Snapshots that lists tell of.
+fn shown(fs: &Fs) -> usize {
+    let mut all = fs.snapshots(None).expect("listed");
+    all.retain(|snapshot| !holds_arrivals(snapshot));
+    all.len()
 }
 
 fn send(fs: &Fs, name: &str, base: Option<&str>) -> (Vec<u8>, Sent) {
@@ -217,7 +238,7 @@ fn what_is_received_is_what_was_sent() {
         matches!(refused, Err(StreamError::NoBase(_))),
         "{refused:?}"
     );
-    assert_eq!(other.snapshots(None).expect("listed").len(), 0);
+    assert_eq!(shown(&other), 0);
 }
 
 #[test]
@@ -257,7 +278,7 @@ fn a_stream_that_is_cut_off_leaves_no_snapshot_and_goes_on() {
             matches!(refused, Err(StreamError::CutOff)),
             "{cut}: {refused:?}"
         );
-        assert_eq!(target.snapshots(None).expect("listed").len(), 0);
+        assert_eq!(shown(&target), 0);
     }
     receive(&target, &whole).expect("received");
     same(&source, &target, ("/v", "/v"), "one");
@@ -265,7 +286,7 @@ fn a_stream_that_is_cut_off_leaves_no_snapshot_and_goes_on() {
     let (difference, _) = send(&source, "two", Some("one"));
     for cut in (0..difference.len()).step_by(difference.len() / 40) {
         assert!(receive(&target, &difference[..cut]).is_err());
-        assert_eq!(target.snapshots(None).expect("listed").len(), 1);
+        assert_eq!(shown(&target), 1);
     }
     assert_clean(&target);
     receive(&target, &difference).expect("received");
@@ -288,11 +309,7 @@ fn damage_on_the_way_is_told() {
         damaged[place] ^= 1 << rng.below(8);
         let refused = receive(&target, &damaged);
         assert!(refused.is_err(), "byte {place}");
-        assert_eq!(
-            target.snapshots(None).expect("listed").len(),
-            0,
-            "byte {place}"
-        );
+        assert_eq!(shown(&target), 0, "byte {place}");
     }
     let mut version = whole.clone();
     version[8] = 9;
@@ -332,5 +349,239 @@ fn a_target_that_is_something_else_is_left_alone() {
         .expect("sent");
     receive(&target, &bytes).expect("received, with its secret");
     same(&source, &target, ("/own", "/own"), "s");
+    assert_clean(&target);
+}
+
+/// What others do in the target while a stream is cut off is in no snapshot that is received.
+#[test]
+fn changes_beside_a_stream_that_was_cut_off_are_undone() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let spoil = |round: u64| {
+        let root = target.resolve(b"/v").expect("there").ino;
+        file(&target, root, &format!("stray {round}"), b"x");
+        for entry in target.names_from(root, b"", 99).expect("listed") {
+            if entry.kind == libc::S_IFREG {
+                target
+                    .write(entry.ino, 0, b"spoilt", false)
+                    .expect("written");
+            }
+        }
+    };
+    let (whole, _) = send(&source, "one", None);
+    for round in 1..4 {
+        let cut = whole.len() * round / 4;
+        assert!(receive(&target, &whole[..cut]).is_err());
+        spoil(round as u64);
+    }
+    receive(&target, &whole).expect("received");
+    same(&source, &target, ("/v", "/v"), "one");
+    change(&source);
+    let (difference, _) = send(&source, "two", Some("one"));
+    for round in 1..4 {
+        let cut = difference.len() * round / 4;
+        assert!(receive(&target, &difference[..cut]).is_err());
+        spoil(round as u64);
+    }
+    receive(&target, &difference).expect("received");
+    same(&source, &target, ("/v", "/v"), "two");
+    assert_eq!(target.snapshots(None).expect("listed").len(), 2);
+    assert_clean(&target);
+}
+
+/// Has the pool do what it does in the background, all the time.
+struct Busy<'a>(&'a Fs);
+
+impl RestoreObserver for Busy<'_> {
+    fn inode_changed(&mut self, _: Ino) {}
+    fn entry_changed(&mut self, _: Ino, _: &[u8]) {}
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        panic!("{path:?}: {error}");
+    }
+    fn goes_on(&mut self) -> bool {
+        for _ in 0..20 {
+            self.0.tick().expect("tick");
+        }
+        true
+    }
+}
+
+/// What came before the cut does not come again.
+#[test]
+fn what_has_come_is_kept_while_a_stream_begins_again() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let (whole, _) = send(&source, "one", None);
+    let cut = whole.len() - 20;
+    assert!(receive(&target, &whole[..cut]).is_err());
+    let snapshot = source.snapshot(b"/v", b"one").expect("there");
+    let (one, other) = UnixStream::pair().expect("a pair");
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| {
+            let received = target.receive(None, &mut &other, &mut &other, &mut Busy(&target));
+            received.expect("received");
+            drop(other.shutdown(std::net::Shutdown::Both));
+        });
+        let sent = source.send(&snapshot, None, &mut &one, Some(&mut &one), &|_| true);
+        assert_eq!(sent.expect("sent").chunk_bytes, 0);
+        receiving.join().expect("no panic");
+    });
+    same(&source, &target, ("/v", "/v"), "one");
+    assert_clean(&target);
+}
+
+#[test]
+fn one_stream_at_a_time() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let (whole, _) = send(&source, "one", None);
+    let (mut one, mut other) = UnixStream::pair().expect("a pair");
+    std::thread::scope(|scope| {
+        let target = &target;
+        let first = scope
+            .spawn(move || target.receive(None, &mut other, &mut std::io::sink(), &mut Nobody));
+        one.write_all(&whole[..whole.len() / 2]).expect("taken");
+        let is_there = || target.resolve(b"/v/.cfs-receive").is_ok();
+        while !is_there() {
+            std::thread::yield_now();
+        }
+        let refused = receive(target, &whole);
+        assert!(
+            matches!(refused, Err(StreamError::Target(_))),
+            "{refused:?}"
+        );
+        one.write_all(&whole[whole.len() / 2..]).expect("taken");
+        first.join().expect("no panic").expect("received");
+    });
+    same(&source, &target, ("/v", "/v"), "one");
+}
+
+/// A snapshot that was taken here is not taken for the one that was received, whatever its name.
+#[test]
+fn a_snapshot_of_the_same_name_is_no_base() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let (whole, _) = send(&source, "one", None);
+    receive(&target, &whole).expect("received");
+    let received = target.snapshot(b"/v", b"one").expect("there");
+    target.snapshot_delete(&received).expect("deleted");
+    let root = target.resolve(b"/v").expect("there").ino;
+    file(&target, root, "ours", b"x");
+    target.snapshot_create(b"/v", b"one").expect("taken");
+    change(&source);
+    let (difference, _) = send(&source, "two", Some("one"));
+    let refused = receive(&target, &difference);
+    assert!(
+        matches!(refused, Err(StreamError::NoBase(_))),
+        "{refused:?}"
+    );
+    target.resolve(b"/v/ours").expect("it is left alone");
+}
+
+/// What is not of the stream and cannot be put back ends it, and stays.
+#[test]
+fn a_volume_in_the_target_is_not_emptied() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let (whole, _) = send(&source, "one", None);
+    receive(&target, &whole).expect("received");
+    let options = VolumeOptions::default();
+    let inner = target.volume_create(b"/v/inner", &options, &Caller::default());
+    file(&target, inner.expect("made").ino, "ours", b"x");
+    change(&source);
+    let (difference, _) = send(&source, "two", Some("one"));
+    let mut bytes = &difference[..];
+    let refused = target.receive(None, &mut bytes, &mut std::io::sink(), &mut Silent);
+    assert!(
+        matches!(refused, Err(StreamError::Target(_))),
+        "{refused:?}"
+    );
+    target.resolve(b"/v/inner/ours").expect("it is left alone");
+    assert_eq!(shown(&target), 1);
+    target
+        .volume_delete(b"/v/inner")
+        .expect_err("it holds a file");
+    let inner = target.resolve(b"/v/inner").expect("there").ino;
+    target.unlink(inner, b"ours").expect("removed");
+    target.volume_delete(b"/v/inner").expect("deleted");
+    receive(&target, &difference).expect("received");
+    same(&source, &target, ("/v", "/v"), "two");
+    // Nothing is received where the next stream would remove it.
+    let mut bytes = &whole[..];
+    let refused = target.receive(
+        Some(b"/v/b/copy"),
+        &mut bytes,
+        &mut std::io::sink(),
+        &mut Nobody,
+    );
+    assert!(
+        matches!(refused, Err(StreamError::Target(_))),
+        "{refused:?}"
+    );
+    assert_clean(&target);
+}
+
+/// Locks, policies and users are those of the pool that they were made in.
+#[test]
+fn what_is_of_a_pool_alone_stays_there() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let locked = source.resolve(b"/v/a/small").expect("there").ino;
+    let hold = LockChange {
+        hold: Some(true),
+        ..LockChange::default()
+    };
+    source.set_lock(locked, hold).expect("locked");
+    let policy = Policy::parse("hourly=2").expect("a policy");
+    source.set_policy(Ino::ROOT, Some(policy)).expect("set");
+    let user = |name: &[u8]| RecordChange {
+        put: vec![([b"s3.user.", name].concat(), b"x".to_vec())],
+        ..RecordChange::default()
+    };
+    source.set_records(Ino::ROOT, user(b"theirs")).expect("set");
+    source.snapshot_create(b"/v", b"two").expect("taken");
+    let (bytes, _) = send(&source, "two", None);
+    receive(&target, &bytes).expect("received");
+    same(&source, &target, ("/v", "/v"), "two");
+    let copy = target.resolve(b"/v/a/small").expect("there").ino;
+    assert!(target.lock(copy).expect("read").is_none());
+
+    let to = Pool::new(64);
+    let target = to.open();
+    target.set_records(Ino::ROOT, user(b"ours")).expect("set");
+    let root = source.snapshot_create(b"/", b"root").expect("taken");
+    let mut bytes = Vec::new();
+    source
+        .send(&root, None, &mut bytes, None, &|_| true)
+        .expect("sent");
+    receive(&target, &bytes).expect("received");
+    assert!(target.policies().expect("read").is_empty());
+    let users = target.records(Ino::ROOT, b"s3.user.").expect("read");
+    assert_eq!(users, [(b"s3.user.ours".to_vec(), b"x".to_vec())]);
+    assert_clean(&target);
+}
+
+#[test]
+fn a_quota_holds_for_what_is_received() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    let quota = Quota {
+        bytes: 1_000_000,
+        inodes: 0,
+    };
+    let options = VolumeOptions {
+        quota,
+        ..VolumeOptions::default()
+    };
+    target
+        .volume_create(b"/v", &options, &Caller::default())
+        .expect("made");
+    let (whole, _) = send(&source, "one", None);
+    let refused = receive(&target, &whole);
+    assert!(
+        matches!(refused, Err(StreamError::Fs(FsError::Quota))),
+        "{refused:?}"
+    );
+    assert_eq!(shown(&target), 0);
     assert_clean(&target);
 }

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use cfs_format::Ino;
 use cfs_fs::{
-    AllocateMode, Caller, Fs, FsError, Policy, Quota, RenameFlags, SetAttr, VolumeOptions,
+    AllocateMode, Caller, Fs, FsError, Policy, Quota, RenameFlags, RestoreObserver, SetAttr,
+    VolumeOptions,
 };
 
 use crate::pool::{Pool, assert_clean};
@@ -327,4 +328,43 @@ fn snapshots_of_removed_directories_do_not_hide_each_other() {
             .expect("listed")
             .is_empty()
     );
+}
+
+struct Problems(Vec<String>);
+
+impl RestoreObserver for Problems {
+    fn inode_changed(&mut self, _: Ino) {}
+    fn entry_changed(&mut self, _: Ino, _: &[u8]) {}
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        let path = String::from_utf8_lossy(path);
+        self.0.push(format!("{path}: {error}"));
+    }
+    fn goes_on(&mut self) -> bool {
+        true
+    }
+}
+
+/// A snapshot from above shows a volume empty, or not at all, and is no reason to empty it.
+#[test]
+fn restoring_does_not_reach_into_volumes() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let old = volume(&fs, "/old", Quota::default());
+    let snapshot = fs.snapshot_create(b"/", b"s").expect("taken");
+    fs.mkdir(Ino::ROOT, b"new", 0o755, &Caller::default())
+        .expect("made");
+    let new = volume(&fs, "/new/volume", Quota::default());
+    for root in [old, new] {
+        file(&fs, root, "file", b"precious");
+    }
+    let mut problems = Problems(Vec::new());
+    let below = fs.snapshot_restore(&snapshot, b"/", b"old", true, &mut problems);
+    assert!(matches!(below, Err(FsError::Volume)), "{below:?}");
+    let all = fs.snapshot_restore(&snapshot, b"/", b"", true, &mut problems);
+    assert_eq!(all.expect("the rest is done").problems, 1);
+    assert_eq!(problems.0, ["/new: it is a volume"]);
+    for path in ["/old/file", "/new/volume/file"] {
+        fs.resolve(path.as_bytes()).expect("still there");
+    }
+    assert_clean(&fs);
 }

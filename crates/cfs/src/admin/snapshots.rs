@@ -39,10 +39,11 @@ pub fn perform(
         }
         SnapshotRequest::List { path, with } => {
             let path = path.as_ref().map(AnyPath::bytes);
-            let snapshots = fs.snapshots(path).map_err(|error| {
+            let mut snapshots = fs.snapshots(path).map_err(|error| {
                 let path = text(path.unwrap_or(b"/"));
                 Failure::new(Code::Failed, format!("{path} in the pool: {error}"))
             })?;
+            snapshots.retain(|snapshot| !cfs_fs::stream::holds_arrivals(snapshot));
             for name in with {
                 if !snapshots.iter().any(|it| it.name == name.bytes()) {
                     return Err(Failure::new(

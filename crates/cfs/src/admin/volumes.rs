@@ -70,7 +70,7 @@ pub fn perform(
                 empty(fs, path, &volume, reporter)?;
             }
             fs.volume_delete(path.bytes())
-                .map_err(|error| not_removed(path, &error))?;
+                .map_err(|error| not_removed(path, *recursive, &error))?;
             name_changed(fs, path, caches);
             durable(fs, path)
         }
@@ -140,8 +140,16 @@ fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> R
         )
         .hint("`cfs admin snapshot release` lets it go"));
     }
-    for snapshot in &snapshots {
-        fs.snapshot_delete(snapshot).map_err(wrong)?;
+    if let Some((file, error)) = fs.volume_obstacle(volume).map_err(wrong)? {
+        let file = printable(&String::from_utf8_lossy(&file));
+        let reason = match error {
+            FsError::NotEmpty => "it is open".to_owned(),
+            error => error.to_string(),
+        };
+        return Err(Failure::new(
+            Code::Failed,
+            format!("{file}: {reason}; nothing was changed"),
+        ));
     }
     // From the deepest directory up: a directory is looked at again when all in it is gone.
     let mut waiting = vec![volume.root];
@@ -177,6 +185,9 @@ fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> R
             }
             None => {}
         }
+    }
+    for snapshot in &snapshots {
+        fs.snapshot_delete(snapshot).map_err(wrong)?;
     }
     Ok(())
 }
@@ -223,9 +234,14 @@ fn not_made(path: &AnyPath, error: &FsError) -> Failure {
     }
 }
 
-fn not_removed(path: &AnyPath, error: &FsError) -> Failure {
+fn not_removed(path: &AnyPath, was_emptied: bool, error: &FsError) -> Failure {
     let path = text(path);
     match error {
+        FsError::NotEmpty if was_emptied => Failure::new(
+            Code::Failed,
+            format!("all in volume {path} is removed, but something of it is still in use or new, so it stays"),
+        )
+        .hint("end what uses it (`fuser -vm` tells), and give the command again"),
         FsError::NotEmpty => Failure::new(
             Code::Failed,
             format!("volume {path} is not empty, or files that were removed from it are open; nothing was changed"),

@@ -98,6 +98,19 @@ fn a_volume_keeps_to_its_quota() {
     let error = fs::remove_dir(&volume).expect_err("it is a volume");
     assert_eq!(error.raw_os_error(), Some(16), "EBUSY: {error}");
     cfs!("admin", "volume", "delete", "/d/ann", "--data", data).refused(1, "has snapshots");
+    let open = fs::File::open(volume.join("f0")).expect("open");
+    cfs!(
+        "admin",
+        "volume",
+        "delete",
+        "/d/ann",
+        "--recursive",
+        "--data",
+        data
+    )
+    .refused(1, "/d/ann/f0: it is open; nothing was changed");
+    drop(open);
+    assert!(volume.join("f0").exists() && volume.join(".snapshots/s/f0").exists());
     cfs!("admin", "volume", "delete", "/d", "--data", data).refused(1, "is no volume");
     cfs!("admin", "fsck", "--data", data).ok();
     cfs!(
