@@ -123,7 +123,8 @@ impl World {
                 return Err(error.into());
             }
         };
-        if written < data.len() && !old.is_empty() {
+        // Where there is no room for both, the old content goes before the new one is accepted.
+        if (written < data.len() && !old.is_empty()) || self.trouble.may_lack_room() {
             self.model.set_content(node, Vec::new());
         }
         self.model.set_content(node, data[..written].to_vec());

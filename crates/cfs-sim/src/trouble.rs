@@ -76,6 +76,11 @@ impl Trouble {
         )
     }
 
+    /// Whether there may be no room for what is written.
+    pub fn may_lack_room(self) -> bool {
+        matches!(self, Self::FullPool | Self::FullHost(_))
+    }
+
     /// Whether reading may fail by it.
     pub fn may_fail_reading(self) -> bool {
         matches!(
