@@ -208,7 +208,9 @@ impl<'a> Groups<'a> {
 
 fn ms_of(time: Time) -> u64 {
     let seconds = u64::try_from(time.seconds).unwrap_or(0);
-    seconds * 1000 + u64::from(time.nanos / 1_000_000)
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(u64::from(time.nanos / 1_000_000))
 }
 
 impl Face {
@@ -291,7 +293,9 @@ impl Run<'_> {
         }
         let now = self.face.fs.now_ms();
         for upload in self.face.uploads(self.bucket)? {
-            let begun = u64::try_from(upload.record.begun).unwrap_or(0) * 1000;
+            let begun = u64::try_from(upload.record.begun)
+                .unwrap_or(0)
+                .saturating_mul(1000);
             let key = upload.record.key.clone();
             let due = self.rules.upload(&key, begun);
             if let Some(due) = due.filter(|due| due.at_ms <= now) {

@@ -113,7 +113,7 @@ impl Rules {
         let days = u64::try_from(days).unwrap_or(0);
         let at = since_ms.saturating_add(days.saturating_mul(self.day_ms));
         match self.day_ms == DAY_MS {
-            true => at.div_ceil(DAY_MS) * DAY_MS,
+            true => at.div_ceil(DAY_MS).saturating_mul(DAY_MS),
             false => at,
         }
     }

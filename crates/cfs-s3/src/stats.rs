@@ -156,13 +156,11 @@ fn measure(face: &Face) -> Report {
         stats.pool.chunk_count.get(),
         stats.pool.reference_count.get(),
     );
-    let volumes = face.fs.store().volumes();
-    let logical = volumes.iter().map(|(_, volume)| volume.logical_bytes.get());
     Report {
         dedup_unique_blobs: unique,
         dedup_total_references: references,
         dedup_ratio: ratio(unique, references),
-        logical_bytes: logical.sum(),
+        logical_bytes: face.fs.logical_bytes(),
         unique_bytes: stats.pool.chunk_raw_bytes.get(),
         stored_bytes: stats.pool.chunk_stored_bytes.get(),
         available_bytes: stats.available_bytes,

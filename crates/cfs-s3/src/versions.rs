@@ -171,8 +171,8 @@ impl Face {
             return Ok(id.to_owned());
         }
         let time = self.fs.getattr(ino)?.mtime;
-        let nanos =
-            u64::try_from(time.seconds).unwrap_or(0) * 1_000_000_000 + u64::from(time.nanos);
+        // Later ones are to have room for versions after them.
+        let nanos = time.ns_since_1970().min(i64::MAX as u64);
         Ok(inverted(nanos) + NULL_SUFFIX)
     }
 
@@ -322,7 +322,7 @@ impl Face {
                 .older(bucket, key)?
                 .and_then(|older| older.path.split_once('\0').map(|(_, text)| text.to_owned())),
         };
-        let after = newest.map_or(0, |text| nanos_of(&text) + 1);
+        let after = newest.map_or(0, |text| nanos_of(&text).saturating_add(1));
         let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
         Ok(inverted(u64::try_from(now).unwrap_or(0).max(after)))
     }

@@ -140,7 +140,8 @@ impl Fs {
             })?;
         let file_key = FileKey::derive(&secret, &record.salt);
         holdings.files += 1;
-        holdings.logical_bytes += record.size.get();
+        // Files with holes may together have more bytes than a number holds.
+        holdings.logical_bytes = holdings.logical_bytes.saturating_add(record.size.get());
         let rows = self.views.extents(None);
         for shown in extent::scan(&rows, ino, &file_key, 0, u64::MAX) {
             let shown = shown?;

@@ -39,6 +39,15 @@ impl Fs {
         Ok(pool)
     }
 
+    /// Bytes of content of all files, as their volumes count them; `u64::MAX` when they are more, as files with holes can be.
+    #[must_use]
+    pub fn logical_bytes(&self) -> u64 {
+        let volumes = self.store.volumes();
+        volumes.iter().fold(0, |sum: u64, (_, volume)| {
+            sum.saturating_add(volume.logical_bytes.get())
+        })
+    }
+
     /// Room and counts of the pool. What is used is counted in segments, so it contains what reclaim could still free.
     #[must_use]
     pub fn statfs(&self) -> StatFs {

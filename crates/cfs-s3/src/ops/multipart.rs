@@ -417,7 +417,10 @@ pub(crate) async fn complete_multipart_upload(
                 ));
             }
         }
-        let size: u64 = content.parts.iter().sum();
+        let size = content
+            .parts
+            .iter()
+            .fold(0, |sum: u64, part| sum.saturating_add(*part));
         if input
             .mpu_object_size
             .is_some_and(|wanted| u64::try_from(wanted) != Ok(size))
@@ -428,7 +431,7 @@ pub(crate) async fn complete_multipart_upload(
         let mut at = 0;
         for part in &parts {
             face.refer(part.attr.ino, 0..part.attr.size, file.ino(), at)?;
-            at += part.attr.size;
+            at = at.saturating_add(part.attr.size);
         }
         let mut rows = upload.record.rows.clone();
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));

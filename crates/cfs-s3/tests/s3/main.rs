@@ -3,6 +3,7 @@
 mod client;
 mod customer;
 mod doors;
+mod extremes;
 mod files;
 mod keys;
 mod lifecycle;

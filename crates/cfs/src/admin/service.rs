@@ -309,7 +309,7 @@ impl Service {
                 pending: segments.pending,
             },
             inodes: volumes.iter().map(|(_, it)| it.inode_count.get()).sum(),
-            logical_bytes: volumes.iter().map(|(_, it)| it.logical_bytes.get()).sum(),
+            logical_bytes: fs.logical_bytes(),
             unique_bytes: unique,
             stored_bytes: stored,
             pool_bytes: self.pool_bytes(),
@@ -422,7 +422,7 @@ impl Service {
             })
             .collect();
         Df {
-            logical_bytes: volumes.iter().map(|it| it.logical_bytes).sum(),
+            logical_bytes: self.pool.fs.logical_bytes(),
             unique_bytes: stats.pool.chunk_raw_bytes.get(),
             stored_bytes: stats.pool.chunk_stored_bytes.get(),
             pool_bytes: self.pool_bytes(),
@@ -442,7 +442,10 @@ impl Service {
             DomainUse {
                 domain: domain.0,
                 volumes: members.iter().map(|(id, _)| id.0).collect(),
-                logical_bytes: members.iter().map(|(_, it)| it.logical_bytes.get()).sum(),
+                // Files with holes may together have more bytes than a number holds.
+                logical_bytes: members.iter().fold(0, |sum: u64, (_, it)| {
+                    sum.saturating_add(it.logical_bytes.get())
+                }),
             }
         };
         Domains {
