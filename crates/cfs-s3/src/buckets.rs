@@ -78,6 +78,18 @@ impl Face {
         }))
     }
 
+    /// A bucket as it is by now. Who acts by that has [`Face::keep_bucket`].
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn bucket_by_now(&self, bucket: &BucketAt) -> S3Result<BucketAt> {
+        let record = records::get(&self.fs, bucket.ino(), name::BUCKET).map_err(from_fs)?;
+        Ok(BucketAt {
+            record: record.unwrap_or_default(),
+            ..bucket.clone()
+        })
+    }
+
     /// All buckets from the name `from` on whose names begin with `prefix`, at most `count`.
     ///
     /// # Errors

@@ -354,6 +354,7 @@ impl Run<'_> {
             let goes_on = self.removes(kind, key, &seen.id, due, |face, bucket| match kind {
                 Kind::Current => face.expire_current(bucket, key, &attr),
                 _ => {
+                    let _kept = face.keep_bucket(bucket.ino());
                     let _lock = face.lock(bucket.ino(), key);
                     face.delete_version(bucket, key, &seen.id, false).map(drop)
                 }
@@ -412,6 +413,8 @@ impl Run<'_> {
 impl Face {
     /// Removes a current version, if it is still the one that was seen.
     fn expire_current(&self, bucket: &BucketAt, key: &str, seen: &Attr) -> S3Result<()> {
+        let _kept = self.keep_bucket(bucket.ino());
+        let bucket = &self.bucket_by_now(bucket)?;
         let _lock = self.lock(bucket.ino(), key);
         let Some(place) = self.find(bucket.ino(), key).map_err(from_fs)? else {
             return Ok(());

@@ -4,13 +4,16 @@
 //! A key's lock is held while its object is looked at and then changed, so that conditions hold among S3 requests.
 //! It is never held while a body is received. Changes through the mount do not take it: against them the file system
 //! compares once more in the command itself.
+//!
+//! The lock of a bucket is taken before that of a key: shared by who makes, replaces or removes objects, from the moment at
+//! which it reads whether the bucket keeps versions, and what locks it has, until that is done; alone by who changes these.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use cfs_format::Ino;
 use cfs_fs::{Attr, Caller, Fs};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use s3s::{S3Error, S3Result};
 
 use crate::errors;
@@ -20,6 +23,8 @@ use crate::users::Users;
 
 /// Locks of keys; keys that share one wait for each other without need.
 const LOCKS: usize = 256;
+/// Locks of buckets, shared likewise.
+const BUCKET_LOCKS: usize = 64;
 
 /// Told of changes that the kernel does not know of, as its caches may be older.
 pub trait Watcher: Send + Sync + 'static {
@@ -38,6 +43,7 @@ pub(crate) struct Face {
     pub(crate) counters: Counters,
     watcher: Arc<dyn Watcher>,
     locks: [Mutex<()>; LOCKS],
+    buckets: [RwLock<()>; BUCKET_LOCKS],
 }
 
 impl Face {
@@ -54,7 +60,22 @@ impl Face {
             counters: Counters::default(),
             watcher,
             locks: std::array::from_fn(|_| Mutex::default()),
+            buckets: std::array::from_fn(|_| RwLock::default()),
         }
+    }
+
+    fn bucket_lock(&self, bucket: Ino) -> &RwLock<()> {
+        &self.buckets[bucket.0 as usize % BUCKET_LOCKS]
+    }
+
+    /// Keeps what a bucket is like from changing.
+    pub(crate) fn keep_bucket(&self, bucket: Ino) -> RwLockReadGuard<'_, ()> {
+        self.bucket_lock(bucket).read()
+    }
+
+    /// Keeps others from changing what a bucket is like, and from acting by it.
+    pub(crate) fn change_of_bucket(&self, bucket: Ino) -> RwLockWriteGuard<'_, ()> {
+        self.bucket_lock(bucket).write()
     }
 
     /// The lock of a key in a bucket.

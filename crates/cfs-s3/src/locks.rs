@@ -294,15 +294,16 @@ impl Face {
         bucket: &BucketAt,
         config: &ObjectLockConfiguration,
     ) -> S3Result<()> {
-        if bucket.record.versioning != Some(Versioning::Enabled) {
+        let _changing = self.change_of_bucket(bucket.ino());
+        let mut record = self.bucket_by_now(bucket)?.record;
+        if record.versioning != Some(Versioning::Enabled) {
             return Err(s3_error!(
                 InvalidBucketState,
                 "a bucket with object lock keeps versions"
             ));
         }
-        if !bucket.record.object_lock {
+        if !record.object_lock {
             self.fs.fix_directory(bucket.ino()).map_err(from_fs)?;
-            let mut record = bucket.record.clone();
             record.object_lock = true;
             let row = (name::BUCKET.to_vec(), records::encode(&record));
             self.change_bucket(bucket, vec![row], Vec::new())?;

@@ -363,8 +363,8 @@ impl Face {
     }
 
     /// Gives a file without a name its key, with its records, durably. `check` sees what has the key now, and may
-    /// refuse; what it has seen is still there when the file takes its place. Returns the version that it is, in a bucket that
-    /// keeps them. Its content should be flushed, since the
+    /// refuse; what it has seen is still there when the file takes its place. Whether versions are kept, and what is locked
+    /// by default, is as the bucket has it by now. Returns the version that it is, in a bucket that keeps them. Its content should be flushed, since the
     /// key is locked meanwhile.
     ///
     /// # Errors
@@ -378,6 +378,9 @@ impl Face {
         check: &dyn Fn(Option<&Object>) -> S3Result<()>,
         conditional: bool,
     ) -> S3Result<(Attr, Option<String>)> {
+        // It may be another since the request began: a body can take its time.
+        let kept = self.keep_bucket(bucket.ino());
+        let bucket = &self.bucket_by_now(bucket)?;
         let records = &self.with_default_lock(bucket, records.to_vec())?;
         let lock = self.lock(bucket.ino(), key);
         for _ in 0..TRIES {
@@ -423,7 +426,7 @@ impl Face {
                     if state == Some(Versioning::Suspended) {
                         self.drop_older_null(bucket, key).map_err(from_fs)?;
                     }
-                    drop(lock);
+                    drop((lock, kept));
                     self.make_durable()?;
                     self.name_changed(parent, &name);
                     if let Some(ino) = replaced {

@@ -585,9 +585,16 @@ impl Face {
     /// Says whether a bucket keeps versions, durably.
     ///
     /// # Errors
-    /// What writing failed with.
+    /// `InvalidBucketState` for a bucket with object lock, which always does; what writing failed with.
     pub(crate) fn set_versioning(&self, bucket: &BucketAt, state: Versioning) -> S3Result<()> {
-        let mut record = bucket.record.clone();
+        let _changing = self.change_of_bucket(bucket.ino());
+        let mut record = self.bucket_by_now(bucket)?.record;
+        if record.object_lock && state != Versioning::Enabled {
+            return Err(s3_error!(
+                InvalidBucketState,
+                "a bucket with object lock keeps versions"
+            ));
+        }
         record.versioning = Some(state);
         let row = (name::BUCKET.to_vec(), records::encode(&record));
         self.change_bucket(bucket, vec![row], Vec::new())

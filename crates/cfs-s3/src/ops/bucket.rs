@@ -234,12 +234,6 @@ pub(crate) async fn put_bucket_versioning(
     }
     blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
-        if bucket.record.object_lock && state != Versioning::Enabled {
-            return Err(s3_error!(
-                InvalidBucketState,
-                "a bucket with object lock keeps versions"
-            ));
-        }
         face.set_versioning(&bucket, state)
     })
     .await?;

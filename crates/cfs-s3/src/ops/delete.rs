@@ -63,6 +63,8 @@ impl Face {
         guard: &Guard,
         bypass_governance: bool,
     ) -> S3Result<Deleted> {
+        let _kept = self.keep_bucket(bucket.ino());
+        let bucket = &self.bucket_by_now(bucket)?;
         let _lock = self.lock(bucket.ino(), key);
         let check = |object: Option<&Object>| guard.check(object);
         match (version, bucket.record.versioning) {

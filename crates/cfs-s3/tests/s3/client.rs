@@ -171,6 +171,27 @@ impl Client {
         receive(&mut stream)
     }
 
+    /// Sends the head of a put and the first half of its body; `between`; and the rest, and waits for the answer.
+    pub fn put_slowly(&self, path: &str, body: &[u8], between: impl FnOnce()) -> Answer {
+        let request = Request {
+            method: "PUT",
+            path: encode(path, true),
+            query: Vec::new(),
+            headers: Vec::new(),
+            body,
+        };
+        let head = self.sign(&request, now());
+        let (first, rest) = body.split_at(body.len() / 2);
+        let mut stream = self.connect();
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        stream.write_all(first).expect("the server reads");
+        // It looks at what there is before it reads the body.
+        std::thread::sleep(Duration::from_millis(300));
+        between();
+        stream.write_all(rest).expect("the server reads");
+        receive(&mut stream)
+    }
+
     /// Sends a request without a body over TLS, to a host of this name that a certificate (PEM) vouches for.
     ///
     /// # Errors

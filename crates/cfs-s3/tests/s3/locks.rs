@@ -208,3 +208,41 @@ fn a_bucket_locks_by_default() {
     retain(&root, "/plain/k", "GOVERNANCE", LATER, &[]).fails(400, "InvalidRequest");
     served.assert_clean();
 }
+
+/// What a bucket locks by default counts when an object appears, and not when its body begins to come.
+#[test]
+fn a_put_that_began_before_the_default_is_locked_by_it() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    bucket(&root);
+    let config = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>\
+        <DefaultRetention><Mode>COMPLIANCE</Mode><Days>2</Days></DefaultRetention></Rule>\
+        </ObjectLockConfiguration>";
+    let answer = root.put_slowly("/bucket/k", &[7; 100_000], || {
+        root.send("PUT", "/bucket", &[("object-lock", "")], config)
+            .is(200);
+    });
+    let id = answer.is(200).header("x-amz-version-id").to_owned();
+    remove(&root, "/bucket/k", &id, &[BYPASS]).fails(403, "AccessDenied");
+    // Nor does who enables versioning undo what who enables locks has done meanwhile.
+    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    let config = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled>\
+        </ObjectLockConfiguration>";
+    for number in 0..40 {
+        let path = format!("/bucket-{number}");
+        root.put(&path, b"").is(200);
+        let enable = || root.send("PUT", &path, &[("versioning", "")], enabled).is(200);
+        enable();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (0..3).map(|_| scope.spawn(enable)).collect();
+            root.send("PUT", &path, &[("object-lock", "")], config).is(200);
+            others.into_iter().for_each(|other| drop(other.join()));
+        });
+        let suspended =
+            b"<VersioningConfiguration><Status>Suspended</Status></VersioningConfiguration>";
+        root.send("PUT", &path, &[("versioning", "")], suspended)
+            .fails(409, "InvalidBucketState");
+    }
+    served.assert_clean();
+}

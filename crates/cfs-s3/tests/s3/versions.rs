@@ -208,3 +208,20 @@ fn equal_versions_cost_nothing() {
     client.get("/bucket/k").fails(404, "NoSuchKey");
     again.assert_clean();
 }
+
+/// A put that had begun when versioning was switched on replaced the object for good.
+#[test]
+fn a_put_that_began_before_versions_were_kept_keeps_them() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/k", b"before").is(200);
+    let content = noise(200_000, 1);
+    let answer = root.put_slowly("/bucket/k", &content, || set(&root, "Enabled"));
+    let id = answer.is(200).header("x-amz-version-id").to_owned();
+    assert_ne!(id, "");
+    assert_eq!(get(&root, "/bucket/k", "null"), b"before");
+    assert!(get(&root, "/bucket/k", &id) == content);
+    served.assert_clean();
+}
