@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use cfs_format::Ino;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
@@ -82,9 +83,13 @@ impl S3Access for Access {
         }
         let key = context.s3_path().get_object_key().map(str::to_owned);
         let action = action_of(operation, &asker.facts);
+        let version = version_of(operation, &asker.facts);
         let face = Arc::clone(&self.0);
         blocking(move || match face.find_bucket(&bucket)? {
-            Some(bucket) => face.authorize(&asker, &bucket, key.as_deref(), &action),
+            Some(bucket) => {
+                let version = version.as_ref();
+                face.authorize_version(&asker, &bucket, key.as_deref(), version, &action)
+            }
             // The operation says so.
             None => Ok(()),
         })
@@ -108,6 +113,29 @@ fn facts_of(context: &mut S3AccessContext<'_>) -> Facts {
     }
 }
 
+/// The version of an object that an operation is about; none if it is the current one.
+fn version_of(operation: &str, facts: &Facts) -> Option<String> {
+    // Others pass over such a parameter, and are not to be judged by a version that they have nothing to do with.
+    let can_name_one = matches!(
+        operation,
+        "GetObject"
+            | "HeadObject"
+            | "GetObjectAttributes"
+            | "DeleteObject"
+            | "GetObjectTagging"
+            | "PutObjectTagging"
+            | "DeleteObjectTagging"
+            | "GetObjectAcl"
+            | "PutObjectAcl"
+            | "GetObjectRetention"
+            | "PutObjectRetention"
+            | "GetObjectLegalHold"
+            | "PutObjectLegalHold"
+    );
+    let named = facts.query.get("versionId");
+    named.filter(|_| can_name_one).cloned()
+}
+
 /// The action of policies that an operation is.
 fn action_of(operation: &str, facts: &Facts) -> String {
     let has_version = facts.query.contains_key("versionId");
@@ -120,6 +148,8 @@ fn action_of(operation: &str, facts: &Facts) -> String {
         "GetObjectTagging" if has_version => "GetObjectVersionTagging",
         "PutObjectTagging" if has_version => "PutObjectVersionTagging",
         "DeleteObjectTagging" if has_version => "DeleteObjectVersionTagging",
+        "GetObjectAcl" if has_version => "GetObjectVersionAcl",
+        "PutObjectAcl" if has_version => "PutObjectVersionAcl",
         "CreateMultipartUpload"
         | "UploadPart"
         | "UploadPartCopy"
@@ -167,17 +197,20 @@ fn needs_of(action: &str) -> Needs {
         "GetBucketAcl" => Needs::Bucket(Right::ReadAcp),
         "PutBucketAcl" => Needs::Bucket(Right::WriteAcp),
         "GetObject" | "GetObjectVersion" => Needs::Object(Right::Read),
-        "GetObjectAcl" => Needs::Object(Right::ReadAcp),
-        "PutObjectAcl" => Needs::Object(Right::WriteAcp),
-        "GetObjectTagging" | "PutObjectTagging" | "DeleteObjectTagging" => {
-            Needs::Object(Right::FullControl)
-        }
+        "GetObjectAcl" | "GetObjectVersionAcl" => Needs::Object(Right::ReadAcp),
+        "PutObjectAcl" | "PutObjectVersionAcl" => Needs::Object(Right::WriteAcp),
+        "GetObjectTagging"
+        | "PutObjectTagging"
+        | "DeleteObjectTagging"
+        | "GetObjectVersionTagging"
+        | "PutObjectVersionTagging"
+        | "DeleteObjectVersionTagging" => Needs::Object(Right::FullControl),
         _ => Needs::Ownership,
     }
 }
 
 impl Face {
-    /// Whether somebody may do something with a bucket, or with an object in it.
+    /// Whether somebody may do something with a bucket, or with the current version of an object in it.
     ///
     /// # Errors
     /// `AccessDenied`.
@@ -188,6 +221,22 @@ impl Face {
         key: Option<&str>,
         action: &str,
     ) -> S3Result<()> {
+        self.authorize_version(asker, bucket, key, None, action)
+    }
+
+    /// Whether somebody may do something with a bucket, or with a version of an object in it: the current one, if none is
+    /// named. Its own access control list and tags count.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub(crate) fn authorize_version(
+        &self,
+        asker: &Asker,
+        bucket: &BucketAt,
+        key: Option<&str>,
+        version: Option<&String>,
+        action: &str,
+    ) -> S3Result<()> {
         let user = asker.user.as_deref();
         if user.is_some_and(User::is_root) {
             return Ok(());
@@ -196,7 +245,7 @@ impl Face {
         let blocks = self.public_access(bucket)?;
         if let Some(policy) = self.policy(bucket)? {
             let tags = match (policy.asks_for_tags, key) {
-                (true, Some(key)) => self.tags_of_key(bucket, key)?,
+                (true, Some(key)) => self.tags_of_version(bucket, key, version)?,
                 _ => Tags::new(),
             };
             let asked = Asked {
@@ -227,9 +276,9 @@ impl Face {
                 self.bucket_acl(bucket)?.allows(user, right, ignores_public)
             }
             (Needs::Object(right), Some(key)) => {
-                match self.find(bucket.ino(), key).map_err(from_fs)? {
-                    Some(place) => {
-                        self.object_acl(bucket, place.ino)?
+                match self.judged(bucket, key, version)? {
+                    Some(ino) => {
+                        self.object_acl(bucket, ino)?
                             .allows(user, right, ignores_public)
                     }
                     // Who may list may know that there is nothing.
@@ -245,11 +294,34 @@ impl Face {
         }
     }
 
-    fn tags_of_key(&self, bucket: &BucketAt, key: &str) -> S3Result<Tags> {
-        let Some(place) = self.find(bucket.ino(), key).map_err(from_fs)? else {
+    /// The version that a request is judged by, if it is there and no delete marker.
+    fn judged(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        version: Option<&String>,
+    ) -> S3Result<Option<Ino>> {
+        match self.find_version(bucket, key, version) {
+            Ok(found) => Ok(Some(found.ino)),
+            Err(error) => match error.code() {
+                S3ErrorCode::NoSuchKey
+                | S3ErrorCode::NoSuchVersion
+                | S3ErrorCode::MethodNotAllowed => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn tags_of_version(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        version: Option<&String>,
+    ) -> S3Result<Tags> {
+        let Some(ino) = self.judged(bucket, key, version)? else {
             return Ok(Tags::new());
         };
-        let tags = records::get(&self.fs, place.ino, name::TAGS).map_err(from_fs)?;
+        let tags = records::get(&self.fs, ino, name::TAGS).map_err(from_fs)?;
         Ok(tags.unwrap_or_default())
     }
 }

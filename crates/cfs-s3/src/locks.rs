@@ -264,16 +264,17 @@ impl Face {
         }
     }
 
-    /// Whether somebody who wants to bypass governance may.
+    /// Whether somebody who wants to bypass the governance of a version may.
     pub(crate) fn bypasses(
         &self,
         asker: &Asker,
         bucket: &BucketAt,
-        key: &str,
+        (key, version): (&str, Option<&String>),
         wants: Option<bool>,
     ) -> bool {
         let action = "s3:BypassGovernanceRetention";
-        wants == Some(true) && self.authorize(asker, bucket, Some(key), action).is_ok()
+        let may = || self.authorize_version(asker, bucket, Some(key), version, action);
+        wants == Some(true) && may().is_ok()
     }
 
     /// Changes the lock of a version, durably.

@@ -67,7 +67,7 @@ impl Face {
             Some(_) => "s3:GetObjectVersion",
             None => "s3:GetObject",
         };
-        self.authorize(asker, &bucket, Some(key), action)?;
+        self.authorize_version(asker, &bucket, Some(key), version, action)?;
         let (found, opened) = self.open_version(&bucket, key, version)?;
         let object = self.object(found.ino).map_err(from_fs)?;
         conditions.check_copy(&object)?;

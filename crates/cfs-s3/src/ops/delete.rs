@@ -120,8 +120,8 @@ pub(crate) async fn delete_object(
     blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let wants = input.bypass_governance_retention;
-        let bypass = face.bypasses(&asker, &bucket, &input.key, wants);
         let version = input.version_id.as_ref();
+        let bypass = face.bypasses(&asker, &bucket, (&input.key, version), wants);
         let deleted = face.delete(&bucket, &input.key, version, &guard, bypass)?;
         face.make_durable()?;
         Ok(S3Response::new(DeleteObjectOutput {
@@ -174,11 +174,12 @@ pub(crate) async fn delete_objects(
                 None => "s3:DeleteObject",
             };
             let done = face
-                .authorize(&asker, &bucket, Some(&key), action)
+                .authorize_version(&asker, &bucket, Some(&key), version_id.as_ref(), action)
                 .and_then(|()| {
+                    let version = version_id.as_ref();
                     let wants = input.bypass_governance_retention;
-                    let bypass = face.bypasses(&asker, &bucket, &key, wants);
-                    face.delete(&bucket, &key, version_id.as_ref(), &guard, bypass)
+                    let bypass = face.bypasses(&asker, &bucket, (&key, version), wants);
+                    face.delete(&bucket, &key, version, &guard, bypass)
                 });
             match done {
                 Ok(done) => deleted.push(DeletedObject {

@@ -85,7 +85,12 @@ pub(crate) async fn put_object_retention(
         let change = LockChange {
             retention: Some(retention),
             hold: None,
-            bypass_governance: face.bypasses(&asker, &bucket, &input.key, wants),
+            bypass_governance: face.bypasses(
+                &asker,
+                &bucket,
+                (&input.key, input.version_id.as_ref()),
+                wants,
+            ),
         };
         face.change_lock(ino, change)?;
         Ok(S3Response::new(PutObjectRetentionOutput::default()))

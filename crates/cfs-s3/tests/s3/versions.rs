@@ -225,3 +225,61 @@ fn a_put_that_began_before_versions_were_kept_keeps_them() {
     assert!(get(&root, "/bucket/k", &id) == content);
     served.assert_clean();
 }
+
+/// Each version is judged by its own list and tags: one that is private stays so below one that is not.
+#[test]
+fn versions_are_judged_by_themselves() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, alice) = (served.root(), served.user("alice"));
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let put = |body: &[u8], headers: &[(&str, &str)]| {
+        let answer = root.send_with("PUT", "/bucket/k", &[], headers, body);
+        answer.is(200).header("x-amz-version-id").to_owned()
+    };
+    let private = put(b"private", &[("x-amz-tagging", "open=no")]);
+    let public = put(
+        b"public",
+        &[("x-amz-acl", "public-read"), ("x-amz-tagging", "open=yes")],
+    );
+    let read = |id: &str| alice.send("GET", "/bucket/k", &[("versionId", id)], b"");
+    assert_eq!(read(&public).is(200).body, b"public");
+    read(&private).fails(403, "AccessDenied");
+    alice
+        .send("GET", "/bucket/k", &[("acl", ""), ("versionId", &private)], b"")
+        .fails(403, "AccessDenied");
+    let copied = format!("/bucket/k?versionId={private}");
+    alice.put("/of-alice", b"").is(200);
+    let copied = [("x-amz-copy-source", copied.as_str())];
+    alice
+        .send_with("PUT", "/of-alice/k", &[], &copied, b"")
+        .fails(403, "AccessDenied");
+    // Whoever may read and write the list of the one, may not those of the other.
+    let id = served.users.list().iter().find(|it| it.name == "alice").map(|it| it.id.clone());
+    let grantee = format!("id={}", id.expect("she is there"));
+    let shares = [("x-amz-grant-full-control", grantee.as_str())];
+    let shared = put(b"shared", &shares);
+    let give = |id: &str| {
+        let canned = [("x-amz-acl", "public-read")];
+        let query = [("acl", ""), ("versionId", id)];
+        alice.send_with("PUT", "/bucket/k", &query, &canned, b"")
+    };
+    give(&private).fails(403, "AccessDenied");
+    give(&shared).is(200);
+    // By tags.
+    let policy = br#"{"Statement": {"Effect": "Allow", "Principal": "*",
+        "Action": ["s3:GetObject", "s3:GetObjectVersion"], "Resource": "arn:aws:s3:::bucket/*",
+        "Condition": {"StringEquals": {"s3:ExistingObjectTag/open": "yes"}}}}"#;
+    root.send("PUT", "/bucket", &[("policy", "")], policy)
+        .is(204);
+    put(b"open", &[("x-amz-tagging", "open=yes")]);
+    assert_eq!(alice.get("/bucket/k").is(200).body, b"open");
+    read(&private).fails(403, "AccessDenied");
+    root.send("DELETE", "/bucket", &[("policy", "")], b"")
+        .is(204);
+    // Older than one that is private, a public one stays that.
+    put(b"private too", &[]);
+    assert_eq!(read(&public).is(200).body, b"public");
+    alice.get("/bucket/k").fails(403, "AccessDenied");
+}
