@@ -277,10 +277,9 @@ impl Face {
             }
             (Needs::Object(right), Some(key)) => {
                 match self.judged(bucket, key, version)? {
-                    Some(ino) => {
-                        self.object_acl(bucket, ino)?
-                            .allows(user, right, ignores_public)
-                    }
+                    Some(ino) => self
+                        .object_acl(bucket, ino)?
+                        .allows(user, right, ignores_public),
                     // Who may list may know that there is nothing.
                     None => self
                         .bucket_acl(bucket)?

@@ -325,10 +325,7 @@ impl Statement {
             let operator =
                 Operator::of(bare).ok_or_else(|| PolicyError::Condition(name.clone()))?;
             for (key, value) in keys {
-                let is_known = ["s3:", "aws:"]
-                    .iter()
-                    .any(|prefix| key.to_ascii_lowercase().starts_with(prefix));
-                if !is_known {
+                if !is_known_key(&key) {
                     return Err(PolicyError::Condition(key));
                 }
                 let values = texts(&value)
@@ -389,15 +386,7 @@ impl Statement {
     fn is_public(&self) -> bool {
         let narrows = |condition: &Condition| {
             let key = condition.key.to_ascii_lowercase();
-            let names = [
-                "aws:sourceip",
-                "aws:sourcearn",
-                "aws:sourcevpc",
-                "aws:sourcevpce",
-                "aws:principalarn",
-                "aws:userid",
-                "s3:dataaccesspointarn",
-            ];
+            let names = ["aws:sourceip", "aws:userid"];
             names.contains(&key.as_str())
                 && !condition.operator.is_negative()
                 && condition
@@ -446,8 +435,56 @@ impl Condition {
     }
 }
 
+/// Keys of conditions that are the header of the same name, after `s3:`.
+const HEADER_KEYS: [&str; 16] = [
+    "x-amz-acl",
+    "x-amz-content-sha256",
+    "x-amz-copy-source",
+    "x-amz-grant-full-control",
+    "x-amz-grant-read",
+    "x-amz-grant-read-acp",
+    "x-amz-grant-write",
+    "x-amz-grant-write-acp",
+    "x-amz-metadata-directive",
+    "x-amz-object-ownership",
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-storage-class",
+    "if-match",
+    "if-none-match",
+];
+/// Others, in lower case.
+const KEYS: [&str; 11] = [
+    "aws:sourceip",
+    "aws:securetransport",
+    "aws:referer",
+    "aws:useragent",
+    "aws:username",
+    "aws:userid",
+    "s3:prefix",
+    "s3:delimiter",
+    "s3:max-keys",
+    "s3:versionid",
+    "s3:signatureversion",
+];
+/// What keys begin with that go on with the key of a tag.
+const EXISTING_TAG: &str = "s3:ExistingObjectTag/";
+const REQUEST_TAG: &str = "s3:RequestObjectTag/";
+
+/// Whether [`Asked::value`] knows what a condition's key stands for.
+fn is_known_key(key: &str) -> bool {
+    let lower = key.to_ascii_lowercase();
+    let is_tag = [EXISTING_TAG, REQUEST_TAG]
+        .iter()
+        .any(|it| key.starts_with(it));
+    let header = lower.strip_prefix("s3:").unwrap_or_default();
+    is_tag || KEYS.contains(&lower.as_str()) || HEADER_KEYS.contains(&header)
+}
+
 impl Asked<'_> {
-    /// What a condition's key stands for in this request.
+    /// What a condition's key stands for in this request. A header is looked at only for keys that are defined as one:
+    /// the client says what is in it.
     fn value(&self, key: &str) -> Option<String> {
         let lower = key.to_ascii_lowercase();
         let header = |name: &str| self.facts.headers.get(name).cloned();
@@ -463,21 +500,22 @@ impl Asked<'_> {
             "s3:versionid" => query("versionId"),
             "s3:signatureversion" => header("authorization").map(|_| "AWS4-HMAC-SHA256".to_owned()),
             _ => {
-                if let Some(name) = key.strip_prefix("s3:ExistingObjectTag/") {
+                if let Some(name) = key.strip_prefix(EXISTING_TAG) {
                     let tag = self.tags.iter().find(|(key, _)| key == name);
                     return tag.map(|(_, value)| value.clone());
                 }
-                if let Some(name) = key.strip_prefix("s3:RequestObjectTag/") {
+                if let Some(name) = key.strip_prefix(REQUEST_TAG) {
                     let tags: Vec<(String, String)> =
                         serde_urlencoded::from_str(&header("x-amz-tagging")?).ok()?;
                     let tag = tags.into_iter().find(|(key, _)| key == name);
                     return tag.map(|(_, value)| value);
                 }
-                match lower.strip_prefix("s3:x-amz-copy-source") {
-                    Some("") => header("x-amz-copy-source")
-                        .map(|source| source.trim_start_matches('/').to_owned()),
-                    _ => header(lower.strip_prefix("s3:")?),
-                }
+                let name = lower.strip_prefix("s3:")?;
+                let value = header(HEADER_KEYS.into_iter().find(|known| *known == name)?)?;
+                Some(match name {
+                    "x-amz-copy-source" => value.trim_start_matches('/').to_owned(),
+                    _ => value,
+                })
             }
         }
     }
@@ -511,7 +549,7 @@ impl Policy {
         let asks_for_tags = statements
             .iter()
             .flat_map(|statement| &statement.conditions)
-            .any(|condition| condition.key.starts_with("s3:ExistingObjectTag/"));
+            .any(|condition| condition.key.starts_with(EXISTING_TAG));
         Ok(Self {
             statements,
             asks_for_tags,
@@ -614,6 +652,35 @@ mod tests {
         assert!(!policy.is_public(), "the address narrows it");
     }
 
+    /// `-H 'resourceaccount: 1234'` met a condition on the account.
+    #[test]
+    fn clients_do_not_say_what_keys_stand_for() {
+        let facts = Facts {
+            headers: [
+                ("resourceaccount", "1"),
+                ("prefix", "1"),
+                ("x-amz-acl", "1"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+            ..Facts::default()
+        };
+        let asked = Asked {
+            user: None,
+            action: "s3:GetObject",
+            bucket: "b",
+            key: None,
+            facts: &facts,
+            tags: &[],
+        };
+        assert_eq!(asked.value("s3:ResourceAccount"), None);
+        assert_eq!(asked.value("s3:prefix"), None);
+        assert_eq!(asked.value("s3:x-amz-acl").as_deref(), Some("1"));
+        for key in HEADER_KEYS {
+            assert!(is_known_key(&format!("s3:{key}")), "{key}");
+        }
+    }
+
     #[test]
     fn what_is_not_understood_is_refused() {
         let statement = |part: &str| {
@@ -626,6 +693,9 @@ mod tests {
         for part in [
             r#", "Condition": {"DateBefore": {"s3:x": "1"}}"#,
             r#", "Condition": {"StringEquals": {"ldap:x": "1"}}"#,
+            r#", "Condition": {"StringEquals": {"s3:ResourceAccount": "1"}}"#,
+            r#", "Condition": {"StringNotEquals": {"aws:PrincipalOrgID": "1"}}"#,
+            r#", "Condition": {"Null": {"s3:x-amz-unheard-of": "true"}}"#,
             r#", "Unknown": 1"#,
             r#", "NotAction": "s3:PutObject""#,
         ] {

@@ -232,11 +232,15 @@ fn a_put_that_began_before_the_default_is_locked_by_it() {
     for number in 0..40 {
         let path = format!("/bucket-{number}");
         root.put(&path, b"").is(200);
-        let enable = || root.send("PUT", &path, &[("versioning", "")], enabled).is(200);
+        let enable = || {
+            root.send("PUT", &path, &[("versioning", "")], enabled)
+                .is(200)
+        };
         enable();
         std::thread::scope(|scope| {
             let others: Vec<_> = (0..3).map(|_| scope.spawn(enable)).collect();
-            root.send("PUT", &path, &[("object-lock", "")], config).is(200);
+            root.send("PUT", &path, &[("object-lock", "")], config)
+                .is(200);
             others.into_iter().for_each(|other| drop(other.join()));
         });
         let suspended =

@@ -247,7 +247,12 @@ fn versions_are_judged_by_themselves() {
     assert_eq!(read(&public).is(200).body, b"public");
     read(&private).fails(403, "AccessDenied");
     alice
-        .send("GET", "/bucket/k", &[("acl", ""), ("versionId", &private)], b"")
+        .send(
+            "GET",
+            "/bucket/k",
+            &[("acl", ""), ("versionId", &private)],
+            b"",
+        )
         .fails(403, "AccessDenied");
     let copied = format!("/bucket/k?versionId={private}");
     alice.put("/of-alice", b"").is(200);
@@ -256,7 +261,12 @@ fn versions_are_judged_by_themselves() {
         .send_with("PUT", "/of-alice/k", &[], &copied, b"")
         .fails(403, "AccessDenied");
     // Whoever may read and write the list of the one, may not those of the other.
-    let id = served.users.list().iter().find(|it| it.name == "alice").map(|it| it.id.clone());
+    let id = served
+        .users
+        .list()
+        .iter()
+        .find(|it| it.name == "alice")
+        .map(|it| it.id.clone());
     let grantee = format!("id={}", id.expect("she is there"));
     let shares = [("x-amz-grant-full-control", grantee.as_str())];
     let shared = put(b"shared", &shares);
