@@ -13,6 +13,7 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
 
 use crate::acl::Right;
+use crate::answer::From;
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
@@ -21,9 +22,22 @@ use crate::records::{self, Tags, name};
 use crate::stats::Operation;
 use crate::users::User;
 
-/// Address of the one who asks, put into the request by the listener.
+/// The one who asks, put into the request by the listener.
 #[derive(Clone, Copy)]
-pub(crate) struct Peer(pub(crate) std::net::IpAddr);
+pub(crate) struct Peer {
+    pub(crate) address: std::net::IpAddr,
+    /// Nobody on the way can read it.
+    pub(crate) is_encrypted: bool,
+}
+
+impl Peer {
+    pub(crate) fn of(from: From) -> Self {
+        Self {
+            address: from.peer.ip(),
+            is_encrypted: from.is_encrypted,
+        }
+    }
+}
 
 /// Who asks, and what the request says beside.
 #[derive(Clone, Default)]
@@ -106,10 +120,12 @@ fn facts_of(context: &mut S3AccessContext<'_>) -> Facts {
         .collect();
     let query = context.uri().query().unwrap_or_default();
     let query = serde_urlencoded::from_str(query).unwrap_or_default();
+    let peer = context.extensions_mut().get::<Peer>().copied();
     Facts {
         headers,
         query,
-        source: context.extensions_mut().get::<Peer>().map(|peer| peer.0),
+        source: peer.map(|peer| peer.address),
+        is_encrypted: peer.is_some_and(|peer| peer.is_encrypted),
     }
 }
 

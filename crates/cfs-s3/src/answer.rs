@@ -217,7 +217,7 @@ async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Res
         Err(refused) => return error(refused),
     };
     let mut request = request.map(Body::http_body_unsync);
-    request.extensions_mut().insert(Peer(from.peer.ip()));
+    request.extensions_mut().insert(Peer::of(from));
     match shared.service.call(request).await {
         Ok(response) if wants_attributes => without_quotes(response),
         Ok(response) => response,

@@ -39,6 +39,8 @@ pub(crate) struct Facts {
     pub(crate) headers: HashMap<String, String>,
     pub(crate) query: HashMap<String, String>,
     pub(crate) source: Option<IpAddr>,
+    /// It came over TLS.
+    pub(crate) is_encrypted: bool,
 }
 
 /// A request as policies see it.
@@ -491,7 +493,7 @@ impl Asked<'_> {
         let query = |name: &str| self.facts.query.get(name).cloned();
         match lower.as_str() {
             "aws:sourceip" => self.facts.source.map(|source| source.to_string()),
-            "aws:securetransport" => Some("false".to_owned()),
+            "aws:securetransport" => Some(self.facts.is_encrypted.to_string()),
             "aws:referer" => header("referer"),
             "aws:useragent" => header("user-agent"),
             "aws:username" => self.user.map(|user| user.name.clone()),

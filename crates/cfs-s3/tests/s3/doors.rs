@@ -165,3 +165,39 @@ fn statistics_are_for_root_elsewhere() {
         receive(&mut stream).is(401);
     }
 }
+
+/// A policy that denies what is not encrypted denied what is.
+#[test]
+fn a_policy_can_ask_for_encryption() {
+    let pem = Certificate::make(&["localhost".to_owned()]).expect("names");
+    let certificate =
+        Certificate::from_pem(pem.chain.as_bytes(), pem.key.as_bytes()).expect("they fit");
+    let pool = Pool::new(64);
+    let plain = pool.serve();
+    let encrypted = cfs_s3::S3Server::start(
+        plain.fs.clone(),
+        plain.users.clone(),
+        plain.told.clone(),
+        Listening {
+            certificate: Some(certificate),
+            ..listening()
+        },
+    )
+    .expect("a free port");
+    let alice = plain.user("alice");
+    alice.put("/bucket", b"").is(200);
+    alice.put("/bucket/k", b"content").is(200);
+    let policy = br#"{"Statement": {"Effect": "Deny", "Principal": "*", "Action": "s3:*",
+        "Resource": ["arn:aws:s3:::bucket", "arn:aws:s3:::bucket/*"],
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}}}}"#;
+    alice
+        .send("PUT", "/bucket", &[("policy", "")], policy)
+        .is(204);
+    alice.get("/bucket/k").fails(403, "AccessDenied");
+    let there = Client {
+        address: encrypted.address(),
+        ..alice.clone()
+    };
+    let answer = there.get_over_tls("localhost", "/bucket/k", pem.chain.as_bytes());
+    assert_eq!(answer.expect("it is trusted").is(200).body, b"content");
+}
