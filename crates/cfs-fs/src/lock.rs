@@ -173,6 +173,14 @@ pub(crate) fn check_bypassing(
 pub(crate) fn check_move(txn: &Txn<'_>, ino: Ino, record: &InodeRecord) -> Result<()> {
     check(txn, ino, record)?;
     let (mut at, mut record) = (ino, *record);
+    if inode::is_junction(&record) {
+        // The volume that is seen in its place is what would move.
+        at = txn
+            .volume_at(ino)
+            .map(|volume| Ino(volume.root.get()))
+            .ok_or_else(|| FsError::damaged(format_args!("the volume of junction {ino}")))?;
+        record = inode::get(txn, at)?;
+    }
     for _ in 0..DEPTH_MAX {
         if !inode::is_directory(&record) || at == Ino::ROOT {
             return Ok(());

@@ -373,6 +373,14 @@ impl<'a> Txn<'a> {
         }
     }
 
+    /// The volume that was there before this command and whose root is seen in the place of a junction.
+    #[must_use]
+    pub fn volume_at(&self, junction: Ino) -> Option<VolumeRecord> {
+        let all = self.store.volumes().into_iter();
+        all.map(|(_, volume)| volume)
+            .find(|volume| volume.junction.get() == junction.0)
+    }
+
     /// Volumes that this command has made or changed so far, each as it was before and as it is.
     pub fn changed_volumes(
         &self,

@@ -338,3 +338,32 @@ fn a_lock_waits_for_what_was_written_before() {
     fs.close().expect("close");
     assert_clean(&pool.open());
 }
+
+/// A volume whose root was fixed could be renamed, as its name is that of its junction.
+#[test]
+fn a_fixed_volume_stays_where_it_is() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let options = cfs_fs::VolumeOptions::default();
+    let caller = Caller::default();
+    let fixed = fs
+        .volume_create(b"/fixed", &options, &caller)
+        .expect("a volume")
+        .ino;
+    fs.volume_create(b"/free", &options, &caller)
+        .expect("a volume");
+    fs.fix_directory(fixed).expect("it is a directory");
+    let below = fs
+        .mkdir(fixed, b"below", 0o755, &caller)
+        .expect("mkdir")
+        .ino;
+    refused(fs.rename(ROOT, b"fixed", ROOT, b"moved", MOVE));
+    refused(fs.rename(ROOT, b"fixed", ROOT, b"free", EXCHANGE));
+    refused(fs.rename(ROOT, b"free", ROOT, b"fixed", EXCHANGE));
+    refused(fs.rename(fixed, b"below", fixed, b"moved", MOVE));
+    fs.rename(ROOT, b"free", ROOT, b"moved", MOVE)
+        .expect("nothing is locked in it");
+    assert_eq!(fs.resolve(b"/fixed/below").expect("it is there").ino, below);
+    fs.store().sync().expect("sync");
+    assert_clean(&fs);
+}
