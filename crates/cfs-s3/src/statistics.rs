@@ -1,7 +1,8 @@
 //! Who may see `/api/stats` and `/metrics`: who asks from this machine, and root.
 //!
-//! Elsewhere root names itself with its key as HTTP's basic authentication has it (RFC 7617), as scrapers can do, over
-//! TLS only. A request that is signed as S3 has it is one for a bucket of that name.
+//! Root names itself with its key as HTTP's basic authentication has it (RFC 7617), as scrapers can do, over TLS or from
+//! this machine. What a proxy on this machine passes on comes from elsewhere, as far as its headers say so. Of one bucket
+//! only root is told. A request that is signed as S3 has it is one for a bucket of that name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,18 +27,19 @@ pub(crate) async fn answer<B>(
     if !is_told || is_signed(headers) {
         return None;
     }
-    let is_near = from.peer.ip().is_loopback();
-    let is_root = || from.is_encrypted && names_root(face, headers);
-    if !is_near && !is_root() {
+    let query = request.uri().query().unwrap_or_default();
+    let mut fields: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
+    let bucket = fields.remove("bucket");
+    let is_here = from.peer.ip().is_loopback();
+    let is_for_all_here = is_here && !is_passed_on(headers) && bucket.is_none();
+    let is_root = || (from.is_encrypted || is_here) && names_root(face, headers);
+    if !is_for_all_here && !is_root() {
         return Some(refused());
     }
     let (told, kind) = match request.uri().path() {
         "/metrics" => (stats::metrics(face).await, "text/plain; version=0.0.4"),
         _ => {
-            let query = request.uri().query().unwrap_or_default();
-            let mut fields: HashMap<String, String> =
-                serde_urlencoded::from_str(query).unwrap_or_default();
-            let told = match fields.remove("bucket") {
+            let told = match bucket {
                 Some(bucket) => stats::bucket_report(face, bucket).await,
                 None => stats::report(face).await,
             };
@@ -52,13 +54,28 @@ pub(crate) async fn answer<B>(
     }))
 }
 
+/// Whether a proxy says that it asks for somebody else (RFC 7239, RFC 9110 section 7.6.3, and what came before them).
+fn is_passed_on(headers: &HeaderMap) -> bool {
+    let names = [
+        "forwarded",
+        "via",
+        "x-real-ip",
+        "x-client-ip",
+        "true-client-ip",
+        "cf-connecting-ip",
+    ];
+    headers
+        .keys()
+        .any(|name| names.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded"))
+}
+
 fn is_signed(headers: &HeaderMap) -> bool {
     let header = headers.get(AUTHORIZATION);
     header.is_some_and(|value| value.as_bytes().starts_with(b"AWS4-"))
 }
 
 fn refused() -> S3Result<Response<Body>> {
-    let text = "statistics are for this machine, and over TLS for the user root: its key as name and password";
+    let text = "statistics are for this machine, and over TLS, or of one bucket, for the user root: its key as name and password";
     let error = S3Error::with_message(S3ErrorCode::AccessDenied, text);
     let mut response = error.to_http_response()?;
     *response.status_mut() = http::StatusCode::UNAUTHORIZED;

@@ -178,8 +178,8 @@ pub fn start(
             format!("S3 at {address} would not be encrypted, and others on the network could read it"),
         )
         .hint(
-            "give --tls-cert and --tls-key, or --tls-self-made; behind a proxy that encrypts, or on a network of your \
-             own, --s3-plain",
+            "give --tls-cert and --tls-key, or --tls-self-made; behind a proxy that encrypts and sets X-Forwarded-For, \
+             or on a network of your own, --s3-plain",
         ));
     }
     let listening = Listening {

@@ -115,6 +115,23 @@ fn own_address() -> Option<std::net::IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
+fn basic(client: &Client, secret: &str) -> String {
+    let pair = format!("{}:{secret}", client.access_key_id);
+    let pair = base64_simd::STANDARD.encode_to_string(pair);
+    format!("authorization: Basic {pair}\r\n")
+}
+
+/// What is told of a bucket to who has this key.
+pub fn report(client: &Client, bucket: &str) -> Answer {
+    let head = format!(
+        "GET /api/stats?bucket={bucket} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{}\r\n",
+        basic(client, &client.secret_access_key),
+    );
+    let mut stream = client.connect();
+    stream.write_all(head.as_bytes()).expect("it is taken");
+    receive(&mut stream)
+}
+
 #[test]
 fn statistics_are_for_root_elsewhere() {
     let Some(own) = own_address() else {
@@ -138,11 +155,6 @@ fn statistics_are_for_root_elsewhere() {
     .expect("a free port");
     let root = plain.root();
     let alice = plain.user("alice");
-    let basic = |client: &Client, secret: &str| {
-        let pair = format!("{}:{secret}", client.access_key_id);
-        let pair = base64_simd::STANDARD.encode_to_string(pair);
-        format!("authorization: Basic {pair}\r\n")
-    };
     let right = basic(&root, &root.secret_access_key);
     for (credentials, status) in [
         (right.clone(), 200),
@@ -200,4 +212,37 @@ fn a_policy_can_ask_for_encryption() {
     };
     let answer = there.get_over_tls("localhost", "/bucket/k", pem.chain.as_bytes());
     assert_eq!(answer.expect("it is trusted").is(200).body, b"content");
+}
+
+/// Who asks from this machine may look, but not at a bucket, and not for others, as a proxy does.
+#[test]
+fn what_a_proxy_passes_on_is_from_elsewhere() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, alice) = (served.root(), served.user("alice"));
+    let right = basic(&root, &root.secret_access_key);
+    root.put("/bucket", b"").is(200);
+    let nothing = String::new();
+    for (target, headers, status) in [
+        ("/metrics", nothing.clone(), 200),
+        ("/api/stats", nothing.clone(), 200),
+        ("/api/stats?bucket=bucket", nothing.clone(), 401),
+        ("/api/stats?bucket=bucket", right.clone(), 200),
+        (
+            "/api/stats?bucket=bucket",
+            basic(&alice, &alice.secret_access_key),
+            401,
+        ),
+        ("/metrics", "x-forwarded-for: 192.0.2.1\r\n".to_owned(), 401),
+        ("/metrics", "Forwarded: for=192.0.2.1\r\n".to_owned(), 401),
+        ("/api/stats", "via: 1.1 proxy\r\n".to_owned(), 401),
+        ("/metrics", format!("x-real-ip: 192.0.2.1\r\n{right}"), 200),
+    ] {
+        let head = format!(
+            "GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"
+        );
+        let mut stream = root.connect();
+        stream.write_all(head.as_bytes()).expect("it is taken");
+        receive(&mut stream).is(status);
+    }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::client::{Request, receive};
+use crate::doors::report;
 use crate::pool::Pool;
 
 #[test]
@@ -207,24 +208,19 @@ fn statistics_are_open_on_loopback() {
     // A bucket of its own, which shares content with the other.
     root.put("/second", b"").is(200);
     root.put("/second/3", &content).is(200);
-    let stats = root
-        .send_unsigned("GET", "/api/stats?bucket=second", b"")
-        .is(200);
+    let stats = report(&root, "second").is(200);
     let stats: serde_json::Value = serde_json::from_slice(&stats.body).expect("JSON");
     assert_eq!(stats["files"], 1);
     assert_eq!(stats["dedup_ratio"], 1.0);
     assert_eq!(stats["logical_bytes"], 1_000_000);
     assert_eq!(stats["unique_bytes"], 1_000_000);
-    let stats = root
-        .send_unsigned("GET", "/api/stats?bucket=bucket", b"")
-        .is(200);
+    let stats = report(&root, "bucket").is(200);
     let stats: serde_json::Value = serde_json::from_slice(&stats.body).expect("JSON");
     assert_eq!(stats["files"], 3);
     assert_eq!(stats["dedup_ratio"], 2.0);
     assert_eq!(stats["logical_bytes"], 2_000_006);
     assert_eq!(stats["unique_bytes"], 1_000_000);
-    root.send_unsigned("GET", "/api/stats?bucket=none", b"")
-        .fails(404, "NoSuchBucket");
+    report(&root, "none").fails(404, "NoSuchBucket");
     let metrics = root.send_unsigned("GET", "/metrics", b"").is(200).text();
     for line in [
         "cfs_s3_request_seconds_bucket{operation=\"PutObject\",le=\"+Inf\"} 4",
