@@ -15,6 +15,7 @@ use s3s::{S3Error, S3Result, s3_error};
 
 use crate::errors::custom;
 use crate::objects::hex;
+use crate::parts::Part;
 use crate::records::Customer;
 
 /// The algorithm that clients name.
@@ -98,7 +99,7 @@ impl Brought {
         Customer {
             salt: hex(&salt),
             proof: hex(&self.key.proof(&salt)),
-            pieces: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -149,22 +150,22 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    /// Of content that takes a key, which was brought.
+    /// Of content with these parts that takes a key, which was brought.
     ///
     /// # Errors
     /// As [`key_for`].
     pub(crate) fn of(
         customer: Option<&Customer>,
         brought: Option<&Arc<Brought>>,
+        parts: &[Part],
     ) -> S3Result<Option<Arc<Self>>> {
         let key = key_for(customer, brought)?;
-        Ok(key.map(|key| {
-            let pieces = customer.map(|customer| customer.pieces.clone());
-            Arc::new(Self {
-                key,
-                pieces: pieces.unwrap_or_default(),
-            })
-        }))
+        let whole = customer.map_or(0, |customer| customer.bytes);
+        let pieces = match parts {
+            [] => vec![whole],
+            parts => parts.iter().map(|part| part.bytes).collect(),
+        };
+        Ok(key.map(|key| Arc::new(Self { key, pieces })))
     }
 
     /// Up to `len` bytes from `at` on, at least one if there are any.

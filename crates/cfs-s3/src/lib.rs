@@ -14,7 +14,7 @@
 //! | `face` | what they share |
 //! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
-//! | `records`, `metadata` | what is kept with inodes |
+//! | `records`, `metadata`, `parts` | what is kept with inodes |
 //! | `bodies`, `upload`, `download`, `customer` | bodies: what they may have us hold, in, out, and keys that clients bring for them |
 //! | `conditions`, `errors` | what they say |
 //! | `stats`, `statistics` | figures, and who may see them |
@@ -47,6 +47,7 @@ mod metadata;
 mod names;
 mod objects;
 mod ops;
+mod parts;
 mod patience;
 mod policy;
 mod records;

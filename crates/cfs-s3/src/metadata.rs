@@ -78,10 +78,15 @@ impl Meta {
     /// What reading failed with.
     pub(crate) fn load(fs: &Fs, ino: Ino) -> Result<Self, FsError> {
         let mut meta = Self::default();
-        for (row, value) in fs.records(ino, b"")? {
+        // Not all rows at once: those of many parts are long.
+        if let Some(headers) = records::get(fs, ino, name::HEADERS)? {
+            meta.headers = headers;
+        }
+        if let Some(tags) = records::get(fs, ino, name::TAGS)? {
+            meta.tags = tags;
+        }
+        for (row, value) in fs.records(ino, name::METADATA)? {
             match row.as_slice() {
-                name::HEADERS => meta.headers = records::decode(&value)?,
-                name::TAGS => meta.tags = records::decode(&value)?,
                 name::MIME_TYPE => meta.content_type = String::from_utf8(value).ok(),
                 row => {
                     if let Some(name) = row.strip_prefix(name::METADATA)

@@ -1,4 +1,4 @@
-//! What is kept with inodes for the S3 face, as JSON in records that the mount does not see.
+//! What is kept with inodes for the S3 face, as JSON in records that the mount does not see; parts are apart.
 //!
 //! JSON, because fields come and go with what S3 offers, and a record is small and read rarely against its content.
 
@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) mod name {
     /// Of a file, describing its content: [`super::Content`].
     pub(crate) const CONTENT: &[u8] = b"s3.content";
+    /// Of a file in parts: [`crate::parts`], with the number of the row behind.
+    pub(crate) const PARTS: &[u8] = b"s3.parts.";
     /// Of a file: [`super::Headers`].
     pub(crate) const HEADERS: &[u8] = b"s3.headers";
     /// Of a file or bucket: its tags, a list of pairs.
@@ -56,15 +58,15 @@ pub(crate) struct Content {
     /// Hexadecimal SHA-256 of the content, where it was computed as one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sha256: String,
-    /// Bytes of each part.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub parts: Vec<u64>,
+    /// Parts that it came in, which [`crate::parts`] keeps; 0 of what came whole.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub part_count: u32,
+    /// The algorithm of the parts' checksums, if they have any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_algorithm: Option<String>,
     /// Checksums that the client asked for, in Base64, by the name of the algorithm.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub checksums: BTreeMap<String, String>,
-    /// Checksums of each part, as `checksums`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub part_checksums: Vec<BTreeMap<String, String>>,
     /// The checksums are of the parts' checksums, and not of the content.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub composite: bool,
@@ -80,15 +82,19 @@ pub(crate) struct Customer {
     pub salt: String,
     /// Hexadecimal: what the key makes of the salt.
     pub proof: String,
-    /// Bytes, unsealed, of each piece that was sealed by itself.
-    pub pieces: Vec<u64>,
+    /// Bytes, unsealed. Each part was sealed by itself.
+    pub bytes: u64,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Content {
     /// Bytes of the content, which a file of so many holds.
     pub(crate) fn bytes(&self, file_bytes: u64) -> u64 {
         match &self.customer {
-            Some(customer) => customer.pieces.iter().sum(),
+            Some(customer) => customer.bytes,
             None => file_bytes,
         }
     }

@@ -17,6 +17,7 @@ use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::Face;
 use crate::objects::hex;
+use crate::parts::{Part, checksum_bytes};
 use crate::records::{self, Content, Customer, name};
 
 /// The directory in the root directory that is no bucket.
@@ -385,28 +386,35 @@ impl Face {
     }
 }
 
-/// What describes an object that was put together from parts.
+/// What describes an object that was put together from parts, and what is kept of these.
 ///
 /// # Errors
 /// `InvalidRequest` when the parts have no checksum that the upload was begun with.
-pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<Content> {
+pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<(Content, Vec<Part>)> {
     let mut md5 = Md5::new();
     for part in parts {
         // What follows the digits says that they are no MD5.
         let digits = part.content.etag.split('-').next().unwrap_or_default();
         md5.update(unhex(digits));
     }
+    let bytes = size_of(parts);
     let mut content = Content {
         etag: format!("{}-{}", hex(&md5.finalize()), parts.len()),
-        parts: parts.iter().map(PartAt::size).collect(),
-        customer: upload.customer.clone().map(|customer| Customer {
-            pieces: parts.iter().map(PartAt::size).collect(),
-            ..customer
-        }),
+        part_count: parts.len() as u32,
+        part_algorithm: upload.algorithm.clone(),
+        customer: upload
+            .customer
+            .clone()
+            .map(|customer| Customer { bytes, ..customer }),
         ..Content::default()
     };
+    let part = |part: &PartAt| Part {
+        bytes: part.size(),
+        ..Part::default()
+    };
+    let mut kept: Vec<_> = parts.iter().map(part).collect();
     let Some(algorithm) = &upload.algorithm else {
-        return Ok(content);
+        return Ok((content, kept));
     };
     let mut sums = Vec::with_capacity(parts.len());
     for part in parts {
@@ -415,13 +423,13 @@ pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<Con
             .checksums
             .get(algorithm)
             .and_then(|text| base64_simd::STANDARD.decode_to_vec(text).ok())
+            .filter(|sum| Some(sum.len()) == checksum_bytes(upload.algorithm.as_ref()))
             .ok_or_else(|| s3_error!(InvalidRequest, "part {} has no {algorithm}", part.number))?;
         sums.push(sum);
     }
-    content.part_checksums = parts
-        .iter()
-        .map(|part| part.content.checksums.clone())
-        .collect();
+    for (part, sum) in kept.iter_mut().zip(&sums) {
+        part.checksum.clone_from(sum);
+    }
     let value = match upload.full {
         true => combined(algorithm, parts, &sums)?,
         false => {
@@ -435,7 +443,14 @@ pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<Con
         }
     };
     content.checksums = BTreeMap::from([(algorithm.clone(), value)]);
-    Ok(content)
+    Ok((content, kept))
+}
+
+/// Bytes of parts together.
+pub(crate) fn size_of(parts: &[PartAt]) -> u64 {
+    // Who owns the files of parts can have changed them through the mount, to any size.
+    let sizes = parts.iter().map(PartAt::size);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// The checksum of the content from those of its parts, which cyclic redundancy checks allow.

@@ -226,7 +226,11 @@ pub(crate) async fn copy_object(
             input.expected_source_bucket_owner.as_ref(),
             &conditions,
         )?;
-        let opening = Opening::of(object.content.customer.as_ref(), source_key_given.as_ref())?;
+        let mut parts = face
+            .parts_of(object.attr.ino, &object.content)
+            .map_err(from_fs)?;
+        let customer = object.content.customer.as_ref();
+        let opening = Opening::of(customer, source_key_given.as_ref(), &parts)?;
         let size = object.size();
         if size > COPY_BYTES_MAX {
             return Err(s3_error!(
@@ -276,7 +280,7 @@ pub(crate) async fn copy_object(
                 let measured = face.rewrite(source, opening, 0..size, &mut upload, measures)?;
                 Content {
                     customer: key_given.as_ref().map(|key| Customer {
-                        pieces: vec![measured.bytes],
+                        bytes: measured.bytes,
                         ..key.customer(face.random_bytes())
                     }),
                     etag: measured.etag,
@@ -293,7 +297,8 @@ pub(crate) async fn copy_object(
                 {
                     content.checksums = face.checksum(upload.ino(), size, &algorithm)?;
                     content.composite = false;
-                    content.part_checksums.clear();
+                    content.part_algorithm = None;
+                    parts.iter_mut().for_each(|part| part.checksum.clear());
                 }
                 content
             }
@@ -303,6 +308,9 @@ pub(crate) async fn copy_object(
         rows.extend(face.acl_row(&acl, &bucket, asker.user.as_deref())?);
         rows.extend(face.lock_row(&asker, &bucket, &input.key, &wanted_lock)?);
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
+        if content.part_count > 0 {
+            rows.extend(crate::parts::rows(&parts));
+        }
         let (attr, version_id) =
             face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false)?;
         let mut result = CopyObjectResult {

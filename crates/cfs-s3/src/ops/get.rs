@@ -24,12 +24,15 @@ use crate::lifecycle::Subject;
 use crate::locks::{mode_name, time_of};
 use crate::metadata::{DEFAULT_TYPE, Meta};
 use crate::objects::Object;
+use crate::parts::Part;
 
 /// An object that is to be shown.
 struct Found {
     opening: Option<Arc<Opening>>,
     key_given: Option<Arc<Brought>>,
     object: Object,
+    /// Its parts, where they are asked for, or sealed each by itself.
+    parts: Vec<Part>,
     meta: Meta,
     opened: Opened,
     range: Bytes<u64>,
@@ -55,6 +58,8 @@ struct Question {
     conditions: Conditions,
     range: Option<Range>,
     part_number: Option<i32>,
+    /// What is kept of the parts is to be shown.
+    shows_parts: bool,
 }
 
 impl Question {
@@ -69,7 +74,11 @@ impl Question {
         self.conditions.check_read(&object)?;
         let meta = Meta::load(&face.fs, version.ino).map_err(from_fs)?;
         let size = object.size();
-        let parts = &object.content.parts;
+        let parts = match self.part_number.is_some() || self.shows_parts {
+            true => face.parts_of(version.ino, &object.content),
+            false => face.pieces_of(&object),
+        };
+        let parts = parts.map_err(from_fs)?;
         let (range, is_part) = match (&self.range, self.part_number) {
             (Some(_), Some(_)) => {
                 return Err(s3_error!(
@@ -78,14 +87,15 @@ impl Question {
                 ));
             }
             (Some(range), None) => (range.check(size)?, true),
-            (None, Some(number)) => (part_range(parts, size, number)?, true),
+            (None, Some(number)) => (part_range(&parts, size, number)?, true),
             (None, None) => (0..size, false),
         };
-        let opening = Opening::of(object.content.customer.as_ref(), self.key_given.as_ref())?;
+        let customer = object.content.customer.as_ref();
+        let opening = Opening::of(customer, self.key_given.as_ref(), &parts)?;
         let parts_count = self
             .part_number
-            .filter(|_| !parts.is_empty())
-            .and_then(|_| i32::try_from(parts.len()).ok());
+            .filter(|_| object.content.part_count > 0)
+            .and_then(|_| i32::try_from(object.content.part_count).ok());
         let lock = face.lock_of(&bucket, version.ino)?;
         let expiration = match &self.version {
             Some(_) => None,
@@ -100,6 +110,7 @@ impl Question {
         };
         Ok(Found {
             opening,
+            parts,
             key_given: self.key_given,
             lock,
             expiration,
@@ -118,16 +129,18 @@ impl Question {
 }
 
 /// The bytes of a part; an object that was put whole has one.
-fn part_range(parts: &[u64], size: u64, number: i32) -> S3Result<Bytes<u64>> {
-    let whole = [size];
-    let parts = if parts.is_empty() { &whole } else { parts };
+fn part_range(parts: &[Part], size: u64, number: i32) -> S3Result<Bytes<u64>> {
+    let sizes: Vec<_> = match parts {
+        [] => vec![size],
+        parts => parts.iter().map(|part| part.bytes).collect(),
+    };
     let index = usize::try_from(number)
         .ok()
         .and_then(|number| number.checked_sub(1))
-        .filter(|index| *index < parts.len())
+        .filter(|index| *index < sizes.len())
         .ok_or_else(|| s3_error!(InvalidPart, "the object has no part {number}"))?;
-    let start: u64 = parts[..index].iter().sum();
-    Ok(start..start + parts[index])
+    let start: u64 = sizes[..index].iter().sum();
+    Ok(start..start + sizes[index])
 }
 
 /// What an answer has of an object, whether with its content or without.
@@ -191,8 +204,10 @@ macro_rules! show {
         let content = &found.object.content;
         let of_part = found
             .part
-            .and_then(|number| content.part_checksums.get(number - 1));
-        if let Some(checksums) = of_part {
+            .and_then(|number| found.parts.get(number - 1))
+            .filter(|_| content.part_algorithm.is_some());
+        if let Some(part) = of_part {
+            let checksums = part.checksums(content);
             show_checksums!(output, checksums);
             output.checksum_type = Some(checksum_type(&found.object));
         } else if wants && !found.is_part && !content.checksums.is_empty() {
@@ -249,6 +264,7 @@ pub(crate) async fn get_object(
         },
         range: input.range,
         part_number: input.part_number,
+        shows_parts: false,
     };
     let found = blocking(move || question.answer(&face)).await?;
     let mut output = show!(GetObjectOutput, found, input.checksum_mode);
@@ -292,6 +308,7 @@ pub(crate) async fn head_object(
         },
         range: input.range,
         part_number: input.part_number,
+        shows_parts: false,
     };
     let found = blocking(move || question.answer(&face)).await?;
     let output = show!(HeadObjectOutput, found, input.checksum_mode);
@@ -324,6 +341,7 @@ pub(crate) async fn get_object_attributes(
         conditions: Conditions::default(),
         range: None,
         part_number: None,
+        shows_parts: true,
     };
     let found = blocking(move || question.answer(&face)).await?;
     let wants = |name: &str| {
@@ -356,51 +374,46 @@ pub(crate) async fn get_object_attributes(
         show_checksums!(checksum, content.checksums);
         output.checksum = Some(checksum);
     }
-    if wants(ObjectAttributes::OBJECT_PARTS) && !content.parts.is_empty() {
-        output.object_parts = Some(parts(
-            &found.object,
-            input.max_parts,
-            input.part_number_marker,
-        )?);
+    if wants(ObjectAttributes::OBJECT_PARTS) && !found.parts.is_empty() {
+        output.object_parts = Some(parts(&found, input.max_parts, input.part_number_marker)?);
     }
     Ok(S3Response::new(output))
 }
 
 fn parts(
-    object: &Object,
+    found: &Found,
     wanted: Option<i32>,
     marker: Option<i32>,
 ) -> S3Result<GetObjectAttributesParts> {
-    let content = &object.content;
+    let content = &found.object.content;
     let count = super::limit(wanted, crate::listing::KEYS_MAX)?;
     let skipped = usize::try_from(marker.unwrap_or(0)).unwrap_or(0);
-    let parts: Vec<_> = content
+    let parts: Vec<_> = found
         .parts
         .iter()
         .enumerate()
         .skip(skipped)
         .take(count)
-        .map(|(index, bytes)| {
-            let mut part = ObjectPart {
+        .map(|(index, part)| {
+            let mut shown = ObjectPart {
                 part_number: i32::try_from(index + 1).ok(),
-                size: i64::try_from(*bytes).ok(),
+                size: i64::try_from(part.bytes).ok(),
                 ..ObjectPart::default()
             };
-            if let Some(checksums) = content.part_checksums.get(index) {
-                show_checksums!(part, checksums);
-            }
-            part
+            let checksums = part.checksums(content);
+            show_checksums!(shown, checksums);
+            shown
         })
         .collect();
     let shown = skipped + parts.len();
-    let is_truncated = shown < content.parts.len();
+    let is_truncated = shown < found.parts.len();
     Ok(GetObjectAttributesParts {
         is_truncated: Some(is_truncated),
         max_parts: i32::try_from(count).ok(),
         next_part_number_marker: i32::try_from(shown).ok(),
         part_number_marker: Some(marker.unwrap_or(0)),
-        total_parts_count: i32::try_from(content.parts.len()).ok(),
+        total_parts_count: i32::try_from(found.parts.len()).ok(),
         // S3 lists parts that have checksums of their own.
-        parts: (!content.part_checksums.is_empty()).then_some(parts),
+        parts: content.part_algorithm.is_some().then_some(parts),
     })
 }

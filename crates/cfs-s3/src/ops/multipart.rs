@@ -28,7 +28,7 @@ use crate::listing::KEYS_MAX;
 use crate::metadata::{Meta, tags_of_header};
 use crate::records::{self, Content, Customer, Headers, name};
 use crate::upload::{Etags, Measures, Upload, receive};
-use crate::uploads::{PART_NUMBER_MAX, UploadRecord, WantedPart, assembled};
+use crate::uploads::{PART_NUMBER_MAX, UploadRecord, WantedPart, assembled, size_of};
 
 digests!(UploadPartInput);
 
@@ -196,7 +196,7 @@ pub(crate) async fn upload_part(
         sha256: measured.sha256,
         checksums,
         customer: upload.record.customer.clone().map(|customer| Customer {
-            pieces: vec![measured.bytes],
+            bytes: measured.bytes,
             ..customer
         }),
         ..Content::default()
@@ -241,7 +241,9 @@ pub(crate) async fn upload_part_copy(
             &conditions,
         )?;
         let key_given = key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
-        let opening = Opening::of(object.content.customer.as_ref(), source_key_given.as_ref())?;
+        let parts = face.pieces_of(&object).map_err(from_fs)?;
+        let customer = object.content.customer.as_ref();
+        let opening = Opening::of(customer, source_key_given.as_ref(), &parts)?;
         let size = object.size();
         let range = match &input.copy_source_range {
             Some(text) => copied_range(text, size)?,
@@ -266,7 +268,7 @@ pub(crate) async fn upload_part_copy(
                     etag: measured.etag,
                     checksums: measured.checksums,
                     customer: upload.record.customer.clone().map(|customer| Customer {
-                        pieces: vec![measured.bytes],
+                        bytes: measured.bytes,
                         ..customer
                     }),
                     ..Content::default()
@@ -404,7 +406,7 @@ pub(crate) async fn complete_multipart_upload(
             key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
         }
         let parts = face.wanted_parts(&upload, &wanted)?;
-        let content = assembled(&upload.record, &parts)?;
+        let (content, kept) = assembled(&upload.record, &parts)?;
         for (algorithm, value) in &expected {
             if content
                 .checksums
@@ -417,10 +419,7 @@ pub(crate) async fn complete_multipart_upload(
                 ));
             }
         }
-        let size = content
-            .parts
-            .iter()
-            .fold(0, |sum: u64, part| sum.saturating_add(*part));
+        let size = size_of(&parts);
         if input
             .mpu_object_size
             .is_some_and(|wanted| u64::try_from(wanted) != Ok(size))
@@ -435,6 +434,7 @@ pub(crate) async fn complete_multipart_upload(
         }
         let mut rows = upload.record.rows.clone();
         rows.push((name::CONTENT.to_vec(), records::encode(&content)));
+        rows.extend(crate::parts::rows(&kept));
         rows.push((name::COMPLETED.to_vec(), upload.id.clone().into_bytes()));
         let check = |object: Option<&crate::objects::Object>| conditions.check_write(object);
         let (_, version_id) = face.publish(

@@ -119,7 +119,7 @@ pub(crate) async fn put_object(
         receive(Arc::clone(&face.fs), bucket.ino(), body, measures, declared).await?;
     let checksums = wanted.check(&measured, request.trailing_headers.as_ref())?;
     let customer = key_given.as_ref().map(|key| Customer {
-        pieces: vec![measured.bytes],
+        bytes: measured.bytes,
         ..key.customer(face.random_bytes())
     });
     let content = Content {

@@ -196,3 +196,74 @@ fn uploads_that_nobody_goes_on_with_end() {
     assert!(served.fs.resolve(b"/.s3/uploads").is_ok());
     served.assert_clean();
 }
+
+/// What was kept of 1,050 parts with SHA-256 did not fit into one row, so that the upload could never be completed.
+#[test]
+fn an_object_can_come_in_very_many_parts() {
+    let pool = Pool::new(128);
+    let free = "127.0.0.1:0".parse().expect("an address");
+    let served = pool.serve_at(cfs_s3::Listening {
+        // Each part is read to name it, and this is quicker.
+        etags: cfs_s3::Etags::Sha256,
+        ..cfs_s3::Listening::at(free)
+    });
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/source", &noise(MINIMUM, 1)).is(200);
+    let path = "/bucket/target";
+    let id = begin(&root, path, &[("x-amz-checksum-algorithm", "SHA256")]);
+    let numbers: Vec<usize> = (1..=1050).collect();
+    let (low, high) = numbers.split_at(525);
+    let copy = |numbers: &[usize]| {
+        let one = |number: &usize| {
+            let text = number.to_string();
+            let query = [("partNumber", text.as_str()), ("uploadId", id.as_str())];
+            let headers = [("x-amz-copy-source", "/bucket/source")];
+            let copied = root.send_with("PUT", path, &query, &headers, b"").is(200);
+            let (etag, sum) = (copied.all("ETag"), copied.all("ChecksumSHA256"));
+            (*number, etag[0].clone(), sum[0].clone())
+        };
+        numbers.iter().map(one).collect::<Vec<_>>()
+    };
+    let parts = std::thread::scope(|scope| {
+        let other = scope.spawn(|| copy(high));
+        let mut parts = copy(low);
+        parts.extend(other.join().expect("it ends"));
+        parts
+    });
+    let etags: Vec<_> = parts
+        .iter()
+        .map(|(number, etag, _)| (*number, etag.clone()))
+        .collect();
+    complete(&root, path, &id, &etags).is(200);
+    let length = root.send("HEAD", path, &[], b"").is(200);
+    assert_eq!(
+        length.header("content-length"),
+        (1050 * MINIMUM).to_string()
+    );
+    let headers = [
+        ("x-amz-object-attributes", "ObjectParts"),
+        ("x-amz-part-number-marker", "1040"),
+    ];
+    let told = root
+        .send_with("GET", path, &[("attributes", "")], &headers, b"")
+        .is(200);
+    assert_eq!(told.all("PartsCount"), ["1050"]);
+    let sums = told.all("ChecksumSHA256");
+    assert_eq!(sums, vec![parts[0].2.clone(); 10]);
+    let last = root.send("HEAD", path, &[("partNumber", "1050")], b"");
+    assert_eq!(last.header("x-amz-mp-parts-count"), "1050");
+    let range = format!(
+        "bytes {}-{}/{}",
+        1049 * MINIMUM,
+        1050 * MINIMUM - 1,
+        1050 * MINIMUM
+    );
+    assert_eq!(last.header("content-range"), range);
+    served.assert_clean();
+    let again = pool.power_cut(3).serve();
+    let last = again
+        .root()
+        .send("HEAD", path, &[("partNumber", "1050")], b"");
+    assert_eq!(last.header("content-range"), range);
+}
