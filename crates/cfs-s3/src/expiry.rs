@@ -206,6 +206,11 @@ impl<'a> Groups<'a> {
     }
 }
 
+/// When a version came to be as it is. Its modification time is whatever the mount, or who copies with `cp -p`, says.
+fn made_ms(attr: &Attr) -> u64 {
+    ms_of(attr.ctime)
+}
+
 fn ms_of(time: Time) -> u64 {
     let seconds = u64::try_from(time.seconds).unwrap_or(0);
     seconds
@@ -236,7 +241,7 @@ impl Face {
         let Some(rules) = self.rules(bucket, DAY_MS)? else {
             return Ok(None);
         };
-        let due = rules.current(subject, ms_of(attr.mtime));
+        let due = rules.current(subject, made_ms(attr));
         Ok(due.and_then(|due| {
             let time = crate::locks::time_of(due.at_ms)?;
             let date = crate::ops::put::http_date(&time);
@@ -323,7 +328,7 @@ impl Run<'_> {
                 Err(FsError::NotFound) => continue,
                 Err(error) => return Err(from_fs(error)),
             };
-            let made_ms = ms_of(attr.mtime);
+            let made_ms = made_ms(&attr);
             let is_marker = seen.is_older && self.face.is_marker(seen.ino).map_err(from_fs)?;
             let tags = match self.rules.ask_for_tags() && !is_marker {
                 true => records::get(&self.face.fs, seen.ino, name::TAGS).map_err(from_fs)?,
@@ -420,7 +425,7 @@ impl Face {
             return Ok(());
         };
         let attr = self.fs.getattr(place.ino).map_err(from_fs)?;
-        let same = |attr: &Attr| (attr.ino, attr.size, attr.mtime);
+        let same = |attr: &Attr| (attr.ino, attr.size, attr.mtime, attr.ctime);
         if same(&attr) != same(seen) {
             return Err(S3ErrorCode::PreconditionFailed.into());
         }

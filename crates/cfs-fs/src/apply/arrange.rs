@@ -113,6 +113,7 @@ fn check(txn: &Txn<'_>, command: &Arrange) -> Result<Directories> {
     Ok(directories)
 }
 
+/// What is moved is the same object as before, so that its times stay.
 pub(super) fn arrange(txn: &mut Txn<'_>, command: &Arrange) -> Result<Outcome> {
     let mut directories = check(txn, command)?;
     let entry_of = |txn: &Txn<'_>, parent: Ino, name: &[u8]| -> Result<_> {
@@ -128,8 +129,7 @@ pub(super) fn arrange(txn: &mut Txn<'_>, command: &Arrange) -> Result<Outcome> {
     }
     for (parent, name, new_parent, new_name) in &command.moves {
         let entry = entry_of(txn, *parent, name)?;
-        // Read again: it may have had the name that was taken.
-        let (ino, mut record) = file(txn, *parent, name)?;
+        let ino = Ino(entry.ino.get());
         directory::remove(txn, *parent, directories.of(*parent), name, &entry);
         let target = Target {
             ino,
@@ -142,8 +142,6 @@ pub(super) fn arrange(txn: &mut Txn<'_>, command: &Arrange) -> Result<Outcome> {
             new_name,
             target,
         );
-        record.ctime = command.now.into();
-        inode::put(txn, ino, &mut record);
     }
     if let Some(publish) = &command.publish {
         let mut record = inode::get(txn, publish.ino)?;

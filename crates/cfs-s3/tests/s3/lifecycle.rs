@@ -199,3 +199,50 @@ fn rules_that_make_no_sense_are_refused() {
     put(&[rule("a", "Enabled"), rule("a", "Enabled")].concat()).fails(400, "InvalidArgument");
     put(&rule("a", "Enabled")).is(200);
 }
+
+/// A file copied with `cp -p` from 2010 was due at once.
+#[test]
+fn days_count_from_when_something_came() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    rules(
+        &root,
+        "/bucket",
+        "<Rule><Status>Enabled</Status><Prefix></Prefix><Expiration><Days>10</Days></Expiration></Rule>",
+    );
+    let bucket = served.resolve("/bucket").ino;
+    let file = served.write(bucket, "old", b"copied");
+    let time = cfs_fs::Time {
+        seconds: 1_262_304_000,
+        nanos: 0,
+    };
+    let touch = cfs_fs::SetAttr {
+        mtime: Some(cfs_fs::SetTime::At(time)),
+        ..cfs_fs::SetAttr::default()
+    };
+    served.fs.setattr(file, &touch).expect("any time");
+    assert_eq!(run(&served, false).1.current, 0);
+    served.pass_days(6);
+    // What is moved into it comes then.
+    let elsewhere = served.fs.mkdir(
+        cfs_format::Ino::ROOT,
+        b".elsewhere",
+        0o755,
+        &cfs_fs::Caller::default(),
+    );
+    let elsewhere = elsewhere.expect("mkdir").ino;
+    served.write(elsewhere, "moved", b"moved");
+    served.pass_days(6);
+    let flags = cfs_fs::RenameFlags::default();
+    served
+        .fs
+        .rename(elsewhere, b"moved", bucket, b"moved", flags)
+        .expect("rename");
+    assert_eq!(run(&served, false).1.current, 1);
+    assert_eq!(keys(&root, "/bucket"), ["moved"]);
+    served.pass_days(11);
+    assert_eq!(run(&served, false).1.current, 1);
+    served.assert_clean();
+}
