@@ -165,15 +165,17 @@ impl Face {
         }
     }
 
-    /// The text under which a file's version is in the tree.
-    fn text_of(&self, ino: Ino, id: &str) -> Result<String, FsError> {
+    /// The text under which the current version of a key is in the tree, before all that are there.
+    fn text_of(&self, bucket: &BucketAt, key: &str, ino: Ino, id: &str) -> Result<String, FsError> {
         if id != NULL_VERSION {
             return Ok(id.to_owned());
         }
-        let time = self.fs.getattr(ino)?.mtime;
-        // Later ones are to have room for versions after them.
-        let nanos = time.ns_since_1970().min(i64::MAX as u64);
-        Ok(inverted(nanos) + NULL_SUFFIX)
+        let older = self.older(bucket, key)?;
+        let newest = older.and_then(|it| Some(nanos_of(it.path.split_once('\0')?.1)));
+        let after = newest.map_or(0, |nanos| nanos.saturating_add(1));
+        // Nobody sets this time, as the mount does the modification time.
+        let changed = self.fs.getattr(ino)?.ctime.ns_since_1970();
+        Ok(inverted(changed.max(after)) + NULL_SUFFIX)
     }
 
     /// The newest version of a key in the tree.
@@ -316,7 +318,7 @@ impl Face {
         let newest = match current {
             Some(place) => {
                 let id = self.version_of(place.ino)?;
-                Some(self.text_of(place.ino, &id)?)
+                Some(self.text_of(bucket, key, place.ino, &id)?)
             }
             None => self
                 .older(bucket, key)?
@@ -352,7 +354,7 @@ impl Face {
         if state == Versioning::Suspended && old == NULL_VERSION {
             return Ok((id, None));
         }
-        let text = self.text_of(current.ino, &old)?;
+        let text = self.text_of(bucket, key, current.ino, &old)?;
         let tree = self.make_versions_tree(bucket)?;
         let archive = self.new_place(tree, &in_tree(key, &text))?;
         Ok((id, Some(archive)))
@@ -415,7 +417,7 @@ impl Face {
                     if state == Versioning::Suspended && old == NULL_VERSION {
                         replaced = Some(place.clone());
                     } else {
-                        let text = self.text_of(place.ino, &old)?;
+                        let text = self.text_of(bucket, key, place.ino, &old)?;
                         let to = self.new_place(tree, &in_tree(key, &text))?;
                         arrangement.moves.push(moved(place, to));
                     }

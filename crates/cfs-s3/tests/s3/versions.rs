@@ -293,3 +293,35 @@ fn versions_are_judged_by_themselves() {
     assert_eq!(read(&public).is(200).body, b"public");
     alice.get("/bucket/k").fails(403, "AccessDenied");
 }
+
+/// A file of the mount with an old modification time was filed below versions that are older.
+#[test]
+fn what_the_mount_replaced_comes_back_in_its_order() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let first = put(&root, "/bucket/k", b"first");
+    let marker = root.delete("/bucket/k").is(204);
+    let bucket = served.resolve("/bucket").ino;
+    let file = served.write(bucket, "k", b"of the mount");
+    let time = cfs_fs::Time {
+        seconds: 1_262_304_000,
+        nanos: 0,
+    };
+    let touch = cfs_fs::SetAttr {
+        mtime: Some(cfs_fs::SetTime::At(time)),
+        ..cfs_fs::SetAttr::default()
+    };
+    served.fs.setattr(file, &touch).expect("any time");
+    let last = put(&root, "/bucket/k", b"last");
+    let (versions, markers) = list(&root, &[]);
+    let ids: Vec<_> = versions.iter().map(|(_, id)| id.as_str()).collect();
+    assert_eq!(ids, [last.as_str(), "null", first.as_str()]);
+    assert_eq!(markers, [marker.header("x-amz-version-id")]);
+    root.send("DELETE", "/bucket/k", &[("versionId", &last)], b"")
+        .is(204);
+    assert_eq!(root.get("/bucket/k").is(200).body, b"of the mount");
+    served.assert_clean();
+}
