@@ -45,6 +45,11 @@ pub(crate) fn from_fs(error: FsError) -> S3Error {
             StatusCode::CONFLICT,
             "something that is no object has this name in the file system",
         ),
+        FsError::CrossVolume => custom(
+            "InvalidObjectState",
+            StatusCode::CONFLICT,
+            "the key lies in another volume than the bucket, which keeps versions, and cannot keep those",
+        ),
         FsError::Locked => S3Error::with_message(
             S3ErrorCode::AccessDenied,
             "object lock protects this version",

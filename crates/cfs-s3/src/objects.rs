@@ -262,6 +262,29 @@ impl Face {
         })
     }
 
+    /// The directory, of those that are there on the way to a key, in whose volume an object is to be made that will have the
+    /// key: a volume can lie below a bucket.
+    ///
+    /// # Errors
+    /// `InvalidObjectState` where it lies in another volume than the bucket, which keeps versions; what reading failed with.
+    pub(crate) fn directory_for(&self, bucket: &BucketAt, key: &str) -> S3Result<Ino> {
+        let (directories, _) = names::split(key.as_bytes());
+        let mut at = bucket.ino();
+        for name in directories.into_iter().flat_map(names::directory_names) {
+            match self.fs.find_name(at, &name).map_err(from_fs)? {
+                Some(entry) if entry.kind == libc::S_IFDIR => at = entry.ino,
+                _ => break,
+            }
+        }
+        if bucket.record.versioning.is_some() && at != bucket.ino() {
+            let volume = self.fs.getattr(at).map_err(from_fs)?.volume;
+            if volume != bucket.attr.volume {
+                return Err(from_fs(FsError::CrossVolume));
+            }
+        }
+        Ok(at)
+    }
+
     /// Makes the directories of a key that are missing. A file that has the name of one gets its escaped name.
     fn make_parents(&self, bucket: Ino, key: &str) -> Result<Ino, FsError> {
         let (directories, _) = names::split(key.as_bytes());

@@ -273,7 +273,8 @@ pub(crate) async fn copy_object(
             md5: face.etags == Etags::Md5,
             key: key_given.clone(),
         };
-        let mut upload = Upload::begin(Arc::clone(&face.fs), bucket.ino())?;
+        let directory = face.directory_for(&bucket, &input.key)?;
+        let mut upload = Upload::begin(Arc::clone(&face.fs), directory)?;
         let content = match is_sealed {
             true => {
                 let (source, opening) = (object.attr.ino, opening.as_deref());

@@ -119,6 +119,8 @@ pub(crate) async fn create_multipart_upload(
     let key_shown = key_given.clone();
     let id = blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
+        // What is refused in the end is refused at once.
+        face.directory_for(&bucket, &input.key)?;
         meta.headers.owner = face.new_owner(&bucket, user.as_deref(), &acl)?;
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, user.as_deref())?);
@@ -426,7 +428,8 @@ pub(crate) async fn complete_multipart_upload(
         {
             return Err(s3_error!(InvalidRequest, "the parts have {size} bytes"));
         }
-        let file = Upload::begin(Arc::clone(&face.fs), bucket.ino())?;
+        let directory = face.directory_for(&bucket, &input.key)?;
+        let file = Upload::begin(Arc::clone(&face.fs), directory)?;
         let mut at = 0;
         for part in &parts {
             face.refer(part.attr.ino, 0..part.attr.size, file.ino(), at)?;

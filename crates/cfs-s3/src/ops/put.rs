@@ -90,7 +90,7 @@ pub(crate) async fn put_object(
         std::mem::take(&mut input.key),
     );
     let expected_owner = input.expected_bucket_owner.take();
-    let (bucket, acl, lock, owner) = {
+    let (bucket, directory, acl, lock, owner) = {
         let (face, conditions, key) = (Arc::clone(&face), conditions.clone(), key.clone());
         blocking(move || {
             let bucket = face.bucket(&bucket_name, expected_owner.as_ref())?;
@@ -105,7 +105,8 @@ pub(crate) async fn put_object(
                 let object = face.look(bucket.ino(), &key)?;
                 conditions.check_write(object.as_ref())?;
             }
-            Ok((bucket, acl, lock, owner))
+            let directory = face.directory_for(&bucket, &key)?;
+            Ok((bucket, directory, acl, lock, owner))
         })
         .await?
     };
@@ -116,7 +117,7 @@ pub(crate) async fn put_object(
     let body = input.body.take();
     let measures = wanted.measures(face.etags, key_given.clone());
     let (upload, measured) =
-        receive(Arc::clone(&face.fs), bucket.ino(), body, measures, declared).await?;
+        receive(Arc::clone(&face.fs), directory, body, measures, declared).await?;
     let checksums = wanted.check(&measured, request.trailing_headers.as_ref())?;
     let customer = key_given.as_ref().map(|key| Customer {
         bytes: measured.bytes,

@@ -202,3 +202,63 @@ fn no_key_leads_out_of_its_bucket() {
     root.delete("/bucket").fails(409, "BucketNotEmpty");
     root.get("/.hidden").fails(404, "NoSuchBucket");
 }
+
+/// Putting into a volume below a bucket failed after the whole body had come.
+#[test]
+fn a_volume_can_lie_below_a_bucket() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let options = cfs_fs::VolumeOptions {
+        own_domain: true,
+        ..cfs_fs::VolumeOptions::default()
+    };
+    let volume = served
+        .fs
+        .volume_create(b"/bucket/volume", &options, &Caller::default())
+        .expect("a volume");
+    let content = noise(300_000, 1);
+    root.put("/bucket/volume/dir/k", &content).is(200);
+    let made = served.resolve("/bucket/volume/dir/k");
+    assert_eq!(made.volume, volume.volume);
+    root.put("/bucket/outside", &content).is(200);
+    for (source, target) in [("volume/dir/k", "copy"), ("outside", "volume/copy")] {
+        let source = format!("/bucket/{source}");
+        let headers = [("x-amz-copy-source", source.as_str())];
+        let target = format!("/bucket/{target}");
+        root.send_with("PUT", &target, &[], &headers, b"").is(200);
+        assert!(root.get(&target).is(200).body == content);
+    }
+    let path = "/bucket/volume/parts";
+    let id = crate::parts::begin(&root, path, &[]);
+    let query = [("partNumber", "1"), ("uploadId", id.as_str())];
+    let put = root.send("PUT", path, &query, &content).is(200);
+    let parts = [(1, put.header("etag").to_owned())];
+    crate::parts::complete(&root, path, &id, &parts).is(200);
+    assert!(root.get(path).is(200).body == content);
+    let keys = root.send("GET", "/bucket", &[], b"").is(200).all("Key");
+    assert_eq!(
+        keys,
+        [
+            "copy",
+            "outside",
+            "volume/copy",
+            "volume/dir/k",
+            "volume/parts"
+        ]
+    );
+    root.delete(path).is(204);
+    // Versions do not leave their volume, and that is said before the body is received.
+    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    root.send("PUT", "/bucket", &[("versioning", "")], enabled)
+        .is(200);
+    let refused = |answer: crate::client::Answer| answer.fails(409, "InvalidObjectState");
+    refused(root.put("/bucket/volume/dir/k", b"other"));
+    refused(root.put("/bucket/volume/new", b"other"));
+    refused(root.delete("/bucket/volume/dir/k"));
+    refused(root.send("POST", "/bucket/volume/k", &[("uploads", "")], b""));
+    assert!(root.get("/bucket/volume/dir/k").is(200).body == content);
+    root.put("/bucket/outside", b"other").is(200);
+    served.assert_clean();
+}
