@@ -41,6 +41,7 @@ use parking_lot::{Mutex, RwLock};
 use command::Command;
 
 pub use data::AllocateMode;
+pub use data::quota::Unbound;
 pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
 pub use error::{FsError, Result};
 pub use lock::{Lock, RetentionMode};

@@ -1,8 +1,9 @@
 //! Uploads in parts, while they are under way.
 //!
-//! An upload is a directory below `/.s3/uploads/BUCKET/`, where BUCKET is the inode number of the bucket's directory, and
-//! its parts are the files in it. So they survive a crash, count as used room, and are seen by nobody but the user of
-//! the mount who owns the root directory. Completing refers to the content of the parts; nothing is copied.
+//! An upload is a directory below `.s3!uploads` in the bucket's directory, and its parts are the files in it. So they survive
+//! a crash, are stored in the bucket's dedup domain, count as its used room, and are seen by nobody but the user of the
+//! mount who owns the bucket's directory. Completing refers to the content of the parts; nothing is copied, and no quota
+//! refuses what it counts twice until the parts have gone.
 
 use std::collections::BTreeMap;
 
@@ -20,9 +21,8 @@ use crate::objects::hex;
 use crate::parts::{Part, checksum_bytes};
 use crate::records::{self, Content, Customer, name};
 
-/// The directory in the root directory that is no bucket.
-const SYSTEM: &[u8] = b".s3";
-const UPLOADS: &[u8] = b"uploads";
+/// The directory in a bucket's directory that holds uploads.
+const UPLOADS: &[u8] = b".s3!uploads";
 /// Mode of these directories.
 const MODE: u32 = 0o700;
 /// Numbers of parts; S3's own limits.
@@ -85,39 +85,33 @@ fn part_name(number: i32) -> Vec<u8> {
 }
 
 impl Face {
-    /// The directory of this name in another one, which is made if it is missing.
-    fn system_directory(&self, parent: Ino, name: &[u8]) -> Result<Ino, FsError> {
-        match self.fs.find_name(parent, name)? {
-            Some(entry) if entry.kind == libc::S_IFDIR => return Ok(entry.ino),
-            Some(_) => return Err(FsError::NotDirectory),
-            None => {}
-        }
-        let attr = self.fs.getattr(parent)?;
-        match self.fs.mkdir(parent, name, MODE, &Self::caller_in(&attr)) {
-            Ok(made) => {
-                self.name_changed(parent, name);
-                Ok(made.ino)
-            }
-            Err(FsError::Exists) => Ok(self.fs.lookup(parent, name)?.ino),
-            Err(error) => Err(error),
-        }
-    }
-
     fn uploads_directory(&self, bucket: &BucketAt) -> Result<Ino, FsError> {
-        let system = self.system_directory(Ino::ROOT, SYSTEM)?;
-        let uploads = self.system_directory(system, UPLOADS)?;
-        self.system_directory(uploads, bucket.ino().0.to_string().as_bytes())
-    }
-
-    fn find_uploads_directory(&self, bucket: &BucketAt) -> Result<Option<(Ino, Ino)>, FsError> {
-        let mut way = (Ino::ROOT, Ino::ROOT);
-        for name in [SYSTEM, UPLOADS, bucket.ino().0.to_string().as_bytes()] {
-            match self.fs.find_name(way.1, name)? {
-                Some(entry) if entry.kind == libc::S_IFDIR => way = (way.1, entry.ino),
-                _ => return Ok(None),
+        loop {
+            if let Some(uploads) = self.find_uploads_directory(bucket)? {
+                return Ok(uploads);
+            }
+            let caller = Self::caller_in(&bucket.attr);
+            match self.fs.mkdir(bucket.ino(), UPLOADS, MODE, &caller) {
+                Ok(made) => {
+                    self.name_changed(bucket.ino(), UPLOADS);
+                    return Ok(made.ino);
+                }
+                // Another upload has begun, unless somebody has made what is no directory.
+                Err(FsError::Exists) => {
+                    if self.fs.lookup(bucket.ino(), UPLOADS)?.kind() != libc::S_IFDIR {
+                        return Err(FsError::NotDirectory);
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(Some(way))
+    }
+
+    fn find_uploads_directory(&self, bucket: &BucketAt) -> Result<Option<Ino>, FsError> {
+        let entry = self.fs.find_name(bucket.ino(), UPLOADS)?;
+        Ok(entry
+            .filter(|entry| entry.kind == libc::S_IFDIR)
+            .map(|entry| entry.ino))
     }
 
     /// Begins an upload, durably.
@@ -153,7 +147,7 @@ impl Face {
     /// `NoSuchUpload`.
     pub(crate) fn upload(&self, bucket: &BucketAt, key: &str, id: &str) -> S3Result<UploadAt> {
         let find = || -> Result<Option<UploadAt>, FsError> {
-            let Some((_, uploads)) = self.find_uploads_directory(bucket)? else {
+            let Some(uploads) = self.find_uploads_directory(bucket)? else {
                 return Ok(None);
             };
             let Some(entry) = self.fs.find_name(uploads, id.as_bytes())? else {
@@ -201,7 +195,7 @@ impl Face {
     /// What reading failed with.
     pub(crate) fn uploads(&self, bucket: &BucketAt) -> S3Result<Vec<UploadAt>> {
         let read = || -> Result<Vec<UploadAt>, FsError> {
-            let Some((_, uploads)) = self.find_uploads_directory(bucket)? else {
+            let Some(uploads) = self.find_uploads_directory(bucket)? else {
                 return Ok(Vec::new());
             };
             let mut found = Vec::new();
@@ -303,7 +297,7 @@ impl Face {
     /// What the file system refuses; a part that is just being added makes it fail, and can be tried again.
     pub(crate) fn end_upload(&self, bucket: &BucketAt, upload: &UploadAt) -> S3Result<()> {
         let end = || -> Result<(), FsError> {
-            let Some((parent, uploads)) = self.find_uploads_directory(bucket)? else {
+            let Some(uploads) = self.find_uploads_directory(bucket)? else {
                 return Ok(());
             };
             for entry in self.fs.names_from(upload.directory, b"", usize::MAX)? {
@@ -317,9 +311,8 @@ impl Face {
                 Err(error) => return Err(error),
             }
             self.name_changed(uploads, upload.id.as_bytes());
-            let name = bucket.ino().0.to_string();
-            match self.fs.rmdir(parent, name.as_bytes()) {
-                Ok(()) => self.name_changed(parent, name.as_bytes()),
+            match self.fs.rmdir(bucket.ino(), UPLOADS) {
+                Ok(()) => self.name_changed(bucket.ino(), UPLOADS),
                 Err(FsError::NotEmpty | FsError::NotFound) => {}
                 Err(error) => return Err(error),
             }

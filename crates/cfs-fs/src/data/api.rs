@@ -2,6 +2,7 @@
 
 use cfs_format::Ino;
 
+use super::quota::Unbound;
 use super::ranges::{AllocateMode, Seek};
 use crate::Fs;
 use crate::error::{FsError, Result};
@@ -153,5 +154,12 @@ impl Fs {
         let _open = self.gate.read();
         self.files
             .copy_range(source, source_offset, target, target_offset, len)
+    }
+
+    /// Lets a file grow beyond the quota of its volume, for who puts into it, by [`Fs::copy_range`], what other files of the
+    /// volume have and are about to lose. Others are bound as before, by all that is there.
+    #[must_use]
+    pub fn unbind_from_quota(&self, ino: Ino) -> Unbound<'_> {
+        self.files.quotas.unbind(ino)
     }
 }

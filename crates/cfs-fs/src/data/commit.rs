@@ -275,7 +275,11 @@ impl Core {
         let bytes = command.encode();
         let mut txn = self.store.begin();
         apply::apply(&mut txn, command)?;
-        if !command.was_accepted() {
+        let is_unbound = match command {
+            Command::CloneRange(clone) => self.quotas.is_unbound(clone.target),
+            _ => false,
+        };
+        if !command.was_accepted() && !is_unbound {
             self.quotas.check(&txn)?;
         }
         txn.commit(&bytes)?;

@@ -4,12 +4,14 @@
 //! beyond that, and is held here: each file holds as many bytes as its size is larger than its committed one. So a
 //! volume's use is never above its quota, and what was accepted never meets it. Between the commit of data and the moment
 //! at which their hold ends they count twice; who is refused looks again when nothing is in memory.
+//!
+//! Exempt is a file while it takes over content that other files are counted with and are about to lose.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use cfs_format::VolumeId;
 use cfs_format::table::VolumeRecord;
+use cfs_format::{Ino, VolumeId};
 use cfs_store::{Store, Txn};
 use parking_lot::Mutex;
 
@@ -20,6 +22,20 @@ use crate::error::{FsError, Result};
 #[derive(Default)]
 pub(crate) struct Quotas {
     held: Mutex<HashMap<VolumeId, Arc<Mutex<u64>>>>,
+    /// Files that no quota binds.
+    unbound: Mutex<HashSet<Ino>>,
+}
+
+/// As long as this lives no quota binds the growth of a file; see [`crate::Fs::unbind_from_quota`].
+pub struct Unbound<'a> {
+    quotas: &'a Quotas,
+    ino: Ino,
+}
+
+impl Drop for Unbound<'_> {
+    fn drop(&mut self) {
+        self.quotas.unbound.lock().remove(&self.ino);
+    }
 }
 
 /// What a file will grow by when all that was accepted is committed, bytes.
@@ -54,6 +70,16 @@ impl Quotas {
         volume.logical_bytes.get().saturating_add(held)
     }
 
+    pub(super) fn unbind(&self, ino: Ino) -> Unbound<'_> {
+        self.unbound.lock().insert(ino);
+        Unbound { quotas: self, ino }
+    }
+
+    /// Whether no quota binds the growth of a file.
+    pub(super) fn is_unbound(&self, ino: Ino) -> bool {
+        self.unbound.lock().contains(&ino)
+    }
+
     /// Whether a volume has room for so much more; where not, what is in memory and cuts files may still make some.
     pub(crate) fn has_room(&self, store: &Store, id: VolumeId, more: u64) -> bool {
         store.volume(id).is_none_or(|volume| {
@@ -76,6 +102,9 @@ impl Quotas {
             Some(volume) if volume.quota_bytes.get() > 0 => volume.quota_bytes.get(),
             _ => return Ok(()),
         };
+        if self.is_unbound(body.identity().place.ino) {
+            return Ok(());
+        }
         let growth = body.growth.get_or_insert_with(|| Growth {
             held: self.held(id),
             bytes: 0,

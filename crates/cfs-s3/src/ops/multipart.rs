@@ -430,6 +430,8 @@ pub(crate) async fn complete_multipart_upload(
         }
         let directory = face.directory_for(&bucket, &input.key)?;
         let file = Upload::begin(Arc::clone(&face.fs), directory)?;
+        // The parts go with the upload, and have been counted when they came.
+        let _unbound = face.fs.unbind_from_quota(file.ino());
         let mut at = 0;
         for part in &parts {
             face.refer(part.attr.ino, 0..part.attr.size, file.ino(), at)?;
