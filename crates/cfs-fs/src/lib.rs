@@ -57,8 +57,8 @@ pub use namespace::snapshot_sizes::SnapshotSizes;
 pub use namespace::volumes::{Quota, Volume, VolumeOptions};
 pub use rebuild::Rebuilt;
 pub use types::{
-    AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, SetAttr,
-    SetTime, StatFs, Time, XattrFlags,
+    AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, Room,
+    SetAttr, SetTime, StatFs, Time, XattrFlags,
 };
 pub use views::{SNAPSHOTS_NAME, Snapshot};
 pub use xattr::{XATTR_LIST_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};

@@ -23,7 +23,8 @@ pub(crate) mod volumes;
 use cfs_store::Reservation;
 
 use crate::Fs;
-use crate::error::Result;
+use crate::error::{FsError, Result};
+use crate::types::Room;
 
 /// Bytes that a command of the namespace may add to the tables and the log, beside values that it carries.
 const GROWTH_BYTES: u64 = 4096;
@@ -41,5 +42,18 @@ impl Fs {
         self.prune_all()?;
         self.store.make_room(ROOM_BYTES)?;
         Ok(self.store.admit(bytes)?)
+    }
+
+    /// The same for a change whose room may come from the reserve; nothing is held then.
+    pub(crate) fn admit_change(
+        &self,
+        value_bytes: usize,
+        room: Room,
+    ) -> Result<Option<Reservation>> {
+        match self.admit_growth(value_bytes) {
+            Ok(reservation) => Ok(Some(reservation)),
+            Err(FsError::NoSpace) if room == Room::Reserve && self.store.may_delete() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -55,6 +55,17 @@ impl From<Time> for TimeRecord {
     }
 }
 
+/// Where the room for a change comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Room {
+    /// From what is free: a full pool refuses the change.
+    #[default]
+    Free,
+    /// From what is free, or else from what a full pool keeps back so that it can be deleted from: for a change that is part
+    /// of a deletion, and small.
+    Reserve,
+}
+
 /// Who asks. Permissions are checked by the front end (FUSE: by the kernel); the caller owns what it makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caller {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cfs_format::Ino;
-use cfs_fs::{Arrangement, Attr, Expected, FsError, Moved, Named, Publication, RecordChange};
+use cfs_fs::{Arrangement, Attr, Expected, FsError, Moved, Named, Publication, RecordChange, Room};
 use md5::{Digest, Md5};
 use s3s::{S3Result, s3_error};
 use sha2::Sha256;
@@ -286,33 +286,35 @@ impl Face {
     }
 
     /// Makes the directories of a key that are missing. A file that has the name of one gets its escaped name.
-    fn make_parents(&self, bucket: Ino, key: &str) -> Result<Ino, FsError> {
+    fn make_parents(&self, bucket: Ino, key: &str, room: Room) -> Result<Ino, FsError> {
         let (directories, _) = names::split(key.as_bytes());
         let mut at = bucket;
         for name in directories.into_iter().flat_map(names::directory_names) {
-            at = self.make_directory(at, &name)?;
+            at = self.make_directory(at, &name, room)?;
         }
         Ok(at)
     }
 
-    fn make_directory(&self, parent: Ino, name: &[u8]) -> Result<Ino, FsError> {
+    fn make_directory(&self, parent: Ino, name: &[u8], room: Room) -> Result<Ino, FsError> {
         for _ in 0..TRIES {
             match self.fs.find_name(parent, name)? {
                 Some(entry) if entry.kind == libc::S_IFDIR => return Ok(entry.ino),
                 Some(entry) if entry.kind == libc::S_IFREG => {
-                    self.step_aside(parent, name)?;
+                    self.step_aside(parent, name, room)?;
                 }
                 Some(_) => return Err(FsError::NotPermitted),
                 None => {}
             }
             let directory = self.fs.getattr(parent)?;
+            let caller = Self::caller_in(&directory);
             match self
                 .fs
-                .mkdir(parent, name, DIRECTORY_MODE, &Self::caller_in(&directory))
+                .mkdir_with(parent, name, DIRECTORY_MODE, &caller, room)
             {
                 Ok(made) => {
                     let change = RecordChange {
                         put: vec![(name::IMPLIED.to_vec(), Vec::new())],
+                        room,
                         ..RecordChange::default()
                     };
                     self.fs.set_records(made.ino, change)?;
@@ -327,12 +329,12 @@ impl Face {
     }
 
     /// Gives a file whose name is needed for a directory its escaped name.
-    fn step_aside(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+    fn step_aside(&self, parent: Ino, name: &[u8], room: Room) -> Result<(), FsError> {
         let mut names = names::escaped_file_names(name);
         let last = names.pop().expect("there is at least one name");
         let mut at = parent;
         for name in names {
-            at = self.make_directory(at, &name)?;
+            at = self.make_directory(at, &name, room)?;
         }
         let Some(entry) = self.fs.find_name(parent, name)? else {
             return Ok(());
@@ -349,6 +351,7 @@ impl Face {
         };
         let arrangement = Arrangement {
             moves: vec![moved],
+            room,
             ..Arrangement::default()
         };
         match self.fs.arrange(arrangement) {
@@ -367,8 +370,13 @@ impl Face {
     ///
     /// # Errors
     /// What the file system refuses.
-    pub(crate) fn new_place(&self, bucket: Ino, key: &str) -> Result<(Ino, Vec<u8>), FsError> {
-        let mut at = self.make_parents(bucket, key)?;
+    pub(crate) fn new_place(
+        &self,
+        bucket: Ino,
+        key: &str,
+        room: Room,
+    ) -> Result<(Ino, Vec<u8>), FsError> {
+        let mut at = self.make_parents(bucket, key, room)?;
         let (_, last) = names::split(key.as_bytes());
         if names::is_plain(last) {
             match self.fs.find_name(at, last)? {
@@ -380,7 +388,7 @@ impl Face {
         let mut names = names::escaped_file_names(last);
         let last = names.pop().expect("there is at least one name");
         for name in names {
-            at = self.make_directory(at, &name)?;
+            at = self.make_directory(at, &name, room)?;
         }
         Ok((at, last))
     }
@@ -430,7 +438,7 @@ impl Face {
             }
             let target = match place {
                 Some(place) => Ok((place.parent, place.name)),
-                None => self.new_place(bucket.ino(), key),
+                None => self.new_place(bucket.ino(), key, Room::Free),
             };
             let published = target.and_then(|(parent, name)| {
                 let publication = Publication {

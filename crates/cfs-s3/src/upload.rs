@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cfs_format::Ino;
-use cfs_fs::Fs;
+use cfs_fs::{Fs, Room};
 use futures_util::{FutureExt as _, StreamExt as _};
 use md5::{Digest, Md5};
 use s3s::checksum::ChecksumHasher;
@@ -105,9 +105,17 @@ impl Upload {
     /// # Errors
     /// What making it failed with.
     pub(crate) fn begin(fs: Arc<Fs>, directory: Ino) -> S3Result<Self> {
+        Self::begin_with(fs, directory, Room::Free)
+    }
+
+    /// As [`Upload::begin`], for what may be part of a deletion.
+    ///
+    /// # Errors
+    /// As [`Upload::begin`].
+    pub(crate) fn begin_with(fs: Arc<Fs>, directory: Ino, room: Room) -> S3Result<Self> {
         let attr = fs.getattr(directory).map_err(from_fs)?;
         let file = fs
-            .tmpfile_and_hold(directory, MODE, &Face::caller_in(&attr))
+            .tmpfile_and_hold_with(directory, MODE, &Face::caller_in(&attr), room)
             .map_err(from_fs)?;
         Ok(Self {
             fs,

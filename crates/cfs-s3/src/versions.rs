@@ -11,7 +11,7 @@
 //! - Without a current version, the newest in the tree is a marker, but for what is done through the mount.
 
 use cfs_format::Ino;
-use cfs_fs::{Arrangement, FsError, Moved, Named};
+use cfs_fs::{Arrangement, FsError, Moved, Named, Room};
 use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
@@ -115,13 +115,16 @@ impl Face {
             .map(|entry| entry.ino))
     }
 
-    fn make_versions_tree(&self, bucket: &BucketAt) -> Result<Ino, FsError> {
+    fn make_versions_tree(&self, bucket: &BucketAt, room: Room) -> Result<Ino, FsError> {
         loop {
             if let Some(tree) = self.versions_tree(bucket)? {
                 return Ok(tree);
             }
             let caller = Self::caller_in(&bucket.attr);
-            match self.fs.mkdir(bucket.ino(), VERSIONS, MODE, &caller) {
+            match self
+                .fs
+                .mkdir_with(bucket.ino(), VERSIONS, MODE, &caller, room)
+            {
                 Ok(made) => {
                     self.name_changed(bucket.ino(), VERSIONS);
                     return Ok(made.ino);
@@ -355,8 +358,8 @@ impl Face {
             return Ok((id, None));
         }
         let text = self.text_of(bucket, key, current.ino, &old)?;
-        let tree = self.make_versions_tree(bucket)?;
-        let archive = self.new_place(tree, &in_tree(key, &text))?;
+        let tree = self.make_versions_tree(bucket, Room::Free)?;
+        let archive = self.new_place(tree, &in_tree(key, &text), Room::Free)?;
         Ok((id, Some(archive)))
     }
 
@@ -384,7 +387,7 @@ impl Face {
     }
 
     /// Deletes a key in a bucket that keeps versions: the current version goes into the tree, and a marker before it, in
-    /// one step. The key is locked. Not durable yet.
+    /// one step. On a full pool too, while there is room for markers in what it keeps back. The key is locked. Not durable yet.
     ///
     /// # Errors
     /// What `check` refuses; what the file system does.
@@ -396,8 +399,9 @@ impl Face {
         check: &dyn Fn(Option<&Object>) -> S3Result<()>,
         conditional: bool,
     ) -> S3Result<Deleted> {
-        let tree = self.make_versions_tree(bucket).map_err(from_fs)?;
-        let marker = Upload::begin(std::sync::Arc::clone(&self.fs), tree)?;
+        let room = Room::Reserve;
+        let tree = self.make_versions_tree(bucket, room).map_err(from_fs)?;
+        let marker = Upload::begin_with(std::sync::Arc::clone(&self.fs), tree, room)?;
         self.until_it_holds(|| {
             let place = self.find(bucket.ino(), key).map_err(from_fs)?;
             if conditional {
@@ -409,7 +413,10 @@ impl Face {
             }
             let mark = || -> Result<Deleted, FsError> {
                 let new = self.new_version(bucket, key, place.as_ref())?;
-                let mut arrangement = Arrangement::default();
+                let mut arrangement = Arrangement {
+                    room,
+                    ..Arrangement::default()
+                };
                 // There is one version `null`: this one, or the marker that takes its place.
                 let mut replaced = None;
                 if let Some(place) = &place {
@@ -418,7 +425,7 @@ impl Face {
                         replaced = Some(place.clone());
                     } else {
                         let text = self.text_of(bucket, key, place.ino, &old)?;
-                        let to = self.new_place(tree, &in_tree(key, &text))?;
+                        let to = self.new_place(tree, &in_tree(key, &text), room)?;
                         arrangement.moves.push(moved(place, to));
                     }
                 }
@@ -436,7 +443,7 @@ impl Face {
                     }
                     Versioning::Suspended => (NULL_VERSION.to_owned(), new + NULL_SUFFIX),
                 };
-                let (parent, name) = self.new_place(tree, &in_tree(key, &text))?;
+                let (parent, name) = self.new_place(tree, &in_tree(key, &text), room)?;
                 let named = Named {
                     parent,
                     name,
@@ -496,6 +503,7 @@ impl Face {
             let mut arrangement = Arrangement {
                 remove: Some(goes.named()),
                 bypass_governance,
+                room: Room::Reserve,
                 ..Arrangement::default()
             };
             let mut comes = None;
@@ -507,7 +515,7 @@ impl Face {
             {
                 let to = match is_current {
                     true => (goes.parent, goes.name.clone()),
-                    false => self.new_place(bucket.ino(), key)?,
+                    false => self.new_place(bucket.ino(), key, Room::Reserve)?,
                 };
                 arrangement.moves.push(moved(&place, to));
                 comes = Some(older.path);

@@ -214,6 +214,13 @@ impl Space {
             .saturating_sub(self.promised_bytes)
     }
 
+    /// Whether three quarters of the reserve are free, beside the room for a merge.
+    pub fn has_room_to_delete(&self) -> bool {
+        let merge = self.table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
+        let kept = u64::from(self.reserve_segments) * 3 / 4 + merge.min(MERGE_SEGMENTS_MAX);
+        self.free_segments() > kept
+    }
+
     /// Free segments that must be left when one is handed out.
     fn floor(&self, purpose: Purpose) -> u64 {
         let reserve = u64::from(self.reserve_segments);

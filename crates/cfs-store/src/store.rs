@@ -312,6 +312,13 @@ impl Store {
         })
     }
 
+    /// Whether what deletes something may add to the tables, though there is no room for others: as long as three quarters of
+    /// the reserve are left, which taking names and reclaim need.
+    #[must_use]
+    pub fn may_delete(&self) -> bool {
+        self.pool.space.lock().has_room_to_delete()
+    }
+
     /// Bytes that could be accepted now.
     #[must_use]
     pub fn available_bytes(&self) -> u64 {

@@ -5,6 +5,7 @@ use cfs_format::Ino;
 use super::remove::{Nameless, Removal};
 use crate::command::{Arrange, Command, Published};
 use crate::error::{FsError, Result};
+use crate::types::Room;
 use crate::{Fs, directory};
 
 /// A name, and the file that it has to be the name of.
@@ -40,6 +41,8 @@ pub struct Arrangement {
     pub moves: Vec<Moved>,
     /// A file without a name (see [`Fs::tmpfile_and_hold`]), the name that it gets, which is free, and its records.
     pub publish: Option<(Named, Vec<(Vec<u8>, Vec<u8>)>)>,
+    /// Where the room for it comes from.
+    pub room: Room,
 }
 
 impl Fs {
@@ -55,7 +58,7 @@ impl Fs {
         // Taking names is possible on a full pool.
         let _reservation = match arrangement.moves.is_empty() && arrangement.publish.is_none() {
             true => None,
-            false => Some(self.admit_growth(bytes.sum())?),
+            false => self.admit_change(bytes.sum(), arrangement.room)?,
         };
         if let Some((named, _)) = &arrangement.publish {
             self.files.flush(named.ino)?;

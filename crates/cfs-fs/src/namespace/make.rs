@@ -7,7 +7,7 @@ use crate::Fs;
 use crate::apply::{Lost, Outcome};
 use crate::command::{Command, Link, Make, MakeUnnamed, Rename, RenameWhiteout};
 use crate::error::{FsError, Result};
-use crate::types::{Attr, Caller, RenameFlags};
+use crate::types::{Attr, Caller, RenameFlags, Room};
 
 /// The names of a rename, each with its directory.
 #[derive(Clone, Copy)]
@@ -65,14 +65,24 @@ impl Fs {
     /// # Errors
     /// As [`Fs::create`]; [`FsError::TooManyLinks`].
     pub fn mkdir(&self, parent: Ino, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr> {
-        self.make(
-            parent,
-            name,
-            libc::S_IFDIR | (mode & 0o7777),
-            0,
-            &[],
-            caller,
-        )
+        self.mkdir_with(parent, name, mode, caller, Room::Free)
+    }
+
+    /// Makes a directory, which may be part of a deletion.
+    ///
+    /// # Errors
+    /// As [`Fs::mkdir`].
+    pub fn mkdir_with(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        caller: &Caller,
+        room: Room,
+    ) -> Result<Attr> {
+        let _reservation = self.admit_change(0, room)?;
+        let mode = libc::S_IFDIR | (mode & 0o7777);
+        self.make_admitted(parent, name, mode, 0, &[], caller)
     }
 
     /// Makes a symbolic link.
@@ -99,7 +109,21 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`] (the directory), [`FsError::NotDirectory`], [`FsError::NoSpace`].
     pub fn tmpfile_and_hold(&self, parent: Ino, mode: u32, caller: &Caller) -> Result<Attr> {
-        let _reservation = self.admit_growth(0)?;
+        self.tmpfile_and_hold_with(parent, mode, caller, Room::Free)
+    }
+
+    /// As [`Fs::tmpfile_and_hold`], for a file that may be part of a deletion.
+    ///
+    /// # Errors
+    /// As [`Fs::tmpfile_and_hold`].
+    pub fn tmpfile_and_hold_with(
+        &self,
+        parent: Ino,
+        mode: u32,
+        caller: &Caller,
+        room: Room,
+    ) -> Result<Attr> {
+        let _reservation = self.admit_change(0, room)?;
         let ino = self.store.allocate_ino();
         let salt = self.salt();
         self.opens.add_new(ino);
@@ -132,8 +156,20 @@ impl Fs {
         target: &[u8],
         caller: &Caller,
     ) -> Result<Attr> {
-        crate::directory::check_reserved(name)?;
         let _reservation = self.admit_growth(target.len())?;
+        self.make_admitted(parent, name, mode, rdev, target, caller)
+    }
+
+    fn make_admitted(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u64,
+        target: &[u8],
+        caller: &Caller,
+    ) -> Result<Attr> {
+        crate::directory::check_reserved(name)?;
         let ino = self.store.allocate_ino();
         let salt = self.salt();
         let outcome = self.execute(|_, now| {

@@ -13,7 +13,7 @@ use cfs_format::table::{inode_flag, key, split_key, tag};
 use super::remove::{Nameless, Removal};
 use crate::command::{Command, Publish, SetRecords};
 use crate::error::{FsError, Result};
-use crate::types::Attr;
+use crate::types::{Attr, Room};
 use crate::{Fs, directory, inode, row, xattr};
 
 /// A name in a directory and what it points to.
@@ -64,6 +64,8 @@ pub struct RecordChange {
     pub describes: Option<Attr>,
     /// Whether it counts as a change of the inode's attributes.
     pub touches: bool,
+    /// Where the room for it comes from.
+    pub room: Room,
 }
 
 impl Fs {
@@ -162,7 +164,7 @@ impl Fs {
             .iter()
             .map(|(name, value)| name.len() + value.len())
             .sum();
-        let _reservation = self.admit_growth(bytes)?;
+        let _reservation = self.admit_change(bytes, change.room)?;
         if change.describes.is_some() && self.files.has_content_to_write(ino) {
             self.files.flush(ino)?;
         }

@@ -325,3 +325,53 @@ fn what_the_mount_replaced_comes_back_in_its_order() {
     assert_eq!(root.get("/bucket/k").is(200).body, b"of the mount");
     served.assert_clean();
 }
+
+/// On a full pool a key could not be deleted, nor the newest of several versions.
+#[test]
+fn a_full_pool_can_be_deleted_from() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let old = put(&root, "/bucket/dir/old", b"old");
+    let new = put(&root, "/bucket/dir/old", b"new");
+    let mut count = 0;
+    // To the last bit: what is large, and then what is small.
+    for bytes in [4_000_000, 400_000, 5000, 0] {
+        loop {
+            let path = format!("/bucket/dir/{count}");
+            let answer = root.put(&path, &noise(bytes, 100 + count));
+            if answer.status != 200 {
+                answer.fails(507, "InsufficientStorage");
+                break;
+            }
+            count += 1;
+            assert!(count < 20_000, "it never fills");
+        }
+    }
+    root.put("/bucket/x", b"").fails(507, "InsufficientStorage");
+    let remove = |id: &str| {
+        root.send("DELETE", "/bucket/dir/old", &[("versionId", id)], b"")
+            .is(204)
+    };
+    remove(&new);
+    assert_eq!(root.get("/bucket/dir/old").is(200).body, b"old");
+    let marker = root.delete("/bucket/dir/old").is(204);
+    assert_eq!(marker.header("x-amz-delete-marker"), "true");
+    root.get("/bucket/dir/old").fails(404, "NoSuchKey");
+    remove(marker.header("x-amz-version-id"));
+    assert_eq!(root.get("/bucket/dir/old").is(200).body, b"old");
+    remove(&old);
+    for number in 0..count.min(200) {
+        root.delete(&format!("/bucket/dir/{number}")).is(204);
+    }
+    // What is gone for good gives room back.
+    for (key, id) in list(&root, &[("max-keys", "1000")]).0 {
+        let path = format!("/bucket/{key}");
+        root.send("DELETE", &path, &[("versionId", &id)], b"")
+            .is(204);
+    }
+    root.put("/bucket/after", &noise(4_000_000, 1)).is(200);
+    served.assert_clean();
+}
