@@ -339,6 +339,8 @@ pub struct Published {
     pub name: Vec<u8>,
     /// Records and extended attributes.
     pub records: Vec<(Vec<u8>, Vec<u8>)>,
+    /// They describe the content.
+    pub describes: bool,
 }
 
 /// See [`Command::SetAttributes`].

@@ -14,7 +14,7 @@ use crate::download::Opened;
 use crate::errors::from_fs;
 use crate::face::Face;
 use crate::names;
-use crate::records::{self, Content, Versioning, name};
+use crate::records::{self, Content, name};
 use crate::upload::{Etags, etag_of_sha256};
 use crate::versions::Version;
 use crate::walk;
@@ -436,11 +436,21 @@ impl Face {
             if let Some(id) = &id {
                 rows.push((name::VERSION.to_vec(), id.clone().into_bytes()));
             }
-            let target = match place {
-                Some(place) => Ok((place.parent, place.name)),
+            let target = match &place {
+                Some(place) => Ok((place.parent, place.name.clone())),
                 None => self.new_place(bucket.ino(), key, Room::Free),
             };
             let published = target.and_then(|(parent, name)| {
+                if let Some(null) = self.replaced_null(bucket, key, place.as_ref())? {
+                    let named = Named {
+                        parent,
+                        name: name.clone(),
+                        ino,
+                    };
+                    let current = place.as_ref().zip(archive.clone());
+                    self.publish_over_null(bucket, key, null, current, (named, rows), expected)?;
+                    return Ok((self.fs.getattr(ino)?, parent, name));
+                }
                 let publication = Publication {
                     parent,
                     name: &name,
@@ -453,10 +463,6 @@ impl Face {
             });
             match published {
                 Ok((attr, parent, name)) => {
-                    let state = bucket.record.versioning;
-                    if state == Some(Versioning::Suspended) {
-                        self.drop_older_null(bucket, key).map_err(from_fs)?;
-                    }
                     drop((lock, kept));
                     self.make_durable()?;
                     self.name_changed(parent, &name);

@@ -11,7 +11,7 @@
 //! - Without a current version, the newest in the tree is a marker, but for what is done through the mount.
 
 use cfs_format::Ino;
-use cfs_fs::{Arrangement, FsError, Moved, Named, Room};
+use cfs_fs::{Arrangement, Expected, FsError, Moved, Named, Room};
 use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
@@ -363,15 +363,34 @@ impl Face {
         Ok((id, Some(archive)))
     }
 
-    /// Removes the version `null` from the tree, as another takes its place.
+    /// The version `null` in the tree, if another is to take its place: in a bucket that keeps no new versions.
     ///
     /// # Errors
     /// What the file system refuses.
-    pub(crate) fn drop_older_null(&self, bucket: &BucketAt, key: &str) -> Result<(), FsError> {
-        match self.older_null(bucket, key)? {
-            Some(older) => self.drop_older(bucket, &older),
-            None => Ok(()),
+    pub(crate) fn replaced_null(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        current: Option<&Place>,
+    ) -> Result<Option<(Older, Place)>, FsError> {
+        if bucket.record.versioning != Some(Versioning::Suspended) {
+            return Ok(None);
         }
+        let Some(older) = self.older_null(bucket, key)? else {
+            return Ok(None);
+        };
+        if let Some(current) = current
+            && self.version_of(current.ino)? == NULL_VERSION
+        {
+            // The mount has made another, which hides it: of two only one can go in one step, and this one is not missed.
+            self.drop_older(bucket, &older)?;
+            return Ok(None);
+        }
+        let place = match self.versions_tree(bucket)? {
+            Some(tree) => self.find(tree, &older.path)?,
+            None => None,
+        };
+        Ok(place.map(|place| (older, place)))
     }
 
     fn drop_older(&self, bucket: &BucketAt, older: &Older) -> Result<(), FsError> {
@@ -530,6 +549,41 @@ impl Face {
             Ok(deleted)
         };
         self.until_it_holds(|| delete().map_err(Failed::Fs))
+    }
+
+    /// Publishes a file, in the step in which the version `null` in the tree goes, and the current one into the tree.
+    ///
+    /// # Errors
+    /// As [`cfs_fs::Fs::arrange`].
+    pub(crate) fn publish_over_null(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        null: (Older, Place),
+        current: Option<(&Place, (Ino, Vec<u8>))>,
+        publish: (Named, Vec<(Vec<u8>, Vec<u8>)>),
+        expected: Expected,
+    ) -> Result<(), FsError> {
+        let (older, place) = null;
+        let arrangement = Arrangement {
+            remove: Some(place.named()),
+            moves: current
+                .map(|(place, to)| moved(place, to))
+                .into_iter()
+                .collect(),
+            publish: Some(publish),
+            describes: true,
+            unchanged: match expected {
+                Expected::Unchanged(attr) => Some(attr),
+                Expected::Anything | Expected::Nothing => None,
+            },
+            ..Arrangement::default()
+        };
+        self.arrange(bucket.ino(), key, arrangement)?;
+        match self.versions_tree(bucket)? {
+            Some(tree) => self.prune(tree, &older.path),
+            None => Ok(()),
+        }
     }
 
     /// Has names changed in one step, tells of it, and removes directories that a key needs no more.

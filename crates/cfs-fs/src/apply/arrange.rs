@@ -1,7 +1,7 @@
 //! Applying an arrangement of names: what front ends that keep versions of objects do in one step.
 
 use cfs_format::Ino;
-use cfs_format::table::InodeRecord;
+use cfs_format::table::{InodeRecord, inode_flag};
 use cfs_store::Txn;
 
 use super::Outcome;
@@ -58,12 +58,16 @@ fn check(txn: &Txn<'_>, command: &Arrange) -> Result<Directories> {
     if command.moves.len() > MOVES_MAX {
         return Err(FsError::Invalid);
     }
-    let is_free = |parent: Ino, name: &Vec<u8>| -> Result<()> {
+    let is_removed = |parent: Ino, name: &Vec<u8>| {
+        let removed = command.remove.as_ref();
+        removed.is_some_and(|(directory, taken)| (*directory, taken) == (parent, name))
+    };
+    let is_left = |parent: Ino, name: &Vec<u8>| {
+        let mut moves = command.moves.iter();
+        moves.any(|(directory, old, ..)| (*directory, old) == (parent, name))
+    };
+    let is_free = |parent: Ino, name: &Vec<u8>, is_taken: bool| -> Result<()> {
         directory::check_name(name)?;
-        let is_taken = command
-            .remove
-            .as_ref()
-            .is_some_and(|(directory, taken)| (*directory, taken) == (parent, name));
         match directory::find(txn, parent, name)? {
             Some(_) if !is_taken => Err(FsError::Exists),
             _ => Ok(()),
@@ -81,7 +85,7 @@ fn check(txn: &Txn<'_>, command: &Arrange) -> Result<Directories> {
         directories.load(txn, *parent)?;
         directories.load(txn, *new_parent)?;
         file(txn, *parent, name)?;
-        is_free(*new_parent, new_name)?;
+        is_free(*new_parent, new_name, is_removed(*new_parent, new_name))?;
         taken.push((*parent, name));
         given.push((*new_parent, new_name));
     }
@@ -94,7 +98,12 @@ fn check(txn: &Txn<'_>, command: &Arrange) -> Result<Directories> {
         if record.volume != directories.of(publish.parent).volume {
             return Err(FsError::CrossVolume);
         }
-        is_free(publish.parent, &publish.name)?;
+        let (parent, name) = (publish.parent, &publish.name);
+        is_free(
+            parent,
+            name,
+            is_removed(parent, name) || is_left(parent, name),
+        )?;
         check_records(&publish.records)?;
         given.push((publish.parent, &publish.name));
     }
@@ -152,6 +161,9 @@ pub(super) fn arrange(txn: &mut Txn<'_>, command: &Arrange) -> Result<Outcome> {
         let parent = directories.of(publish.parent);
         directory::insert(txn, publish.parent, parent, &publish.name, target);
         put_records(txn, publish.ino, &mut record, &publish.records);
+        if publish.describes {
+            record.flags |= inode_flag::DESCRIBED;
+        }
         txn.delete(orphan_key(publish.ino));
         record.nlink = 1.into();
         record.mtime = command.now.into();

@@ -2,11 +2,12 @@
 
 use cfs_format::Ino;
 
+use super::publish::same_content;
 use super::remove::{Nameless, Removal};
 use crate::command::{Arrange, Command, Published};
 use crate::error::{FsError, Result};
-use crate::types::Room;
-use crate::{Fs, directory};
+use crate::types::{Attr, Room};
+use crate::{Fs, directory, inode};
 
 /// A name, and the file that it has to be the name of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +40,13 @@ pub struct Arrangement {
     pub bypass_governance: bool,
     /// Names that are moved, at most eight, also of what is locked: who asks answers for it that it is found again.
     pub moves: Vec<Moved>,
-    /// A file without a name (see [`Fs::tmpfile_and_hold`]), the name that it gets, which is free, and its records.
+    /// A file without a name (see [`Fs::tmpfile_and_hold`]), the name that it gets, which is free or left by a move, and its
+    /// records.
     pub publish: Option<(Named, Vec<(Vec<u8>, Vec<u8>)>)>,
+    /// These records describe the content of the file.
+    pub describes: bool,
+    /// A file that must be as it was.
+    pub unchanged: Option<Attr>,
     /// Where the room for it comes from.
     pub room: Room,
 }
@@ -49,7 +55,7 @@ impl Fs {
     /// Changes several names in one step. Durable after [`cfs_store::Store::sync`].
     ///
     /// # Errors
-    /// [`FsError::Changed`] when a name is not that of its file any more; [`FsError::Exists`] when a new one is not free;
+    /// [`FsError::Changed`] when a name is not that of its file any more, or the file not what it was; [`FsError::Exists`] when a new one is not free;
     /// [`FsError::Locked`]; [`FsError::NotFound`] and [`FsError::NotDirectory`] for directories; [`FsError::CrossVolume`],
     /// [`FsError::NameTooLong`], [`FsError::Invalid`], [`FsError::NoSpace`].
     pub fn arrange(&self, arrangement: Arrangement) -> Result<()> {
@@ -73,6 +79,12 @@ impl Fs {
             for moved in &arrangement.moves {
                 is_still(&moved.from)?;
             }
+            if let Some(attr) = &arrangement.unchanged {
+                let record = inode::get(txn, attr.ino)?;
+                if !same_content(&Attr::from_record(attr.ino, &record), attr) {
+                    return Err(FsError::Changed);
+                }
+            }
             if let Some(named) = &arrangement.remove {
                 is_still(named)?;
                 removal = self.begin_removal(txn, named.ino, Nameless::Goes)?;
@@ -90,6 +102,7 @@ impl Fs {
                     parent: named.parent,
                     name: named.name,
                     records,
+                    describes: arrangement.describes,
                 }),
                 now,
             }))

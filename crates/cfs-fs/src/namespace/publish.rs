@@ -247,7 +247,7 @@ impl Fs {
 }
 
 /// Whether nothing was written between the two looks at a file.
-fn same_content(left: &Attr, right: &Attr) -> bool {
+pub(super) fn same_content(left: &Attr, right: &Attr) -> bool {
     (left.ino, left.size, left.mtime, left.ctime)
         == (right.ino, right.size, right.mtime, right.ctime)
 }
