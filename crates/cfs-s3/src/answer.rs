@@ -23,6 +23,7 @@ use crate::cors;
 use crate::face::Face;
 use crate::hosts::Hosts;
 use crate::signature2;
+use crate::signature4;
 use crate::statistics;
 use crate::stats::{Operation, Traffic};
 
@@ -204,6 +205,9 @@ async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Res
             S3ErrorCode::AccessDenied,
             "the header authorization is AWS4-HMAC-SHA256, or AWS, and what belongs to it",
         ));
+    }
+    if let Err(failure) = signature4::check((request.method(), request.uri(), request.headers())) {
+        return error(failure);
     }
     if !link_ends_in_time(&request) {
         return error(S3Error::with_message(

@@ -9,7 +9,7 @@
 //! | `server`, `patience` | the listener, its bounds |
 //! | `tls`, `hosts` | certificates, buckets in the host's name |
 //! | `answer` | what comes before and after an operation |
-//! | `access`, `signature2`, `users`, `acl`, `policy` | who asks, and what they may do |
+//! | `access`, `signature2`, `signature4`, `users`, `acl`, `policy` | who asks, and what they may do |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
 //! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
@@ -53,6 +53,7 @@ mod policy;
 mod records;
 mod server;
 mod signature2;
+mod signature4;
 mod statistics;
 mod stats;
 mod tls;

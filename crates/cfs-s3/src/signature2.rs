@@ -56,6 +56,21 @@ const SIGNED: [&str; 35] = [
     "website",
 ];
 
+/// Parameters of a query that make another operation of a request, and that clients of this version do not sign.
+const UNSIGNED: [&str; 11] = [
+    "attributes",
+    "encryption",
+    "id",
+    "intelligent-tiering",
+    "legal-hold",
+    "metadataTable",
+    "ownershipControls",
+    "policyStatus",
+    "publicAccessBlock",
+    "retention",
+    "session",
+];
+
 /// HMAC-SHA-1 (RFC 2104).
 fn hmac(key: &[u8], text: &[u8]) -> [u8; 20] {
     let mut block = [0; BLOCK];
@@ -186,6 +201,13 @@ pub(crate) fn check(
     } else {
         return Ok(());
     };
+    // Who passes a link on could add them.
+    if let Some(name) = UNSIGNED.iter().find(|name| query.contains_key(**name)) {
+        return Err(s3_error!(
+            AccessDenied,
+            "a signature of version 2 does not cover ?{name}; sign with version 4"
+        ));
+    }
     let (_, secret) = users
         .by_access_key(&access_key)
         .ok_or(S3ErrorCode::InvalidAccessKeyId)?;

@@ -322,13 +322,28 @@ impl Client {
 
     /// The path and query of a link that may be followed without a key.
     pub fn presign(&self, method: &str, path: &str, seconds: u64) -> String {
+        self.presign_with(method, path, &[], seconds)
+    }
+
+    /// The same with more parameters, which come after `X-Amz-` in their order.
+    pub fn presign_with(
+        &self,
+        method: &str,
+        path: &str,
+        parameters: &[(&str, &str)],
+        seconds: u64,
+    ) -> String {
         let date = amz_date(now());
         let scope = format!("{}/us-east-1/s3/aws4_request", &date[..8]);
         let credential = format!("{}/{scope}", self.access_key_id);
-        let query = format!(
+        let mut query = format!(
             "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={}&X-Amz-Date={date}&X-Amz-Expires={seconds}&X-Amz-SignedHeaders=host",
             encode(&credential, false)
         );
+        for (name, value) in parameters {
+            write!(query, "&{}={}", encode(name, false), encode(value, false))
+                .expect("a string takes any text");
+        }
         let path = encode(path, true);
         let canonical = format!(
             "{method}\n{path}\n{query}\nhost:{}\n\nhost\nUNSIGNED-PAYLOAD",
@@ -340,9 +355,14 @@ impl Client {
 
     /// Sends a request without a signature.
     pub fn send_unsigned(&self, method: &str, target: &str, body: &[u8]) -> Answer {
+        self.follow(method, target, "", body)
+    }
+
+    /// Sends a request without a signature, or with that of a link, and with more lines in its head.
+    pub fn follow(&self, method: &str, target: &str, lines: &str, body: &[u8]) -> Answer {
         let mut stream = self.connect();
         let head = format!(
-            "{method} {target} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            "{method} {target} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n{lines}connection: close\r\n\r\n",
             self.address,
             body.len()
         );

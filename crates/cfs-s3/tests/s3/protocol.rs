@@ -91,6 +91,80 @@ fn links_of_version_2_work() {
     at("other.localhost", &good).fails(403, "SignatureDoesNotMatch");
 }
 
+/// Who passes a request on could have it do what its signer may: copy what is secret, share it, end a retention.
+#[test]
+fn headers_that_are_not_signed_are_refused() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    root.send_with("PUT", "/bucket", &[], &lock, b"").is(200);
+    root.put("/bucket/secret", b"secret").is(200);
+    let put = root.presign("PUT", "/bucket/k", 60);
+    for line in [
+        "x-amz-copy-source: /bucket/secret\r\n",
+        "x-amz-acl: public-read\r\n",
+        "X-Amz-Meta-Name: value\r\n",
+    ] {
+        root.follow("PUT", &put, line, b"")
+            .fails(403, "AccessDenied");
+    }
+    root.get("/bucket/k").fails(404, "NoSuchKey");
+    root.follow("PUT", &put, "content-type: text/plain\r\n", b"mine")
+        .is(200);
+    let retained = [
+        ("x-amz-object-lock-mode", "GOVERNANCE"),
+        (
+            "x-amz-object-lock-retain-until-date",
+            "2099-01-01T00:00:00Z",
+        ),
+    ];
+    let kept = root.send_with("PUT", "/bucket/kept", &[], &retained, b"kept");
+    let version = kept.is(200).header("x-amz-version-id").to_owned();
+    let bypass = "x-amz-bypass-governance-retention: true\r\n";
+    let link = root.presign_with("DELETE", "/bucket/kept", &[("versionId", &version)], 60);
+    root.follow("DELETE", &link, bypass, b"")
+        .fails(403, "AccessDenied");
+    root.follow("DELETE", &link, "", b"")
+        .fails(403, "AccessDenied");
+    // The same of a signature in a header.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs();
+    let request = Request {
+        method: "PUT",
+        path: "/bucket/header".to_owned(),
+        query: Vec::new(),
+        headers: Vec::new(),
+        body: b"",
+    };
+    let head = root.sign(&request, now);
+    let send = |line: &str| {
+        let head = head.replacen("\r\n", &format!("\r\n{line}"), 1);
+        let mut stream = root.connect();
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        receive(&mut stream)
+    };
+    send("x-amz-copy-source: /bucket/secret\r\n").fails(403, "AccessDenied");
+    root.get("/bucket/header").fails(404, "NoSuchKey");
+    send("x-amz-user-agent: a client\r\n").is(200);
+    assert_eq!(root.get("/bucket/header").is(200).body, b"");
+    // Version 2 signs all of these, but not every parameter that makes another operation.
+    let ends = now + 60;
+    let signed = format!("PUT\n\n\n{ends}\n/bucket/kept");
+    let signature = hmac_sha1(&root.secret_access_key, &signed);
+    let signature = crate::client::encode(&signature, false);
+    let key = &root.access_key_id;
+    let link = format!("/bucket/kept?AWSAccessKeyId={key}&Expires={ends}&Signature={signature}");
+    let hold = b"<LegalHold><Status>ON</Status></LegalHold>";
+    root.send_unsigned("PUT", &format!("{link}&legal-hold"), hold)
+        .fails(403, "AccessDenied");
+    root.follow("PUT", &link, "x-amz-acl: public-read\r\n", b"")
+        .fails(403, "SignatureDoesNotMatch");
+    root.send_unsigned("PUT", &format!("{link}&acl"), b"")
+        .fails(403, "SignatureDoesNotMatch");
+    root.send_unsigned("PUT", &link, b"again").is(200);
+}
+
 fn hmac_sha1(secret: &str, text: &str) -> String {
     use s3s::crypto::{Checksum as _, Sha1};
     let mut block = [0; 64];
