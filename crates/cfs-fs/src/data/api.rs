@@ -49,6 +49,7 @@ impl Fs {
         match write() {
             // Of a large file, or a snapshot, that was just deleted most is still there.
             Err(FsError::NoSpace) if self.reap_all()? | self.prune_all()? => write(),
+            Err(FsError::Quota) if self.reap_all()? => write(),
             written => written,
         }
     }

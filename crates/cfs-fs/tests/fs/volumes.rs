@@ -151,6 +151,8 @@ fn what_is_beyond_the_quota_is_refused_when_it_is_written() {
     fs.write(one, 0, &vec![3; 200_000], false)
         .expect("overwritten");
     file(&fs, root, "three", b"");
+    fs.unlink(root, b"three").expect("removed");
+    let three = file(&fs, root, "three", b"");
     let refused = fs.create(root, b"four", 0o644, &Caller::default());
     assert!(matches!(refused, Err(FsError::Quota)));
     // What is cut off can be used again, at once.
@@ -165,11 +167,14 @@ fn what_is_beyond_the_quota_is_refused_when_it_is_written() {
             .expect("copied"),
         100_000
     );
+    // So can what is removed.
+    fs.unlink(root, b"one").expect("removed");
+    fs.write(three, 0, &vec![6; 100_000], false).expect("fits");
     fs.syncfs().expect("synced");
     let is = fs.volume(b"/v").expect("there");
     assert_eq!(
         (is.record.logical_bytes.get(), is.record.inode_count.get()),
-        (300_000, 4)
+        (300_000, 3)
     );
     fs.volume_set_quota(
         is.id,
