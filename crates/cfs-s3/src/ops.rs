@@ -87,6 +87,21 @@ pub(crate) fn check_encryption(
     }
 }
 
+/// What a request says of access.
+macro_rules! given_acl {
+    ($input:expr) => {
+        $crate::acl::Given {
+            canned: $input.acl.map(|acl| acl.as_str().to_owned()),
+            full_control: $input.grant_full_control,
+            read: $input.grant_read,
+            read_acp: $input.grant_read_acp,
+            write: $input.grant_write,
+            write_acp: $input.grant_write_acp,
+        }
+    };
+}
+pub(crate) use given_acl;
+
 /// What a request says of a key that the client brings.
 macro_rules! given_key {
     ($input:expr) => {

@@ -9,8 +9,8 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result};
 
-use super::owner;
-use crate::acl::Given;
+use super::tagging::object_ino;
+use super::{given_acl, owner};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::records::{self, name};
@@ -44,14 +44,7 @@ pub(crate) async fn put_bucket_acl(
     request: S3Request<PutBucketAclInput>,
 ) -> S3Result<S3Response<PutBucketAclOutput>> {
     let input = request.input;
-    let given = Given {
-        canned: input.acl.map(|acl| acl.as_str().to_owned()),
-        full_control: input.grant_full_control,
-        read: input.grant_read,
-        read_acp: input.grant_read_acp,
-        write: input.grant_write,
-        write_acp: input.grant_write_acp,
-    };
+    let given = given_acl!(input);
     blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         let now = face.bucket_acl(&bucket)?;
@@ -72,13 +65,7 @@ pub(crate) async fn get_object_acl(
 ) -> S3Result<S3Response<GetObjectAclOutput>> {
     let input = request.input;
     blocking(move || {
-        let expected = input.expected_bucket_owner.as_ref();
-        let (bucket, ino) = face.object_ino(
-            &input.bucket,
-            expected,
-            &input.key,
-            input.version_id.as_ref(),
-        )?;
+        let (bucket, ino) = object_ino!(face, input)?;
         let acl = face.object_acl(&bucket, ino)?;
         Ok(S3Response::new(GetObjectAclOutput {
             grants: Some(face.shown_grants(&acl)),
@@ -98,22 +85,9 @@ pub(crate) async fn put_object_acl(
     request: S3Request<PutObjectAclInput>,
 ) -> S3Result<S3Response<PutObjectAclOutput>> {
     let input = request.input;
-    let given = Given {
-        canned: input.acl.map(|acl| acl.as_str().to_owned()),
-        full_control: input.grant_full_control,
-        read: input.grant_read,
-        read_acp: input.grant_read_acp,
-        write: input.grant_write,
-        write_acp: input.grant_write_acp,
-    };
+    let given = given_acl!(input);
     blocking(move || {
-        let expected = input.expected_bucket_owner.as_ref();
-        let (bucket, ino) = face.object_ino(
-            &input.bucket,
-            expected,
-            &input.key,
-            input.version_id.as_ref(),
-        )?;
+        let (bucket, ino) = object_ino!(face, input)?;
         let now = face.object_acl(&bucket, ino)?;
         let acl = face.new_acl(&bucket, &now, &given, input.access_control_policy)?;
         let change = RecordChange {

@@ -13,8 +13,7 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{known_user, limit, not_implemented, owner};
-use crate::acl::Given;
+use super::{given_acl, known_user, limit, not_implemented, owner};
 use crate::conditions::timestamp;
 use crate::face::{Face, blocking};
 use crate::records::{Versioning, name};
@@ -40,14 +39,7 @@ pub(crate) async fn create_bucket(
         .and_then(|configuration| configuration.location_constraint)
         .map(|region| region.as_str().to_owned())
         .filter(|region| !region.is_empty());
-    let acl = Given {
-        canned: input.acl.map(|acl| acl.as_str().to_owned()),
-        full_control: input.grant_full_control,
-        read: input.grant_read,
-        read_acp: input.grant_read_acp,
-        write: input.grant_write,
-        write_acp: input.grant_write_acp,
-    };
+    let acl = given_acl!(input);
     let ownership = input
         .object_ownership
         .map(|object_ownership| OwnershipControls {

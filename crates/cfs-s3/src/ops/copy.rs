@@ -8,7 +8,7 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::put::{hasher, http_date, show_checksums, wanted_lock};
+use super::put::{given_headers, hasher, show_checksums, wanted_lock};
 use super::{
     asker_of, check_encryption, check_storage_class, given_key, given_source_key, show_encryption,
 };
@@ -21,7 +21,7 @@ use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::metadata::{Meta, tags_of_header};
 use crate::objects::Object;
-use crate::records::{self, Content, Customer, Headers, name};
+use crate::records::{self, Content, Customer, name};
 use crate::upload::{Digests, Etags, Measured, Measures, Upload};
 
 /// Bytes that one request copies at most; S3's own limit.
@@ -241,14 +241,7 @@ pub(crate) async fn copy_object(
         let mut meta = Meta::load(&face.fs, object.attr.ino).map_err(from_fs)?;
         let owner = face.new_owner(&bucket, asker.user.as_deref(), &acl)?;
         if new_metadata {
-            let headers = Headers {
-                cache_control: input.cache_control.take(),
-                content_disposition: input.content_disposition.take(),
-                content_encoding: input.content_encoding.take(),
-                content_language: input.content_language.take(),
-                expires: input.expires.as_ref().map(http_date),
-                ..Headers::default()
-            };
+            let headers = given_headers!(input);
             let tags = std::mem::take(&mut meta.tags);
             meta = Meta::given(
                 input.content_type.take(),

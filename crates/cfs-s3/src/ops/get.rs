@@ -128,6 +128,28 @@ impl Question {
     }
 }
 
+/// What a request for an object, or for what is known of it, asks.
+macro_rules! question {
+    ($input:expr) => {
+        Question {
+            key_given: given_key!($input).brought()?,
+            bucket: $input.bucket,
+            key: $input.key,
+            version: $input.version_id,
+            expected_owner: $input.expected_bucket_owner,
+            conditions: Conditions {
+                if_match: $input.if_match,
+                if_none_match: $input.if_none_match,
+                if_modified_since: $input.if_modified_since,
+                if_unmodified_since: $input.if_unmodified_since,
+            },
+            range: $input.range,
+            part_number: $input.part_number,
+            shows_parts: false,
+        }
+    };
+}
+
 /// The bytes of a part; an object that was put whole has one.
 fn part_range(parts: &[Part], size: u64, number: i32) -> S3Result<Bytes<u64>> {
     let sizes: Vec<_> = match parts {
@@ -250,22 +272,7 @@ pub(crate) async fn get_object(
 ) -> S3Result<S3Response<GetObjectOutput>> {
     refuse_wanted_encryption(&request.headers)?;
     let input = request.input;
-    let question = Question {
-        key_given: given_key!(input).brought()?,
-        bucket: input.bucket,
-        key: input.key,
-        version: input.version_id,
-        expected_owner: input.expected_bucket_owner,
-        conditions: Conditions {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-            if_modified_since: input.if_modified_since,
-            if_unmodified_since: input.if_unmodified_since,
-        },
-        range: input.range,
-        part_number: input.part_number,
-        shows_parts: false,
-    };
+    let question = question!(input);
     let found = blocking(move || question.answer(&face)).await?;
     let mut output = show!(GetObjectOutput, found, input.checksum_mode);
     output.tag_count = i32::try_from(found.meta.tags.len())
@@ -294,22 +301,7 @@ pub(crate) async fn head_object(
 ) -> S3Result<S3Response<HeadObjectOutput>> {
     refuse_wanted_encryption(&request.headers)?;
     let input = request.input;
-    let question = Question {
-        key_given: given_key!(input).brought()?,
-        bucket: input.bucket,
-        key: input.key,
-        version: input.version_id,
-        expected_owner: input.expected_bucket_owner,
-        conditions: Conditions {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-            if_modified_since: input.if_modified_since,
-            if_unmodified_since: input.if_unmodified_since,
-        },
-        range: input.range,
-        part_number: input.part_number,
-        shows_parts: false,
-    };
+    let question = question!(input);
     let found = blocking(move || question.answer(&face)).await?;
     let output = show!(HeadObjectOutput, found, input.checksum_mode);
     let mut response = S3Response::new(output);

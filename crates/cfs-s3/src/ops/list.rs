@@ -76,6 +76,19 @@ impl Encoding {
     }
 }
 
+/// What a request asks to list.
+macro_rules! query {
+    ($input:expr, $with_owner:expr) => {
+        Query {
+            prefix: $input.prefix.clone().unwrap_or_default(),
+            delimiter: $input.delimiter.clone(),
+            keys_max: limit($input.max_keys, KEYS_MAX)?,
+            with_owner: $with_owner,
+            ..Query::default()
+        }
+    };
+}
+
 /// Lists objects.
 ///
 /// # Errors
@@ -86,13 +99,7 @@ pub(crate) async fn list_objects(
 ) -> S3Result<S3Response<ListObjectsOutput>> {
     let input = request.input;
     let encoding = Encoding::wanted(input.encoding_type.as_ref())?;
-    let mut query = Query {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone(),
-        keys_max: limit(input.max_keys, KEYS_MAX)?,
-        with_owner: true,
-        ..Query::default()
-    };
+    let mut query = query!(input, true);
     if let Some(marker) = input.marker.as_deref().filter(|marker| !marker.is_empty()) {
         query.start_after(marker);
     }
@@ -131,13 +138,7 @@ pub(crate) async fn list_objects_v2(
     let input = request.input;
     let encoding = Encoding::wanted(input.encoding_type.as_ref())?;
     let with_owner = input.fetch_owner.unwrap_or(false);
-    let mut query = Query {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone(),
-        keys_max: limit(input.max_keys, KEYS_MAX)?,
-        with_owner,
-        ..Query::default()
-    };
+    let mut query = query!(input, with_owner);
     if let Some(start) = input
         .start_after
         .as_deref()
@@ -189,13 +190,7 @@ pub(crate) async fn list_object_versions(
 ) -> S3Result<S3Response<ListObjectVersionsOutput>> {
     let input = request.input;
     let encoding = Encoding::wanted(input.encoding_type.as_ref())?;
-    let mut query = Query {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone(),
-        keys_max: limit(input.max_keys, KEYS_MAX)?,
-        with_owner: true,
-        ..Query::default()
-    };
+    let mut query = query!(input, true);
     let key_marker = input.key_marker.clone().filter(|marker| !marker.is_empty());
     let version_marker = input
         .version_id_marker

@@ -14,7 +14,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::copy::source_of;
 use super::list::Encoding;
-use super::put::{Wanted, digests, hasher, http_date, show_checksums, wanted_lock};
+use super::put::{Wanted, digests, given_headers, hasher, show_checksums, wanted_lock};
 use super::{
     asker_of, check_encryption, check_storage_class, encryption, given_key, given_source_key,
     limit, owner, show_encryption,
@@ -89,13 +89,8 @@ pub(crate) async fn create_multipart_upload(
         _ => false,
     };
     let headers = Headers {
-        cache_control: input.cache_control.take(),
-        content_disposition: input.content_disposition.take(),
-        content_encoding: input.content_encoding.take(),
-        content_language: input.content_language.take(),
-        expires: input.expires.as_ref().map(http_date),
         redirect: input.website_redirect_location.take(),
-        owner: None,
+        ..given_headers!(input)
     };
     let tags = tags_of_header(input.tagging.as_deref())?;
     let mut meta = Meta::given(

@@ -52,13 +52,8 @@ pub(crate) async fn put_object(
         return Err(S3ErrorCode::EntityTooLarge.into());
     }
     let headers = Headers {
-        cache_control: input.cache_control.take(),
-        content_disposition: input.content_disposition.take(),
-        content_encoding: content_encoding(input.content_encoding.take()),
-        content_language: input.content_language.take(),
-        expires: input.expires.as_ref().map(http_date),
         redirect: input.website_redirect_location.take(),
-        owner: None,
+        ..given_headers!(input)
     };
     let tags = match input.tagging.as_deref() {
         Some(text) if is_form => tags_of_form(text)?,
@@ -174,7 +169,7 @@ fn header_text(headers: &http::HeaderMap, name: &str) -> Option<String> {
 }
 
 /// `aws-chunked` is how the body came, and no property of the object.
-fn content_encoding(given: Option<String>) -> Option<String> {
+pub(crate) fn content_encoding(given: Option<String>) -> Option<String> {
     let kept: Vec<_> = given
         .as_deref()?
         .split(',')
@@ -242,6 +237,21 @@ macro_rules! digests {
 }
 pub(crate) use digests;
 digests!(PutObjectInput);
+
+/// The headers of a request that are given back as they came.
+macro_rules! given_headers {
+    ($input:expr) => {
+        $crate::records::Headers {
+            cache_control: $input.cache_control.take(),
+            content_disposition: $input.content_disposition.take(),
+            content_encoding: $crate::ops::put::content_encoding($input.content_encoding.take()),
+            content_language: $input.content_language.take(),
+            expires: $input.expires.as_ref().map($crate::ops::put::http_date),
+            ..$crate::records::Headers::default()
+        }
+    };
+}
+pub(crate) use given_headers;
 
 /// What a request that makes a version says of its lock.
 macro_rules! wanted_lock {

@@ -74,6 +74,19 @@ impl Face {
     }
 }
 
+/// The bucket that a request names, and the inode of the version in it.
+macro_rules! object_ino {
+    ($face:expr, $input:expr) => {
+        $face.object_ino(
+            &$input.bucket,
+            $input.expected_bucket_owner.as_ref(),
+            &$input.key,
+            $input.version_id.as_ref(),
+        )
+    };
+}
+pub(crate) use object_ino;
+
 /// Gives an object tags.
 ///
 /// # Errors
@@ -85,13 +98,7 @@ pub(crate) async fn put_object_tagging(
     let input = request.input;
     let tags = object_tags(pairs(input.tagging)?)?;
     blocking(move || {
-        let expected = input.expected_bucket_owner.as_ref();
-        let (_, ino) = face.object_ino(
-            &input.bucket,
-            expected,
-            &input.key,
-            input.version_id.as_ref(),
-        )?;
+        let (_, ino) = object_ino!(face, input)?;
         face.set_tags(ino, &tags)
     })
     .await?;
@@ -108,13 +115,7 @@ pub(crate) async fn get_object_tagging(
 ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
     let input = request.input;
     let tags = blocking(move || {
-        let expected = input.expected_bucket_owner.as_ref();
-        let (_, ino) = face.object_ino(
-            &input.bucket,
-            expected,
-            &input.key,
-            input.version_id.as_ref(),
-        )?;
+        let (_, ino) = object_ino!(face, input)?;
         face.tags(ino)
     })
     .await?;
@@ -134,13 +135,7 @@ pub(crate) async fn delete_object_tagging(
 ) -> S3Result<S3Response<DeleteObjectTaggingOutput>> {
     let input = request.input;
     blocking(move || {
-        let expected = input.expected_bucket_owner.as_ref();
-        let (_, ino) = face.object_ino(
-            &input.bucket,
-            expected,
-            &input.key,
-            input.version_id.as_ref(),
-        )?;
+        let (_, ino) = object_ino!(face, input)?;
         face.set_tags(ino, &Tags::new())
     })
     .await?;
