@@ -70,12 +70,25 @@ impl Face {
             Ok(_) | Err(FsError::NotFound | FsError::NameTooLong) => return Ok(None),
             Err(error) => return Err(from_fs(error)),
         };
-        let record = records::get(&self.fs, attr.ino, name::BUCKET).map_err(from_fs)?;
+        let record = self.bucket_record(attr.ino).map_err(from_fs)?;
         Ok(Some(BucketAt {
             name: name.to_owned(),
             attr,
-            record: record.unwrap_or_default(),
+            record,
         }))
+    }
+
+    fn bucket_record(&self, directory: Ino) -> Result<Bucket, FsError> {
+        let record: Option<Bucket> = records::get(&self.fs, directory, name::BUCKET)?;
+        Ok(Bucket {
+            object_lock: match self.fs.lock(directory) {
+                Ok(lock) => lock.is_some(),
+                // It has gone meanwhile.
+                Err(FsError::NotFound) => false,
+                Err(error) => return Err(error),
+            },
+            ..record.unwrap_or_default()
+        })
     }
 
     /// A bucket as it is by now. Who acts by that has [`Face::keep_bucket`].
@@ -83,9 +96,8 @@ impl Face {
     /// # Errors
     /// What reading failed with.
     pub(crate) fn bucket_by_now(&self, bucket: &BucketAt) -> S3Result<BucketAt> {
-        let record = records::get(&self.fs, bucket.ino(), name::BUCKET).map_err(from_fs)?;
         Ok(BucketAt {
-            record: record.unwrap_or_default(),
+            record: self.bucket_record(bucket.ino()).map_err(from_fs)?,
             ..bucket.clone()
         })
     }
@@ -179,10 +191,10 @@ impl Face {
             put,
             ..RecordChange::default()
         };
+        self.fs.set_records(attr.ino, change).map_err(from_fs)?;
         if object_lock {
             self.fs.fix_directory(attr.ino).map_err(from_fs)?;
         }
-        self.fs.set_records(attr.ino, change).map_err(from_fs)?;
         self.make_durable()?;
         self.name_changed(Ino::ROOT, name.as_bytes());
         Ok(())

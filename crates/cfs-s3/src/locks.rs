@@ -15,7 +15,7 @@ use crate::access::Asker;
 use crate::buckets::BucketAt;
 use crate::errors::{custom, from_fs};
 use crate::face::Face;
-use crate::records::{self, Versioning, name};
+use crate::records::{Versioning, name};
 
 /// Longest default retention; S3's own limits.
 const DAYS_MAX: i32 = 36_500;
@@ -296,7 +296,7 @@ impl Face {
         config: &ObjectLockConfiguration,
     ) -> S3Result<()> {
         let _changing = self.change_of_bucket(bucket.ino());
-        let mut record = self.bucket_by_now(bucket)?.record;
+        let record = self.bucket_by_now(bucket)?.record;
         if record.versioning != Some(Versioning::Enabled) {
             return Err(s3_error!(
                 InvalidBucketState,
@@ -305,9 +305,6 @@ impl Face {
         }
         if !record.object_lock {
             self.fs.fix_directory(bucket.ino()).map_err(from_fs)?;
-            record.object_lock = true;
-            let row = (name::BUCKET.to_vec(), records::encode(&record));
-            self.change_bucket(bucket, vec![row], Vec::new())?;
         }
         self.put_config(bucket, name::OBJECT_LOCK, config)
     }

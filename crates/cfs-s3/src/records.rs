@@ -139,8 +139,8 @@ pub(crate) struct Bucket {
     /// Whether it keeps versions; none: it never has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versioning: Option<Versioning>,
-    /// Versions in it can be locked; for good.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// Versions in it can be locked; for good. Not in the record: the directory's own lock says so.
+    #[serde(skip)]
     pub object_lock: bool,
 }
 
