@@ -307,7 +307,15 @@ fn parts_are_in_the_volume_of_their_bucket() {
     let used = volume.record.logical_bytes.get();
     assert_eq!(used, 2 * MINIMUM as u64 - 10_000);
     // Small parts too, and where a quota is used up.
-    root.delete(path).is(204);
+    let quota = cfs_fs::Quota {
+        bytes: used + 2 * MINIMUM as u64,
+        inodes: 0,
+    };
+    served
+        .fs
+        .volume_set_quota(volume.id, quota)
+        .expect("it is there");
+    let path = "/bucket/small";
     let id = begin(&root, path, &[]);
     let parts = [
         (1, part(&root, path, &id, 1, &contents[0])),
