@@ -1,8 +1,9 @@
 //! Who may do what: signatures' secrets, and what an asker may do with a bucket and its objects.
 //!
-//! The user root may do everything. For others a bucket's policy speaks first, and a denial in it is final, but for the
-//! bucket's owner changing the policy itself. Then access control lists count. Who owns a bucket may do everything
-//! with it and what is in it; who owns an object in another's bucket, everything with the object.
+//! The user root may do everything. For others a denial in a policy is final, whether it is of who asks or of the bucket, but
+//! for the bucket's owner changing the bucket's policy itself. Who is at the head of the account that owns a bucket may do
+//! everything else with it and what is in it; others of that account, what a policy allows; others, what the bucket's
+//! policy or access control lists grant. Of these, who is not at the head of an account needs a policy that allows it too.
 
 use std::sync::Arc;
 
@@ -12,15 +13,24 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
 
-use crate::acl::Right;
+use crate::acl::{Acl, Right};
 use crate::answer::From;
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
-use crate::policy::{Asked, Facts, Verdict};
+use crate::logging::{Note, Noted};
+use crate::ops::not_implemented;
+use crate::policy::{ARN, Asked, Facts, Verdict, Who};
+use crate::principal::Principal;
 use crate::records::{self, Tags, name};
 use crate::stats::Operation;
 use crate::users::User;
+
+/// What would be sealed with a key that the pool keeps.
+const ENCRYPTION_CONTEXT: &str = "x-amz-server-side-encryption-context";
+/// The header and the parameter with the token of credentials that end.
+pub(crate) const TOKEN_HEADER: &str = "x-amz-security-token";
+const TOKEN_PARAMETER: &str = "X-Amz-Security-Token";
 
 /// The one who asks, put into the request by the listener.
 #[derive(Clone, Copy)]
@@ -42,9 +52,29 @@ impl Peer {
 /// Who asks, and what the request says beside.
 #[derive(Clone, Default)]
 pub(crate) struct Asker {
-    /// None without a signature.
+    /// At the head of the account of who asks: who owns what is made. None without a signature.
     pub(crate) user: Option<Arc<User>>,
+    pub(crate) principal: Option<Arc<Principal>>,
     pub(crate) facts: Arc<Facts>,
+}
+
+impl Asker {
+    /// Who asks, as policies see it.
+    fn who(&self) -> Who<'_> {
+        match &self.principal {
+            Some(principal) => Who::Principal(principal),
+            None => Who::Nobody,
+        }
+    }
+}
+
+/// What policies and lists came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Allowed {
+    /// Without a look at access control lists.
+    Plainly,
+    /// By an access control list alone.
+    ByList,
 }
 
 /// Knows the secrets that requests are signed with.
@@ -53,8 +83,8 @@ pub(crate) struct Auth(pub(crate) Arc<Face>);
 #[async_trait]
 impl S3Auth for Auth {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        match self.0.users.by_access_key(access_key) {
-            Some((_, secret)) => Ok(SecretKey::from(secret)),
+        match self.0.users.secret_of(access_key) {
+            Some(secret) => Ok(SecretKey::from(secret)),
             None => Err(S3ErrorCode::InvalidAccessKeyId.into()),
         }
     }
@@ -69,63 +99,123 @@ impl S3Access for Access {
         if let Some(operation) = context.extensions_mut().get::<Operation>().cloned() {
             operation.set(context.s3_op().name());
         }
-        let user = context
-            .credentials()
-            .and_then(|credentials| self.0.users.by_access_key(&credentials.access_key))
-            .map(|(user, _)| user);
-        if context.credentials().is_some() && user.is_none() {
-            // It was revoked between the look at the signature and now.
-            return Err(S3ErrorCode::InvalidAccessKeyId.into());
-        }
         let facts = facts_of(context);
+        if facts.headers.contains_key(ENCRYPTION_CONTEXT) {
+            return Err(not_implemented("contexts of keys that the pool keeps"));
+        }
+        let principal = match context.credentials() {
+            // It may have been revoked between the look at the signature and now.
+            Some(credentials) => {
+                let token = facts.headers.get(TOKEN_HEADER);
+                let token = token.or_else(|| facts.query.get(TOKEN_PARAMETER));
+                let users = &self.0.users;
+                Some(users.principal(&credentials.access_key, token.map(String::as_str))?)
+            }
+            None => None,
+        };
         let asker = Asker {
-            user,
+            user: principal.as_ref().map(|it| Arc::clone(&it.account)),
+            principal: principal.map(Arc::new),
             facts: Arc::new(facts),
         };
         context.extensions_mut().insert(asker.clone());
+        let noted = context.extensions_mut().get::<Noted>().cloned();
         let operation = context.s3_op().name();
         let bucket = context.s3_path().get_bucket_name().map(str::to_owned);
         let Some(bucket) = bucket.filter(|_| operation != "CreateBucket") else {
-            return match asker.user {
-                Some(_) => Ok(()),
-                None => Err(S3ErrorCode::AccessDenied.into()),
-            };
+            let bucket = context.s3_path().get_bucket_name().unwrap_or_default();
+            return authorize_account(&asker, operation, bucket);
         };
         // A form names its key in its body, and a batch its keys: each is decided there.
-        if matches!(operation, "PostObject" | "DeleteObjects") {
-            return Ok(());
-        }
+        let is_decided_later = matches!(operation, "PostObject" | "DeleteObjects");
+        let logged = operation.to_owned();
         let key = context.s3_path().get_object_key().map(str::to_owned);
         let action = action_of(operation, &asker.facts);
         let version = version_of(operation, &asker.facts);
         let face = Arc::clone(&self.0);
-        blocking(move || match face.find_bucket(&bucket)? {
-            Some(bucket) => {
-                let version = version.as_ref();
-                face.authorize_version(&asker, &bucket, key.as_deref(), version, &action)
+        blocking(move || {
+            // That there is none, the operation says.
+            let Some(bucket) = face.find_bucket(&bucket)? else {
+                return Ok(());
+            };
+            let allowed = match is_decided_later {
+                true => Ok(Allowed::Plainly),
+                false => {
+                    let (key, version) = (key.as_deref(), version.as_ref());
+                    face.authorize_version(&asker, &bucket, key, version, &action)
+                }
+            };
+            if let Some(noted) = noted
+                && let Some(place) = face.log_place(&bucket)?
+            {
+                noted.set(Note {
+                    place,
+                    owner: bucket.owner().to_owned(),
+                    bucket: bucket.name,
+                    key,
+                    requester: asker.principal.as_ref().map(|who| who.logged()),
+                    operation: logged,
+                    by_list: matches!(allowed, Ok(Allowed::ByList)),
+                    batch: Vec::new(),
+                });
             }
-            // The operation says so.
-            None => Ok(()),
+            allowed.map(drop)
         })
         .await
     }
 }
 
+/// Whether somebody may do what is done to no bucket that is there: make one, or list them.
+fn authorize_account(asker: &Asker, operation: &str, bucket: &str) -> S3Result<()> {
+    let principal = asker.principal.as_ref().ok_or(S3ErrorCode::AccessDenied)?;
+    let resource = format!("{ARN}{bucket}");
+    let has_list = |name: &String| name == "x-amz-acl" || name.starts_with("x-amz-grant-");
+    let actions: &[&str] = match operation {
+        "ListBuckets" => &["s3:ListAllMyBuckets"],
+        "CreateBucket" if asker.facts.headers.keys().any(has_list) => {
+            &["s3:CreateBucket", "s3:PutBucketAcl"]
+        }
+        "CreateBucket" => &["s3:CreateBucket"],
+        _ => return Ok(()),
+    };
+    let may = |action: &&str| {
+        let said = principal.decide(&Asked {
+            who: asker.who(),
+            action,
+            resource: &resource,
+            facts: &asker.facts,
+            tags: &[],
+        });
+        said == Verdict::Allow || said == Verdict::Silent && !principal.is_bound()
+    };
+    match principal.is_root() || actions.iter().all(may) {
+        true => Ok(()),
+        false => Err(S3ErrorCode::AccessDenied.into()),
+    }
+}
+
 fn facts_of(context: &mut S3AccessContext<'_>) -> Facts {
-    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers = context
-        .headers()
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), text(value)))
-        .collect();
-    let query = context.uri().query().unwrap_or_default();
-    let query = serde_urlencoded::from_str(query).unwrap_or_default();
     let peer = context.extensions_mut().get::<Peer>().copied();
+    facts_of_request(context.headers(), context.uri(), peer)
+}
+
+/// What conditions can ask for of a request.
+pub(crate) fn facts_of_request(
+    headers: &http::HeaderMap,
+    uri: &http::Uri,
+    peer: Option<Peer>,
+) -> Facts {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let query = uri.query().unwrap_or_default();
     Facts {
-        headers,
-        query,
+        headers: headers
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), text(value)))
+            .collect(),
+        query: serde_urlencoded::from_str(query).unwrap_or_default(),
         source: peer.map(|peer| peer.address),
         is_encrypted: peer.is_some_and(|peer| peer.is_encrypted),
+        more: Vec::new(),
     }
 }
 
@@ -185,6 +275,7 @@ fn action_of(operation: &str, facts: &Facts) -> String {
         "PutObjectLockConfiguration" => "PutBucketObjectLockConfiguration",
         "GetObjectLockConfiguration" => "GetBucketObjectLockConfiguration",
         "DeleteBucketOwnershipControls" => "PutBucketOwnershipControls",
+        "ListBuckets" => "ListAllMyBuckets",
         other => other,
     };
     format!("s3:{name}")
@@ -236,7 +327,7 @@ impl Face {
         bucket: &BucketAt,
         key: Option<&str>,
         action: &str,
-    ) -> S3Result<()> {
+    ) -> S3Result<Allowed> {
         self.authorize_version(asker, bucket, key, None, action)
     }
 
@@ -252,60 +343,125 @@ impl Face {
         key: Option<&str>,
         version: Option<&String>,
         action: &str,
-    ) -> S3Result<()> {
-        let user = asker.user.as_deref();
-        if user.is_some_and(User::is_root) {
-            return Ok(());
+    ) -> S3Result<Allowed> {
+        let denied = || Err(S3ErrorCode::AccessDenied.into());
+        let principal = asker.principal.as_deref();
+        if principal.is_some_and(Principal::is_root) {
+            return Ok(Allowed::Plainly);
         }
-        let is_owner = user.is_some_and(|user| user.id == bucket.owner());
+        let account = asker.user.as_deref();
+        let is_owner = account.is_some_and(|user| user.id == bucket.owner());
+        // Root's account has all buckets.
+        let is_home = is_owner || account.is_some_and(User::is_root);
+        let is_bound = principal.is_some_and(Principal::is_bound);
         let blocks = self.public_access(bucket)?;
-        if let Some(policy) = self.policy(bucket)? {
-            let tags = match (policy.asks_for_tags, key) {
-                (true, Some(key)) => self.tags_of_version(bucket, key, version)?,
-                _ => Tags::new(),
-            };
-            let asked = Asked {
-                user,
-                action,
-                bucket: &bucket.name,
-                key,
-                facts: &asker.facts,
-                tags: &tags,
-            };
-            let changes_policy = action.ends_with("BucketPolicy");
-            let is_shut = blocks.restrict_public_buckets == Some(true) && policy.is_public();
-            match policy.decide(&asked) {
-                Verdict::Deny if !(is_owner && changes_policy) => {
-                    return Err(S3ErrorCode::AccessDenied.into());
+        let policy = self.policy(bucket)?;
+        let asks_for_tags = policy.as_ref().is_some_and(|policy| policy.asks_for_tags)
+            || principal.is_some_and(Principal::asks_for_tags);
+        let tags = match key.filter(|_| asks_for_tags) {
+            Some(key) => self.tags_of_version(bucket, key, version)?,
+            None => Tags::new(),
+        };
+        let resource = match key {
+            Some(key) => format!("{ARN}{}/{key}", bucket.name),
+            None => format!("{ARN}{}", bucket.name),
+        };
+        let asked = Asked {
+            who: asker.who(),
+            action,
+            resource: &resource,
+            facts: &asker.facts,
+            tags: &tags,
+        };
+        let own = principal.map_or(Verdict::Silent, |principal| principal.decide(&asked));
+        if own == Verdict::Deny {
+            return denied();
+        }
+        let mut granted = false;
+        if let Some(policy) = policy {
+            let said = policy.decide(&asked);
+            match said.verdict {
+                Verdict::Deny if is_owner && !is_bound && action.ends_with("BucketPolicy") => {
+                    if self.policy_binds_owner(bucket)? {
+                        return denied();
+                    }
                 }
-                Verdict::Allow if !is_shut || is_owner => return Ok(()),
-                _ => {}
+                Verdict::Deny => return denied(),
+                Verdict::Allow => {
+                    let is_shut =
+                        blocks.restrict_public_buckets == Some(true) && policy.is_public();
+                    // An account that is granted something shares it out itself.
+                    granted =
+                        (!is_shut || is_home) && !(said.is_for_account && is_bound && is_home);
+                }
+                Verdict::Silent => {}
             }
         }
-        if is_owner {
-            return Ok(());
+        let is_allowed = match (is_home, is_bound) {
+            (true, true) => granted || own == Verdict::Allow,
+            (true, false) => true,
+            (false, true) => granted && own == Verdict::Allow,
+            // Policies of who is at the head of an account are root's, who has all buckets.
+            (false, false) => granted || own == Verdict::Allow,
+        };
+        if is_allowed {
+            return match is_home && !is_bound || self.may_know(asker, bucket, key, action)? {
+                true => Ok(Allowed::Plainly),
+                false => denied(),
+            };
+        }
+        if is_home || is_bound && own != Verdict::Allow {
+            return denied();
         }
         let ignores_public = blocks.ignore_public_acls == Some(true);
+        let user = principal.and_then(Principal::user).filter(|_| is_bound);
+        let allows = |acl: &Acl, right: Right| {
+            acl.allows(account, right, ignores_public)
+                || user.is_some_and(|user| acl.allows(Some(user), right, ignores_public))
+        };
         let may = match (needs_of(action), key) {
             (Needs::Ownership, _) | (Needs::Object(_), None) => false,
-            (Needs::Bucket(right), _) => {
-                self.bucket_acl(bucket)?.allows(user, right, ignores_public)
-            }
-            (Needs::Object(right), Some(key)) => {
-                match self.judged(bucket, key, version)? {
-                    Some(ino) => self
-                        .object_acl(bucket, ino)?
-                        .allows(user, right, ignores_public),
-                    // Who may list may know that there is nothing.
-                    None => self
-                        .bucket_acl(bucket)?
-                        .allows(user, Right::Read, ignores_public),
-                }
-            }
+            (Needs::Bucket(right), _) => allows(&self.bucket_acl(bucket)?, right),
+            (Needs::Object(right), Some(key)) => match self.judged(bucket, key, version)? {
+                Some(ino) => allows(&self.object_acl(bucket, ino)?, right),
+                None => self.may_list(asker, bucket, key)?,
+            },
         };
         match may {
-            true => Ok(()),
-            false => Err(S3ErrorCode::AccessDenied.into()),
+            true => Ok(Allowed::ByList),
+            false => denied(),
+        }
+    }
+
+    /// Whether who may read an object may know whether there is one.
+    fn may_know(
+        &self,
+        asker: &Asker,
+        bucket: &BucketAt,
+        key: Option<&str>,
+        action: &str,
+    ) -> S3Result<bool> {
+        match key {
+            Some(key) if action == "s3:GetObject" => {
+                Ok(self.find(bucket.ino(), key).map_err(from_fs)?.is_some()
+                    || self.may_list(asker, bucket, key)?)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether somebody may list what begins with a key: who may, may know that there is nothing.
+    fn may_list(&self, asker: &Asker, bucket: &BucketAt, key: &str) -> S3Result<bool> {
+        let mut facts = Facts::clone(&asker.facts);
+        facts.query.insert("prefix".to_owned(), key.to_owned());
+        let lister = Asker {
+            facts: Arc::new(facts),
+            ..asker.clone()
+        };
+        match self.authorize(&lister, bucket, None, "s3:ListBucket") {
+            Ok(_) => Ok(true),
+            Err(error) if *error.code() == S3ErrorCode::AccessDenied => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

@@ -157,6 +157,13 @@ impl Face {
         }
     }
 
+    fn grantee_at(&self, email: &str) -> S3Result<Grantee> {
+        match self.users.by_email(email) {
+            Some(user) => Ok(Grantee::User(user.id.clone())),
+            None => Err(S3ErrorCode::UnresolvableGrantByEmailAddress.into()),
+        }
+    }
+
     fn group(uri: &str) -> S3Result<Grantee> {
         match uri {
             ALL_USERS => Ok(Grantee::All),
@@ -196,9 +203,7 @@ impl Face {
                 let grantee = match kind.trim() {
                     "id" => self.known_grantee(value)?,
                     "uri" => Self::group(value)?,
-                    "emailAddress" => {
-                        return Err(S3ErrorCode::UnresolvableGrantByEmailAddress.into());
-                    }
+                    "emailAddress" => self.grantee_at(value)?,
                     _ => return Err(s3_error!(InvalidArgument, "a grant is to an id or a uri")),
                 };
                 grants.push((grantee, right));
@@ -237,9 +242,7 @@ impl Face {
             let grantee = match (&grantee.id, &grantee.uri, &grantee.email_address) {
                 (Some(id), _, _) => self.known_grantee(id)?,
                 (None, Some(uri), _) => Self::group(uri)?,
-                (None, None, Some(_)) => {
-                    return Err(S3ErrorCode::UnresolvableGrantByEmailAddress.into());
-                }
+                (None, None, Some(email)) => self.grantee_at(email)?,
                 _ => return Err(malformed()),
             };
             list.push((grantee, right));
@@ -251,9 +254,10 @@ impl Face {
     }
 
     /// Whether a list may be given to something in a bucket, or to the bucket.
-    fn admit_acl(&self, bucket: &BucketAt, acl: &Acl) -> S3Result<()> {
+    fn admit_acl(&self, bucket: &BucketAt, acl: &Acl, canned: Option<&str>) -> S3Result<()> {
         if self.ownership(bucket)?.as_deref() == Some("BucketOwnerEnforced")
-            && acl.grants != Acl::private(bucket.owner()).grants
+            && (acl.grants != Acl::private(bucket.owner()).grants
+                || canned.is_some_and(|name| name != "bucket-owner-full-control"))
         {
             return Err(crate::errors::custom(
                 "AccessControlListNotSupported",
@@ -307,7 +311,7 @@ impl Face {
         let Some(acl) = self.given_acl(given, owner, bucket.owner())? else {
             return Ok(None);
         };
-        self.admit_acl(bucket, &acl)?;
+        self.admit_acl(bucket, &acl, given.canned.as_deref())?;
         Ok(Some((name::ACL.to_vec(), records::encode(&acl))))
     }
 
@@ -369,7 +373,7 @@ impl Face {
             (None, Some(body)) => self.body_acl(body, &now.owner)?,
             (None, None) => return Err(S3ErrorCode::MissingSecurityHeader.into()),
         };
-        self.admit_acl(bucket, &acl)?;
+        self.admit_acl(bucket, &acl, given.canned.as_deref())?;
         Ok(acl)
     }
 

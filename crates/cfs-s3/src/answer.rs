@@ -22,6 +22,8 @@ use crate::bodies::{self, Budget, FORM_FILE_BYTES_MAX, XML_BYTES_MAX};
 use crate::cors;
 use crate::face::Face;
 use crate::hosts::Hosts;
+use crate::iam;
+use crate::logging::{Answered, Noted, Said};
 use crate::signature2;
 use crate::signature4;
 use crate::statistics;
@@ -122,6 +124,8 @@ pub(crate) async fn answer(
     let method = request.method().clone();
     let operation = Operation::default();
     request.extensions_mut().insert(operation.clone());
+    let (noted, said) = (Noted::default(), Said::of(&request));
+    request.extensions_mut().insert(noted.clone());
     let is_awaited = request.headers().contains_key(EXPECT);
     let is_empty = bodies::is_empty(&request);
     // Of two lengths of one body, one of them of its encoding, hyper takes the latter and forgets the other. Who has passed
@@ -130,7 +134,7 @@ pub(crate) async fn answer(
     let mut response = match shared.requests.try_acquire() {
         Ok(_permit) => {
             let _under_way = UnderWay::new(&shared.face.counters.under_way);
-            dispatch(shared, from, request).await
+            dispatch(shared, from, request, &id).await
         }
         Err(_) => error(S3ErrorCode::SlowDown.into()),
     };
@@ -141,6 +145,17 @@ pub(crate) async fn answer(
         response.headers_mut().insert(CONNECTION, close);
     }
     name_request(&mut response, &id).await;
+    if let Some(note) = noted.take() {
+        let answered = Answered {
+            id: &id,
+            peer: from.peer.ip(),
+            tls: from.is_encrypted,
+            response: &response,
+            took: started.elapsed(),
+        };
+        let logs = &shared.face.logs;
+        logs.add(shared.face.now_seconds(), note, &said, &answered);
+    }
     shared.face.counters.count(
         operation.name(&method),
         response.status(),
@@ -149,8 +164,16 @@ pub(crate) async fn answer(
     response
 }
 
-async fn dispatch(shared: &Shared, from: From, request: Request<Incoming>) -> Response<Body> {
+async fn dispatch(
+    shared: &Shared,
+    from: From,
+    request: Request<Incoming>,
+    id: &str,
+) -> Response<Body> {
     let host_bucket = shared.hosts.bucket_of(request.headers());
+    if host_bucket.is_none() && iam::is_meant(&request) {
+        return iam::answer(&shared.face, from, request, id).await;
+    }
     if request.method() == Method::GET && host_bucket.is_none() {
         let told = statistics::answer(&shared.face, from, &request).await;
         if let Some(told) = told {
@@ -186,7 +209,7 @@ async fn dispatch(shared: &Shared, from: From, request: Request<Incoming>) -> Re
 }
 
 /// Has an operation done.
-async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Response<Body> {
+async fn perform(shared: &Shared, from: From, mut request: Request<Incoming>) -> Response<Body> {
     if request.headers().get_all(HOST).iter().count() > 1 {
         return error(S3Error::with_message(
             S3ErrorCode::InvalidRequest,
@@ -197,8 +220,16 @@ async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Res
     let host_bucket = shared.hosts.bucket_of(request.headers());
     let told = (request.method(), request.uri(), request.headers());
     let users = &shared.face.users;
-    if let Err(failure) = signature2::check(users, now_seconds, host_bucket.as_deref(), told) {
-        return error(failure);
+    match signature2::check(users, now_seconds, host_bucket.as_deref(), told) {
+        Ok(None) => {}
+        Ok(Some(text)) => {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                request
+                    .headers_mut()
+                    .insert(http::header::AUTHORIZATION, value);
+            }
+        }
+        Err(failure) => return error(failure),
     }
     if is_signed_otherwise(&request) {
         return error(S3Error::with_message(
@@ -209,6 +240,7 @@ async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Res
     if let Err(failure) = signature4::check((request.method(), request.uri(), request.headers())) {
         return error(failure);
     }
+    date_as_signed(&mut request);
     if !link_ends_in_time(&request) {
         return error(S3Error::with_message(
             S3ErrorCode::AccessDenied,
@@ -222,7 +254,17 @@ async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Res
     };
     let mut request = request.map(Body::http_body_unsync);
     request.extensions_mut().insert(Peer::of(from));
+    let is_form = *request.method() == Method::POST
+        && request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/form-data"));
     match shared.service.call(request).await {
+        Ok(response) if is_form && is_unmet(&response) => error(S3Error::with_message(
+            S3ErrorCode::AccessDenied,
+            "the form is not as its policy has it: a condition failed",
+        )),
+        Ok(response) if is_form => with_quoted_etag(response),
         Ok(response) if wants_attributes => without_quotes(response),
         Ok(response) => response,
         Err(failure) => {
@@ -230,6 +272,31 @@ async fn perform(shared: &Shared, from: From, request: Request<Incoming>) -> Res
             error(S3ErrorCode::InternalError.into())
         }
     }
+}
+
+/// A page that a form leads to is told the ETag with its quotes, as S3 does.
+fn with_quoted_etag(mut response: Response<Body>) -> Response<Body> {
+    let location = response.headers().get(http::header::LOCATION);
+    let text = location.and_then(|value| value.to_str().ok());
+    if let Some((head, etag)) = text.and_then(|text| text.rsplit_once("etag="))
+        && response.status().is_redirection()
+        && etag
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && let Ok(value) = HeaderValue::from_str(&format!("{head}etag=%22{etag}%22"))
+    {
+        response.headers_mut().insert(http::header::LOCATION, value);
+    }
+    response
+}
+
+/// Whether a form was refused for a condition of its policy, which `s3s` tells as if the policy were malformed.
+fn is_unmet(response: &Response<Body>) -> bool {
+    let text = response.body().bytes().unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    response.status() == StatusCode::BAD_REQUEST
+        && text.contains("<Code>InvalidPolicyDocument</Code>")
+        && (text.contains("Policy condition ") || text.contains("does not match bucket in URL"))
 }
 
 /// Whether a request is for attributes of an object.
@@ -253,6 +320,34 @@ fn without_quotes(mut response: Response<Body>) -> Response<Body> {
         *response.body_mut() = Body::from(body);
     }
     response
+}
+
+/// Gives a request that is signed with version 4 the date that `s3s` looks for, where it has only the one of HTTP, which will
+/// do as well. The signature covers it, so that no other date fits.
+fn date_as_signed(request: &mut Request<Incoming>) {
+    const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
+    let headers = request.headers();
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let is_signed = text(http::header::AUTHORIZATION)
+        .is_some_and(|value| value.starts_with("AWS4-HMAC-SHA256 "));
+    if !is_signed || headers.contains_key(&AMZ_DATE) {
+        return;
+    }
+    let Some(time) = text(http::header::DATE).and_then(signature2::http_time) else {
+        return;
+    };
+    let date = format!(
+        "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
+        time.year(),
+        time.month() as u8,
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    );
+    if let Ok(value) = HeaderValue::from_str(&date) {
+        request.headers_mut().insert(AMZ_DATE, value);
+    }
 }
 
 /// Whether there is an authorization of a kind that is none of S3's.

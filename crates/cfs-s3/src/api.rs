@@ -88,5 +88,7 @@ operations! {
     config::put_bucket_cors(PutBucketCorsInput) -> PutBucketCorsOutput;
     config::get_bucket_cors(GetBucketCorsInput) -> GetBucketCorsOutput;
     config::delete_bucket_cors(DeleteBucketCorsInput) -> DeleteBucketCorsOutput;
+    config::put_bucket_logging(PutBucketLoggingInput) -> PutBucketLoggingOutput;
+    config::get_bucket_logging(GetBucketLoggingInput) -> GetBucketLoggingOutput;
     config::get_bucket_request_payment(GetBucketRequestPaymentInput) -> GetBucketRequestPaymentOutput;
 }

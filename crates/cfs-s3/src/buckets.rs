@@ -161,9 +161,12 @@ impl Face {
         }
         let _lock = self.lock(Ino::ROOT, name);
         if let Some(bucket) = self.find_bucket(name)? {
-            // As in S3's first region, making one's own bucket again is no error, unless it is to be another.
+            // As in S3's first region, making one's own bucket again is no error, unless it is to be another, or would lose
+            // the access control list that it has.
+            let has_list = self.fs.record(bucket.ino(), name::ACL);
+            let is_plain = has_list.map_err(from_fs)?.is_none();
             return match bucket.owner() == owner.id {
-                true if more.is_empty() && !object_lock => Ok(()),
+                true if is_plain && more.is_empty() && !object_lock => Ok(()),
                 true => Err(s3_error!(
                     BucketAlreadyExists,
                     "the bucket is there, and is not made with other properties"

@@ -6,7 +6,7 @@ use s3s::{S3Error, S3Result, xml};
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::Face;
-use crate::policy::Policy;
+use crate::policy::{Policy, Scope};
 use crate::records::name;
 
 /// Longest configuration, bytes: what a record can hold.
@@ -110,8 +110,17 @@ impl Face {
             return Ok(None);
         };
         let text = String::from_utf8(text).map_err(S3Error::internal_error)?;
-        Policy::parse(&text, &bucket.name)
+        Policy::parse(&text, Scope::Bucket(&bucket.name))
             .map(Some)
             .map_err(S3Error::internal_error)
+    }
+
+    /// Whether a bucket's policy denies its owner even to change it.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(crate) fn policy_binds_owner(&self, bucket: &BucketAt) -> S3Result<bool> {
+        let row = self.fs.record(bucket.ino(), name::POLICY_BINDS_OWNER);
+        Ok(row.map_err(from_fs)?.is_some())
     }
 }

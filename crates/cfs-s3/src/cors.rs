@@ -43,9 +43,11 @@ pub(crate) fn wish<B>(request: &Request<B>, host_bucket: Option<String>) -> Opti
         true => text(headers, ACCESS_CONTROL_REQUEST_HEADERS).unwrap_or_default(),
         false => String::new(),
     };
-    let method = match is_preflight {
-        true => text(headers, ACCESS_CONTROL_REQUEST_METHOD).unwrap_or_default(),
-        false => method.as_str().to_owned(),
+    // Who names a method in a request that is no preflight is told of that one, as S3 does.
+    let method = match text(headers, ACCESS_CONTROL_REQUEST_METHOD) {
+        None if is_preflight => String::new(),
+        None => method.as_str().to_owned(),
+        Some(named) => named,
     };
     let headers = listed
         .split(',')

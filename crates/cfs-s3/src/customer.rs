@@ -14,6 +14,7 @@ use s3s::dto::ServerSideEncryption;
 use s3s::{S3Error, S3Result, s3_error};
 
 use crate::errors::custom;
+use crate::face::Face;
 use crate::objects::hex;
 use crate::parts::Part;
 use crate::records::Customer;
@@ -26,6 +27,8 @@ pub(crate) struct Brought {
     pub(crate) key: CustomerKey,
     /// Base64 of its MD5, as the client has given it.
     pub(crate) md5: String,
+    /// Its name, if the pool keeps it and the client has only named it.
+    pub(crate) kms: Option<String>,
 }
 
 /// What a request says of a key.
@@ -71,6 +74,7 @@ impl Given<'_> {
         Ok(Some(Arc::new(Brought {
             key: CustomerKey::new(&bytes),
             md5: md5.trim().to_owned(),
+            kms: None,
         })))
     }
 
@@ -100,6 +104,7 @@ impl Brought {
             salt: hex(&salt),
             proof: hex(&self.key.proof(&salt)),
             bytes: 0,
+            kms: self.kms.clone(),
         }
     }
 
@@ -123,22 +128,29 @@ fn refused(message: &'static str) -> S3Error {
     s3_error!(InvalidRequest, "{}", message)
 }
 
-/// The key for content, if it takes one: the one that was brought.
-///
-/// # Errors
-/// `InvalidRequest` when it takes another one, or none.
-pub(crate) fn key_for(
-    customer: Option<&Customer>,
-    brought: Option<&Arc<Brought>>,
-) -> S3Result<Option<Arc<Brought>>> {
-    match (customer, brought) {
-        (None, None) => Ok(None),
-        (None, Some(_)) => Err(refused("the object has no key that a client keeps")),
-        (Some(_), None) => Err(refused("the object takes the key that it was stored with")),
-        (Some(customer), Some(brought)) => match brought.fits(customer) {
-            true => Ok(Some(Arc::clone(brought))),
+impl Face {
+    /// The key for content, if it takes one: the one that was brought, or that is kept.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it takes another one, or none.
+    pub(crate) fn key_for(
+        &self,
+        customer: Option<&Customer>,
+        brought: Option<&Arc<Brought>>,
+    ) -> S3Result<Option<Arc<Brought>>> {
+        let key = match (customer, brought) {
+            (None, None) => return Ok(None),
+            (Some(customer), None) => match &customer.kms {
+                Some(name) => self.kept_key(name)?,
+                None => return Err(refused("the object takes the key that it was stored with")),
+            },
+            (Some(customer), Some(brought)) if customer.kms.is_none() => Arc::clone(brought),
+            (_, Some(_)) => return Err(refused("the object has no key that a client keeps")),
+        };
+        match customer.is_some_and(|customer| key.fits(customer)) {
+            true => Ok(Some(key)),
             false => Err(refused("the object was stored with another key")),
-        },
+        }
     }
 }
 
@@ -150,16 +162,17 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    /// Of content with these parts that takes a key, which was brought.
+    /// Of content with these parts that takes a key, which was brought or is kept.
     ///
     /// # Errors
-    /// As [`key_for`].
+    /// As [`Face::key_for`].
     pub(crate) fn of(
+        face: &Face,
         customer: Option<&Customer>,
         brought: Option<&Arc<Brought>>,
         parts: &[Part],
     ) -> S3Result<Option<Arc<Self>>> {
-        let key = key_for(customer, brought)?;
+        let key = face.key_for(customer, brought)?;
         let whole = customer.map_or(0, |customer| customer.bytes);
         let pieces = match parts {
             [] => vec![whole],

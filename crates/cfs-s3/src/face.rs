@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use s3s::{S3Error, S3Result};
 
 use crate::errors;
+use crate::logging::Logs;
 use crate::stats::Counters;
 use crate::upload::Etags;
 use crate::users::Users;
@@ -41,6 +42,7 @@ pub(crate) struct Face {
     /// What new ETags are made of.
     pub(crate) etags: Etags,
     pub(crate) counters: Counters,
+    pub(crate) logs: Logs,
     watcher: Arc<dyn Watcher>,
     locks: [Mutex<()>; LOCKS],
     buckets: [RwLock<()>; BUCKET_LOCKS],
@@ -58,6 +60,7 @@ impl Face {
             users,
             etags,
             counters: Counters::default(),
+            logs: Logs::default(),
             watcher,
             locks: std::array::from_fn(|_| Mutex::default()),
             buckets: std::array::from_fn(|_| RwLock::default()),

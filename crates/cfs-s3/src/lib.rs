@@ -9,13 +9,14 @@
 //! | `server`, `patience` | the listener, its bounds |
 //! | `tls`, `hosts` | certificates, buckets in the host's name |
 //! | `answer` | what comes before and after an operation |
-//! | `access`, `signature2`, `signature4`, `users`, `acl`, `policy` | who asks, and what they may do |
+//! | `access`, `signature2`, `signature4`, `users`, `principal`, `acl`, `policy` | who asks, and what they may do |
+//! | `iam` | what says so: the operations of IAM and STS |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
-//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
+//! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `logging`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
 //! | `records`, `metadata`, `parts` | what is kept with inodes |
-//! | `bodies`, `upload`, `download`, `customer` | bodies: what they may have us hold, in, out, and keys that clients bring for them |
+//! | `bodies`, `upload`, `download`, `customer`, `kms` | bodies: what they may have us hold, in, out, and keys that clients bring or name for them |
 //! | `conditions`, `errors` | what they say |
 //! | `stats`, `statistics` | figures, and who may see them |
 //!
@@ -40,9 +41,12 @@ mod errors;
 mod expiry;
 mod face;
 mod hosts;
+mod iam;
+mod kms;
 mod lifecycle;
 mod listing;
 mod locks;
+mod logging;
 mod metadata;
 mod names;
 mod objects;
@@ -50,6 +54,7 @@ mod ops;
 mod parts;
 mod patience;
 mod policy;
+mod principal;
 mod records;
 mod server;
 mod signature2;
@@ -66,7 +71,7 @@ mod walk;
 pub use expiry::{Expired, Kind, Lifecycle, Pass, Tally, WeakLifecycle};
 pub use face::Watcher;
 pub use hosts::is_domain;
-pub use server::{Listening, S3Server, StartError};
+pub use server::{LOG_PATIENCE, Listening, S3Server, StartError};
 pub use tls::{Certificate, CertificateError, Pem};
 pub use upload::Etags;
 pub use users::{Key, ROOT_NAME, User, UserError, Users};

@@ -66,27 +66,6 @@ pub(crate) fn check_storage_class(class: Option<&StorageClass>) -> S3Result<()> 
     }
 }
 
-/// Encryption: everything is, with the pool's keys, which is what `AES256` asks for.
-///
-/// # Errors
-/// `NotImplemented`, `InvalidArgument`.
-pub(crate) fn check_encryption(
-    wanted: Option<&ServerSideEncryption>,
-    kms_key: Option<&String>,
-) -> S3Result<()> {
-    match wanted.map(ServerSideEncryption::as_str) {
-        None | Some(ServerSideEncryption::AES256) if kms_key.is_some() => Err(s3_error!(
-            InvalidArgument,
-            "a key of a key management service is for aws:kms"
-        )),
-        None | Some(ServerSideEncryption::AES256) => Ok(()),
-        Some(ServerSideEncryption::AWS_KMS | ServerSideEncryption::AWS_KMS_DSSE) => Err(
-            not_implemented("keys of a key management service (SSE-KMS)"),
-        ),
-        Some(_) => Err(s3_error!(InvalidArgument, "no such encryption")),
-    }
-}
-
 /// What a request says of access.
 macro_rules! given_acl {
     ($input:expr) => {
@@ -126,26 +105,31 @@ macro_rules! given_source_key {
 }
 pub(crate) use given_source_key;
 
-/// Puts into an answer how something is encrypted: under a client's key, or with the pool's.
+/// Puts into an answer how something is encrypted: under a client's key, one that is kept, or with the pool's.
 macro_rules! show_encryption {
     ($output:expr, $key:expr) => {
         match &$key {
+            Some(key) if key.kms.is_some() => {
+                $output.server_side_encryption = $crate::ops::encryption(true);
+                $output.ssekms_key_id = key.kms.clone();
+            }
             Some(key) => {
                 $output.server_side_encryption = None;
                 $output.sse_customer_algorithm = Some($crate::customer::ALGORITHM.to_owned());
                 $output.sse_customer_key_md5 = Some(key.md5.clone());
             }
-            None => $output.server_side_encryption = $crate::ops::encryption(),
+            None => $output.server_side_encryption = $crate::ops::encryption(false),
         }
     };
 }
 pub(crate) use show_encryption;
 
-/// The encryption that answers name.
-pub(crate) fn encryption() -> Option<ServerSideEncryption> {
-    Some(ServerSideEncryption::from_static(
-        ServerSideEncryption::AES256,
-    ))
+/// The encryption that answers name: under a key that clients name, or not.
+pub(crate) fn encryption(is_named: bool) -> Option<ServerSideEncryption> {
+    Some(ServerSideEncryption::from_static(match is_named {
+        true => ServerSideEncryption::AWS_KMS,
+        false => ServerSideEncryption::AES256,
+    }))
 }
 
 /// A feature of S3 that is not offered.

@@ -31,18 +31,29 @@ pub(crate) mod name {
     pub(crate) const UPLOAD: &[u8] = b"s3.upload";
     /// Of a bucket's directory: configurations, as JSON or XML.
     pub(crate) const POLICY: &[u8] = b"s3.policy";
+    /// Who owns the bucket may not change its policy against it; empty.
+    pub(crate) const POLICY_BINDS_OWNER: &[u8] = b"s3.policy-binds-owner";
     pub(crate) const PUBLIC_ACCESS: &[u8] = b"s3.public-access";
     pub(crate) const OWNERSHIP: &[u8] = b"s3.ownership";
     pub(crate) const ENCRYPTION: &[u8] = b"s3.encryption";
     pub(crate) const CORS: &[u8] = b"s3.cors";
     pub(crate) const LIFECYCLE: &[u8] = b"s3.lifecycle";
     pub(crate) const OBJECT_LOCK: &[u8] = b"s3.object-lock";
+    pub(crate) const LOGGING: &[u8] = b"s3.logging";
     /// Of a bucket's directory: [`super::Bucket`].
     pub(crate) const BUCKET: &[u8] = b"s3.bucket";
     /// Of a directory that was made for a key, and goes with the last one; empty.
     pub(crate) const IMPLIED: &[u8] = b"s3.implied";
     /// Of the root directory: a user, under its name.
     pub(crate) const USER: &[u8] = b"s3.user.";
+    /// Of the root directory: a user in an account, a group and a role, under their identifiers.
+    pub(crate) const MEMBER: &[u8] = b"s3.iam.user.";
+    pub(crate) const GROUP: &[u8] = b"s3.iam.group.";
+    pub(crate) const ROLE: &[u8] = b"s3.iam.role.";
+    /// Of the root directory: the key that credentials for a while are made with.
+    pub(crate) const SESSION_KEY: &[u8] = b"s3.session-key";
+    /// Of the root directory: a key that objects are sealed under, under its name.
+    pub(crate) const KMS: &[u8] = b"s3.kms.";
     /// The content's type; an extended attribute that the mount sees, by the convention of freedesktop.org.
     pub(crate) const MIME_TYPE: &[u8] = b"user.mime_type";
     /// What the names of users' metadata begin with as extended attributes.
@@ -84,6 +95,9 @@ pub(crate) struct Customer {
     pub proof: String,
     /// Bytes, unsealed. Each part was sealed by itself.
     pub bytes: u64,
+    /// The name of the key, if the pool keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms: Option<String>,
 }
 
 fn is_zero(number: &u32) -> bool {

@@ -20,6 +20,7 @@ use crate::answer::{From, Shared, answer};
 use crate::expiry::{Lifecycle, Pass};
 use crate::face::{Face, Watcher};
 use crate::hosts::Hosts;
+use crate::logging;
 use crate::patience::{PATIENCE, Patient};
 use crate::tls::Certificate;
 use crate::upload::Etags;
@@ -37,6 +38,8 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long requests under way may go on when the server is to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long lines of access logs are gathered where nothing else is said.
+pub const LOG_PATIENCE: Duration = Duration::from_secs(300);
 /// What a connection too many is told, where it is not encrypted.
 const SLOW_DOWN: &[u8] = b"HTTP/1.1 503 Slow Down\r\ncontent-type: application/xml\r\ncontent-length: 97\r\nretry-after: 1\r\nconnection: close\r\n\r\n<?xml version=\"1.0\"?>\n<Error><Code>SlowDown</Code><Message>too many connections</Message></Error>";
 
@@ -68,6 +71,8 @@ pub struct Listening {
     pub etags: Etags,
     /// Uploads in parts that have had nothing new for so long end; none does without.
     pub upload_patience: Option<Duration>,
+    /// How long lines of access logs are gathered.
+    pub log_patience: Duration,
 }
 
 impl Listening {
@@ -80,6 +85,7 @@ impl Listening {
             domains: Vec::new(),
             etags: Etags::default(),
             upload_patience: None,
+            log_patience: LOG_PATIENCE,
         }
     }
 }
@@ -90,6 +96,8 @@ pub struct S3Server {
     stop: watch::Sender<bool>,
     runtime: Option<tokio::runtime::Runtime>,
     connections: Arc<Semaphore>,
+    /// What ends the delivery of access logs, after the last one.
+    logs: Option<(watch::Sender<bool>, tokio::task::JoinHandle<()>)>,
     face: Arc<Face>,
 }
 
@@ -145,12 +153,19 @@ impl S3Server {
                 stopped.clone(),
             ));
         }
+        let (end_logs, ended) = watch::channel(false);
+        let logs = runtime.spawn(logging::deliver(
+            Arc::clone(&face),
+            listening.log_patience,
+            ended,
+        ));
         runtime.spawn(door.accept(stopped));
         Ok(Self {
             address,
             stop,
             runtime: Some(runtime),
             connections,
+            logs: Some((end_logs, logs)),
             face,
         })
     }
@@ -205,11 +220,19 @@ impl Drop for S3Server {
         let _ = self.stop.send(true);
         if let Some(runtime) = self.runtime.take() {
             let connections = Arc::clone(&self.connections);
+            let logs = self.logs.take();
             let all = u32::try_from(CONNECTIONS_MAX).expect("a small constant");
             runtime.block_on(async move {
                 let ended = tokio::time::timeout(END_PATIENCE, connections.acquire_many(all)).await;
                 if ended.is_err() {
                     tracing::warn!("S3 requests that are still under way are cut off");
+                }
+                if let Some((end, logs)) = logs {
+                    // Nobody receiving means that the task has ended already.
+                    let _ = end.send(true);
+                    if tokio::time::timeout(END_PATIENCE, logs).await.is_err() {
+                        tracing::warn!("the last lines of access logs are lost");
+                    }
                 }
             });
             runtime.shutdown_timeout(END_PATIENCE);

@@ -84,7 +84,7 @@ fn hmac(key: &[u8], text: &[u8]) -> [u8; 20] {
 }
 
 /// Whether a signature is the right one; how long that takes depends on its length alone.
-fn is_equal(given: &str, right: &str) -> bool {
+pub(crate) fn is_equal(given: &str, right: &str) -> bool {
     let differing = given.bytes().zip(right.bytes());
     let sum = differing.fold(0, |sum, (left, right)| sum | (left ^ right));
     given.len() == right.len() && sum == 0
@@ -99,7 +99,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 fn string_to_sign(
     method: &Method,
     host_bucket: Option<&str>,
-    uri: &Uri,
+    path: &str,
     query: &HashMap<String, String>,
     headers: &HeaderMap,
     date: &str,
@@ -128,7 +128,7 @@ fn string_to_sign(
         string.push('/');
         string += bucket;
     }
-    string += uri.path();
+    string += path;
     let mut mark = '?';
     for name in SIGNED {
         if let Some(value) = query.get(name) {
@@ -148,16 +148,22 @@ fn wrong() -> S3Error {
     S3ErrorCode::SignatureDoesNotMatch.into()
 }
 
-/// The time of a request that is signed in a header, seconds since 1970.
-fn time_of(headers: &HeaderMap) -> Option<i64> {
-    let text = header(headers, "x-amz-date").or_else(|| header(headers, "date"))?;
+/// A time as a header of HTTP has it.
+pub(crate) fn http_time(text: &str) -> Option<time::OffsetDateTime> {
     // Time zones that are no names, as older clients write them.
     let text = text.trim().replace("+0000", "GMT").replace("-0000", "GMT");
     let time = Timestamp::parse(TimestampFormat::HttpDate, &text).ok()?;
-    Some(time::OffsetDateTime::from(time).unix_timestamp())
+    Some(time::OffsetDateTime::from(time))
 }
 
-/// Checks the signature of version 2 that a request has, if it has one. Its host may name a bucket.
+/// The time of a request that is signed in a header, seconds since 1970.
+fn time_of(headers: &HeaderMap) -> Option<i64> {
+    let text = header(headers, "x-amz-date").or_else(|| header(headers, "date"))?;
+    Some(http_time(text)?.unix_timestamp())
+}
+
+/// Checks the signature of version 2 that a request has, if it has one. Its host may name a bucket. Returns the header with the
+/// signature as `s3s` will have it, where that is another.
 ///
 /// # Errors
 /// `SignatureDoesNotMatch`, `InvalidAccessKeyId`, `RequestTimeTooSkewed`, `AccessDenied`, `InvalidArgument`.
@@ -166,7 +172,7 @@ pub(crate) fn check(
     now_seconds: i64,
     host_bucket: Option<&str>,
     (method, uri, headers): (&Method, &Uri, &HeaderMap),
-) -> S3Result<()> {
+) -> S3Result<Option<String>> {
     let query = uri.query().unwrap_or_default();
     let query: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
     let authorization = header(headers, "authorization").and_then(|text| text.strip_prefix("AWS "));
@@ -180,6 +186,12 @@ pub(crate) fn check(
         let Some(time) = time_of(headers) else {
             return Err(s3_error!(AccessDenied, "a signed request has a date"));
         };
+        if time < 0 {
+            return Err(s3_error!(
+                AccessDenied,
+                "there were no requests before 1970"
+            ));
+        }
         if (time - now_seconds).abs() > SKEW_SECONDS {
             return Err(S3ErrorCode::RequestTimeTooSkewed.into());
         }
@@ -199,7 +211,7 @@ pub(crate) fn check(
         }
         (access_key.clone(), signature.clone(), ends)
     } else {
-        return Ok(());
+        return Ok(None);
     };
     // Who passes a link on could add them.
     if let Some(name) = UNSIGNED.iter().find(|name| query.contains_key(**name)) {
@@ -211,11 +223,19 @@ pub(crate) fn check(
     let (_, secret) = users
         .by_access_key(&access_key)
         .ok_or(S3ErrorCode::InvalidAccessKeyId)?;
-    let string = string_to_sign(method, host_bucket, uri, &query, headers, &date);
-    let right = base64_simd::STANDARD.encode_to_string(hmac(secret.as_bytes(), string.as_bytes()));
-    match is_equal(&given, &right) {
-        true => Ok(()),
-        false => Err(wrong()),
+    let signature = |path: &str| {
+        let string = string_to_sign(method, host_bucket, path, &query, headers, &date);
+        base64_simd::STANDARD.encode_to_string(hmac(secret.as_bytes(), string.as_bytes()))
+    };
+    let (path, right) = (uri.path(), signature(uri.path()));
+    if is_equal(&given, &right) {
+        return Ok(None);
+    }
+    // Some clients sign a bucket as it is named where there is a key after it.
+    let is_bucket = host_bucket.is_none() && path.len() > 1 && !path[1..].contains('/');
+    match is_bucket && is_equal(&given, &signature(&format!("{path}/"))) {
+        true if authorization.is_some() => Ok(Some(format!("AWS {access_key}:{right}"))),
+        _ => Err(wrong()),
     }
 }
 
@@ -243,17 +263,12 @@ mod tests {
         let date = "Tue, 27 Mar 2007 19:36:42 +0000";
         headers.insert("date", date.parse().expect("a header"));
         assert_eq!(time_of(&headers), Some(1_175_024_202));
-        let uri: Uri = "/awsexamplebucket1/photos/puppy.jpg"
-            .parse()
-            .expect("a path");
-        let string = string_to_sign(&Method::GET, None, &uri, &HashMap::new(), &headers, date);
-        let (host, path) = (
-            Some("awsexamplebucket1"),
-            Uri::from_static("/photos/puppy.jpg"),
-        );
+        let path = "/awsexamplebucket1/photos/puppy.jpg";
+        let string = string_to_sign(&Method::GET, None, path, &HashMap::new(), &headers, date);
+        let (host, path) = (Some("awsexamplebucket1"), "/photos/puppy.jpg");
         assert_eq!(
             string,
-            string_to_sign(&Method::GET, host, &path, &HashMap::new(), &headers, date)
+            string_to_sign(&Method::GET, host, path, &HashMap::new(), &headers, date)
         );
         assert_eq!(
             string,

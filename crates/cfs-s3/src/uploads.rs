@@ -49,6 +49,16 @@ pub(crate) struct UploadRecord {
     pub(crate) customer: Option<Customer>,
 }
 
+impl UploadRecord {
+    /// Identifier of who is to own the object.
+    pub(crate) fn object_owner(&self, bucket: &BucketAt) -> String {
+        let row = self.rows.iter().find(|(row, _)| row == name::HEADERS);
+        let headers = row.and_then(|(_, value)| records::decode::<records::Headers>(value).ok());
+        let owner = headers.and_then(|headers| headers.owner);
+        owner.unwrap_or_else(|| bucket.owner().to_owned())
+    }
+}
+
 /// An upload that is under way.
 #[derive(Clone, Debug)]
 pub(crate) struct UploadAt {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use self::admin::{AdminCommand, GivenKeyArgs, KeyCommand, UserCommand};
+pub use self::admin::{AdminCommand, GivenKeyArgs, KeyCommand, KmsCommand, UserCommand};
 pub use self::pool::{
     BudgetArgs, Cipher, ExistingArgs, FirstRunArgs, InitArgs, KeyArgs, PoolArgs, RepairArgs,
 };

@@ -48,7 +48,7 @@ use crate::admin::reporter::end_if_unprinted;
 use crate::admin::streams::{Bridge, Far, start_receiver};
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, FirstRunArgs, GivenKeyArgs,
-    ImportArgs, InitArgs, KeyCommand, MountArgs, ReceiveArgs, ServerArgs, SnapshotArgs,
+    ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ServerArgs, SnapshotArgs,
     SnapshotCommand, UserCommand, VolumeCommand,
 };
 use crate::daemon::Side;
@@ -259,6 +259,13 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             (args.report, request)
         }
         AdminCommand::Snapshot { command } => return snapshot(command, environment),
+        AdminCommand::Kms { command } => {
+            let (report, request) = match command {
+                KmsCommand::Add { name, report } => (report, UserRequest::AddKeptKey { name }),
+                KmsCommand::List(report) => (report, UserRequest::KeptKeys),
+            };
+            (report, Request::User(request))
+        }
         AdminCommand::Lifecycle(args) => {
             let request = Request::Lifecycle {
                 bucket: args.bucket,
@@ -269,9 +276,14 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         AdminCommand::Volume { command } => return volume(command, environment),
         AdminCommand::User { command } => {
             let (args, request) = match command {
-                UserCommand::Add { name, key, report } => {
+                UserCommand::Add {
+                    name,
+                    key,
+                    email,
+                    report,
+                } => {
                     let key = given_key(key)?;
-                    (report, UserRequest::Add { name, key })
+                    (report, UserRequest::Add { name, key, email })
                 }
                 UserCommand::List(report) => (report, UserRequest::List),
                 UserCommand::Remove { name, report } => (report, UserRequest::Remove { name }),

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cfs_format::Ino;
-use cfs_s3::{Certificate, CertificateError, Etags, Listening, S3Server, StartError, Watcher};
+use cfs_s3::{
+    Certificate, CertificateError, Etags, LOG_PATIENCE, Listening, S3Server, StartError, Watcher,
+};
 use cfs_store::Host;
 
 use crate::admin::service::Service;
@@ -24,6 +26,8 @@ const DEFAULT: SocketAddr =
 /// Longest file with certificates or a key, bytes.
 const PEM_BYTES_MAX: u64 = 1 << 20;
 
+/// Seconds that lines of access logs are gathered.
+const LOGGING_SECONDS: &str = "CFS_LOGGING_SECONDS";
 /// Seconds of a day for lifecycle rules.
 const LIFECYCLE_DAY: &str = "CFS_LIFECYCLE_DAY";
 
@@ -68,19 +72,19 @@ impl Watcher for Kernel {
     }
 }
 
-/// How long lifecycle rules take a day to be: shorter only to try rules out, by a variable of the environment.
-fn lifecycle_day() -> Result<Duration> {
-    let Ok(text) = std::env::var(LIFECYCLE_DAY) else {
-        return Ok(Duration::from_secs(86_400));
+/// Seconds that a variable of the environment says something takes, to try it out.
+fn seconds(variable: &str, what: &str) -> Result<Option<Duration>> {
+    let Ok(text) = std::env::var(variable) else {
+        return Ok(None);
     };
     match text.parse() {
         Ok(seconds) if seconds > 0 => {
-            tracing::warn!("a day of lifecycle rules has {seconds} seconds");
-            Ok(Duration::from_secs(seconds))
+            tracing::warn!("{what}: {seconds} seconds");
+            Ok(Some(Duration::from_secs(seconds)))
         }
         _ => Err(Failure::new(
             Code::Usage,
-            format!("{LIFECYCLE_DAY} is a number of seconds, not {text:?}"),
+            format!("{variable} is a number of seconds, not {text:?}"),
         )),
     }
 }
@@ -194,6 +198,8 @@ pub fn start(
             0 => None,
             days => Some(Duration::from_secs(u64::from(days) * 86_400)),
         },
+        log_patience: seconds(LOGGING_SECONDS, "access logs are delivered after")?
+            .unwrap_or(LOG_PATIENCE),
     };
     let users = service.users()?;
     let watcher = Arc::new(Kernel(Arc::clone(service)));
@@ -218,7 +224,8 @@ pub fn start(
         }
     };
     service.set_lifecycle(server.lifecycle().downgrade());
-    server.run_lifecycle(lifecycle_day()?);
+    let day = seconds(LIFECYCLE_DAY, "a day of lifecycle rules")?;
+    server.run_lifecycle(day.unwrap_or(Duration::from_secs(86_400)));
     let made = users
         .ensure_root(&mut |bytes| System.fill_random(bytes))
         .map_err(|error| Failure::new(Code::Failed, format!("the S3 root key: {error}")))?;

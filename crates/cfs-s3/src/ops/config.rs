@@ -1,29 +1,32 @@
-//! What is configured for buckets: policy, public access, ownership, encryption, CORS, and who pays.
+//! What is configured for buckets: policy, public access, ownership, encryption, CORS, logs, and who pays.
 
 use std::sync::Arc;
 
 use s3s::dto::{
-    CORSConfiguration, CORSRule, DeleteBucketCorsInput, DeleteBucketCorsOutput,
-    DeleteBucketEncryptionInput, DeleteBucketEncryptionOutput, DeleteBucketOwnershipControlsInput,
-    DeleteBucketOwnershipControlsOutput, DeleteBucketPolicyInput, DeleteBucketPolicyOutput,
-    DeletePublicAccessBlockInput, DeletePublicAccessBlockOutput, GetBucketCorsInput,
-    GetBucketCorsOutput, GetBucketEncryptionInput, GetBucketEncryptionOutput,
-    GetBucketOwnershipControlsInput, GetBucketOwnershipControlsOutput, GetBucketPolicyInput,
-    GetBucketPolicyOutput, GetBucketPolicyStatusInput, GetBucketPolicyStatusOutput,
-    GetBucketRequestPaymentInput, GetBucketRequestPaymentOutput, GetPublicAccessBlockInput,
-    GetPublicAccessBlockOutput, ObjectOwnership, Payer, PolicyStatus, PutBucketCorsInput,
-    PutBucketCorsOutput, PutBucketEncryptionInput, PutBucketEncryptionOutput,
+    BucketLoggingStatus, CORSConfiguration, CORSRule, DeleteBucketCorsInput,
+    DeleteBucketCorsOutput, DeleteBucketEncryptionInput, DeleteBucketEncryptionOutput,
+    DeleteBucketOwnershipControlsInput, DeleteBucketOwnershipControlsOutput,
+    DeleteBucketPolicyInput, DeleteBucketPolicyOutput, DeletePublicAccessBlockInput,
+    DeletePublicAccessBlockOutput, GetBucketCorsInput, GetBucketCorsOutput,
+    GetBucketEncryptionInput, GetBucketEncryptionOutput, GetBucketLoggingInput,
+    GetBucketLoggingOutput, GetBucketOwnershipControlsInput, GetBucketOwnershipControlsOutput,
+    GetBucketPolicyInput, GetBucketPolicyOutput, GetBucketPolicyStatusInput,
+    GetBucketPolicyStatusOutput, GetBucketRequestPaymentInput, GetBucketRequestPaymentOutput,
+    GetPublicAccessBlockInput, GetPublicAccessBlockOutput, ObjectOwnership, PartitionDateSource,
+    Payer, PolicyStatus, PutBucketCorsInput, PutBucketCorsOutput, PutBucketEncryptionInput,
+    PutBucketEncryptionOutput, PutBucketLoggingInput, PutBucketLoggingOutput,
     PutBucketOwnershipControlsInput, PutBucketOwnershipControlsOutput, PutBucketPolicyInput,
     PutBucketPolicyOutput, PutPublicAccessBlockInput, PutPublicAccessBlockOutput,
     ServerSideEncryption,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::not_implemented;
+use super::{known_user, not_implemented};
+use crate::acl::Acl;
 use crate::buckets::BucketAt;
 use crate::errors::{custom, from_fs};
 use crate::face::{Face, blocking};
-use crate::policy::{POLICY_BYTES_MAX, Policy};
+use crate::policy::{POLICY_BYTES_MAX, Policy, Scope};
 use crate::records::name;
 
 /// CORS rules of a bucket at most; S3's own limit.
@@ -60,7 +63,7 @@ pub(crate) async fn put_bucket_policy(
             if input.policy.len() > POLICY_BYTES_MAX {
                 return Err(s3_error!(MalformedPolicy, "the policy is too long"));
             }
-            let policy = Policy::parse(&input.policy, &bucket.name)
+            let policy = Policy::parse(&input.policy, Scope::Bucket(&bucket.name))
                 .map_err(|error| s3_error!(MalformedPolicy, "{error}"))?;
             if policy.is_public() && face.public_access(&bucket)?.block_public_policy == Some(true)
             {
@@ -69,7 +72,13 @@ pub(crate) async fn put_bucket_policy(
                     "the bucket refuses public policies"
                 ));
             }
-            face.put_config_text(&bucket, name::POLICY, input.policy.into_bytes())?;
+            let mut put = vec![(name::POLICY.to_vec(), input.policy.into_bytes())];
+            let mut delete = Vec::new();
+            match input.confirm_remove_self_bucket_access {
+                Some(true) => put.push((name::POLICY_BINDS_OWNER.to_vec(), Vec::new())),
+                _ => delete.push(name::POLICY_BINDS_OWNER.to_vec()),
+            }
+            face.change_bucket(&bucket, put, delete)?;
             Ok(gone())
         }
     })
@@ -107,7 +116,8 @@ pub(crate) async fn delete_bucket_policy(
 ) -> S3Result<S3Response<DeleteBucketPolicyOutput>> {
     with_bucket!(face, request.input, |bucket| {
         |face: &Arc<Face>, _: DeleteBucketPolicyInput| {
-            face.delete_config(&bucket, name::POLICY)?;
+            let both = vec![name::POLICY.to_vec(), name::POLICY_BINDS_OWNER.to_vec()];
+            face.change_bucket(&bucket, Vec::new(), both)?;
             Ok(gone())
         }
     })
@@ -213,6 +223,17 @@ pub(crate) async fn put_bucket_ownership_controls(
                 [rule] if known.contains(&rule.object_ownership.as_str()) => {}
                 _ => return Err(S3ErrorCode::MalformedXML.into()),
             }
+            let rule = &input.ownership_controls.rules[0].object_ownership;
+            let owners = Acl::private(bucket.owner());
+            if rule.as_str() == ObjectOwnership::BUCKET_OWNER_ENFORCED
+                && face.bucket_acl(&bucket)?.grants != owners.grants
+            {
+                return Err(custom(
+                    "InvalidBucketAclWithObjectOwnership",
+                    http::StatusCode::BAD_REQUEST,
+                    "the bucket's access control list grants something to others",
+                ));
+            }
             face.put_config(&bucket, name::OWNERSHIP, &input.ownership_controls)?;
             Ok(S3Response::new(PutBucketOwnershipControlsOutput::default()))
         }
@@ -254,10 +275,10 @@ pub(crate) async fn delete_bucket_ownership_controls(
     })
 }
 
-/// Says how new objects are encrypted; all are, with the pool's keys, and that is all that can be said.
+/// Says how new objects are encrypted: with the pool's keys, which all are, or under one that is named.
 ///
 /// # Errors
-/// As S3 has them; `NotImplemented` for other keys.
+/// As S3 has them; `KMS.NotFoundException`.
 pub(crate) async fn put_bucket_encryption(
     face: Arc<Face>,
     request: S3Request<PutBucketEncryptionInput>,
@@ -269,10 +290,14 @@ pub(crate) async fn put_bucket_encryption(
                 let wanted = rule.apply_server_side_encryption_by_default.as_ref();
                 match wanted.map(|wanted| wanted.sse_algorithm.as_str()) {
                     Some(ServerSideEncryption::AES256) => {}
+                    Some(ServerSideEncryption::AWS_KMS) => {
+                        let name = wanted.and_then(|wanted| wanted.kms_master_key_id.as_deref());
+                        if let Some(name) = name {
+                            face.kept_key(name)?;
+                        }
+                    }
                     Some(_) => {
-                        return Err(not_implemented(
-                            "keys of a key management service (SSE-KMS)",
-                        ));
+                        return Err(not_implemented("sealing twice (SSE-KMS with DSSE)"));
                     }
                     None => return Err(S3ErrorCode::MalformedXML.into()),
                 }
@@ -387,6 +412,82 @@ pub(crate) async fn delete_bucket_cors(
         |face: &Arc<Face>, _: DeleteBucketCorsInput| {
             face.delete_config(&bucket, name::CORS)?;
             Ok(gone())
+        }
+    })
+}
+
+/// Says where the access log of a bucket goes, or ends it. The owner alone may, and the policy of the bucket that takes the log has
+/// to allow it.
+///
+/// # Errors
+/// As S3 has them; `NotImplemented` for grants to others, which policies are for.
+pub(crate) async fn put_bucket_logging(
+    face: Arc<Face>,
+    request: S3Request<PutBucketLoggingInput>,
+) -> S3Result<S3Response<PutBucketLoggingOutput>> {
+    let user = known_user(&request)?;
+    with_bucket!(face, request.input, |bucket| {
+        |face: &Arc<Face>, input: PutBucketLoggingInput| {
+            if user.id != bucket.owner() && !user.is_root() {
+                return Err(S3ErrorCode::AccessDenied.into());
+            }
+            let Some(mut config) = input.bucket_logging_status.logging_enabled else {
+                face.delete_config(&bucket, name::LOGGING)?;
+                return Ok(S3Response::new(PutBucketLoggingOutput::default()));
+            };
+            if config.target_grants.is_some() {
+                return Err(not_implemented("grants of logs to others"));
+            }
+            let format = config.target_object_key_format.get_or_insert_default();
+            if let Some(partitioned) = &format.partitioned_prefix {
+                match partitioned.partition_date_source.as_ref() {
+                    None => {}
+                    Some(source) if source.as_str() == PartitionDateSource::DELIVERY_TIME => {}
+                    Some(source) if source.as_str() == PartitionDateSource::EVENT_TIME => {
+                        return Err(not_implemented("logs by the time of what they tell"));
+                    }
+                    Some(_) => return Err(S3ErrorCode::MalformedXML.into()),
+                }
+            } else {
+                format.simple_prefix.get_or_insert_default();
+            }
+            let target = face.find_bucket(&config.target_bucket)?.ok_or_else(|| {
+                s3_error!(
+                    InvalidTargetBucketForLogging,
+                    "there is no bucket {} to take the log",
+                    config.target_bucket
+                )
+            })?;
+            let of = (bucket.name.as_str(), bucket.owner());
+            if !face.may_take_log(&target, &config.target_prefix, of)? {
+                return Err(s3_error!(
+                    AccessDenied,
+                    "the policy of the bucket that is to take the log does not let logging.s3.amazonaws.com put it there"
+                ));
+            }
+            let config = BucketLoggingStatus {
+                logging_enabled: Some(config),
+            };
+            face.put_config(&bucket, name::LOGGING, &config)?;
+            Ok(S3Response::new(PutBucketLoggingOutput::default()))
+        }
+    })
+}
+
+/// Where the access log of a bucket goes.
+///
+/// # Errors
+/// As S3 has them.
+pub(crate) async fn get_bucket_logging(
+    face: Arc<Face>,
+    request: S3Request<GetBucketLoggingInput>,
+) -> S3Result<S3Response<GetBucketLoggingOutput>> {
+    with_bucket!(face, request.input, |bucket| {
+        |face: &Arc<Face>, _: GetBucketLoggingInput| {
+            let config: Option<BucketLoggingStatus> = face.config(&bucket, name::LOGGING)?;
+            Ok(S3Response::new(GetBucketLoggingOutput {
+                logging_enabled: config.and_then(|config| config.logging_enabled),
+            }))
         }
     })
 }

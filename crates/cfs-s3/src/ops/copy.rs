@@ -9,9 +9,7 @@ use s3s::dto::{
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::put::{given_headers, hasher, show_checksums, wanted_lock};
-use super::{
-    asker_of, check_encryption, check_storage_class, given_key, given_source_key, show_encryption,
-};
+use super::{asker_of, check_storage_class, given_key, given_source_key, show_encryption};
 use crate::access::Asker;
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
@@ -156,10 +154,6 @@ pub(crate) async fn copy_object(
     check_storage_class(input.storage_class.as_ref())?;
     let key_given = given_key!(input).alone(input.server_side_encryption.as_ref())?;
     let source_key_given = given_source_key!(input).brought()?;
-    check_encryption(
-        input.server_side_encryption.as_ref(),
-        input.ssekms_key_id.as_ref(),
-    )?;
     let (source_bucket, source_key, source_version) = source_of(&input.copy_source)?;
     let replaces = |directive: Option<&str>, copy: &str, replace: &str| match directive {
         None => Ok(false),
@@ -230,7 +224,13 @@ pub(crate) async fn copy_object(
             .parts_of(object.attr.ino, &object.content)
             .map_err(from_fs)?;
         let customer = object.content.customer.as_ref();
-        let opening = Opening::of(customer, source_key_given.as_ref(), &parts)?;
+        let opening = Opening::of(&face, customer, source_key_given.as_ref(), &parts)?;
+        let key_given = face.key_of_new(
+            &bucket,
+            key_given,
+            input.server_side_encryption.as_ref(),
+            input.ssekms_key_id.as_ref(),
+        )?;
         let size = object.size();
         if size > COPY_BYTES_MAX {
             return Err(s3_error!(

@@ -13,6 +13,7 @@ use crate::buckets::BucketAt;
 use crate::conditions::{Conditions, timestamp};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
+use crate::logging::Noted;
 use crate::objects::Object;
 use crate::versions::Deleted;
 
@@ -142,6 +143,8 @@ pub(crate) async fn delete_objects(
     request: S3Request<DeleteObjectsInput>,
 ) -> S3Result<S3Response<DeleteObjectsOutput>> {
     let asker = asker_of(&request);
+    let noted = request.extensions.get::<Noted>().cloned();
+    let noted = noted.unwrap_or_default();
     let input = request.input;
     if input.delete.objects.len() > KEYS_MAX || input.delete.objects.is_empty() {
         return Err(S3ErrorCode::MalformedXML.into());
@@ -175,12 +178,14 @@ pub(crate) async fn delete_objects(
             };
             let done = face
                 .authorize_version(&asker, &bucket, Some(&key), version_id.as_ref(), action)
-                .and_then(|()| {
+                .and_then(|_| {
                     let version = version_id.as_ref();
                     let wants = input.bypass_governance_retention;
                     let bypass = face.bypasses(&asker, &bucket, (&key, version), wants);
                     face.delete(&bucket, &key, version, &guard, bypass)
                 });
+            let failed = done.as_ref().err().map(|error| error.code().as_str());
+            noted.add(&key, failed);
             match done {
                 Ok(done) => deleted.push(DeletedObject {
                     key: Some(key),

@@ -16,7 +16,7 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 use super::put::show_checksums;
 use super::{given_key, show_encryption};
 use crate::conditions::{Conditions, timestamp};
-use crate::customer::{Brought, Opening, key_for};
+use crate::customer::{Brought, Opening};
 use crate::download::{Download, Opened};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
@@ -69,7 +69,7 @@ impl Question {
         let object = face.object(version.ino).map_err(from_fs)?;
         // Who may not read it is not to learn of it by conditions.
         if self.part_number.is_none() {
-            key_for(object.content.customer.as_ref(), self.key_given.as_ref())?;
+            face.key_for(object.content.customer.as_ref(), self.key_given.as_ref())?;
         }
         self.conditions.check_read(&object)?;
         let meta = Meta::load(&face.fs, version.ino).map_err(from_fs)?;
@@ -91,7 +91,8 @@ impl Question {
             (None, None) => (0..size, false),
         };
         let customer = object.content.customer.as_ref();
-        let opening = Opening::of(customer, self.key_given.as_ref(), &parts)?;
+        let opening = Opening::of(face, customer, self.key_given.as_ref(), &parts)?;
+        let key_given = face.key_for(customer, self.key_given.as_ref())?;
         let parts_count = self
             .part_number
             .filter(|_| object.content.part_count > 0)
@@ -111,7 +112,7 @@ impl Question {
         Ok(Found {
             opening,
             parts,
-            key_given: self.key_given,
+            key_given,
             lock,
             expiration,
             object,
@@ -405,7 +406,6 @@ fn parts(
         next_part_number_marker: i32::try_from(shown).ok(),
         part_number_marker: Some(marker.unwrap_or(0)),
         total_parts_count: i32::try_from(found.parts.len()).ok(),
-        // S3 lists parts that have checksums of their own.
-        parts: content.part_algorithm.is_some().then_some(parts),
+        parts: Some(parts),
     })
 }

@@ -51,6 +51,15 @@ impl Encoding {
         text
     }
 
+    /// The prefix that was asked for, as the first version of listing gives it back: as it is, where XML can hold it.
+    pub(crate) fn echo(self, prefix: String) -> String {
+        let fits = |letter: char| !letter.is_control() || matches!(letter, '\t' | '\n');
+        match prefix.chars().all(fits) {
+            true => prefix,
+            false => self.write(prefix),
+        }
+    }
+
     /// Common prefixes of an answer; none when there are none.
     pub(crate) fn prefixes(self, prefixes: Vec<String>) -> Option<Vec<CommonPrefix>> {
         let shown = |prefix| CommonPrefix {
@@ -109,7 +118,7 @@ pub(crate) async fn list_objects(
         let shown = |listed| encoding.object(&face, &bucket, listed, true);
         Ok(S3Response::new(ListObjectsOutput {
             name: Some(input.bucket),
-            prefix: Some(encoding.write(query.prefix)),
+            prefix: Some(encoding.echo(query.prefix)),
             marker: Some(encoding.write(input.marker.unwrap_or_default())),
             max_keys: i32::try_from(query.keys_max).ok(),
             is_truncated: Some(listing.next.is_some()),

@@ -7,8 +7,8 @@ use s3s::dto::{
     CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart, CopyPartResult,
     CreateMultipartUploadInput, CreateMultipartUploadOutput, ETag, Initiator,
     ListMultipartUploadsInput, ListMultipartUploadsOutput, ListPartsInput, ListPartsOutput,
-    MultipartUpload, Part, StorageClass, UploadPartCopyInput, UploadPartCopyOutput,
-    UploadPartInput, UploadPartOutput,
+    MultipartUpload, Part, ServerSideEncryption, StorageClass, UploadPartCopyInput,
+    UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
@@ -16,12 +16,12 @@ use super::copy::source_of;
 use super::list::Encoding;
 use super::put::{Wanted, digests, given_headers, hasher, show_checksums, wanted_lock};
 use super::{
-    asker_of, check_encryption, check_storage_class, encryption, given_key, given_source_key,
-    limit, owner, show_encryption,
+    asker_of, check_storage_class, encryption, given_key, given_source_key, limit, owner,
+    show_encryption,
 };
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
-use crate::customer::{Opening, key_for};
+use crate::customer::Opening;
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::listing::KEYS_MAX;
@@ -62,10 +62,6 @@ pub(crate) async fn create_multipart_upload(
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
     let key_given = given_key!(input).alone(input.server_side_encryption.as_ref())?;
-    check_encryption(
-        input.server_side_encryption.as_ref(),
-        input.ssekms_key_id.as_ref(),
-    )?;
     let algorithm = input
         .checksum_algorithm
         .as_ref()
@@ -111,8 +107,7 @@ pub(crate) async fn create_multipart_upload(
     let checksum_type = algorithm.as_ref().map(|_| checksum_type(full));
     let (bucket_name, key) = (input.bucket.clone(), input.key.clone());
     let shown = algorithm.clone();
-    let key_shown = key_given.clone();
-    let id = blocking(move || {
+    let (id, key_shown) = blocking(move || {
         let bucket = face.bucket(&input.bucket, input.expected_bucket_owner.as_ref())?;
         // What is refused in the end is refused at once.
         face.directory_for(&bucket, &input.key)?;
@@ -120,6 +115,12 @@ pub(crate) async fn create_multipart_upload(
         let mut rows = meta.rows();
         rows.extend(face.acl_row(&acl, &bucket, user.as_deref())?);
         rows.extend(face.lock_row(&asker, &bucket, &input.key, &wanted_lock)?);
+        let key_given = face.key_of_new(
+            &bucket,
+            key_given,
+            input.server_side_encryption.as_ref(),
+            input.ssekms_key_id.as_ref(),
+        )?;
         let record = UploadRecord {
             key: input.key,
             owner: user.map_or_else(String::new, |user| user.id.clone()),
@@ -127,11 +128,13 @@ pub(crate) async fn create_multipart_upload(
             rows,
             algorithm,
             full,
-            customer: key_given.map(|key| key.customer(face.random_bytes())),
+            customer: key_given
+                .as_ref()
+                .map(|key| key.customer(face.random_bytes())),
         };
         let id = face.random_id();
         face.begin_upload(&bucket, &id, &record)?;
-        Ok(id)
+        Ok((id, key_given))
     })
     .await?;
     let mut output = CreateMultipartUploadOutput {
@@ -165,15 +168,16 @@ pub(crate) async fn upload_part(
         input.upload_id.clone(),
     );
     let expected_owner = input.expected_bucket_owner.take();
-    let upload = {
+    let (upload, key_given) = {
         let face = Arc::clone(&face);
         blocking(move || {
             let bucket = face.bucket(&bucket, expected_owner.as_ref())?;
-            face.upload(&bucket, &key, &id)
+            let upload = face.upload(&bucket, &key, &id)?;
+            let key = face.key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
+            Ok((upload, key))
         })
         .await?
     };
-    let key_given = key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
     wanted.also(upload.record.algorithm.as_deref());
     let declared = input
         .content_length
@@ -237,10 +241,10 @@ pub(crate) async fn upload_part_copy(
             input.expected_source_bucket_owner.as_ref(),
             &conditions,
         )?;
-        let key_given = key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
+        let key_given = face.key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
         let parts = face.pieces_of(&object).map_err(from_fs)?;
         let customer = object.content.customer.as_ref();
-        let opening = Opening::of(customer, source_key_given.as_ref(), &parts)?;
+        let opening = Opening::of(&face, customer, source_key_given.as_ref(), &parts)?;
         let size = object.size();
         let range = match &input.copy_source_range {
             Some(text) => copied_range(text, size)?,
@@ -333,6 +337,18 @@ fn wanted_part(part: CompletedPart) -> S3Result<WantedPart> {
     }
 }
 
+/// How an object is encrypted, as the end of its upload says it, which does not repeat a key that was brought.
+fn encryption_of(content: &Content) -> Option<ServerSideEncryption> {
+    match &content.customer {
+        Some(customer) if customer.kms.is_none() => None,
+        customer => encryption(customer.is_some()),
+    }
+}
+
+fn key_name(content: &Content) -> Option<String> {
+    content.customer.as_ref()?.kms.clone()
+}
+
 /// What is said again of an upload that was completed before.
 fn completed_before(
     input: &CompleteMultipartUploadInput,
@@ -342,11 +358,9 @@ fn completed_before(
         location: Some(format!("/{}/{}", input.bucket, input.key)),
         bucket: Some(input.bucket.clone()),
         key: Some(input.key.clone()),
-        e_tag: Some(ETag::Strong(content.etag)),
-        server_side_encryption: match content.customer {
-            Some(_) => None,
-            None => encryption(),
-        },
+        e_tag: Some(ETag::Strong(content.etag.clone())),
+        server_side_encryption: encryption_of(&content),
+        ssekms_key_id: key_name(&content),
         checksum_type: (!content.checksums.is_empty()).then(|| checksum_type(!content.composite)),
         ..CompleteMultipartUploadOutput::default()
     };
@@ -400,7 +414,7 @@ pub(crate) async fn complete_multipart_upload(
         };
         // As S3 has it, who wants checksums brings the key here too.
         if upload.record.algorithm.is_some() || key_given.is_some() {
-            key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
+            face.key_for(upload.record.customer.as_ref(), key_given.as_ref())?;
         }
         let parts = face.wanted_parts(&upload, &wanted)?;
         let (content, kept) = assembled(&upload.record, &parts)?;
@@ -455,10 +469,8 @@ pub(crate) async fn complete_multipart_upload(
             key: Some(input.key),
             e_tag: Some(ETag::Strong(content.etag.clone())),
             version_id,
-            server_side_encryption: match content.customer {
-                Some(_) => None,
-                None => encryption(),
-            },
+            server_side_encryption: encryption_of(&content),
+            ssekms_key_id: key_name(&content),
             checksum_type: (!content.checksums.is_empty())
                 .then(|| checksum_type(!content.composite)),
             ..CompleteMultipartUploadOutput::default()
@@ -520,15 +532,16 @@ pub(crate) async fn list_parts(
             shown
         };
         let who = owner(&face, &upload.record.owner);
+        let owned = owner(&face, &upload.record.object_owner(&bucket));
         Ok(S3Response::new(ListPartsOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
             upload_id: Some(input.upload_id),
             initiator: Some(Initiator {
-                display_name: who.display_name.clone(),
-                id: who.id.clone(),
+                display_name: who.display_name,
+                id: who.id,
             }),
-            owner: Some(who),
+            owner: Some(owned),
             is_truncated: Some(is_truncated),
             max_parts: i32::try_from(count).ok(),
             next_part_number_marker: Some(parts.last().map_or(marker, |part| part.number)),
@@ -603,17 +616,18 @@ pub(crate) async fn list_multipart_uploads(
         }
         let shown = |upload: crate::uploads::UploadAt| {
             let who = owner(&face, &upload.record.owner);
+            let owned = owner(&face, &upload.record.object_owner(&bucket));
             MultipartUpload {
                 initiated: Some(timestamp(cfs_fs::Time {
                     seconds: upload.record.begun,
                     nanos: 0,
                 })),
                 initiator: Some(Initiator {
-                    display_name: who.display_name.clone(),
-                    id: who.id.clone(),
+                    display_name: who.display_name,
+                    id: who.id,
                 }),
                 key: Some(encoding.write(upload.record.key)),
-                owner: Some(who),
+                owner: Some(owned),
                 storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
                 upload_id: Some(upload.id),
                 checksum_type: upload

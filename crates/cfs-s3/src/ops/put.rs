@@ -8,7 +8,7 @@ use s3s::crypto::Checksum as _;
 use s3s::dto::{ChecksumType, ETag, PutObjectInput, PutObjectOutput, Timestamp, TimestampFormat};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{asker_of, check_encryption, check_storage_class, given_key, show_encryption};
+use super::{asker_of, check_storage_class, given_key, show_encryption};
 use crate::acl::Given;
 use crate::conditions::Conditions;
 use crate::customer::Brought;
@@ -41,10 +41,10 @@ pub(crate) async fn put_object(
     }
     check_storage_class(input.storage_class.as_ref())?;
     let key_given = given_key!(input).alone(input.server_side_encryption.as_ref())?;
-    check_encryption(
-        input.server_side_encryption.as_ref(),
-        input.ssekms_key_id.as_ref(),
-    )?;
+    let (encryption, key_named) = (
+        input.server_side_encryption.take(),
+        input.ssekms_key_id.take(),
+    );
     if input
         .content_length
         .is_some_and(|bytes| bytes > BODY_BYTES_MAX)
@@ -85,7 +85,7 @@ pub(crate) async fn put_object(
         std::mem::take(&mut input.key),
     );
     let expected_owner = input.expected_bucket_owner.take();
-    let (bucket, directory, acl, lock, owner) = {
+    let (bucket, directory, acl, lock, owner, key_given) = {
         let (face, conditions, key) = (Arc::clone(&face), conditions.clone(), key.clone());
         blocking(move || {
             let bucket = face.bucket(&bucket_name, expected_owner.as_ref())?;
@@ -101,7 +101,9 @@ pub(crate) async fn put_object(
                 conditions.check_write(object.as_ref())?;
             }
             let directory = face.directory_for(&bucket, &key)?;
-            Ok((bucket, directory, acl, lock, owner))
+            let key_given =
+                face.key_of_new(&bucket, key_given, encryption.as_ref(), key_named.as_ref())?;
+            Ok((bucket, directory, acl, lock, owner, key_given))
         })
         .await?
     };

@@ -239,3 +239,59 @@ fn sealed_etags_need_no_md5() {
     );
     served.assert_clean();
 }
+
+/// Keys that the pool keeps are named, and not brought.
+#[test]
+fn named_keys_are_dedup_domains_too() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let mut random = |bytes: &mut [u8]| crate::pool::fill(bytes, 3);
+    served
+        .users
+        .add_kept_key("tenant-1", &mut random)
+        .expect("a new key");
+    assert!(served.users.add_kept_key("tenant-1", &mut random).is_err());
+    assert!(served.users.add_kept_key("no name", &mut random).is_err());
+    let named = |name: &str| {
+        let prefix = "x-amz-server-side-encryption";
+        vec![
+            (prefix.to_owned(), "aws:kms".to_owned()),
+            (format!("{prefix}-aws-kms-key-id"), name.to_owned()),
+        ]
+    };
+    let content = noise(1 << 20, 9);
+    let put = |name: &str, headers: &[(String, String)]| {
+        let before = chunks(&served);
+        let path = format!("/bucket/{name}");
+        send(&root, "PUT", &path, &[], headers, &content).is(200);
+        chunks(&served) - before
+    };
+    assert!(put("plain", &[]) > 0);
+    assert!(put("one", &named("tenant-1")) > 0);
+    assert_eq!(put("same", &named("tenant-1")), 0);
+    assert!(put("default", &named("aws/s3")) > 0);
+    send(&root, "PUT", "/bucket/k", &[], &named("nobody"), b"1")
+        .fails(400, "KMS.NotFoundException");
+    let check = |client: &Client| {
+        let got = client.get("/bucket/one").is(200);
+        assert!(got.body == content);
+        assert_eq!(got.header("x-amz-server-side-encryption"), "aws:kms");
+        assert_eq!(
+            got.header("x-amz-server-side-encryption-aws-kms-key-id"),
+            "tenant-1"
+        );
+        send(client, "GET", "/bucket/one", &[], &mine(1), b"").fails(400, "InvalidRequest");
+    };
+    check(&root);
+    // As a bucket's default, and after a crash.
+    let config = b"<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault>\
+        <SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>tenant-1</KMSMasterKeyID>\
+        </ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>";
+    root.send("PUT", "/bucket", &[("encryption", "")], config)
+        .is(200);
+    assert_eq!(put("by-default", &[]), 0);
+    served.assert_clean();
+    check(&pool.power_cut(2).serve().root());
+}

@@ -209,7 +209,7 @@ impl Served {
         let host = Arc::clone(&self.host);
         let user = self
             .users
-            .add(name, None, &mut |buf| host.fill_random(buf))
+            .add(name, None, None, &mut |buf| host.fill_random(buf))
             .expect("a new user");
         self.client(&user.keys[0])
     }

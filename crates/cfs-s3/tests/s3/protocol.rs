@@ -165,6 +165,70 @@ fn headers_that_are_not_signed_are_refused() {
     root.send_unsigned("PUT", &link, b"again").is(200);
 }
 
+/// Clients that sign with version 2 put a slash after a bucket's name.
+#[test]
+fn buckets_may_be_signed_with_a_slash() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let date = http_date(now.expect("after 1970").as_secs());
+    let put = |path: &str, signed: &str| {
+        let text = format!("PUT\n\n\n\nx-amz-date:{}\n{signed}", date);
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nhost: {}\r\nx-amz-date: {}\r\nauthorization: AWS {}:{}\r\n\
+             content-length: 0\r\nconnection: close\r\n\r\n",
+            root.address,
+            date,
+            root.access_key_id,
+            hmac_sha1(&root.secret_access_key, &text)
+        );
+        let mut stream = root.connect();
+        std::io::Write::write_all(&mut stream, head.as_bytes()).expect("the server reads");
+        crate::client::receive(&mut stream)
+    };
+    put("/one", "/one").is(200);
+    put("/two", "/two/").is(200);
+    put("/three", "/three//").fails(403, "SignatureDoesNotMatch");
+    put("/two/k", "/two/k/").fails(403, "SignatureDoesNotMatch");
+}
+
+/// The date of HTTP will do where there is none of Amazon's, if it is the one that was signed.
+#[test]
+fn the_date_of_http_can_be_signed() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs();
+    let get = |seconds: u64| {
+        let request = crate::client::Request {
+            method: "GET",
+            path: "/bucket".to_owned(),
+            query: Vec::new(),
+            headers: vec![("date", http_date(seconds))],
+            body: b"",
+        };
+        let head = root.sign_without_amz_date(&request, now);
+        let mut stream = root.connect();
+        std::io::Write::write_all(&mut stream, head.as_bytes()).expect("the server reads");
+        crate::client::receive(&mut stream)
+    };
+    get(now).is(200);
+    get(now - 1).fails(403, "SignatureDoesNotMatch");
+}
+
+/// A time as headers of HTTP have it.
+fn http_date(seconds: u64) -> String {
+    let time = UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let mut text = Vec::new();
+    s3s::dto::Timestamp::from(time)
+        .format(s3s::dto::TimestampFormat::HttpDate, &mut text)
+        .expect("memory takes any text");
+    String::from_utf8(text).expect("letters")
+}
+
 fn hmac_sha1(secret: &str, text: &str) -> String {
     use s3s::crypto::{Checksum as _, Sha1};
     let mut block = [0; 64];

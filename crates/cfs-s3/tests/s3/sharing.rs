@@ -133,3 +133,29 @@ fn pages_are_let_in_as_configured() {
         "http://b.example.com"
     );
 }
+
+/// The header is what shuts out the owner too; without it the owner always gets out again.
+#[test]
+fn owners_can_shut_themselves_out_of_a_policy() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let alice = served.user("alice");
+    alice.put("/alice", b"").is(200);
+    let policy =
+        br#"{"Statement": {"Effect": "Deny", "Principal": "*", "Action": "s3:*BucketPolicy"}}"#;
+    let query = [("policy", "")];
+    alice.send("PUT", "/alice", &query, policy).is(204);
+    alice.send("GET", "/alice", &query, b"").is(200);
+    let confirmed = [("x-amz-confirm-remove-self-bucket-access", "true")];
+    alice
+        .send_with("PUT", "/alice", &query, &confirmed, policy)
+        .is(204);
+    for method in ["GET", "DELETE"] {
+        alice
+            .send(method, "/alice", &query, b"")
+            .fails(403, "AccessDenied");
+    }
+    served.root().send("DELETE", "/alice", &query, b"").is(204);
+    alice.send("PUT", "/alice", &query, policy).is(204);
+    alice.send("DELETE", "/alice", &query, b"").is(204);
+}

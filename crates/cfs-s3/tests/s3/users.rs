@@ -35,6 +35,9 @@ fn users_have_their_own_buckets() {
         .send_with("PUT", "/alice", &[], &other, b"")
         .fails(409, "BucketAlreadyExists");
     assert_eq!(root.get("/alice/k").is(200).body, b"1");
+    // What has a list is not made again without.
+    alice.send_with("PUT", "/listed", &[], &other, b"").is(200);
+    alice.put("/listed", b"").fails(409, "BucketAlreadyExists");
 }
 
 #[test]
@@ -64,5 +67,10 @@ fn keys_are_kept_and_can_be_taken() {
     second.get("/alice").fails(403, "InvalidAccessKeyId");
     again.root().get("/alice").is(200);
     assert!(again.users.remove("root").is_err());
-    assert!(again.users.add("no spaces", None, &mut |_| {}).is_err());
+    assert!(
+        again
+            .users
+            .add("no spaces", None, None, &mut |_| {})
+            .is_err()
+    );
 }

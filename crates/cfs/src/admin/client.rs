@@ -300,6 +300,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
         Answer::Users { users } => or_json(users, json, || user_lines(users)),
         Answer::Key(key) => or_json(key, json, || key_lines(key)),
+        Answer::Names { names } => or_json(names, json, || names.clone()),
         Answer::Lifecycle(summary) => or_json(summary, json, || vec![summary_line(summary)]),
         Answer::Streamed { line } => {
             crate::tell!("{line}");

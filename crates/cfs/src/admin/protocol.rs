@@ -292,6 +292,8 @@ pub enum UserRequest {
         name: String,
         /// Its key, if not a new one.
         key: Option<GivenKey>,
+        /// An address by which it can be granted something.
+        email: Option<String>,
     },
     /// All users.
     List,
@@ -312,6 +314,13 @@ pub enum UserRequest {
         /// What names it.
         access_key_id: String,
     },
+    /// Make a key that objects are sealed under.
+    AddKeptKey {
+        /// Its name.
+        name: String,
+    },
+    /// Names of such keys.
+    KeptKeys,
 }
 
 /// A key that the user brings.
@@ -483,6 +492,11 @@ pub enum Answer {
     },
     /// A key of a user of the S3 face.
     Key(ShownKey),
+    /// Names of keys that objects are sealed under.
+    Names {
+        /// They.
+        names: Vec<String>,
+    },
     /// Of `lifecycle`.
     Lifecycle(LifecycleSummary),
     /// Of what only succeeds.

@@ -204,6 +204,7 @@ impl Service {
                 Ok(match answer {
                     UserAnswer::Key(key) => Answer::Key(key),
                     UserAnswer::Users(users) => Answer::Users { users },
+                    UserAnswer::Names(names) => Answer::Names { names },
                     UserAnswer::Nothing => Answer::Nothing,
                 })
             }

@@ -12,6 +12,8 @@ impl From<GivenKey> for Key {
         Self {
             access_key_id: given.access_key_id,
             secret_access_key: given.secret_access_key,
+            is_inactive: false,
+            created: 0,
         }
     }
 }
@@ -22,6 +24,8 @@ pub enum UserAnswer {
     Key(ShownKey),
     /// Users.
     Users(Vec<ShownUser>),
+    /// Names of keys.
+    Names(Vec<String>),
     /// Nothing to show.
     Nothing,
 }
@@ -39,9 +43,9 @@ pub fn perform(users: &Users, request: UserRequest) -> Result<UserAnswer> {
         secret_access_key: key.secret_access_key.clone(),
     };
     let answer = match request {
-        UserRequest::Add { name, key } => {
+        UserRequest::Add { name, key, email } => {
             let user = users
-                .add(&name, key.map(Key::from), &mut random)
+                .add(&name, key.map(Key::from), email, &mut random)
                 .map_err(refused)?;
             UserAnswer::Key(shown(&user, &user.keys[0]))
         }
@@ -71,6 +75,11 @@ pub fn perform(users: &Users, request: UserRequest) -> Result<UserAnswer> {
             users.revoke_key(&access_key_id).map_err(refused)?;
             UserAnswer::Nothing
         }
+        UserRequest::AddKeptKey { name } => {
+            users.add_kept_key(&name, &mut random).map_err(refused)?;
+            UserAnswer::Nothing
+        }
+        UserRequest::KeptKeys => UserAnswer::Names(users.kept_keys().map_err(refused)?),
     };
     Ok(answer)
 }

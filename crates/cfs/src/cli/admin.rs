@@ -97,6 +97,12 @@ pub enum AdminCommand {
         #[command(subcommand)]
         command: UserCommand,
     },
+    /// Keys that objects are sealed under when S3 clients name them (SSE-KMS)
+    Kms {
+        /// The command.
+        #[command(subcommand)]
+        command: KmsCommand,
+    },
     /// Keys: of the pool, and of users of the S3 face
     Key {
         /// The key command.
@@ -169,6 +175,9 @@ pub enum UserCommand {
         /// Its key.
         #[command(flatten)]
         key: GivenKeyArgs,
+        /// An address, by which access control lists can grant it something
+        #[arg(long, value_name = "ADDRESS")]
+        email: Option<String>,
         /// Options of any report.
         #[command(flatten)]
         report: ReportArgs,
@@ -183,6 +192,22 @@ pub enum UserCommand {
         #[command(flatten)]
         report: ReportArgs,
     },
+}
+
+/// Commands about keys that S3 clients name.
+#[derive(Debug, Subcommand)]
+pub enum KmsCommand {
+    /// Make a key; the pool keeps it, and objects that are stored under it deduplicate among themselves alone
+    #[command(after_help = "Example:\n  cfs admin kms add tenant-1 --data /srv/pool")]
+    Add {
+        /// Its name, as clients give it
+        name: String,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// Names of all such keys
+    List(ReportArgs),
 }
 
 /// The key commands.

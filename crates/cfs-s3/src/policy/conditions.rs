@@ -1,0 +1,374 @@
+//! Conditions of policies: operators, patterns, and what the keys stand for in a request.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::{Asked, PolicyError, Who};
+use crate::principal::Principal;
+
+/// Whether who asks does so by credentials that end.
+const AUTHENTICATION: &str = "sts:authentication";
+
+/// A condition.
+pub(super) struct Condition {
+    pub(super) operator: Operator,
+    if_exists: bool,
+    pub(super) key: String,
+    pub(super) values: Vec<String>,
+}
+
+/// How the value of a condition is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operator {
+    StringEquals,
+    StringNotEquals,
+    StringEqualsIgnoreCase,
+    StringNotEqualsIgnoreCase,
+    StringLike,
+    StringNotLike,
+    NumericEquals,
+    NumericLessThan,
+    NumericLessThanEquals,
+    NumericGreaterThan,
+    NumericGreaterThanEquals,
+    Bool,
+    Null,
+    IpAddress,
+    NotIpAddress,
+}
+
+impl Operator {
+    fn of(name: &str) -> Option<Self> {
+        Some(match name {
+            "StringEquals" | "ArnEquals" => Self::StringEquals,
+            "StringNotEquals" | "ArnNotEquals" => Self::StringNotEquals,
+            "StringEqualsIgnoreCase" => Self::StringEqualsIgnoreCase,
+            "StringNotEqualsIgnoreCase" => Self::StringNotEqualsIgnoreCase,
+            "StringLike" | "ArnLike" => Self::StringLike,
+            "StringNotLike" | "ArnNotLike" => Self::StringNotLike,
+            "NumericEquals" => Self::NumericEquals,
+            "NumericLessThan" => Self::NumericLessThan,
+            "NumericLessThanEquals" => Self::NumericLessThanEquals,
+            "NumericGreaterThan" => Self::NumericGreaterThan,
+            "NumericGreaterThanEquals" => Self::NumericGreaterThanEquals,
+            "Bool" => Self::Bool,
+            "Null" => Self::Null,
+            "IpAddress" => Self::IpAddress,
+            "NotIpAddress" => Self::NotIpAddress,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn is_negative(self) -> bool {
+        matches!(
+            self,
+            Self::StringNotEquals
+                | Self::StringNotEqualsIgnoreCase
+                | Self::StringNotLike
+                | Self::NotIpAddress
+        )
+    }
+
+    /// Whether a value fits one of the policy's, whatever the sign of the operator.
+    fn fits(self, wanted: &str, found: &str) -> bool {
+        let numbers = || Some((wanted.parse::<f64>().ok()?, found.parse::<f64>().ok()?));
+        let compare = |fits: fn(f64, f64) -> bool| {
+            numbers().is_some_and(|(wanted, found)| fits(found, wanted))
+        };
+        match self {
+            Self::StringEquals | Self::StringNotEquals => wanted == found,
+            Self::StringEqualsIgnoreCase | Self::StringNotEqualsIgnoreCase | Self::Bool => {
+                wanted.eq_ignore_ascii_case(found)
+            }
+            Self::StringLike | Self::StringNotLike => is_like(wanted, found),
+            Self::NumericEquals => compare(|found, wanted| found == wanted),
+            Self::NumericLessThan => compare(|found, wanted| found < wanted),
+            Self::NumericLessThanEquals => compare(|found, wanted| found <= wanted),
+            Self::NumericGreaterThan => compare(|found, wanted| found > wanted),
+            Self::NumericGreaterThanEquals => compare(|found, wanted| found >= wanted),
+            Self::IpAddress | Self::NotIpAddress => in_network(wanted, found),
+            Self::Null => false,
+        }
+    }
+}
+
+/// Whether a text fits a pattern with `*` and `?`.
+pub(super) fn is_like(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut at, mut in_text) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while in_text < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, in_text));
+                at += 1;
+            }
+            Some(byte) if *byte == b'?' || *byte == text[in_text] => {
+                at += 1;
+                in_text += 1;
+            }
+            _ => match &mut star {
+                // The last star takes one byte more.
+                Some((back, taken)) => {
+                    *taken += 1;
+                    at = *back + 1;
+                    in_text = *taken;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+fn in_network(network: &str, address: &str) -> bool {
+    let (base, bits) = match network.split_once('/') {
+        Some((base, bits)) => (base, bits.parse::<u32>().ok()),
+        None => (network, None),
+    };
+    let (Ok(base), Ok(address)) = (base.parse::<IpAddr>(), address.parse::<IpAddr>()) else {
+        return false;
+    };
+    let shift = |whole: u32| whole.saturating_sub(bits.unwrap_or(whole));
+    match (base, address) {
+        (IpAddr::V4(base), IpAddr::V4(address)) => {
+            let shift = shift(32);
+            shift >= 32 || base.to_bits() >> shift == address.to_bits() >> shift
+        }
+        (IpAddr::V6(base), IpAddr::V6(address)) => {
+            let shift = shift(128);
+            shift >= 128 || base.to_bits() >> shift == address.to_bits() >> shift
+        }
+        _ => false,
+    }
+}
+
+/// A text, or a list of them.
+pub(super) fn texts(value: &Value) -> Option<Vec<String>> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(value) => Some(value.to_string()),
+        Value::Number(value) => Some(value.to_string()),
+        _ => None,
+    };
+    match value {
+        Value::Array(values) => values.iter().map(text).collect(),
+        one => text(one).map(|text| vec![text]),
+    }
+}
+
+impl Condition {
+    /// A condition of a document: the name of its operator, its key and its values.
+    ///
+    /// # Errors
+    /// [`PolicyError::Condition`], [`PolicyError::Malformed`].
+    pub(super) fn parse(name: &str, key: String, value: &Value) -> Result<Self, PolicyError> {
+        let bare = name
+            .strip_prefix("ForAnyValue:")
+            .or_else(|| name.strip_prefix("ForAllValues:"))
+            .unwrap_or(name);
+        let (bare, if_exists) = match bare.strip_suffix("IfExists") {
+            Some(bare) => (bare, true),
+            None => (bare, false),
+        };
+        let operator = Operator::of(bare).ok_or_else(|| PolicyError::Condition(name.to_owned()))?;
+        if !is_known_key(&key) {
+            return Err(PolicyError::Condition(key));
+        }
+        let values =
+            texts(value).ok_or(PolicyError::Malformed("the value of a condition is text"))?;
+        Ok(Self {
+            operator,
+            if_exists,
+            key,
+            values,
+        })
+    }
+
+    /// Whether it asks for the tags of an object.
+    pub(super) fn asks_for_tags(&self) -> bool {
+        self.key.starts_with(EXISTING_TAG)
+    }
+
+    /// Whether it holds of a request.
+    pub(super) fn holds(&self, asked: &Asked<'_>) -> bool {
+        let found = asked.value(&self.key);
+        if self.operator == Operator::Null {
+            let is_absent = found.is_none().to_string();
+            return self
+                .values
+                .iter()
+                .any(|value| value.eq_ignore_ascii_case(&is_absent));
+        }
+        match found {
+            None => self.if_exists || self.operator.is_negative(),
+            Some(found) => {
+                let fits = self
+                    .values
+                    .iter()
+                    .any(|value| self.operator.fits(value, &found));
+                fits != self.operator.is_negative()
+            }
+        }
+    }
+}
+
+/// Keys of conditions that are the header of the same name, after `s3:`.
+const HEADER_KEYS: [&str; 16] = [
+    "x-amz-acl",
+    "x-amz-content-sha256",
+    "x-amz-copy-source",
+    "x-amz-grant-full-control",
+    "x-amz-grant-read",
+    "x-amz-grant-read-acp",
+    "x-amz-grant-write",
+    "x-amz-grant-write-acp",
+    "x-amz-metadata-directive",
+    "x-amz-object-ownership",
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-storage-class",
+    "if-match",
+    "if-none-match",
+];
+/// Others, in lower case.
+const KEYS: [&str; 16] = [
+    "aws:sourceip",
+    "aws:securetransport",
+    "aws:referer",
+    "aws:useragent",
+    "aws:username",
+    "aws:userid",
+    "aws:principalarn",
+    "aws:principalaccount",
+    "aws:sourcearn",
+    "aws:sourceaccount",
+    AUTHENTICATION,
+    "s3:prefix",
+    "s3:delimiter",
+    "s3:max-keys",
+    "s3:versionid",
+    "s3:signatureversion",
+];
+/// What keys begin with that go on with the key of a tag.
+const EXISTING_TAG: &str = "s3:ExistingObjectTag/";
+const REQUEST_TAG: &str = "s3:RequestObjectTag/";
+
+/// Whether [`Asked::value`] knows what a condition's key stands for.
+fn is_known_key(key: &str) -> bool {
+    let lower = key.to_ascii_lowercase();
+    let is_tag = [EXISTING_TAG, REQUEST_TAG]
+        .iter()
+        .any(|it| key.starts_with(it));
+    let header = lower.strip_prefix("s3:").unwrap_or_default();
+    is_tag || KEYS.contains(&lower.as_str()) || HEADER_KEYS.contains(&header)
+}
+
+impl Asked<'_> {
+    fn principal(&self) -> Option<&Principal> {
+        match self.who {
+            Who::Principal(principal) => Some(principal),
+            Who::Nobody | Who::Service(_) => None,
+        }
+    }
+
+    /// What a condition's key stands for in this request. A header is looked at only for keys that are defined as one:
+    /// the client says what is in it.
+    fn value(&self, key: &str) -> Option<String> {
+        let lower = key.to_ascii_lowercase();
+        let header = |name: &str| self.facts.headers.get(name).cloned();
+        let query = |name: &str| self.facts.query.get(name).cloned();
+        match lower.as_str() {
+            "aws:sourceip" => self.facts.source.map(|source| source.to_string()),
+            "aws:securetransport" => Some(self.facts.is_encrypted.to_string()),
+            "aws:referer" => header("referer"),
+            "aws:useragent" => header("user-agent"),
+            "aws:username" => self.principal()?.user_name().map(str::to_owned),
+            "aws:userid" => self.principal().map(Principal::user_id),
+            "aws:principalarn" => self.principal().map(Principal::arn),
+            "aws:principalaccount" => self.principal().map(|who| who.account.id.clone()),
+            AUTHENTICATION => self.principal().map(|who| who.is_session.to_string()),
+            "s3:prefix" | "s3:delimiter" | "s3:max-keys" => query(&lower[3..]),
+            "s3:versionid" => query("versionId"),
+            "s3:signatureversion" => header("authorization").map(|_| "AWS4-HMAC-SHA256".to_owned()),
+            _ => {
+                if let Some((_, value)) = self.facts.more.iter().find(|(name, _)| *name == lower) {
+                    return Some(value.clone());
+                }
+                if let Some(name) = key.strip_prefix(EXISTING_TAG) {
+                    let tag = self.tags.iter().find(|(key, _)| key == name);
+                    return tag.map(|(_, value)| value.clone());
+                }
+                if let Some(name) = key.strip_prefix(REQUEST_TAG) {
+                    let tags: Vec<(String, String)> =
+                        serde_urlencoded::from_str(&header("x-amz-tagging")?).ok()?;
+                    let tag = tags.into_iter().find(|(key, _)| key == name);
+                    return tag.map(|(_, value)| value);
+                }
+                let name = lower.strip_prefix("s3:")?;
+                let value = header(HEADER_KEYS.into_iter().find(|known| *known == name)?)?;
+                Some(match name {
+                    "x-amz-copy-source" => value.trim_start_matches('/').to_owned(),
+                    _ => value,
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Facts;
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, fits) in [
+            ("*", "", true),
+            ("a*c", "abbc", true),
+            ("a*c", "abbcd", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*b*", "abc", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(is_like(pattern, text), fits, "{pattern} {text}");
+        }
+        assert!(in_network("10.0.0.0/8", "10.1.2.3"));
+        assert!(!in_network("10.0.0.0/8", "11.1.2.3"));
+        assert!(in_network("127.0.0.1", "127.0.0.1"));
+        assert!(in_network("::/0", "::1"));
+        assert!(!in_network("10.0.0.0/8", "::1"));
+    }
+
+    /// `-H 'resourceaccount: 1234'` met a condition on the account.
+    #[test]
+    fn clients_do_not_say_what_keys_stand_for() {
+        let facts = Facts {
+            headers: [
+                ("resourceaccount", "1"),
+                ("prefix", "1"),
+                ("x-amz-acl", "1"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+            ..Facts::default()
+        };
+        let asked = Asked {
+            who: Who::Nobody,
+            action: "s3:GetObject",
+            resource: "arn:aws:s3:::b",
+            facts: &facts,
+            tags: &[],
+        };
+        assert_eq!(asked.value("s3:ResourceAccount"), None);
+        assert_eq!(asked.value("s3:prefix"), None);
+        assert_eq!(asked.value("s3:x-amz-acl").as_deref(), Some("1"));
+        for key in HEADER_KEYS {
+            assert!(is_known_key(&format!("s3:{key}")), "{key}");
+        }
+    }
+}
