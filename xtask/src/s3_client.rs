@@ -162,6 +162,11 @@ impl Connection {
         }
     }
 
+    /// The next request goes over a new connection.
+    pub fn hang_up(&mut self) {
+        self.stream = None;
+    }
+
     /// Sends a request without a body, and takes the answer as text.
     pub fn ask(&mut self, method: &str, path: &str, query: &str) -> anyhow::Result<Answer> {
         self.send_text(method, path, query, "")

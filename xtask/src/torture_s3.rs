@@ -359,6 +359,8 @@ impl Client {
 
     /// Compares what is there with the ledger, and goes on with an upload that was cut off.
     fn compare(&mut self) -> anyhow::Result<()> {
+        // A client whose last request was answered just before the kill still has the connection of then.
+        self.connection.hang_up();
         let keys: Vec<_> = self.keys.keys().cloned().collect();
         for key in keys {
             let found = fetch(&mut self.connection, &key, "")?;
