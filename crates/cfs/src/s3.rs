@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cfs_format::Ino;
+use cfs_fs::FsError;
 use cfs_s3::{
-    Certificate, CertificateError, Etags, LOG_PATIENCE, Listening, S3Server, StartError, Watcher,
+    Certificate, CertificateError, Etags, LOG_PATIENCE, Listening, S3Server, StartError, UserError,
+    Watcher,
 };
 use cfs_store::Host;
 
@@ -226,9 +228,18 @@ pub fn start(
     service.set_lifecycle(server.lifecycle().downgrade());
     let day = seconds(LIFECYCLE_DAY, "a day of lifecycle rules")?;
     server.run_lifecycle(day.unwrap_or(Duration::from_secs(86_400)));
-    let made = users
-        .ensure_root(&mut |bytes| System.fill_random(bytes))
-        .map_err(|error| Failure::new(Code::Failed, format!("the S3 root key: {error}")))?;
+    let made = match users.ensure_root(&mut |bytes| System.fill_random(bytes)) {
+        Ok(made) => made,
+        // What is needed to make room must not wait for it.
+        Err(UserError::Fs(FsError::NoSpace)) => {
+            tracing::warn!("no room for the S3 root key: S3 has none before the next start");
+            None
+        }
+        Err(error) => {
+            let message = format!("the S3 root key: {error}");
+            return Err(Failure::new(Code::Failed, message));
+        }
+    };
     if let Some(key) = made {
         crate::tell!(
             "S3 root key, shown this once:\n  access_key_id     {}\n  secret_access_key {}",
