@@ -54,7 +54,7 @@ enum Task {
     Torture(torture::Options),
     /// Put, delete and complete objects over S3 with 64 connections, kill the server over and over, and compare with a
     /// ledger of what was acknowledged.
-    TortureS3(torture_s3::Options),
+    TortureS3(torture::Options),
     /// Run the store's threads under schedules that a seed decides about.
     Models {
         /// Go on for so long, all models together.

@@ -33,21 +33,21 @@ const LIFE_MS_MAX: u64 = 1500;
 /// One start in so many is killed before it is ready.
 const EARLY_KILL_EVERY: u64 = 4;
 
-/// How long, where, and with which chances.
+/// How long, where, and with which chances, of both tortures.
 #[derive(clap::Args)]
 pub struct Options {
     /// How often the server is killed.
     #[arg(long, default_value_t = 20)]
-    rounds: u64,
+    pub rounds: u64,
     /// An existing directory for the pool, the mount point and the ledger; what is made there is removed again.
     #[arg(long)]
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// Decides about operations and moments [default: the time].
     #[arg(long)]
-    seed: Option<u64>,
+    pub seed: Option<u64>,
     /// The release binary of ClaudeFS; by default the one beside this program.
     #[arg(long)]
-    cfs: Option<PathBuf>,
+    pub cfs: Option<PathBuf>,
 }
 
 /// Runs the torture.

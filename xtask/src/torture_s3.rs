@@ -7,7 +7,6 @@
 //! In the end a small pool is filled up: what does not fit is told so, and nothing that was acknowledged is lost by it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::place::{Place, output};
 use crate::s3_client::{Account, Answer, Connection, Sent};
-use crate::torture::Content;
+use crate::torture::{Content, Options};
 use crate::workload::Random;
 
 const CLIENTS: u64 = 64;
@@ -31,23 +30,6 @@ const BYTES_MAX: u64 = 400_000;
 const PART_BYTES: u64 = 5 << 20;
 /// Versions of one key that are kept.
 const VERSIONS_MAX: usize = 12;
-
-/// How long, where, and with which chances.
-#[derive(clap::Args)]
-pub struct Options {
-    /// How often the server is killed.
-    #[arg(long, default_value_t = 20)]
-    rounds: u64,
-    /// An existing directory for the pool; what is made there is removed again.
-    #[arg(long)]
-    dir: PathBuf,
-    /// Decides about operations and moments [default: the time].
-    #[arg(long)]
-    seed: Option<u64>,
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-}
 
 /// Runs the torture.
 ///

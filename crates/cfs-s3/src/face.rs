@@ -29,7 +29,7 @@ const BUCKET_LOCKS: usize = 64;
 
 /// Told of changes that the kernel does not know of, as its caches may be older.
 pub trait Watcher: Send + Sync + 'static {
-    /// A name appeared, vanished or points elsewhere.
+    /// A name appeared, vanished or points elsewhere, and the attributes of its directory changed with it.
     fn name_changed(&self, parent: Ino, name: &[u8]);
     /// Attributes or content of an inode changed.
     fn inode_changed(&self, ino: Ino);
@@ -119,7 +119,6 @@ impl Face {
     /// Tells the kernel that a name in a directory changed.
     pub(crate) fn name_changed(&self, parent: Ino, name: &[u8]) {
         self.watcher.name_changed(parent, name);
-        self.watcher.inode_changed(parent);
     }
 
     /// Tells the kernel that an inode changed.

@@ -59,7 +59,7 @@ pub trait KernelCaches: Send + Sync {
     /// Attributes or content of an inode changed.
     fn inode_changed(&self, ino: Ino);
 
-    /// A name in a directory came, went, or means another inode.
+    /// A name in a directory came, went, or means another inode; the directory's attributes changed with it.
     fn entry_changed(&self, parent: Ino, name: &[u8]);
 }
 

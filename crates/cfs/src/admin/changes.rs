@@ -100,10 +100,12 @@ fn json_line(difference: &Difference) -> String {
         .to_string()
 }
 
-/// Tells the kernel and the user.
-struct Observer<'a> {
-    caches: Option<&'a dyn KernelCaches>,
-    reporter: &'a dyn Reporter,
+/// Tells the kernel and the user of what is brought back or received.
+pub(super) struct Observer<'a> {
+    pub caches: Option<&'a dyn KernelCaches>,
+    pub reporter: &'a dyn Reporter,
+    /// Tells of a path that is left as it was.
+    pub tell: fn(&dyn Reporter, &[u8], &FsError),
 }
 
 impl RestoreObserver for Observer<'_> {
@@ -116,26 +118,29 @@ impl RestoreObserver for Observer<'_> {
     fn entry_changed(&mut self, parent: Ino, name: &[u8]) {
         if let Some(caches) = self.caches {
             caches.entry_changed(parent, name);
-            caches.inode_changed(parent);
         }
     }
 
     fn problem(&mut self, path: &[u8], error: &FsError) {
-        let message = match error {
-            FsError::IsDirectory | FsError::NotDirectory => {
-                "there is something of another kind in its place; --delete removes that".to_owned()
-            }
-            error => error.to_string(),
-        };
-        self.reporter.event(&Event::Problem {
-            path: lossy(path),
-            message,
-        });
+        (self.tell)(self.reporter, path, error);
     }
 
     fn goes_on(&mut self) -> bool {
         !self.reporter.cancelled()
     }
+}
+
+fn tell_user(reporter: &dyn Reporter, path: &[u8], error: &FsError) {
+    let message = match error {
+        FsError::IsDirectory | FsError::NotDirectory => {
+            "there is something of another kind in its place; --delete removes that".to_owned()
+        }
+        error => error.to_string(),
+    };
+    reporter.event(&Event::Problem {
+        path: lossy(path),
+        message,
+    });
 }
 
 /// Brings back what is at the paths below the snapshot's directory, or all of it.
@@ -180,7 +185,11 @@ pub fn restore(
             }
         }
     }
-    let mut observer = Observer { caches, reporter };
+    let mut observer = Observer {
+        caches,
+        reporter,
+        tell: tell_user,
+    };
     let mut summary = RestoreSummary::default();
     for path in below {
         let done = fs

@@ -60,6 +60,8 @@ impl KernelCaches for Mounted {
 
     fn entry_changed(&self, parent: Ino, name: &[u8]) {
         ignore_unknown(self.invalidate_entry(parent.0, name));
+        // The kernel forgets these by itself only if it knows the name.
+        KernelCaches::inode_changed(self, parent);
     }
 }
 

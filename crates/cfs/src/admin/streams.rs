@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cfs_format::Ino;
 use cfs_fs::stream::{Received, Sent, StreamError};
-use cfs_fs::{Fs, FsError, RestoreObserver};
+use cfs_fs::{Fs, FsError};
 
+use super::changes::Observer;
 use super::protocol::{Answer, AnyPath, Event, Named, Progress, StreamRequest};
 use super::report::printable;
 use super::reporter::Reporter;
@@ -74,33 +74,10 @@ impl Write for &Pipe<'_> {
     }
 }
 
-/// What a received stream changes is told to the kernel.
-struct Changes<'a> {
-    caches: Option<&'a dyn KernelCaches>,
-    reporter: &'a dyn Reporter,
-}
-
-impl RestoreObserver for Changes<'_> {
-    fn inode_changed(&mut self, ino: Ino) {
-        if let Some(caches) = self.caches {
-            caches.inode_changed(ino);
-        }
-    }
-
-    fn entry_changed(&mut self, parent: Ino, name: &[u8]) {
-        if let Some(caches) = self.caches {
-            caches.entry_changed(parent, name);
-        }
-    }
-
-    fn problem(&mut self, path: &[u8], error: &FsError) {
-        let path = printable(&String::from_utf8_lossy(path));
-        tracing::warn!("going back before receiving: {path}: {error}");
-    }
-
-    fn goes_on(&mut self) -> bool {
-        !self.reporter.cancelled()
-    }
+/// What cannot go back before receiving is told in the server's log: the stream that comes next decides about it.
+fn tell_log(_: &dyn Reporter, path: &[u8], error: &FsError) {
+    let path = printable(&String::from_utf8_lossy(path));
+    tracing::warn!("going back before receiving: {path}: {error}");
 }
 
 /// Does what is asked, over the socket that is named in the request.
@@ -168,7 +145,11 @@ pub fn perform(
                 .map(|sent| sent_line(named, &sent))
         }
         StreamRequest::Receive { path, .. } => {
-            let mut observer = Changes { caches, reporter };
+            let mut observer = Observer {
+                caches,
+                reporter,
+                tell: tell_log,
+            };
             let path = path.as_ref().map(AnyPath::bytes);
             let mut input = io::BufReader::with_capacity(BUFFER_BYTES, &pipe);
             fs.receive(path, &mut input, &mut &pipe, &mut observer)

@@ -204,7 +204,6 @@ fn name_changed(fs: &Fs, path: &AnyPath, caches: Option<&dyn KernelCaches>) {
         .map_or(0, |at| at + 1);
     if let (Some(caches), Ok(parent)) = (caches, fs.resolve(&path[..start])) {
         caches.entry_changed(parent.ino, &path[start..end]);
-        caches.inode_changed(parent.ino);
     }
 }
 

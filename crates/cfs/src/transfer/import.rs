@@ -335,7 +335,6 @@ impl Import<'_, '_> {
     fn entry_changed(&self, job: &Job) {
         if let Some(caches) = self.run.caches {
             caches.entry_changed(job.to, &job.to_name);
-            caches.inode_changed(job.to);
         }
     }
 

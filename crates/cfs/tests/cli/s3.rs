@@ -59,6 +59,14 @@ fn objects_are_files_at_once_and_files_objects() {
         0
     );
     root.put("/bucket/dir/k", b"one").is(200);
+    // Nobody has asked the kernel for the new name; the directory's time is another all the same.
+    // The standard library would ask for the time of creation as well, which the kernel does not keep.
+    let changed =
+        |path: &str| rustix::fs::stat(mnt.join(path)).map(|of| (of.st_mtime, of.st_mtime_nsec));
+    let before = changed("bucket/dir").expect("a directory");
+    root.put("/bucket/dir/never-asked-for", b"").is(200);
+    assert_ne!(changed("bucket/dir").expect("a directory"), before);
+    fs::remove_file(mnt.join("bucket/dir/never-asked-for")).expect("removing");
     let path = mnt.join("bucket/dir/k");
     assert_eq!(fs::read(&path).expect("a file"), b"one");
     let before = fs::metadata(&path).expect("a file").ino();
