@@ -1,6 +1,7 @@
 //! The command line: every command and option, with help that teaches by example.
 
 mod admin;
+mod bench;
 mod pool;
 mod serve;
 mod transfer;
@@ -12,6 +13,8 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::admin::{AdminCommand, GivenKeyArgs, KeyCommand, KmsCommand, UserCommand};
+use self::bench::BENCH_HELP;
+pub use self::bench::BenchArgs;
 pub use self::pool::{
     BudgetArgs, Cipher, ExistingArgs, FirstRunArgs, InitArgs, KeyArgs, PoolArgs, RepairArgs,
 };
@@ -104,6 +107,9 @@ pub enum Command {
     /// Bring a pool back that does not open
     #[command(after_help = REPAIR_HELP)]
     Repair(RepairArgs),
+    /// Measure this machine and a pool on one of its disks
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
     /// Print the structures on the device
     #[command(after_help = DEBUG_EXAMPLES)]
     Debug {

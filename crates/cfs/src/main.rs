@@ -14,6 +14,7 @@ macro_rules! tell {
 pub(crate) use tell;
 
 mod admin;
+mod bench;
 mod bytes;
 mod cli;
 mod daemon;
@@ -131,6 +132,10 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         Command::Repair(args) => {
             start_log(log, "warn")?;
             repair::run(args, environment)
+        }
+        Command::Bench(args) => {
+            start_log(log, "warn")?;
+            bench::run(&args)
         }
         Command::Debug { command } => {
             start_log(log, "warn")?;

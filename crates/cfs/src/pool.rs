@@ -60,6 +60,8 @@ pub struct Use {
     pub list_snapshots: bool,
     /// Open it although acknowledged changes in a damaged log are lost then.
     pub accept_log_loss: bool,
+    /// It goes with the command that makes it: nobody is told to keep its key.
+    pub is_temporary: bool,
 }
 
 /// Opens the pool of `dir`.
@@ -466,6 +468,11 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
         ..defaults
     };
     (store, fs)
+}
+
+/// The cipher of a new pool: as wished, or the best for this processor.
+pub fn cipher_of_new(wish: Option<cli::Cipher>) -> Cipher {
+    wish.map_or_else(create::best_cipher, cipher_of)
 }
 
 fn cipher_of(wish: cli::Cipher) -> Cipher {

@@ -107,6 +107,12 @@ impl Terminal {
         std::mem::take(&mut self.findings.lock())
     }
 
+    /// Shows what is being done, where that has no measure.
+    pub fn show_step(&self, name: &str) {
+        self.bar.set_message(name.to_owned());
+        self.bar.tick();
+    }
+
     /// Removes the progress bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

@@ -124,7 +124,7 @@ impl PoolArgs {
 }
 
 /// How a pool is made.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "First run")]
 pub struct FirstRunArgs {
     /// Most room that the pool may take on the host; it starts small and grows [default: the host decides]

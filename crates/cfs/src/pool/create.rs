@@ -16,8 +16,8 @@ use cfs_store::{FormatPoolError, Host, POOL_BYTES_MIN, Store, StoreOptions};
 use zeroize::Zeroizing;
 
 use super::{
-    Pool, Use, cipher_of, device_failure, keep_superblock, master_key, new_slot, not_opened,
-    open_on, options, pool_path, random,
+    Pool, Use, cipher_of, cipher_of_new, device_failure, keep_superblock, master_key, new_slot,
+    not_opened, open_on, options, pool_path, random,
 };
 use crate::cli::FirstRunArgs;
 use crate::datadir::{Config, Contents, DataDir};
@@ -185,7 +185,9 @@ fn make(
         })?,
         None => dir.name_new_pool()?,
     }
-    if let Some(key) = made_key {
+    if let Some(key) = made_key
+        && !usage.is_temporary
+    {
         notice(dir, key);
     }
     let (store_options, fs_options) = options(usage);
@@ -221,7 +223,7 @@ fn format(
     let options = cfs_store::FormatOptions {
         cipher: match (replica, first_run.cipher) {
             (Some(replica), _) => replica.cipher,
-            (None, wish) => wish.map_or_else(best_cipher, cipher_of),
+            (None, wish) => cipher_of_new(wish),
         },
         chunk: ChunkParams {
             min: chunk.min().into(),
@@ -302,7 +304,7 @@ fn notice(dir: &DataDir, key: &Path) {
     );
 }
 
-fn best_cipher() -> Cipher {
+pub(super) fn best_cipher() -> Cipher {
     #[cfg(target_arch = "x86_64")]
     let has_aes = std::arch::is_x86_feature_detected!("aes");
     #[cfg(target_arch = "aarch64")]

@@ -4,6 +4,7 @@
 //! say so on standard error and pass when there is no usable `/dev/fuse`, unless `CFS_REQUIRE_FUSE` is set.
 
 mod admin;
+mod bench;
 mod first_run;
 mod mount;
 mod readme;
