@@ -90,7 +90,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn median(figures: &[f64]) -> f64 {
+pub(crate) fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]

@@ -1,6 +1,7 @@
 //! Checks and benches that developers run: `cargo xtask --help`.
 
 mod bench_mount;
+mod bench_peers;
 mod bench_reclaim;
 mod bench_s3;
 mod bench_s3_bounds;
@@ -93,6 +94,8 @@ enum Task {
 enum Bench {
     /// The mount, beside its ceiling, gocryptfs and a plain directory.
     Mount(bench_mount::Options),
+    /// Trees in and out, beside restic and borg.
+    Peers(bench_peers::Options),
     /// Memory and lookups of the chunk index, without any content.
     Chunks {
         /// Where the pool lies meanwhile; it needs some 5 GB for 20 million chunks.
@@ -141,6 +144,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
+        Task::Bench {
+            bench: Bench::Peers(options),
+        } => bench_peers::run(&options),
         Task::Bench {
             bench: Bench::Chunks { dir, millions },
         } => bench_chunks(&dir, millions),

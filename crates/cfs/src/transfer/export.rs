@@ -88,7 +88,8 @@ pub fn export(
             run.trouble(&dir.path, trouble);
         }
     }
-    rustix::fs::syncfs(&dest.fd)
+    dest.fd()
+        .and_then(rustix::fs::syncfs)
         .map_err(|errno| Failure::host("sync", Path::new(&dest.path), &errno.into()))?;
     run.progress("export");
     run.finish(0)
@@ -144,9 +145,7 @@ impl Export<'_, '_> {
             Failure::host("open the directory", to, &errno.into())
                 .hint("DEST, or the directory that it is to be made in, must exist")
         })?;
-        let dir_stat = rustix::fs::fstat(&dir.fd)
-            .map_err(|errno| Failure::host("examine", to, &errno.into()))?;
-        if mount_dev == Some(Meta::from(&dir_stat).dev) {
+        if mount_dev == Some(dir.dev()) {
             return Err(Failure::new(
                 Code::Usage,
                 format!("{} is in the mount of the same pool", dest.display()),
@@ -198,14 +197,14 @@ impl Export<'_, '_> {
     ) -> std::result::Result<Arc<HostDir>, Trouble> {
         let to = &dir.to;
         if dir.name.as_c_str() != c"." {
-            match rustix::fs::mkdirat(&to.fd, &*dir.name, Mode::RWXU) {
+            match rustix::fs::mkdirat(&dir_fd(to)?, &*dir.name, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(host("make", errno)),
             }
         }
         let own = to
             .open_dir(&dir.name)
-            .map_err(|errno| host("open the directory", errno))?;
+            .map_err(|errno| host("open", errno))?;
         let own = Arc::new(own);
         finished.push(FinishedDir {
             path: dir.path.clone(),
@@ -294,7 +293,8 @@ impl Export<'_, '_> {
             }
             Self::remove(job, &present)?;
         }
-        rustix::fs::linkat(&dir.fd, &*name, &job.to.fd, &*job.name, AtFlags::empty())
+        let (of, to) = (dir_fd(&dir)?, dir_fd(&job.to)?);
+        rustix::fs::linkat(&of, &*name, &to, &*job.name, AtFlags::empty())
             .map_err(|errno| host("link", errno))?;
         self.run.add(|it| &it.hard_links, 1);
         Ok(())
@@ -330,7 +330,7 @@ impl Export<'_, '_> {
     }
 
     fn same_target(&self, job: &Job) -> std::result::Result<bool, Trouble> {
-        let present = rustix::fs::readlinkat(&job.to.fd, &*job.name, Vec::new())
+        let present = rustix::fs::readlinkat(&dir_fd(&job.to)?, &*job.name, Vec::new())
             .map_err(|errno| host("read the link", errno))?;
         Ok(self.fs().readlink(job.attr.ino)? == present.to_bytes())
     }
@@ -341,7 +341,7 @@ impl Export<'_, '_> {
                 "on the host there is a directory".to_owned(),
             ));
         }
-        rustix::fs::unlinkat(&job.to.fd, &*job.name, AtFlags::empty())
+        rustix::fs::unlinkat(&dir_fd(&job.to)?, &*job.name, AtFlags::empty())
             .map_err(|errno| host("replace", errno))
     }
 
@@ -357,8 +357,9 @@ impl Export<'_, '_> {
         {
             Self::remove(job, present)?;
         }
+        let dir = dir_fd(&job.to)?;
         let file = rustix::fs::openat(
-            &job.to.fd,
+            &dir,
             &*job.name,
             // A named pipe that took the place must not hold the worker up.
             OFlags::WRONLY
@@ -376,7 +377,7 @@ impl Export<'_, '_> {
         });
         if written.is_err() && existing.is_none() {
             // Half a file helps nobody who finds it.
-            if let Err(errno) = rustix::fs::unlinkat(&job.to.fd, &*job.name, AtFlags::empty()) {
+            if let Err(errno) = rustix::fs::unlinkat(&dir, &*job.name, AtFlags::empty()) {
                 self.run.note(
                     &job.path,
                     format!("the half copy could not be removed: {errno}"),
@@ -440,7 +441,7 @@ impl Export<'_, '_> {
         if let Some(present) = &existing {
             Self::remove(job, present)?;
         }
-        let (fd, name) = (&job.to.fd, &*job.name);
+        let (fd, name) = (dir_fd(&job.to)?, &*job.name);
         match meta.kind() {
             libc::S_IFLNK => {
                 let target = self.fs().readlink(job.attr.ino)?;
@@ -468,9 +469,10 @@ impl Export<'_, '_> {
         xattrs: &Xattrs,
     ) -> std::result::Result<(), Trouble> {
         let name = name.as_c_str();
+        let fd = dir_fd(dir)?;
         if self.run.keep_owner {
             rustix::fs::chownat(
-                &dir.fd,
+                &fd,
                 name,
                 Some(Uid::from_raw(meta.uid)),
                 Some(Gid::from_raw(meta.gid)),
@@ -498,7 +500,7 @@ impl Export<'_, '_> {
         }
         if meta.kind() != libc::S_IFLNK {
             rustix::fs::chmodat(
-                &dir.fd,
+                &fd,
                 name,
                 Mode::from_raw_mode(meta.permissions()),
                 AtFlags::empty(),
@@ -509,7 +511,7 @@ impl Export<'_, '_> {
             last_access: timespec(meta.atime),
             last_modification: timespec(meta.mtime),
         };
-        rustix::fs::utimensat(&dir.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::utimensat(&fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| host("set the times of", errno))
     }
 }
@@ -519,6 +521,16 @@ fn timespec(time: Time) -> Timespec {
         tv_sec: time.seconds,
         tv_nsec: time.nanos.into(),
     }
+}
+
+/// The descriptor of a directory on the host.
+fn dir_fd(dir: &HostDir) -> std::result::Result<Arc<OwnedFd>, Trouble> {
+    dir.fd().map_err(|errno| match errno {
+        Errno::STALE => {
+            Trouble::Object(format!("{} was replaced while it was written to", dir.path))
+        }
+        errno => host("open the directory of", errno),
+    })
 }
 
 fn c_name(name: &[u8]) -> std::result::Result<CString, Trouble> {

@@ -1,24 +1,62 @@
 //! The host's side of a copy: directories by descriptor, so that a tree that changes meanwhile leads nowhere else,
 //! and attributes in one form for both sides.
+//!
+//! A tree has more directories than a process may have descriptors, and a copy comes back to each when all in it is there.
+//! So a bounded number stay open, and others are opened again by their names in their parents; what is not the directory
+//! that it was is refused.
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 
 use cfs_format::Ino;
 use cfs_fs::{Attr, Fs, FsError, Time};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 /// Longest value and list of extended attributes, bytes (Linux).
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
-/// An open directory of the host.
+/// Directories of one tree that are kept open.
+const OPEN_MAX: usize = 256;
+
+/// A directory of the host.
 pub struct HostDir {
-    /// The directory.
-    pub fd: OwnedFd,
+    place: Place,
+    /// Device and inode.
+    identity: (u64, u64),
+    open: Arc<OpenDirs>,
     /// Its path, for messages.
     pub path: String,
+}
+
+/// How a directory is reached.
+enum Place {
+    /// The one that a copy began with stays open.
+    Start(Arc<OwnedFd>),
+    /// By its name, unless it is open.
+    Below {
+        parent: Arc<HostDir>,
+        name: CString,
+        fd: Mutex<Weak<OwnedFd>>,
+    },
+}
+
+/// The descriptors that are kept, the newest last.
+#[derive(Default)]
+struct OpenDirs(Mutex<VecDeque<Arc<OwnedFd>>>);
+
+impl OpenDirs {
+    fn keep(&self, fd: &Arc<OwnedFd>) {
+        let mut kept = self.0.lock();
+        kept.push_back(Arc::clone(fd));
+        if kept.len() > OPEN_MAX {
+            kept.pop_front();
+        }
+    }
 }
 
 /// Extended attributes, names without zero bytes, sorted by name.
@@ -132,23 +170,54 @@ impl HostDir {
             Mode::empty(),
         )?;
         Ok(Self {
-            fd,
+            identity: identity(&fd)?,
+            place: Place::Start(Arc::new(fd)),
+            open: Arc::default(),
             path: path.to_string_lossy().into_owned(),
         })
     }
 
     /// Opens a directory in this one, not following a symbolic link.
-    pub fn open_dir(&self, name: &CStr) -> rustix::io::Result<Self> {
-        let fd = rustix::fs::openat(
-            &self.fd,
-            name,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+    pub fn open_dir(self: &Arc<Self>, name: &CStr) -> rustix::io::Result<Self> {
+        let fd = Arc::new(open_below(&*self.fd()?, name)?);
+        self.open.keep(&fd);
         Ok(Self {
-            fd,
+            identity: identity(&fd)?,
+            place: Place::Below {
+                parent: Arc::clone(self),
+                name: name.to_owned(),
+                fd: Mutex::new(Arc::downgrade(&fd)),
+            },
+            open: Arc::clone(&self.open),
             path: self.path_of(name),
         })
+    }
+
+    /// The device that it is on.
+    pub fn dev(&self) -> u64 {
+        self.identity.0
+    }
+
+    /// The directory, opened again if need be.
+    ///
+    /// # Errors
+    /// Those of openat(2); `ESTALE` if another directory has its name now.
+    pub fn fd(&self) -> rustix::io::Result<Arc<OwnedFd>> {
+        let (parent, name, fd) = match &self.place {
+            Place::Start(fd) => return Ok(Arc::clone(fd)),
+            Place::Below { parent, name, fd } => (parent, name, fd),
+        };
+        let mut fd = fd.lock();
+        if let Some(fd) = fd.upgrade() {
+            return Ok(fd);
+        }
+        let again = Arc::new(open_below(&*parent.fd()?, name)?);
+        if identity(&again)? != self.identity {
+            return Err(Errno::STALE);
+        }
+        self.open.keep(&again);
+        *fd = Arc::downgrade(&again);
+        Ok(again)
     }
 
     /// The path of an entry, for messages.
@@ -158,14 +227,14 @@ impl HostDir {
 
     /// Attributes of an entry itself, not of what it may point to.
     pub fn stat(&self, name: &CStr) -> rustix::io::Result<Meta> {
-        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let stat = rustix::fs::statat(&self.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(Meta::from(&stat))
     }
 
     /// The names in it, without `.` and `..`.
     pub fn names(&self) -> rustix::io::Result<Vec<CString>> {
         let mut names = Vec::new();
-        for entry in Dir::read_from(&self.fd)? {
+        for entry in Dir::read_from(&self.fd()?)? {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
@@ -175,17 +244,10 @@ impl HostDir {
         Ok(names)
     }
 
-    /// A path of the entry that needs no search: for the calls that know no descriptors.
-    fn magic_path(&self, name: &CStr) -> PathBuf {
-        use std::os::unix::ffi::OsStrExt;
-        let mut path = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
-        path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
-        path
-    }
-
     /// Extended attributes of an entry; none where the file system knows none.
     pub fn xattrs(&self, name: &CStr) -> rustix::io::Result<Xattrs> {
-        let path = self.magic_path(name);
+        let fd = self.fd()?;
+        let path = magic_path(&fd, name);
         let list = match read_growing(|buf| rustix::fs::llistxattr(&path, buf)) {
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             list => list?,
@@ -207,7 +269,8 @@ impl HostDir {
     /// returned by name, and the others are still set.
     pub fn set_xattrs(&self, name: &CStr, wanted: &Xattrs) -> rustix::io::Result<Vec<Vec<u8>>> {
         let present = self.xattrs(name)?;
-        let path = self.magic_path(name);
+        let fd = self.fd()?;
+        let path = magic_path(&fd, name);
         let mut refused = Vec::new();
         for (name, value) in wanted {
             if present.iter().any(|it| &it.0 == name && &it.1 == value) {
@@ -231,6 +294,28 @@ impl HostDir {
         }
         Ok(refused)
     }
+}
+
+fn open_below(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(
+        parent,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+fn identity(fd: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
+    let meta = Meta::from(&rustix::fs::fstat(fd)?);
+    Ok((meta.dev, meta.ino))
+}
+
+/// A path of an entry that needs no search: for the calls that know no descriptors. It is good while `dir` is open.
+fn magic_path(dir: &OwnedFd, name: &CStr) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    path
 }
 
 /// Bytes of a call that fills a buffer and says `ERANGE` when that is too small.

@@ -21,6 +21,48 @@ fn export(source: &str, dest: &Path, data: &Path) -> serde_json::Value {
     summary(cfs!("export", "-T", source, dest, "--data", data, "--json"))
 }
 
+/// Sources have more directories than a process may have descriptors, and hard links lead from each into another.
+#[test]
+fn a_tree_may_have_more_directories_than_descriptors() {
+    const DIRECTORIES: usize = 700;
+    let scratch = Scratch::new();
+    let (data, source, copy) = (
+        scratch.path("pool"),
+        scratch.dir("source"),
+        scratch.path("copy"),
+    );
+    let at = |number: usize| match number % 2 {
+        0 => source.join(format!("wide-{number}")),
+        // Deep, too, but not beyond the longest path.
+        _ => (0..number / 2 % 100).fold(source.join(format!("deep-{}", number / 200)), |at, _| {
+            at.join("d")
+        }),
+    };
+    for number in 0..DIRECTORIES {
+        let directory = at(number);
+        fs::create_dir_all(&directory).expect("directories");
+        fs::write(directory.join(format!("file-{number}")), number.to_string()).expect("a file");
+        fs::hard_link(
+            directory.join(format!("file-{number}")),
+            source.join(format!("name-{number}")),
+        )
+        .expect("a link");
+    }
+    let limited = |arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
+        let mut limited = std::process::Command::new("sh");
+        limited.args(["-c", "ulimit -n 400 && exec \"$@\"", "sh"]);
+        let cfs = command(arguments);
+        limited.arg(cfs.get_program()).args(cfs.get_args());
+        limited
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        crate::support::run(limited).ok()
+    };
+    limited(&[&"import", &"-T", &source, &"/tree", &"--data", &data]);
+    limited(&[&"export", &"-T", &"/tree", &copy, &"--data", &data]);
+    assert_same(&source, &copy);
+}
+
 #[test]
 fn a_tree_comes_back_as_it_was() {
     let scratch = Scratch::new();

@@ -269,8 +269,9 @@ impl Import<'_, '_> {
 }
 
 fn open_file(job: &Job) -> std::result::Result<OwnedFd, Trouble> {
+    let dir = job.from.fd().map_err(|errno| host("open", errno))?;
     rustix::fs::openat(
-        &job.from.fd,
+        &dir,
         &*job.name,
         // A named pipe that took the file's place must not hold the worker up.
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
@@ -281,7 +282,11 @@ fn open_file(job: &Job) -> std::result::Result<OwnedFd, Trouble> {
 
 fn read_link(job: &Job) -> std::result::Result<Vec<u8>, Trouble> {
     let name: &CStr = &job.name;
-    rustix::fs::readlinkat(&job.from.fd, name, Vec::new())
+    let dir = job
+        .from
+        .fd()
+        .map_err(|errno| host("read the link", errno))?;
+    rustix::fs::readlinkat(&dir, name, Vec::new())
         .map(CString::into_bytes)
         .map_err(|errno| host("read the link", errno))
 }
