@@ -60,6 +60,8 @@ pub struct Use {
     pub list_snapshots: bool,
     /// Open it although acknowledged changes in a damaged log are lost then.
     pub accept_log_loss: bool,
+    /// It stays open for who asks; else it is opened for one command.
+    pub serves: bool,
     /// It goes with the command that makes it: nobody is told to keep its key.
     pub is_temporary: bool,
 }
@@ -447,6 +449,10 @@ pub fn new_slot(secret: &Secret) -> KeySlot {
     }
 }
 
+/// Memory for opened chunks where a command passes over the content once: enough for what duplicates lie near one another,
+/// and little to touch for the first time, which costs more than opening a chunk.
+const HOT_BYTES_ONE_COMMAND: u64 = 128 << 20;
+
 fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let defaults = FsOptions::default();
@@ -461,7 +467,10 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
             .budgets
             .dirty_bytes
             .unwrap_or(defaults.dirty_bytes_max.min(memory / 4)),
-        hot_bytes: usage.budgets.hot_bytes.unwrap_or(memory / 8),
+        hot_bytes: usage.budgets.hot_bytes.unwrap_or(match usage.serves {
+            true => memory / 8,
+            false => (memory / 8).min(HOT_BYTES_ONE_COMMAND),
+        }),
         seal_threads: cores,
         atime: usage.atime,
         list_snapshots: usage.list_snapshots,

@@ -94,6 +94,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
             Atime::Strict => AtimePolicy::Strict,
         },
         list_snapshots: serving.mounting.list_snapshots,
+        serves: true,
         ..Use::default()
     };
     let given = KeyGiven::new(serving.pool.key, environment);

@@ -98,6 +98,7 @@ impl Running {
         let dir = DataDir::at(&dir.join("pool"))?;
         let key = KeyGiven::new(KeyArgs::default(), Environment::default());
         let usage = Use {
+            serves: true,
             is_temporary: true,
             ..Use::default()
         };

@@ -162,7 +162,7 @@ pub struct BudgetArgs {
     /// Memory for data that are not yet stored [default: 256M, or a quarter of the memory if that is less]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub dirty_bytes: Option<u64>,
-    /// Memory for opened chunks [default: an eighth of the memory]
+    /// Memory for opened chunks [default: an eighth of the memory, for a single command at most 128M]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub hot_bytes: Option<u64>,
 }
