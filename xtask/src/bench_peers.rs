@@ -1,0 +1,339 @@
+//! `cargo xtask bench peers`: whole trees in and out, beside backup programs that deduplicate, compress and encrypt.
+//!
+//! For each tree and each program, in turns: the first ingest into an empty store, the same tree again, and a restore.
+//! What is told is the median of the rounds: seconds, seconds of processor time, the largest resident memory, and how
+//! many times the stored bytes go into those of the tree. Trees are read once before, so that all find them in the page
+//! cache; what is restored is compared with its source in the first round. Programs that are not installed are left out
+//! and named.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::bench_mount::median;
+
+/// The trees, and how often.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Directories to store, each by itself.
+    #[arg(required = true)]
+    trees: Vec<PathBuf>,
+    /// An existing directory with room for two copies of the largest tree; what is made there is removed again.
+    #[arg(long, default_value = "/tmp")]
+    dir: PathBuf,
+    /// Rounds.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Codecs of cfs to measure.
+    #[arg(long = "codec", default_values_t = ["lz4".to_owned(), "zstd:3".to_owned()])]
+    codecs: Vec<String>,
+    /// The release binary of ClaudeFS; by default the one beside this program.
+    #[arg(long)]
+    cfs: Option<PathBuf>,
+}
+
+/// A program that stores trees.
+enum Program {
+    Cfs { binary: PathBuf, codec: String },
+    Restic,
+    Borg,
+}
+
+/// What one command took.
+#[derive(Clone, Copy)]
+struct Took {
+    seconds: f64,
+    processor_seconds: f64,
+    resident_mib: f64,
+}
+
+/// What one round of a program came to.
+struct Round {
+    first: Took,
+    again: Took,
+    restore: Took,
+    stored_bytes: u64,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// A program fails, or what it restores is not what it was given.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let beside = std::env::current_exe()?.with_file_name("cfs");
+    let binary = options.cfs.clone().unwrap_or(beside);
+    ensure!(
+        binary.is_file(),
+        "{} does not exist; build it, or give --cfs",
+        binary.display()
+    );
+    let mut programs: Vec<Program> = options
+        .codecs
+        .iter()
+        .map(|codec| Program::Cfs {
+            binary: binary.clone(),
+            codec: codec.clone(),
+        })
+        .collect();
+    for (program, name, version) in [
+        (Program::Restic, "restic", "version"),
+        (Program::Borg, "borg", "--version"),
+    ] {
+        match Command::new(name).arg(version).output() {
+            Ok(output) => {
+                println!("{}", String::from_utf8_lossy(&output.stdout).trim());
+                programs.push(program);
+            }
+            Err(_) => println!("{name} is not installed, and left out"),
+        }
+    }
+    for tree in &options.trees {
+        let tree = std::path::absolute(tree)?;
+        let bytes = warm(&tree)?;
+        println!("\n{}: {:.2} GB", tree.display(), bytes as f64 / 1e9);
+        let mut rounds: Vec<Vec<Round>> = programs.iter().map(|_| Vec::new()).collect();
+        for round in 0..options.rounds {
+            for (program, rounds) in programs.iter().zip(&mut rounds) {
+                let scratch = Scratch::new(&options.dir)?;
+                rounds.push(
+                    program
+                        .round(&tree, &scratch.0, round == 0)
+                        .context(program.name())?,
+                );
+            }
+        }
+        print(&programs, &rounds, bytes);
+    }
+    Ok(())
+}
+
+impl Program {
+    fn name(&self) -> String {
+        match self {
+            Self::Cfs { codec, .. } => format!("cfs, {codec}"),
+            Self::Restic => "restic".to_owned(),
+            Self::Borg => "borg, zstd,3".to_owned(),
+        }
+    }
+
+    fn round(&self, tree: &Path, scratch: &Path, compare: bool) -> anyhow::Result<Round> {
+        let store = scratch.join("store");
+        let out = scratch.join("out");
+        std::fs::create_dir(&out)?;
+        let mut init = self.command(scratch);
+        match self {
+            Self::Cfs { codec, .. } => init.args(["init", "--codec", codec, "--data"]).arg(&store),
+            Self::Restic => init.arg("init"),
+            Self::Borg => init.args(["init", "--encryption", "repokey-blake2"]),
+        };
+        took(&mut init)?;
+        let ingest = |name: &str| {
+            let mut command = self.command(scratch);
+            command.current_dir(tree);
+            match self {
+                Self::Cfs { .. } => command
+                    .args(["import", ".", "/tree", "-T", "--data"])
+                    .arg(&store),
+                Self::Restic => command.args(["backup", "--quiet", "."]),
+                Self::Borg => command
+                    .args(["create", "--compression", "zstd,3"])
+                    .arg(format!("::{name}"))
+                    .arg("."),
+            };
+            took(&mut command)
+        };
+        let first = ingest("first")?;
+        let stored_bytes = allocated(&store)?;
+        let again = ingest("again")?;
+        let mut restore = self.command(scratch);
+        restore.current_dir(&out);
+        match self {
+            Self::Cfs { .. } => restore
+                .args(["export", "/tree", ".", "-T", "--data"])
+                .arg(&store),
+            Self::Restic => restore.args(["restore", "--quiet", "latest", "--target", "."]),
+            Self::Borg => restore.args(["extract", "::first"]),
+        };
+        let restore = took(&mut restore)?;
+        if compare {
+            let mut diff = Command::new("diff");
+            took(diff.args(["-r", "--no-dereference"]).arg(tree).arg(&out))
+                .context("what was restored is not what was stored")?;
+        }
+        Ok(Round {
+            first,
+            again,
+            restore,
+            stored_bytes,
+        })
+    }
+
+    /// Without its arguments, but with all that says where the store is and what opens it.
+    fn command(&self, scratch: &Path) -> Command {
+        let (store, cache) = (scratch.join("store"), scratch.join("cache"));
+        let mut command;
+        match self {
+            Self::Cfs { binary, .. } => command = Command::new(binary),
+            Self::Restic => {
+                command = Command::new("restic");
+                command
+                    .env("RESTIC_REPOSITORY", store)
+                    .env("RESTIC_PASSWORD", "bench")
+                    .env("RESTIC_CACHE_DIR", cache);
+            }
+            Self::Borg => {
+                command = Command::new("borg");
+                command
+                    .env("BORG_REPO", store)
+                    .env("BORG_PASSPHRASE", "bench")
+                    .env("BORG_BASE_DIR", cache);
+            }
+        }
+        command
+    }
+}
+
+/// A directory that goes with all that is in it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(parent: &Path) -> anyhow::Result<Self> {
+        let path = parent.join(format!("cfs-peers-{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            println!("{} could not be removed: {error}", self.0.display());
+        }
+    }
+}
+
+/// Runs a command to its end, which must be a good one.
+fn took(command: &mut Command) -> anyhow::Result<Took> {
+    let before = children_seconds()?;
+    let started = Instant::now();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut said = child.stderr.take().context("piped")?;
+    let reader = std::thread::spawn(move || std::io::read_to_string(&mut said));
+    let mut resident_mib = 0.0_f64;
+    let status = loop {
+        resident_mib = resident_mib.max(peak_mib(&child));
+        match child.try_wait()? {
+            Some(status) => break status,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    let said = reader.join().expect("reads to the end")?;
+    if !status.success() {
+        bail!("{command:?}: {status}: {said}");
+    }
+    Ok(Took {
+        seconds,
+        processor_seconds: children_seconds()? - before,
+        resident_mib,
+    })
+}
+
+/// Processor time of all children that have been waited for; /proc/self/stat, see proc_pid_stat(5).
+fn children_seconds() -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat
+        .rsplit_once(')')
+        .context("/proc/self/stat has another form")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let field = |number: usize| -> anyhow::Result<f64> {
+        let text = fields
+            .get(number - 3)
+            .context("/proc/self/stat is too short")?;
+        Ok(text.parse::<u64>()? as f64)
+    };
+    Ok((field(16)? + field(17)?) / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// The most that a process has had resident, 0 once it has ended.
+fn peak_mib(child: &Child) -> f64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+/// Reads all files once. Bytes of them.
+fn warm(root: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    visit(root, &mut |path, meta| {
+        if meta.is_file() {
+            bytes += std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::sink())?;
+        }
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Bytes that a store takes on the disk.
+fn allocated(root: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    visit(root, &mut |_, meta| {
+        bytes += meta.blocks() * 512;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+fn visit(
+    root: &Path,
+    each: &mut dyn FnMut(&Path, &std::fs::Metadata) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        each(&entry.path(), &meta)?;
+        if meta.is_dir() {
+            visit(&entry.path(), each)?;
+        }
+    }
+    Ok(())
+}
+
+fn print(programs: &[Program], rounds: &[Vec<Round>], bytes: u64) {
+    println!(
+        "| program | stored ratio | first, s / CPU s | again, s / CPU s | restore, s / CPU s | resident, MiB |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+    for (program, rounds) in programs.iter().zip(rounds) {
+        let of =
+            |figure: &dyn Fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+        let both = |took: fn(&Round) -> Took| {
+            let seconds = of(&|round| took(round).seconds);
+            format!(
+                "{seconds:.2} / {:.2}",
+                of(&|round| took(round).processor_seconds)
+            )
+        };
+        let resident = of(&|round| {
+            let all = [round.first, round.again, round.restore];
+            all.iter()
+                .fold(0.0, |most: f64, took| most.max(took.resident_mib))
+        });
+        println!(
+            "| {} | {:.2} | {} | {} | {} | {resident:.0} |",
+            program.name(),
+            of(&|round| bytes as f64 / round.stored_bytes as f64),
+            both(|round| round.first),
+            both(|round| round.again),
+            both(|round| round.restore),
+        );
+    }
+}
