@@ -309,7 +309,7 @@ impl Face {
             let caller = Self::caller_in(&directory);
             match self
                 .fs
-                .mkdir_with(parent, name, DIRECTORY_MODE, &caller, room)
+                .mkdir_reserved(parent, name, DIRECTORY_MODE, &caller, room)
             {
                 Ok(made) => {
                     let change = RecordChange {

@@ -11,6 +11,7 @@
 //! - Without a current version, the newest in the tree is a marker, but for what is done through the mount.
 
 use cfs_format::Ino;
+use cfs_fs::escaped::VERSIONS_NAME;
 use cfs_fs::{Arrangement, Expected, FsError, Moved, Named, Room};
 use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
@@ -24,8 +25,6 @@ use crate::records::{self, Versioning, name};
 use crate::upload::Upload;
 use crate::walk::Walk;
 
-/// The directory in a bucket's directory that holds older versions.
-const VERSIONS: &[u8] = b".s3!versions";
 /// Mode of that directory.
 const MODE: u32 = 0o700;
 /// What the text of the version `null` ends with.
@@ -109,30 +108,14 @@ impl Face {
     /// # Errors
     /// What reading failed with.
     pub(crate) fn versions_tree(&self, bucket: &BucketAt) -> Result<Option<Ino>, FsError> {
-        let entry = self.fs.find_name(bucket.ino(), VERSIONS)?;
+        let entry = self.fs.find_name(bucket.ino(), VERSIONS_NAME)?;
         Ok(entry
             .filter(|entry| entry.kind == libc::S_IFDIR)
             .map(|entry| entry.ino))
     }
 
     fn make_versions_tree(&self, bucket: &BucketAt, room: Room) -> Result<Ino, FsError> {
-        loop {
-            if let Some(tree) = self.versions_tree(bucket)? {
-                return Ok(tree);
-            }
-            let caller = Self::caller_in(&bucket.attr);
-            match self
-                .fs
-                .mkdir_with(bucket.ino(), VERSIONS, MODE, &caller, room)
-            {
-                Ok(made) => {
-                    self.name_changed(bucket.ino(), VERSIONS);
-                    return Ok(made.ino);
-                }
-                Err(FsError::Exists) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.system_directory(bucket, VERSIONS_NAME, MODE, room)
     }
 
     /// The identifier of a file's version.
@@ -446,6 +429,28 @@ impl Face {
                         let text = self.text_of(bucket, key, place.ino, &old)?;
                         let to = self.new_place(tree, &in_tree(key, &text), room)?;
                         arrangement.moves.push(moved(place, to));
+                    }
+                }
+                // Where a snapshot was restored, a file may stand before another of the same key, which must not come back.
+                if let Some(shadow) = self.find_shadowed(bucket.ino(), key)?
+                    && Some(&shadow) != place.as_ref()
+                {
+                    let id = self.version_of(shadow.ino)?;
+                    let is_again = match &place {
+                        Some(place) => self.version_of(place.ino)? == id,
+                        None => false,
+                    };
+                    if is_again && self.fs.lock(shadow.ino)?.is_none() {
+                        replaced = replaced.or(Some(shadow));
+                    } else {
+                        // Of one version two times, the one that is locked stays.
+                        if is_again {
+                            arrangement.moves.clear();
+                            replaced.clone_from(&place);
+                        }
+                        let text = self.text_of(bucket, key, shadow.ino, &id)?;
+                        let to = self.new_place(tree, &in_tree(key, &text), room)?;
+                        arrangement.moves.push(moved(&shadow, to));
                     }
                 }
                 if state == Versioning::Suspended

@@ -33,7 +33,8 @@ fn after_mark(form: Form) -> Vec<u8> {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Cursor(Cursor),
-    File(Ino),
+    /// Of two names for one key the plain one comes first, as it counts.
+    File(Form, Ino),
     Directory(Ino),
 }
 
@@ -106,8 +107,8 @@ impl<'a> Walk<'a> {
                 break;
             }
             match node.what {
-                What::File(_) if node.key < self.lower => {}
-                What::File(ino) => {
+                What::File(..) if node.key < self.lower => {}
+                What::File(_, ino) => {
                     // Two names may stand for one key; the second is passed over.
                     self.lower.clone_from(&node.key);
                     self.lower.push(0);
@@ -266,7 +267,9 @@ impl<'a> Walk<'a> {
         let (form, component) = names::component(&entry.name)?;
         let mut key = [base, &component].concat();
         match (form, entry.kind) {
-            (Form::Plain | Form::File, libc::S_IFREG) => self.push(key, What::File(entry.ino)),
+            (Form::Plain | Form::File, libc::S_IFREG) => {
+                self.push(key, What::File(form, entry.ino));
+            }
             (Form::Plain | Form::Directory, libc::S_IFDIR) => {
                 key.push(b'/');
                 self.push(key, What::Directory(entry.ino));

@@ -429,3 +429,74 @@ fn there_is_one_null_version_at_any_time() {
     assert_eq!(list(&again.root(), &[]).0.len(), 61);
     again.assert_clean();
 }
+
+/// Where versions go there may be something else, as from before such names were refused.
+#[test]
+fn a_file_in_the_place_of_versions_is_told() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    put(&root, "/bucket/k", b"1");
+    let bucket = served.resolve("/bucket").ino;
+    let fs = &served.fs;
+    let file = fs
+        .tmpfile_and_hold(bucket, 0o644, &cfs_fs::Caller::default())
+        .expect("a file");
+    let publication = cfs_fs::Publication {
+        parent: bucket,
+        name: b".s3!versions",
+        expected: cfs_fs::Expected::Nothing,
+        records: Vec::new(),
+        archive: None,
+    };
+    fs.publish(file.ino, publication).expect("nothing is there");
+    root.put("/bucket/k", b"2").fails(409, "InvalidObjectState");
+    root.delete("/bucket/k").fails(409, "InvalidObjectState");
+    assert_eq!(root.get("/bucket/k").is(200).body, b"1");
+    fs.unlink(bucket, b".s3!versions").expect("it is a file");
+    put(&root, "/bucket/k", b"2");
+    fs.release(file.ino).expect("it was open");
+    fs.end_hold(file.ino).expect("it was held");
+}
+
+/// Takes no notice of what a restore tells.
+struct Nobody;
+
+impl cfs_fs::RestoreObserver for Nobody {
+    fn inode_changed(&mut self, _: cfs_format::Ino) {}
+    fn entry_changed(&mut self, _: cfs_format::Ino, _: &[u8]) {}
+    fn problem(&mut self, path: &[u8], error: &cfs_fs::FsError) {
+        panic!("{}: {error}", String::from_utf8_lossy(path));
+    }
+    fn goes_on(&mut self) -> bool {
+        true
+    }
+}
+
+/// A restored snapshot brings back a file under the plain name of a key whose object has stepped aside.
+#[test]
+fn a_key_with_two_files_is_deleted_at_once() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    put(&root, "/bucket/a", b"old");
+    let fs = &served.fs;
+    let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+    let below = put(&root, "/bucket/a/b", b"below");
+    root.send("DELETE", "/bucket/a/b", &[("versionId", &below)], b"")
+        .is(204);
+    served.resolve("/bucket/.s3~a");
+    fs.snapshot_restore(&before, b"/bucket", b"a", false, &mut Nobody)
+        .expect("it is brought back");
+    served.resolve("/bucket/a");
+    served.resolve("/bucket/.s3~a");
+    let (versions, _) = list(&root, &[]);
+    assert_eq!(versions.len(), 1);
+    root.delete("/bucket/a").is(204);
+    root.get("/bucket/a").fails(404, "NoSuchKey");
+    served.assert_clean();
+}
