@@ -124,6 +124,19 @@ pub fn names_of(component: &[u8], last: Form) -> Vec<Vec<u8>> {
     names
 }
 
+/// Whether one of the names of an escaped component ends, and the next begins, after so many of its bytes.
+#[must_use]
+pub fn is_cut_at(component: &[u8], at: usize) -> bool {
+    let mut cut = 0;
+    while cut < at {
+        match first_piece(&component[cut..]) {
+            Some(bytes) => cut += bytes,
+            None => return false,
+        }
+    }
+    cut == at
+}
+
 /// What an escaped name's text stands for; none if it is not as [`encode`] writes it.
 #[must_use]
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
@@ -363,5 +376,10 @@ mod tests {
         let names = names_of(&component, Form::File);
         let lengths: Vec<_> = names.iter().map(Vec::len).collect();
         assert_eq!(lengths, [254, 255, 255, 4 + 852 - 750]);
+        let cuts: Vec<_> = (0..component.len())
+            .filter(|at| is_cut_at(&component, *at))
+            .collect();
+        assert_eq!(cuts, [0, 250, 250 + 249, 250 + 249 + 251]);
+        assert!(!is_cut_at(&[b'x'; 251], 251));
     }
 }

@@ -22,7 +22,7 @@
 //!   escaped file or directory lies in order between the keys below one `.s3+` directory.
 
 pub(crate) use cfs_fs::escaped::{Form, decode, encode, is_plain};
-use cfs_fs::escaped::{MARK_BYTES, names_of};
+use cfs_fs::escaped::{MARK_BYTES, is_cut_at, names_of};
 
 /// The names, each in the one before, of a component that is a directory's.
 pub(crate) fn directory_names(component: &[u8]) -> Vec<Vec<u8>> {
@@ -46,6 +46,18 @@ pub(crate) fn component(name: &[u8]) -> Option<(Form, Vec<u8>)> {
         _ => decode(&name[MARK_BYTES..])?,
     };
     Some((form, raw))
+}
+
+/// Whether a name stands for something where a component has begun with `begun`: it is how S3 would write it. A mount can make
+/// others, which nobody would find under the key that they seem to have.
+pub(crate) fn is_one_of_ours(begun: &[u8], form: Form, component: &[u8]) -> bool {
+    if begun.is_empty() {
+        return form != Form::Directory || !is_plain(component);
+    }
+    let whole = [begun, component].concat();
+    form != Form::Plain
+        && is_cut_at(&whole, begun.len())
+        && !(form == Form::Directory && is_plain(&whole))
 }
 
 /// The directories' components of a key, and the file's.

@@ -196,6 +196,9 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let shorter = &component[..len];
+            if !names::is_one_of_ours(begun(base), form, shorter) {
+                continue;
+            }
             let name = match form {
                 Form::Plain => shorter.to_vec(),
                 _ => [form.mark(), &names::encode(shorter)].concat(),
@@ -265,6 +268,9 @@ impl<'a> Walk<'a> {
     /// Puts an entry where it is due; returns its component.
     fn found(&mut self, base: &[u8], entry: NamedEntry) -> Option<Vec<u8>> {
         let (form, component) = names::component(&entry.name)?;
+        if !names::is_one_of_ours(begun(base), form, &component) {
+            return Some(component);
+        }
         let mut key = [base, &component].concat();
         match (form, entry.kind) {
             (Form::Plain | Form::File, libc::S_IFREG) => {
@@ -279,6 +285,12 @@ impl<'a> Walk<'a> {
         }
         Some(component)
     }
+}
+
+/// What a component has begun with that goes on in the directory with the key `base`.
+fn begun(base: &[u8]) -> &[u8] {
+    let last = base.rsplit(|byte| *byte == b'/').next();
+    last.expect("splitting gives at least one part")
 }
 
 /// The directory that a component stands for.
