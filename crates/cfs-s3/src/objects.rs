@@ -429,6 +429,8 @@ impl Face {
                 };
             }
             let replaced = place.as_ref().map(|place| place.ino);
+            self.tell_apart(bucket, key, place.as_ref(), Room::Free)
+                .map_err(from_fs)?;
             let (id, archive) = self
                 .plan_version(bucket, key, place.as_ref())
                 .map_err(from_fs)?;

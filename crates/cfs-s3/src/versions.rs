@@ -12,7 +12,7 @@
 
 use cfs_format::Ino;
 use cfs_fs::escaped::VERSIONS_NAME;
-use cfs_fs::{Arrangement, Expected, FsError, Moved, Named, Room};
+use cfs_fs::{Arrangement, Expected, FsError, Moved, Named, RecordChange, Room};
 use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
@@ -294,6 +294,41 @@ impl Face {
         find().map_err(from_fs)?
     }
 
+    /// Gives the current version another identifier if an older one has the same: restoring a snapshot brings a version back
+    /// under its key that has gone into the tree since. What is locked stays as it is, and the other of the two goes.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub(crate) fn tell_apart(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        current: Option<&Place>,
+        room: Room,
+    ) -> Result<(), FsError> {
+        let Some(current) = current else {
+            return Ok(());
+        };
+        let id = self.version_of(current.ino)?;
+        // Those of the version null are told apart by their times.
+        if bucket.record.versioning.is_none() || id == NULL_VERSION {
+            return Ok(());
+        }
+        let Some(older) = self.find_older(bucket, key, &id)? else {
+            return Ok(());
+        };
+        if self.fs.lock(current.ino)?.is_some() {
+            return self.drop_older(bucket, &older);
+        }
+        let id = self.new_version(bucket, key, None)?;
+        let change = RecordChange {
+            put: vec![(name::VERSION.to_vec(), id.into_bytes())],
+            room,
+            ..RecordChange::default()
+        };
+        self.fs.set_records(current.ino, change)
+    }
+
     /// An identifier for a version that is to be newer than all that there are of a key.
     fn new_version(
         &self,
@@ -414,6 +449,7 @@ impl Face {
                 check(object.as_ref())?;
             }
             let mark = || -> Result<Deleted, FsError> {
+                self.tell_apart(bucket, key, place.as_ref(), room)?;
                 let new = self.new_version(bucket, key, place.as_ref())?;
                 let mut arrangement = Arrangement {
                     room,
@@ -503,6 +539,7 @@ impl Face {
                 is_marker: false,
             };
             let mut current = self.find(bucket.ino(), key)?;
+            self.tell_apart(bucket, key, current.as_ref(), Room::Reserve)?;
             let tree = self.versions_tree(bucket)?;
             let mut path = None;
             let is_current = match &current {

@@ -500,3 +500,77 @@ fn a_key_with_two_files_is_deleted_at_once() {
     root.get("/bucket/a").fails(404, "NoSuchKey");
     served.assert_clean();
 }
+
+/// A snapshot brought a version back under its key that had become an older one: there were two of it, and putting and
+/// deleting the key failed for ever, as one of them could not go where the other was.
+#[test]
+fn what_a_snapshot_brings_back_becomes_a_version_of_its_own() {
+    for replaced_by in ["another", "a marker", "null", "nothing, and locked"] {
+        let pool = Pool::new(64);
+        let served = pool.serve();
+        let (root, fs) = (served.root(), &served.fs);
+        let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+        let is_locked = replaced_by.ends_with("locked");
+        let headers = if is_locked { &lock[..] } else { &[] };
+        root.send_with("PUT", "/bucket", &[], headers, b"").is(200);
+        set(&root, "Enabled");
+        let first = put(&root, "/bucket/k", b"first");
+        let second = put(&root, "/bucket/k", b"second");
+        let third = is_locked.then(|| put(&root, "/bucket/k", b"third"));
+        let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+        let retention = b"<Retention><Mode>COMPLIANCE</Mode>\
+            <RetainUntilDate>2099-01-01T00:00:00Z</RetainUntilDate></Retention>";
+        match replaced_by {
+            "another" => drop(put(&root, "/bucket/k", b"another")),
+            "a marker" => drop(root.delete("/bucket/k").is(204)),
+            "null" => {
+                set(&root, "Suspended");
+                root.put("/bucket/k", b"null").is(200);
+                set(&root, "Enabled");
+            }
+            _ => {
+                // The second becomes the current one, and the snapshot shows it among the others.
+                let third = third.expect("it was put");
+                root.send("DELETE", "/bucket/k", &[("versionId", &third)], b"")
+                    .is(204);
+                root.send("PUT", "/bucket/k", &[("retention", "")], retention)
+                    .is(200);
+            }
+        }
+        fs.snapshot_restore(&before, b"/bucket", b".s3!versions", false, &mut Nobody)
+            .expect("it is brought back");
+        if !is_locked {
+            fs.snapshot_restore(&before, b"/bucket", b"k", false, &mut Nobody)
+                .expect("it is brought back");
+        }
+        assert_eq!(root.get("/bucket/k").is(200).body, b"second");
+        for (id, content) in [(&first, "first"), (&second, "second")] {
+            assert_eq!(get(&root, "/bucket/k", id), content.as_bytes());
+        }
+        // It can be replaced and deleted, and nothing is lost of what it was.
+        let newest = put(&root, "/bucket/k", b"newest");
+        let ids = |wanted: usize| {
+            let mut ids: Vec<_> = list(&root, &[]).0.into_iter().map(|(_, id)| id).collect();
+            assert_eq!(ids.len(), wanted, "{replaced_by}: {ids:?}");
+            assert_eq!(ids[0], newest, "{replaced_by}: {ids:?}");
+            ids.sort();
+            ids.dedup();
+            assert_eq!(ids.len(), wanted, "{replaced_by}: there are two of one");
+            ids
+        };
+        let ids = ids(if is_locked { 3 } else { 4 });
+        root.delete("/bucket/k").is(204);
+        root.get("/bucket/k").fails(404, "NoSuchKey");
+        for (id, content) in [(&first, "first"), (&second, "second")] {
+            assert_eq!(get(&root, "/bucket/k", id), content.as_bytes());
+        }
+        let goes = ids.iter().filter(|id| !is_locked || **id != second);
+        for id in goes {
+            root.send("DELETE", "/bucket/k", &[("versionId", id)], b"")
+                .is(204);
+        }
+        let left = list(&root, &[]).0;
+        assert_eq!(left.len(), usize::from(is_locked), "{replaced_by}");
+        served.assert_clean();
+    }
+}
