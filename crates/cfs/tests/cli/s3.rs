@@ -209,6 +209,7 @@ fn the_network_gets_https_or_what_was_said() {
         nothing
     )
     .refused(2, "certificate");
+    cfs!("server", "--data", data, "--s3", "off", "--tls-self-made").refused(2, "no S3");
     let with = |options: &[&str]| {
         let mut command = command(&[&"server", &"--data", &data, &"--s3", &beyond]);
         command.args(options);
