@@ -380,7 +380,11 @@ fn a_put_that_began_before_the_default_is_locked_by_it() {
     let pool = Pool::new(64);
     let served = pool.serve();
     let root = served.root();
-    bucket(&root);
+    // A bucket that has no object lock when the body begins to come.
+    root.put("/bucket", b"").is(200);
+    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    root.send("PUT", "/bucket", &[("versioning", "")], enabled)
+        .is(200);
     let config = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>\
         <DefaultRetention><Mode>COMPLIANCE</Mode><Days>2</Days></DefaultRetention></Rule>\
         </ObjectLockConfiguration>";
@@ -391,7 +395,6 @@ fn a_put_that_began_before_the_default_is_locked_by_it() {
     let id = answer.is(200).header("x-amz-version-id").to_owned();
     remove(&root, "/bucket/k", &id, &[BYPASS]).fails(403, "AccessDenied");
     // Nor does who enables versioning undo what who enables locks has done meanwhile.
-    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     let config = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled>\
         </ObjectLockConfiguration>";
     for number in 0..40 {
