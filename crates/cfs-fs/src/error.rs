@@ -28,6 +28,12 @@ pub enum FsError {
     /// A lock protects it, or something below it.
     #[error("it is locked against removal and change")]
     Locked,
+    /// The name belongs to what S3 keeps of its own.
+    #[error("the name is kept for what S3 has of its own")]
+    Reserved,
+    /// Another name stands for the same object of S3: one is escaped, the other not.
+    #[error("a file is there already that is the same object of S3, by an escaped name or without")]
+    ObjectExists,
     /// A default ACL belongs to directories alone.
     #[error("access denied")]
     AccessDenied,
@@ -109,10 +115,11 @@ impl FsError {
         match self {
             Self::NotFound => libc::ENOENT,
             Self::Exists => libc::EEXIST,
+            Self::ObjectExists => libc::EEXIST,
             Self::NotDirectory => libc::ENOTDIR,
             Self::IsDirectory => libc::EISDIR,
             Self::NotEmpty => libc::ENOTEMPTY,
-            Self::NotPermitted | Self::Locked => libc::EPERM,
+            Self::NotPermitted | Self::Locked | Self::Reserved => libc::EPERM,
             Self::AccessDenied => libc::EACCES,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::NoSpace => libc::ENOSPC,

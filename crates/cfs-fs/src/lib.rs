@@ -16,6 +16,7 @@ pub mod command;
 mod data;
 mod directory;
 mod error;
+pub mod escaped;
 mod extent;
 mod history;
 mod inode;

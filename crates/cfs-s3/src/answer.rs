@@ -9,7 +9,7 @@ use std::time::Instant;
 use http::header::{
     CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::validation::NameValidation;
@@ -170,12 +170,20 @@ async fn dispatch(
     request: Request<Incoming>,
     id: &str,
 ) -> Response<Body> {
+    // Before HTTP/1.1 it had none.
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if hosts > 1 || hosts == 0 && request.version() >= Version::HTTP_11 {
+        return error(S3Error::with_message(
+            S3ErrorCode::InvalidRequest,
+            "a request has one host",
+        ));
+    }
     let host_bucket = shared.hosts.bucket_of(request.headers());
     if host_bucket.is_none() && iam::is_meant(&request) {
         return iam::answer(&shared.face, from, request, id).await;
     }
     if request.method() == Method::GET && host_bucket.is_none() {
-        let told = statistics::answer(&shared.face, from, &request).await;
+        let told = statistics::answer(&shared.face, &shared.hosts, from, &request).await;
         if let Some(told) = told {
             return told.unwrap_or_else(error);
         }
@@ -210,12 +218,6 @@ async fn dispatch(
 
 /// Has an operation done.
 async fn perform(shared: &Shared, from: From, mut request: Request<Incoming>) -> Response<Body> {
-    if request.headers().get_all(HOST).iter().count() > 1 {
-        return error(S3Error::with_message(
-            S3ErrorCode::InvalidRequest,
-            "a request has one host",
-        ));
-    }
     let now_seconds = time::OffsetDateTime::now_utc().unix_timestamp();
     let host_bucket = shared.hosts.bucket_of(request.headers());
     let told = (request.method(), request.uri(), request.headers());

@@ -1,11 +1,12 @@
 //! Buckets: directories in the root directory.
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, FsError, RecordChange};
+use cfs_fs::{Attr, FsError, RecordChange, Room};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::errors::from_fs;
 use crate::face::Face;
+use crate::objects::TRIES;
 use crate::records::{self, Bucket, Versioning, name};
 use crate::users::{ROOT_ID, User};
 use crate::walk::Walk;
@@ -139,6 +140,40 @@ impl Face {
                 return Ok(buckets);
             }
         }
+    }
+
+    /// A directory of our own in a bucket's, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`FsError::NotPermitted`] when something else has its name, as a snapshot that was restored may have brought back; what
+    /// the file system refuses.
+    pub(crate) fn system_directory(
+        &self,
+        bucket: &BucketAt,
+        name: &[u8],
+        mode: u32,
+        room: Room,
+    ) -> Result<Ino, FsError> {
+        for _ in 0..TRIES {
+            match self.fs.find_name(bucket.ino(), name)? {
+                Some(entry) if entry.kind == libc::S_IFDIR => return Ok(entry.ino),
+                Some(_) => return Err(FsError::NotPermitted),
+                None => {}
+            }
+            let caller = Self::caller_in(&bucket.attr);
+            match self
+                .fs
+                .mkdir_reserved(bucket.ino(), name, mode, &caller, room)
+            {
+                Ok(made) => {
+                    self.name_changed(bucket.ino(), name);
+                    return Ok(made.ino);
+                }
+                Err(FsError::Exists) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(FsError::Changed)
     }
 
     /// Makes a bucket, durably.

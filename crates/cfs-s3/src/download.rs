@@ -3,13 +3,14 @@
 //! A client may take its time with a step, and the memory is not ours meanwhile. So large steps are counted, over all
 //! clients; when too many are on their way the others go on with small ones, and without reading ahead.
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use cfs_format::Ino;
-use cfs_fs::Fs;
+use cfs_fs::{Attr, Fs, FsError};
 use futures_util::Stream;
 use s3s::StdError;
 use s3s::stream::{ByteStream, RemainingLength};
@@ -17,6 +18,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 use crate::customer::Opening;
+use crate::objects::Object;
+use crate::records::{self, Content, name};
 
 /// Bytes of a large step.
 const STEP_BYTES: u64 = 1 << 20;
@@ -62,9 +65,36 @@ impl Drop for Opened {
     }
 }
 
-/// A range of an opened file.
+/// The content that was promised.
+pub(crate) struct Promised {
+    etag: String,
+    attr: Attr,
+}
+
+impl Promised {
+    pub(crate) fn new(object: &Object) -> Self {
+        Self {
+            etag: object.content.etag.clone(),
+            attr: object.attr,
+        }
+    }
+
+    /// Whether a file still has it. Its times and size tell where its digests could not be kept.
+    fn is_kept(&self, fs: &Fs, ino: Ino) -> cfs_fs::Result<bool> {
+        let (attr, record) = fs.described(ino, name::CONTENT)?;
+        let content: Option<Content> = record.map(|bytes| records::decode(&bytes)).transpose()?;
+        Ok(match content {
+            Some(content) => content.etag == self.etag,
+            None => (attr.size, attr.mtime) == (self.attr.size, self.attr.mtime),
+        })
+    }
+}
+
+/// A range of an opened file. When its last bytes have been read the file is looked at again: what was changed meanwhile, as
+/// a mount can, is not ended as if it were what was promised.
 pub(crate) struct Download {
     file: Arc<Opened>,
+    promised: Arc<Promised>,
     opening: Option<Arc<Opening>>,
     at: u64,
     end: u64,
@@ -73,9 +103,15 @@ pub(crate) struct Download {
 
 impl Download {
     /// The bytes from `at` to `end`, which is within the object.
-    pub(crate) fn new(file: Opened, opening: Option<Arc<Opening>>, at: u64, end: u64) -> Self {
+    pub(crate) fn new(
+        file: Opened,
+        promised: Promised,
+        opening: Option<Arc<Opening>>,
+        Range { start: at, end }: Range<u64>,
+    ) -> Self {
         let mut download = Self {
             file: Arc::new(file),
+            promised: Arc::new(promised),
             opening,
             at,
             end,
@@ -101,6 +137,7 @@ impl Download {
         };
         let (file, at, len) = (Arc::clone(&self.file), self.at, left.min(most) as usize);
         let opening = self.opening.clone();
+        let promised = (len as u64 == left).then(|| Arc::clone(&self.promised));
         self.reading = Some(tokio::task::spawn_blocking(move || {
             let mut bytes = Vec::new();
             match opening {
@@ -108,6 +145,11 @@ impl Download {
                 None => {
                     file.fs.read(file.ino, at, len, &mut bytes)?;
                 }
+            }
+            if let Some(promised) = promised
+                && !promised.is_kept(&file.fs, file.ino)?
+            {
+                return Err(FsError::Changed);
             }
             Ok(match permit {
                 Some(_permit) => Bytes::from_owner(Counted { bytes, _permit }),
@@ -131,6 +173,11 @@ impl Stream for Download {
         self.reading = None;
         let bytes = match read {
             Ok(Ok(bytes)) => bytes,
+            Ok(Err(error @ FsError::Changed)) => {
+                // Without the last bytes the client takes what it has for a part.
+                tracing::debug!(inode = self.file.ino.0, "it was changed while it was read");
+                return Poll::Ready(Some(Err(error.into())));
+            }
             Ok(Err(error)) => {
                 tracing::error!(inode = self.file.ino.0, "an object cannot be read: {error}");
                 return Poll::Ready(Some(Err(error.into())));

@@ -32,12 +32,15 @@ pub(crate) fn from_fs(error: FsError) -> S3Error {
         FsError::NotFound | FsError::NotDirectory => S3ErrorCode::NoSuchKey.into(),
         FsError::TooLarge => S3ErrorCode::EntityTooLarge.into(),
         FsError::NameTooLong => S3ErrorCode::KeyTooLongError.into(),
-        FsError::Changed | FsError::Exists | FsError::NotEmpty => S3Error::with_message(
-            S3ErrorCode::OperationAborted,
-            "somebody else is changing the same name; try again",
-        ),
+        FsError::Changed | FsError::Exists | FsError::ObjectExists | FsError::NotEmpty => {
+            S3Error::with_message(
+                S3ErrorCode::OperationAborted,
+                "somebody else is changing the same name; try again",
+            )
+        }
         FsError::IsDirectory
         | FsError::NotPermitted
+        | FsError::Reserved
         | FsError::SymbolicLink
         | FsError::Snapshot
         | FsError::Volume => custom(

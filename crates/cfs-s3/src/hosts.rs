@@ -25,11 +25,7 @@ impl Hosts {
 
     /// The bucket that a host, with or without a port, stands for.
     pub(crate) fn bucket(&self, host: &str) -> Option<String> {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let name = name.to_ascii_lowercase();
+        let name = without_port(host).to_ascii_lowercase();
         for domain in &self.0 {
             if name == *domain {
                 return None;
@@ -42,10 +38,32 @@ impl Hosts {
         None
     }
 
+    /// Whether a request says that it is for this machine: for its loopback, or a domain that is ours. Of what a page makes
+    /// a browser ask for, this cannot be said where its name was given our address only after it was loaded.
+    pub(crate) fn are_asked_for(&self, headers: &HeaderMap) -> bool {
+        let host = headers.get(http::header::HOST);
+        let Some(host) = host.and_then(|host| host.to_str().ok()) else {
+            return false;
+        };
+        let name = without_port(host).to_ascii_lowercase();
+        let bare = name
+            .strip_prefix('[')
+            .and_then(|bare| bare.strip_suffix(']'));
+        let address = bare.unwrap_or(&name).parse::<std::net::IpAddr>();
+        address.is_ok_and(|address| address.is_loopback()) || self.0.contains(&name)
+    }
+
     /// The bucket that a request's host stands for.
     pub(crate) fn bucket_of(&self, headers: &HeaderMap) -> Option<String> {
         let host = headers.get(http::header::HOST)?.to_str().ok()?;
         self.bucket(host)
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
     }
 }
 
@@ -95,6 +113,33 @@ mod tests {
         check("127.0.0.1:9000", None);
         check("[::1]:9000", None);
         check("", None);
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_its_own() {
+        let hosts = Hosts::new(&["s3.example.com".to_owned()]);
+        let check = |host: &str, wanted: bool| {
+            let mut headers = HeaderMap::new();
+            headers.insert(http::header::HOST, host.parse().expect("a value"));
+            assert_eq!(hosts.are_asked_for(&headers), wanted, "{host}");
+        };
+        for host in ["localhost", "LOCALHOST:9000", "127.0.0.1:9000", "127.1.2.3"] {
+            check(host, true);
+        }
+        for host in ["[::1]:9000", "[::1]", "S3.example.com:443"] {
+            check(host, true);
+        }
+        for host in [
+            "",
+            "evil.com",
+            "evil.com:9000",
+            "x.s3.example.com",
+            "10.0.0.1",
+            "127.0.0.1.evil.com",
+        ] {
+            check(host, false);
+        }
+        assert!(!hosts.are_asked_for(&HeaderMap::new()));
     }
 
     #[test]

@@ -21,132 +21,20 @@
 //! - A component that does not fit into one name is cut so that each piece but the last could not be longer. So no
 //!   escaped file or directory lies in order between the keys below one `.s3+` directory.
 
-use cfs_fs::NAME_BYTES_MAX;
-
-/// The largest byte that is written as a number.
-const LAST_ESCAPED: u8 = b'%';
-/// Bytes of every mark.
-const MARK_BYTES: usize = 4;
-/// Longest encoded text in a name, bytes.
-const TEXT_BYTES_MAX: usize = NAME_BYTES_MAX - MARK_BYTES;
-
-/// How a name stands for a component.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Form {
-    /// By itself.
-    Plain,
-    /// None: it is a directory of our own.
-    System,
-    /// The beginning of a component that goes on in this directory.
-    Continued,
-    /// An escaped directory.
-    Directory,
-    /// An escaped file.
-    File,
-}
-
-impl Form {
-    /// What an escaped name of this form begins with; nothing for a plain one.
-    pub(crate) fn mark(self) -> &'static [u8] {
-        match self {
-            Self::Plain => b"",
-            Self::System => b".s3!",
-            Self::Continued => b".s3+",
-            Self::Directory => b".s3=",
-            Self::File => b".s3~",
-        }
-    }
-
-    /// The form that a name has.
-    pub(crate) fn of(name: &[u8]) -> Self {
-        match name.get(..MARK_BYTES) {
-            Some(b".s3!") => Self::System,
-            Some(b".s3+") => Self::Continued,
-            Some(b".s3=") => Self::Directory,
-            Some(b".s3~") => Self::File,
-            _ => Self::Plain,
-        }
-    }
-}
-
-/// Whether a component is its own name.
-pub(crate) fn is_plain(component: &[u8]) -> bool {
-    !matches!(component, b"" | b"." | b".." | cfs_fs::SNAPSHOTS_NAME)
-        && component.len() <= NAME_BYTES_MAX
-        && !component.contains(&0)
-        && Form::of(component) == Form::Plain
-}
-
-/// The text of an escaped name.
-pub(crate) fn encode(raw: &[u8]) -> Vec<u8> {
-    let mut text = Vec::with_capacity(raw.len());
-    for byte in raw {
-        if *byte <= LAST_ESCAPED {
-            text.extend_from_slice(format!("%{byte:02X}").as_bytes());
-        } else {
-            text.push(*byte);
-        }
-    }
-    text
-}
-
-/// What an escaped name's text stands for; none if it is not as [`encode`] writes it.
-pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
-    };
-    let mut raw = Vec::with_capacity(text.len());
-    let mut rest = text.iter();
-    while let Some(byte) = rest.next() {
-        if *byte == LAST_ESCAPED {
-            let byte = digit(*rest.next()?)? * 16 + digit(*rest.next()?)?;
-            if byte > LAST_ESCAPED {
-                return None;
-            }
-            raw.push(byte);
-        } else if *byte < LAST_ESCAPED {
-            return None;
-        } else {
-            raw.push(*byte);
-        }
-    }
-    Some(raw)
-}
-
-/// How many bytes of a component the first of several escaped names takes; none if one name is enough.
-fn first_piece(component: &[u8]) -> Option<usize> {
-    let mut text_bytes = 0;
-    component.iter().position(|byte| {
-        text_bytes += if *byte <= LAST_ESCAPED { 3 } else { 1 };
-        text_bytes > TEXT_BYTES_MAX
-    })
-}
-
-/// The names, each in the one before, of an escaped component.
-fn escaped(component: &[u8], last: Form) -> Vec<Vec<u8>> {
-    let mut names = Vec::new();
-    let mut rest = component;
-    while let Some(bytes) = first_piece(rest) {
-        names.push([Form::Continued.mark(), &encode(&rest[..bytes])].concat());
-        rest = &rest[bytes..];
-    }
-    names.push([last.mark(), &encode(rest)].concat());
-    names
-}
+pub(crate) use cfs_fs::escaped::{Form, decode, encode, is_plain};
+use cfs_fs::escaped::{MARK_BYTES, is_cut_at, names_of};
 
 /// The names, each in the one before, of a component that is a directory's.
 pub(crate) fn directory_names(component: &[u8]) -> Vec<Vec<u8>> {
     match is_plain(component) {
         true => vec![component.to_vec()],
-        false => escaped(component, Form::Directory),
+        false => names_of(component, Form::Directory),
     }
 }
 
 /// The names, each in the one before, of a file whose plain name is taken or cannot be.
 pub(crate) fn escaped_file_names(component: &[u8]) -> Vec<Vec<u8>> {
-    escaped(component, Form::File)
+    names_of(component, Form::File)
 }
 
 /// What a name adds to the key; none if it is no name that stands for something.
@@ -158,6 +46,18 @@ pub(crate) fn component(name: &[u8]) -> Option<(Form, Vec<u8>)> {
         _ => decode(&name[MARK_BYTES..])?,
     };
     Some((form, raw))
+}
+
+/// Whether a name stands for something where a component has begun with `begun`: it is how S3 would write it. A mount can make
+/// others, which nobody would find under the key that they seem to have.
+pub(crate) fn is_one_of_ours(begun: &[u8], form: Form, component: &[u8]) -> bool {
+    if begun.is_empty() {
+        return form != Form::Directory || !is_plain(component);
+    }
+    let whole = [begun, component].concat();
+    form != Form::Plain
+        && is_cut_at(&whole, begun.len())
+        && !(form == Form::Directory && is_plain(&whole))
 }
 
 /// The directories' components of a key, and the file's.

@@ -309,7 +309,7 @@ impl Face {
             let caller = Self::caller_in(&directory);
             match self
                 .fs
-                .mkdir_with(parent, name, DIRECTORY_MODE, &caller, room)
+                .mkdir_reserved(parent, name, DIRECTORY_MODE, &caller, room)
             {
                 Ok(made) => {
                     let change = RecordChange {
@@ -429,6 +429,8 @@ impl Face {
                 };
             }
             let replaced = place.as_ref().map(|place| place.ino);
+            self.tell_apart(bucket, key, place.as_ref(), Room::Free)
+                .map_err(from_fs)?;
             let (id, archive) = self
                 .plan_version(bucket, key, place.as_ref())
                 .map_err(from_fs)?;

@@ -358,13 +358,10 @@ impl Statement {
 
 /// Whether a resource is a bucket, or in it.
 fn is_in(resource: &str, bucket: &str) -> bool {
-    let name = match resource.strip_prefix("arn:aws:s3::") {
-        // Some write the account, which buckets are not named by.
-        Some(rest) => rest.split_once(':').map(|(_, name)| name),
-        None if resource == "*" => Some("*"),
-        None => None,
-    };
-    name.is_some_and(|name| is_like(name.split('/').next().unwrap_or_default(), bucket))
+    // Some write the account, which buckets are not named by.
+    let rest = resource.strip_prefix("arn:aws:s3::");
+    let name = rest.and_then(|rest| rest.split_once(':'));
+    name.is_some_and(|(_, name)| is_like(name.split('/').next().unwrap_or_default(), bucket))
 }
 
 /// A policy.
@@ -550,7 +547,9 @@ mod tests {
         assert!(!is_right(Scope::Bucket("b"), &identity));
         let named = format!(r#"{identity}, "Principal": {{"AWS": "x"}}"#);
         assert!(!is_right(Scope::Identity, &named));
-        assert!(is_right(Scope::Bucket("b"), &named));
+        assert!(!is_right(Scope::Bucket("b"), &named));
+        let within = named.replace(r#""Resource": "*""#, r#""Resource": "arn:aws:s3:::b/*""#);
+        assert!(is_right(Scope::Bucket("b"), &within));
         let trust = r#""Action": "sts:AssumeRole", "Principal": {"AWS": "x"}"#;
         assert!(is_right(Scope::Trust, trust));
         assert!(!is_right(Scope::Trust, &format!("{trust}, {resource}")));

@@ -1,8 +1,9 @@
 //! Who may see `/api/stats` and `/metrics`: who asks from this machine, and root.
 //!
 //! Root names itself with its key as HTTP's basic authentication has it (RFC 7617), as scrapers can do, over TLS or from
-//! this machine. What a proxy on this machine passes on comes from elsewhere, as far as its headers say so. Of one bucket
-//! only root is told. A request that is signed as S3 has it is one for a bucket of that name.
+//! this machine. Others have to ask by a name of this machine, as a page of another name in a browser on it cannot. What
+//! a proxy on this machine passes on comes from elsewhere, as far as its headers say so. Of one bucket only root is told.
+//! A request that is signed as S3 has it is one for a bucket of that name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,11 +15,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::answer::From;
 use crate::face::Face;
+use crate::hosts::Hosts;
 use crate::stats;
 
 /// The answer, if statistics are asked for.
 pub(crate) async fn answer<B>(
     face: &Arc<Face>,
+    hosts: &Hosts,
     from: From,
     request: &Request<B>,
 ) -> Option<S3Result<Response<Body>>> {
@@ -31,7 +34,8 @@ pub(crate) async fn answer<B>(
     let mut fields: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
     let bucket = fields.remove("bucket");
     let is_here = from.peer.ip().is_loopback();
-    let is_for_all_here = is_here && !is_passed_on(headers) && bucket.is_none();
+    let is_for_all_here =
+        is_here && !is_passed_on(headers) && hosts.are_asked_for(headers) && bucket.is_none();
     let is_root = || (from.is_encrypted || is_here) && names_root(face, headers);
     if !is_for_all_here && !is_root() {
         return Some(refused());
@@ -75,7 +79,7 @@ fn is_signed(headers: &HeaderMap) -> bool {
 }
 
 fn refused() -> S3Result<Response<Body>> {
-    let text = "statistics are for this machine, and over TLS, or of one bucket, for the user root: its key as name and password";
+    let text = "statistics are for this machine, asked as localhost, and over TLS, or of one bucket, for the user root: its key as name and password";
     let error = S3Error::with_message(S3ErrorCode::AccessDenied, text);
     let mut response = error.to_http_response()?;
     *response.status_mut() = http::StatusCode::UNAUTHORIZED;

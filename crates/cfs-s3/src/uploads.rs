@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, Expected, FsError, Publication, RecordChange};
+use cfs_fs::{Attr, Expected, FsError, Publication, RecordChange, Room};
 use md5::{Digest, Md5};
 use s3s::crypto::Checksum as _;
 use s3s::{S3ErrorCode, S3Result, s3_error};
@@ -96,25 +96,7 @@ fn part_name(number: i32) -> Vec<u8> {
 
 impl Face {
     fn uploads_directory(&self, bucket: &BucketAt) -> Result<Ino, FsError> {
-        loop {
-            if let Some(uploads) = self.find_uploads_directory(bucket)? {
-                return Ok(uploads);
-            }
-            let caller = Self::caller_in(&bucket.attr);
-            match self.fs.mkdir(bucket.ino(), UPLOADS, MODE, &caller) {
-                Ok(made) => {
-                    self.name_changed(bucket.ino(), UPLOADS);
-                    return Ok(made.ino);
-                }
-                // Another upload has begun, unless somebody has made what is no directory.
-                Err(FsError::Exists) => {
-                    if self.fs.lookup(bucket.ino(), UPLOADS)?.kind() != libc::S_IFDIR {
-                        return Err(FsError::NotDirectory);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.system_directory(bucket, UPLOADS, MODE, Room::Free)
     }
 
     fn find_uploads_directory(&self, bucket: &BucketAt) -> Result<Option<Ino>, FsError> {

@@ -11,7 +11,8 @@
 //! - Without a current version, the newest in the tree is a marker, but for what is done through the mount.
 
 use cfs_format::Ino;
-use cfs_fs::{Arrangement, Expected, FsError, Moved, Named, Room};
+use cfs_fs::escaped::VERSIONS_NAME;
+use cfs_fs::{Arrangement, Expected, FsError, Moved, Named, RecordChange, Room};
 use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
@@ -24,8 +25,6 @@ use crate::records::{self, Versioning, name};
 use crate::upload::Upload;
 use crate::walk::Walk;
 
-/// The directory in a bucket's directory that holds older versions.
-const VERSIONS: &[u8] = b".s3!versions";
 /// Mode of that directory.
 const MODE: u32 = 0o700;
 /// What the text of the version `null` ends with.
@@ -109,30 +108,14 @@ impl Face {
     /// # Errors
     /// What reading failed with.
     pub(crate) fn versions_tree(&self, bucket: &BucketAt) -> Result<Option<Ino>, FsError> {
-        let entry = self.fs.find_name(bucket.ino(), VERSIONS)?;
+        let entry = self.fs.find_name(bucket.ino(), VERSIONS_NAME)?;
         Ok(entry
             .filter(|entry| entry.kind == libc::S_IFDIR)
             .map(|entry| entry.ino))
     }
 
     fn make_versions_tree(&self, bucket: &BucketAt, room: Room) -> Result<Ino, FsError> {
-        loop {
-            if let Some(tree) = self.versions_tree(bucket)? {
-                return Ok(tree);
-            }
-            let caller = Self::caller_in(&bucket.attr);
-            match self
-                .fs
-                .mkdir_with(bucket.ino(), VERSIONS, MODE, &caller, room)
-            {
-                Ok(made) => {
-                    self.name_changed(bucket.ino(), VERSIONS);
-                    return Ok(made.ino);
-                }
-                Err(FsError::Exists) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.system_directory(bucket, VERSIONS_NAME, MODE, room)
     }
 
     /// The identifier of a file's version.
@@ -311,6 +294,41 @@ impl Face {
         find().map_err(from_fs)?
     }
 
+    /// Gives the current version another identifier if an older one has the same: restoring a snapshot brings a version back
+    /// under its key that has gone into the tree since. What is locked stays as it is, and the other of the two goes.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub(crate) fn tell_apart(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        current: Option<&Place>,
+        room: Room,
+    ) -> Result<(), FsError> {
+        let Some(current) = current else {
+            return Ok(());
+        };
+        let id = self.version_of(current.ino)?;
+        // Those of the version null are told apart by their times.
+        if bucket.record.versioning.is_none() || id == NULL_VERSION {
+            return Ok(());
+        }
+        let Some(older) = self.find_older(bucket, key, &id)? else {
+            return Ok(());
+        };
+        if self.fs.lock(current.ino)?.is_some() {
+            return self.drop_older(bucket, &older);
+        }
+        let id = self.new_version(bucket, key, None)?;
+        let change = RecordChange {
+            put: vec![(name::VERSION.to_vec(), id.into_bytes())],
+            room,
+            ..RecordChange::default()
+        };
+        self.fs.set_records(current.ino, change)
+    }
+
     /// An identifier for a version that is to be newer than all that there are of a key.
     fn new_version(
         &self,
@@ -431,6 +449,7 @@ impl Face {
                 check(object.as_ref())?;
             }
             let mark = || -> Result<Deleted, FsError> {
+                self.tell_apart(bucket, key, place.as_ref(), room)?;
                 let new = self.new_version(bucket, key, place.as_ref())?;
                 let mut arrangement = Arrangement {
                     room,
@@ -446,6 +465,28 @@ impl Face {
                         let text = self.text_of(bucket, key, place.ino, &old)?;
                         let to = self.new_place(tree, &in_tree(key, &text), room)?;
                         arrangement.moves.push(moved(place, to));
+                    }
+                }
+                // Where a snapshot was restored, a file may stand before another of the same key, which must not come back.
+                if let Some(shadow) = self.find_shadowed(bucket.ino(), key)?
+                    && Some(&shadow) != place.as_ref()
+                {
+                    let id = self.version_of(shadow.ino)?;
+                    let is_again = match &place {
+                        Some(place) => self.version_of(place.ino)? == id,
+                        None => false,
+                    };
+                    if is_again && self.fs.lock(shadow.ino)?.is_none() {
+                        replaced = replaced.or(Some(shadow));
+                    } else {
+                        // Of one version two times, the one that is locked stays.
+                        if is_again {
+                            arrangement.moves.clear();
+                            replaced.clone_from(&place);
+                        }
+                        let text = self.text_of(bucket, key, shadow.ino, &id)?;
+                        let to = self.new_place(tree, &in_tree(key, &text), room)?;
+                        arrangement.moves.push(moved(&shadow, to));
                     }
                 }
                 if state == Versioning::Suspended
@@ -498,6 +539,7 @@ impl Face {
                 is_marker: false,
             };
             let mut current = self.find(bucket.ino(), key)?;
+            self.tell_apart(bucket, key, current.as_ref(), Room::Reserve)?;
             let tree = self.versions_tree(bucket)?;
             let mut path = None;
             let is_current = match &current {

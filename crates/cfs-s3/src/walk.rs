@@ -33,7 +33,8 @@ fn after_mark(form: Form) -> Vec<u8> {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Cursor(Cursor),
-    File(Ino),
+    /// Of two names for one key the plain one comes first, as it counts.
+    File(Form, Ino),
     Directory(Ino),
 }
 
@@ -106,8 +107,8 @@ impl<'a> Walk<'a> {
                 break;
             }
             match node.what {
-                What::File(_) if node.key < self.lower => {}
-                What::File(ino) => {
+                What::File(..) if node.key < self.lower => {}
+                What::File(_, ino) => {
                     // Two names may stand for one key; the second is passed over.
                     self.lower.clone_from(&node.key);
                     self.lower.push(0);
@@ -195,6 +196,9 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let shorter = &component[..len];
+            if !names::is_one_of_ours(begun(base), form, shorter) {
+                continue;
+            }
             let name = match form {
                 Form::Plain => shorter.to_vec(),
                 _ => [form.mark(), &names::encode(shorter)].concat(),
@@ -264,9 +268,14 @@ impl<'a> Walk<'a> {
     /// Puts an entry where it is due; returns its component.
     fn found(&mut self, base: &[u8], entry: NamedEntry) -> Option<Vec<u8>> {
         let (form, component) = names::component(&entry.name)?;
+        if !names::is_one_of_ours(begun(base), form, &component) {
+            return Some(component);
+        }
         let mut key = [base, &component].concat();
         match (form, entry.kind) {
-            (Form::Plain | Form::File, libc::S_IFREG) => self.push(key, What::File(entry.ino)),
+            (Form::Plain | Form::File, libc::S_IFREG) => {
+                self.push(key, What::File(form, entry.ino));
+            }
             (Form::Plain | Form::Directory, libc::S_IFDIR) => {
                 key.push(b'/');
                 self.push(key, What::Directory(entry.ino));
@@ -276,6 +285,12 @@ impl<'a> Walk<'a> {
         }
         Some(component)
     }
+}
+
+/// What a component has begun with that goes on in the directory with the key `base`.
+fn begun(base: &[u8]) -> &[u8] {
+    let last = base.rsplit(|byte| *byte == b'/').next();
+    last.expect("splitting gives at least one part")
 }
 
 /// The directory that a component stands for.

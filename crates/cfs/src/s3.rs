@@ -159,10 +159,15 @@ fn self_made(dir: &DataDir, address: SocketAddr, args: &S3Args) -> Result<Certif
         .map_err(|error| unfit(&path, &error))
 }
 
+/// Whether options say how S3 is to be reached.
+fn has_options(args: &S3Args) -> bool {
+    args.tls_self_made || args.tls_cert.is_some() || args.s3_plain || !args.s3_domain.is_empty()
+}
+
 /// Starts to speak S3. The key of the user root is made on the first start, and said once.
 ///
 /// # Errors
-/// When an address that was asked for cannot be listened at; users cannot be read or written; a certificate cannot be used; or
+/// When options are for an S3 that is off; an address that was asked for cannot be listened at; users cannot be read or written; a certificate cannot be used; or
 /// an address beyond this machine is to be served without encryption, and nobody has said so. That the default
 /// address is taken, as by another server on this machine, is said and is no error.
 pub fn start(
@@ -172,6 +177,13 @@ pub fn start(
     args: &S3Args,
 ) -> Result<Option<S3Server>> {
     let address = match at {
+        S3At::Off if has_options(args) => {
+            return Err(Failure::new(
+                Code::Usage,
+                "there is no S3 that these options could be for",
+            )
+            .hint("leave --s3 off, or --tls-..., --s3-plain and --s3-domain, out"));
+        }
         S3At::Off => return Ok(None),
         S3At::Default => DEFAULT,
         S3At::Address(address) => address,

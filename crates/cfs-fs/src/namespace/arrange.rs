@@ -7,7 +7,7 @@ use super::remove::{Nameless, Removal};
 use crate::command::{Arrange, Command, Published};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Room};
-use crate::{Fs, directory, inode};
+use crate::{Fs, directory, escaped, inode};
 
 /// A name, and the file that it has to be the name of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,8 @@ impl Fs {
     /// Changes several names in one step. Durable after [`cfs_store::Store::sync`].
     ///
     /// # Errors
-    /// [`FsError::Changed`] when a name is not that of its file any more, or the file not what it was; [`FsError::Exists`] when a new one is not free;
+    /// [`FsError::Changed`] when a name is not that of its file any more, or the file not what it was, or when a file that stays
+    /// is the object that a new name would be one of (see [`crate::escaped`]); [`FsError::Exists`] when a new one is not free;
     /// [`FsError::Locked`]; [`FsError::NotFound`] and [`FsError::NotDirectory`] for directories; [`FsError::CrossVolume`],
     /// [`FsError::NameTooLong`], [`FsError::Invalid`], [`FsError::NoSpace`].
     pub fn arrange(&self, arrangement: Arrangement) -> Result<()> {
@@ -78,6 +79,25 @@ impl Fs {
             };
             for moved in &arrangement.moves {
                 is_still(&moved.from)?;
+            }
+            let leaves = |parent: Ino, name: &[u8]| {
+                let moved = arrangement.moves.iter().map(|moved| &moved.from);
+                let mut leaving = moved.chain(&arrangement.remove);
+                leaving.any(|named| named.parent == parent && named.name == name)
+            };
+            let moved = arrangement.moves.iter();
+            let moved = moved.map(|moved| (moved.to, &moved.name));
+            let published = arrangement.publish.iter();
+            let published = published.map(|(named, _)| (named.parent, &named.name));
+            for (parent, name) in moved.chain(published) {
+                // A name that goes from one file to another was there before.
+                if leaves(parent, name) {
+                    continue;
+                }
+                let other = escaped::overtaking_file(txn, parent, name)?;
+                if other.is_some_and(|(parent, other)| !leaves(parent, &other)) {
+                    return Err(FsError::Changed);
+                }
             }
             if let Some(attr) = &arrangement.unchanged {
                 let record = inode::get(txn, attr.ino)?;

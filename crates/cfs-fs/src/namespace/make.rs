@@ -1,12 +1,14 @@
 //! Making inodes and names.
 
 use cfs_format::Ino;
+use cfs_store::Txn;
 
 use super::remove::{Nameless, Removal};
 use crate::Fs;
 use crate::apply::{Lost, Outcome};
 use crate::command::{Command, Link, Make, MakeUnnamed, Rename, RenameWhiteout};
 use crate::error::{FsError, Result};
+use crate::escaped::{self, Renamed};
 use crate::types::{Attr, Caller, RenameFlags, Room};
 
 /// The names of a rename, each with its directory.
@@ -23,7 +25,8 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::Exists`], [`FsError::NotFound`] (the directory), [`FsError::NotDirectory`],
-    /// [`FsError::NameTooLong`], [`FsError::NoSpace`].
+    /// [`FsError::NameTooLong`], [`FsError::NoSpace`]; [`FsError::Reserved`] and [`FsError::ObjectExists`], as with all names
+    /// that are made for a mount (see [`crate::escaped`]).
     pub fn create(&self, parent: Ino, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr> {
         self.make(
             parent,
@@ -65,14 +68,22 @@ impl Fs {
     /// # Errors
     /// As [`Fs::create`]; [`FsError::TooManyLinks`].
     pub fn mkdir(&self, parent: Ino, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr> {
-        self.mkdir_with(parent, name, mode, caller, Room::Free)
+        self.make(
+            parent,
+            name,
+            libc::S_IFDIR | (mode & 0o7777),
+            0,
+            &[],
+            caller,
+        )
     }
 
-    /// Makes a directory, which may be part of a deletion.
+    /// Makes a directory for the S3 face, also under a name that others may not make (see [`crate::escaped`]). It may be part
+    /// of a deletion.
     ///
     /// # Errors
-    /// As [`Fs::mkdir`].
-    pub fn mkdir_with(
+    /// As [`Fs::create`], but for [`FsError::Reserved`] and [`FsError::ObjectExists`]; [`FsError::TooManyLinks`].
+    pub fn mkdir_reserved(
         &self,
         parent: Ino,
         name: &[u8],
@@ -82,7 +93,7 @@ impl Fs {
     ) -> Result<Attr> {
         let _reservation = self.admit_change(0, room)?;
         let mode = libc::S_IFDIR | (mode & 0o7777);
-        self.make_admitted(parent, name, mode, 0, &[], caller)
+        self.make_admitted(parent, name, mode, 0, &[], caller, |_| Ok(()))
     }
 
     /// Makes a symbolic link.
@@ -157,9 +168,16 @@ impl Fs {
         caller: &Caller,
     ) -> Result<Attr> {
         let _reservation = self.admit_growth(target.len())?;
-        self.make_admitted(parent, name, mode, rdev, target, caller)
+        let kind = mode & libc::S_IFMT;
+        self.make_admitted(parent, name, mode, rdev, target, caller, |txn| {
+            escaped::check_new(txn, parent, name, kind)
+        })
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a new inode is, and who may make it"
+    )]
     fn make_admitted(
         &self,
         parent: Ino,
@@ -168,11 +186,13 @@ impl Fs {
         rdev: u64,
         target: &[u8],
         caller: &Caller,
+        check: impl FnOnce(&Txn<'_>) -> Result<()>,
     ) -> Result<Attr> {
         crate::directory::check_reserved(name)?;
         let ino = self.store.allocate_ino();
         let salt = self.salt();
-        let outcome = self.execute(|_, now| {
+        let outcome = self.execute(|txn, now| {
+            check(txn)?;
             Ok(Command::Make(Make {
                 parent,
                 name: name.to_vec(),
@@ -194,16 +214,38 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::NotPermitted`] for a directory; [`FsError::Exists`], [`FsError::NotFound`],
-    /// [`FsError::NotDirectory`], [`FsError::TooManyLinks`], [`FsError::NameTooLong`], [`FsError::NoSpace`].
+    /// [`FsError::NotDirectory`], [`FsError::TooManyLinks`], [`FsError::NameTooLong`], [`FsError::NoSpace`];
+    /// [`FsError::Reserved`], [`FsError::ObjectExists`].
     pub fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr> {
+        self.link_checked(ino, new_parent, new_name, |txn, kind| {
+            escaped::check_new(txn, new_parent, new_name, kind)
+        })
+    }
+
+    /// As [`Fs::link`], for what brings names back as they were, whatever they stand for.
+    ///
+    /// # Errors
+    /// As [`Fs::link`], but for [`FsError::Reserved`] and [`FsError::ObjectExists`].
+    pub(crate) fn link_again(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr> {
+        self.link_checked(ino, new_parent, new_name, |_, _| Ok(()))
+    }
+
+    fn link_checked(
+        &self,
+        ino: Ino,
+        new_parent: Ino,
+        new_name: &[u8],
+        check: impl FnOnce(&Txn<'_>, u32) -> Result<()>,
+    ) -> Result<Attr> {
         crate::directory::check_reserved(new_name)?;
         let _reservation = self.admit_growth(0)?;
         self.files.flush(ino)?;
         let outcome = self.execute(|txn, now| {
-            let nameless = crate::inode::get(txn, ino)?.nlink.get() == 0;
-            if nameless && !self.opens.is_open(ino) {
+            let record = crate::inode::get(txn, ino)?;
+            if record.nlink.get() == 0 && !self.opens.is_open(ino) {
                 return Err(FsError::NotFound);
             }
+            check(txn, crate::inode::kind(&record))?;
             Ok(Command::Link(Link {
                 ino,
                 parent: new_parent,
@@ -239,10 +281,10 @@ impl Fs {
             .map(drop)
     }
 
-    /// As [`Fs::rename`], and [`Fs::unlink_and_hold`] for what is replaced.
+    /// As [`Fs::rename`], and [`Fs::unlink_and_hold`] for what is replaced; for a mount, which may not make every name.
     ///
     /// # Errors
-    /// As [`Fs::rename`].
+    /// As [`Fs::rename`]; [`FsError::Reserved`], [`FsError::ObjectExists`].
     pub fn rename_and_hold(
         &self,
         parent: Ino,
@@ -315,6 +357,15 @@ impl Fs {
         }
         let mut removal = Removal::None;
         let outcome = self.execute(|txn, now| {
+            // What is not held is renamed by what brings names back as they were, whatever they stand for.
+            if nameless == Nameless::IsHeld {
+                let renamed = Renamed {
+                    from: (parent, name),
+                    to: (new_parent, new_name),
+                    exchange: flags.exchange,
+                };
+                escaped::check_rename(txn, renamed)?;
+            }
             if !flags.exchange && !flags.no_replace {
                 let source = crate::directory::find(txn, parent, name)?.map(|entry| entry.ino);
                 let target = crate::directory::find(txn, new_parent, new_name)?;

@@ -14,7 +14,7 @@ use super::remove::{Nameless, Removal};
 use crate::command::{Command, Publish, SetRecords};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Room};
-use crate::{Fs, directory, inode, row, xattr};
+use crate::{Fs, directory, escaped, inode, row, xattr};
 
 /// A name in a directory and what it points to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +194,8 @@ impl Fs {
     /// [`cfs_store::Store::sync`].
     ///
     /// # Errors
-    /// [`FsError::Exists`] and [`FsError::Changed`] when the name is not as expected; [`FsError::IsDirectory`] and
+    /// [`FsError::Exists`] and [`FsError::Changed`] when the name is not as expected, [`FsError::Changed`] also when it is
+    /// new and another file is the same object (see [`crate::escaped`]); [`FsError::IsDirectory`] and
     /// [`FsError::NotPermitted`] when it is no regular file; [`FsError::Locked`] when it would be replaced and must not;
     /// [`FsError::NotFound`] and [`FsError::NotDirectory`] for the directory; [`FsError::CrossVolume`], [`FsError::NameTooLong`], [`FsError::NoSpace`].
     pub fn publish(&self, ino: Ino, publication: Publication<'_>) -> Result<Attr> {
@@ -219,6 +220,10 @@ impl Fs {
                     }
                 }
                 (Expected::Unchanged(_), _) => return Err(FsError::Changed),
+            }
+            // It came after whoever asks has looked for the object.
+            if target.is_none() && escaped::overtaking_file(txn, parent, name)?.is_some() {
+                return Err(FsError::Changed);
             }
             if let Some(target) = target
                 && publication.archive.is_none()

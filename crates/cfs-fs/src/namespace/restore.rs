@@ -10,7 +10,7 @@ use cfs_format::table::InodeRecord;
 
 use crate::command::{Command, Restore};
 use crate::error::{FsError, Result};
-use crate::types::{Attr, Caller, RenameFlags};
+use crate::types::{Attr, Caller, RenameFlags, Room};
 use crate::views::Snapshot;
 use crate::{Fs, inode};
 
@@ -161,7 +161,9 @@ impl Run<'_> {
             Ok(attr) if attr.kind() == libc::S_IFDIR => Ok(attr.ino),
             Ok(_) => Err(FsError::NotDirectory),
             Err(FsError::NotFound) => {
-                let made = self.fs.mkdir(parent, name, 0o755, &ROOT)?;
+                let made = self
+                    .fs
+                    .mkdir_reserved(parent, name, 0o755, &ROOT, Room::Free)?;
                 self.observer.entry_changed(parent, name);
                 Ok(made.ino)
             }
@@ -304,7 +306,7 @@ impl Run<'_> {
                 return Ok(false);
             }
             self.take_name(wanted, now.is_some(), |fs, parent, name| {
-                fs.link(other, parent, name).map(drop)
+                fs.link_again(other, parent, name).map(drop)
             })?;
             return Ok(true);
         }
@@ -363,7 +365,7 @@ impl Run<'_> {
         let made = self.fs.tmpfile_and_hold(wanted.parent, 0o600, &ROOT)?.ino;
         let named = self.set(then.ino, made).and_then(|()| {
             self.take_name(wanted, replaces, |fs, parent, name| {
-                fs.link(made, parent, name).map(drop)
+                fs.link_again(made, parent, name).map(drop)
             })
         });
         self.fs.release(made)?;

@@ -753,7 +753,7 @@ impl Receiving<'_> {
             let flags = RenameFlags::default();
             fs.rename(self.staging, &staged, parent, &name.name, flags)?;
         } else {
-            fs.link(ino, parent, &name.name)?;
+            fs.link_again(ino, parent, &name.name)?;
         }
         self.observer.entry_changed(parent, &name.name);
         Ok(())

@@ -17,7 +17,7 @@ use super::put::show_checksums;
 use super::{given_key, show_encryption};
 use crate::conditions::{Conditions, timestamp};
 use crate::customer::{Brought, Opening};
-use crate::download::{Download, Opened};
+use crate::download::{Download, Opened, Promised};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::lifecycle::Subject;
@@ -282,9 +282,9 @@ pub(crate) async fn get_object(
     let status = found.is_part.then_some(http::StatusCode::PARTIAL_CONTENT);
     let download = Download::new(
         found.opened,
+        Promised::new(&found.object),
         found.opening,
-        found.range.start,
-        found.range.end,
+        found.range,
     );
     output.body = Some(StreamingBlob::new(download));
     let mut response = S3Response::new(output);

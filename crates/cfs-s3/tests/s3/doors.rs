@@ -178,6 +178,27 @@ fn statistics_are_for_root_elsewhere() {
     }
 }
 
+/// A name that was given our address for a while is none of ours: a page of that name asks from this machine.
+#[test]
+fn statistics_are_told_by_names_of_this_machine() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    for (version, host, status) in [
+        ("1.1", "host: 127.0.0.1:9000\r\n", 200),
+        ("1.1", "host: evil.example\r\n", 401),
+        ("1.1", "host: localhost\r\nhost: localhost\r\n", 400),
+        ("1.1", "", 400),
+        ("1.0", "", 401),
+    ] {
+        for target in ["/metrics", "/api/stats"] {
+            let head = format!("GET {target} HTTP/{version}\r\n{host}connection: close\r\n\r\n");
+            let mut stream = served.root().connect();
+            stream.write_all(head.as_bytes()).expect("it is taken");
+            receive(&mut stream).is(status);
+        }
+    }
+}
+
 /// A policy that denies what is not encrypted denied what is.
 #[test]
 fn a_policy_can_ask_for_encryption() {
@@ -237,6 +258,7 @@ fn what_a_proxy_passes_on_is_from_elsewhere() {
         ("/metrics", "Forwarded: for=192.0.2.1\r\n".to_owned(), 401),
         ("/api/stats", "via: 1.1 proxy\r\n".to_owned(), 401),
         ("/metrics", format!("x-real-ip: 192.0.2.1\r\n{right}"), 200),
+        ("/metrics", "host: localhost\r\n".to_owned(), 400),
     ] {
         let head = format!(
             "GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"

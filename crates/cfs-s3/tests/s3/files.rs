@@ -1,8 +1,11 @@
 //! One inode, two views: files are objects, and objects files.
 
+use std::io::{Read, Write};
+
 use cfs_format::Ino;
 use cfs_fs::{Caller, RenameFlags, XattrFlags};
 
+use crate::client::receive;
 use crate::pool::{Pool, noise};
 
 #[test]
@@ -261,4 +264,43 @@ fn a_volume_can_lie_below_a_bucket() {
     assert!(root.get("/bucket/volume/dir/k").is(200).body == content);
     root.put("/bucket/outside", b"other").is(200);
     served.assert_clean();
+}
+
+/// A file that the mount changes while it is sent is not sent as if it were one content.
+#[test]
+fn what_changes_while_it_is_sent_is_cut_off() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let content = noise(24 << 20, 1);
+    root.put("/bucket/k", &content).is(200);
+    let ino = served.resolve("/bucket/k").ino;
+    let get = |meanwhile: &dyn Fn()| {
+        let link = root.presign("GET", "/bucket/k", 60);
+        let head = format!(
+            "GET {link} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+            root.address
+        );
+        let mut stream = root.connect();
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        // What the sockets do not hold has not been read yet.
+        let mut first = vec![0; 1 << 20];
+        stream.read_exact(&mut first).expect("it comes");
+        meanwhile();
+        receive(&mut Read::chain(&first[..], stream))
+    };
+    let whole = get(&|| {});
+    assert!(whole.is(200).body == content);
+    let cut = get(&|| {
+        let written = served.fs.write(ino, (24 << 20) - 5, b"other", false);
+        written.expect("there is room");
+    });
+    assert!(cut.body.len() < content.len());
+    // Attributes and names are no content.
+    let kept = get(&|| {
+        let bucket = served.resolve("/bucket").ino;
+        served.fs.unlink(bucket, b"k").expect("it is there");
+    });
+    assert_eq!(kept.body.len(), content.len());
 }

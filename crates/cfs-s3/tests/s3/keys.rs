@@ -125,3 +125,62 @@ fn escaped_names_are_as_documented() {
     let long = format!("/bucket/{}", "k".repeat(1025));
     root.put(&long, b"1").fails(400, "KeyTooLongError");
 }
+
+/// A mount can make names that look escaped and are not as S3 escapes: what was below them was listed, and could not be got.
+#[test]
+fn only_what_s3_would_escape_so_is_listed() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let in_bucket = served.resolve("/bucket").ino;
+    let caller = cfs_fs::Caller::default();
+    let begun = format!(".s3+{}", "x".repeat(251));
+    for directory in [".s3=dir", ".s3+short", &begun] {
+        let made = served
+            .fs
+            .mkdir(in_bucket, directory.as_bytes(), 0o755, &caller);
+        let made = made.expect("a name").ino;
+        for file in ["k", ".s3~e"] {
+            // With an escaped file the longest would be a key.
+            if directory != begun || file == "k" {
+                served.write(made, file, b"seen by the mount alone");
+            }
+        }
+        let below = served.fs.mkdir(made, b".s3=b", 0o755, &caller);
+        served.write(below.expect("a name").ino, "k", b"the same");
+    }
+    served.write(in_bucket, ".s3=file", b"the same");
+    served.write(in_bucket, ".s3+file", b"the same");
+    let list = || root.get("/bucket").is(200).all("Key");
+    assert_eq!(list(), [""; 0]);
+    // The keys that they look like are others.
+    let long = "x".repeat(251);
+    let mut keys = [
+        "dir/k".to_owned(),
+        "shortk".to_owned(),
+        "short/k".to_owned(),
+        ".s3=dir/k".to_owned(),
+        ".s3=file".to_owned(),
+        ".s3+file".to_owned(),
+        ".s3+short/k".to_owned(),
+        format!("{long}k"),
+        format!("{long}b/k"),
+        format!("{long}{long}"),
+        format!("{long}{long}/k"),
+    ];
+    for key in &keys {
+        root.get(&format!("/bucket/{key}")).fails(404, "NoSuchKey");
+        root.put(&format!("/bucket/{key}"), key.as_bytes()).is(200);
+    }
+    keys.sort();
+    assert_eq!(list(), keys);
+    for key in &keys {
+        let got = root.get(&format!("/bucket/{key}")).is(200);
+        assert_eq!(got.body, key.as_bytes());
+        let query = [("marker", &key[..key.len() - 1])];
+        let after = root.send("GET", "/bucket", &query, b"").is(200);
+        assert!(after.all("Key").contains(key), "{key}");
+    }
+    served.assert_clean();
+}

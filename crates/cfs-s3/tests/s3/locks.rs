@@ -118,9 +118,9 @@ fn compliance_holds_against_everybody() {
     served.assert_clean();
 }
 
-/// A locked object steps aside for a directory of its name, and is found although a file of the mount hides it.
+/// A locked object steps aside for a directory of its name, and nothing that the mount makes can be put in front of it.
 #[test]
-fn a_locked_object_is_found_whatever_has_its_name() {
+fn nothing_hides_a_locked_object() {
     let pool = Pool::new(64);
     let served = pool.serve();
     let root = served.root();
@@ -129,18 +129,183 @@ fn a_locked_object_is_found_whatever_has_its_name() {
         ("x-amz-object-lock-mode", "COMPLIANCE"),
         ("x-amz-object-lock-retain-until-date", LATER),
     ];
-    let id = put(&root, "/bucket/a", &headers);
     let below = put(&root, "/bucket/a/b", &[]);
+    let id = put(&root, "/bucket/a", &headers);
     let get = |id: &str| root.send("GET", "/bucket/a", &[("versionId", id)], b"");
     assert_eq!(get(&id).is(200).body, b"content");
     remove(&root, "/bucket/a/b", &below, &[]).is(204);
     let bucket = served.resolve("/bucket").ino;
-    served.write(bucket, "a", b"hides it");
-    assert_eq!(root.get("/bucket/a").is(200).body, b"hides it");
+    let fs = &served.fs;
+    if let Ok(directory) = fs.lookup(bucket, b"a") {
+        fs.rmdir(bucket, b"a")
+            .unwrap_or_else(|error| panic!("{}: {error}", directory.ino));
+    }
+    // A name beside it would be the same object.
+    let caller = cfs_fs::Caller::default();
+    let forged = served.write(bucket, "forged", b"forged");
+    let flags = RenameFlags::default();
+    let rename = |parent, name: &[u8], to, new: &[u8], flags| {
+        let held = fs.rename_and_hold(parent, name, to, new, flags)?;
+        held.map_or(Ok(()), |ino| fs.end_hold(ino))
+    };
+    let exists = |result: Result<(), FsError>| {
+        assert!(matches!(result, Err(FsError::ObjectExists)), "{result:?}");
+    };
+    exists(fs.create(bucket, b"a", 0o644, &caller).map(drop));
+    exists(fs.mknod(bucket, b"a", 0o644, 0, &caller).map(drop));
+    exists(fs.link(forged, bucket, b"a").map(drop));
+    exists(rename(bucket, b"forged", bucket, b"a", flags));
+    let unnamed = fs.tmpfile_and_hold(bucket, 0o644, &caller).expect("a file");
+    let publication = cfs_fs::Publication {
+        parent: bucket,
+        name: b"a",
+        expected: cfs_fs::Expected::Anything,
+        records: Vec::new(),
+        archive: None,
+    };
+    let published = fs.publish(unnamed.ino, publication);
+    assert!(matches!(published, Err(FsError::Changed)), "{published:?}");
+    fs.release(unnamed.ino).expect("it was open");
+    fs.end_hold(unnamed.ino).expect("it was held");
+    fs.mkdir(bucket, b"a", 0o755, &caller).expect("no object");
+    let swap = RenameFlags {
+        exchange: true,
+        ..flags
+    };
+    exists(rename(bucket, b"forged", bucket, b"a", swap));
+    exists(rename(bucket, b"a", bucket, b"forged", swap));
+    fs.rmdir(bucket, b"a").expect("it is empty");
+    assert_eq!(root.get("/bucket/a").is(200).body, b"content");
+    let newest = root.send("GET", "/bucket", &[("versions", ""), ("prefix", "a")], b"");
+    let newest = newest.is(200);
+    assert_eq!(newest.all("VersionId"), std::slice::from_ref(&id));
+    assert_eq!(newest.all("IsLatest"), ["true"]);
+    // Nor may an escaped name stand beside a plain one.
+    put(&root, "/bucket/k", &headers);
+    exists(fs.create(bucket, b".s3~k", 0o644, &caller).map(drop));
+    exists(rename(bucket, b"forged", bucket, b".s3~k", flags));
+    // The one name of an object may become the other, and a name may be replaced.
+    rename(bucket, b"forged", bucket, b".s3~forged", flags).expect("it is the same object");
+    assert_eq!(root.get("/bucket/forged").is(200).body, b"forged");
+    served.write(bucket, "newer", b"newer");
+    exists(rename(bucket, b"newer", bucket, b"forged", flags));
+    rename(bucket, b"newer", bucket, b".s3~forged", flags).expect("it takes the other's place");
+    assert_eq!(root.get("/bucket/forged").is(200).body, b"newer");
+    // A deleted key is deleted.
+    root.delete("/bucket/a").is(204);
+    root.get("/bucket/a").fails(404, "NoSuchKey");
     assert_eq!(get(&id).is(200).body, b"content");
     remove(&root, "/bucket/a", &id, &[]).fails(403, "AccessDenied");
-    served.fs.unlink(bucket, b"a").expect("it is not locked");
-    assert_eq!(root.get("/bucket/a").is(200).body, b"content");
+    served.assert_clean();
+}
+
+/// Names that go on in directories hide nothing either: those of more than 251 bytes, when they are escaped.
+#[test]
+fn nothing_hides_a_locked_object_with_a_long_name() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    bucket(&root);
+    let headers = [
+        ("x-amz-object-lock-mode", "COMPLIANCE"),
+        ("x-amz-object-lock-retain-until-date", LATER),
+    ];
+    let in_bucket = served.resolve("/bucket").ino;
+    let (fs, caller) = (&served.fs, cfs_fs::Caller::default());
+    let forged = served.write(in_bucket, "forged", b"forged");
+    let flags = RenameFlags::default();
+    let exists = |result: Result<(), FsError>| {
+        assert!(matches!(result, Err(FsError::ObjectExists)), "{result:?}");
+    };
+    let reserved = |result: Result<(), FsError>| {
+        assert!(matches!(result, Err(FsError::Reserved)), "{result:?}");
+    };
+    for (number, long) in ["x".repeat(255), "y".repeat(252), "z z".repeat(85)]
+        .into_iter()
+        .enumerate()
+    {
+        let path = format!("/bucket/{long}");
+        let below = put(&root, &format!("{path}/b"), &[]);
+        put(&root, &path, &headers);
+        remove(&root, &format!("{path}/b"), &below, &[]).is(204);
+        let name = long.as_bytes();
+        exists(fs.create(in_bucket, name, 0o644, &caller).map(drop));
+        exists(fs.link(forged, in_bucket, name).map(drop));
+        exists(
+            fs.rename_and_hold(in_bucket, b"forged", in_bucket, name, flags)
+                .map(drop),
+        );
+        assert_eq!(root.get(&path).is(200).body, b"content");
+        // The directories in which the name goes on stay where they are, and others come to no place of such.
+        let names = cfs_fs::escaped::names_of(name, cfs_fs::escaped::Form::File);
+        let first = &names[0];
+        reserved(
+            fs.rename_and_hold(in_bucket, first, in_bucket, b"gone", flags)
+                .map(drop),
+        );
+        let own = format!("dir-{number}");
+        let directory = fs.mkdir(in_bucket, own.as_bytes(), 0o755, &caller);
+        let directory = directory.expect("a name").ino;
+        let other = cfs_fs::escaped::names_of(&[b'w'; 300], cfs_fs::escaped::Form::File);
+        reserved(
+            fs.rename_and_hold(in_bucket, own.as_bytes(), in_bucket, &other[0], flags)
+                .map(drop),
+        );
+        // And the other way round: the plain name is there, and the escaped one is not made.
+        fs.create(directory, name, 0o644, &caller).expect("a name");
+        let mut inner = directory;
+        for name in &names[..names.len() - 1] {
+            inner = fs.mkdir(inner, name, 0o755, &caller).expect("a name").ino;
+        }
+        let last = &names[names.len() - 1];
+        exists(fs.create(inner, last, 0o644, &caller).map(drop));
+        fs.create(inner, b".s3~other", 0o644, &caller)
+            .expect("it stands for something else");
+    }
+    served.assert_clean();
+}
+
+/// Versions that never were are not made through the mount, nor are those that were given to other objects.
+#[test]
+fn versions_are_made_by_s3_alone() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    bucket(&root);
+    let first = put(&root, "/bucket/dir/k", &[]);
+    put(&root, "/bucket/dir/k", &[]);
+    put(&root, "/bucket/other/k", &[]);
+    let tree = served.resolve("/bucket/.s3!versions").ino;
+    let dir = served.resolve("/bucket/.s3!versions/dir").ino;
+    let bucket = served.resolve("/bucket").ino;
+    let (fs, caller) = (&served.fs, cfs_fs::Caller::default());
+    let flags = RenameFlags::default();
+    let rename = |parent, name: &[u8], to, new: &[u8], flags| {
+        fs.rename_and_hold(parent, name, to, new, flags).map(drop)
+    };
+    let reserved = |result: Result<(), FsError>| {
+        assert!(matches!(result, Err(FsError::Reserved)), "{result:?}");
+    };
+    let forged = served.write(bucket, "forged", b"forged");
+    let never: &[u8] = b".s3~k%00ffffffffffffffff";
+    for directory in [tree, dir] {
+        reserved(fs.create(directory, never, 0o644, &caller).map(drop));
+        reserved(fs.link(forged, directory, never).map(drop));
+        reserved(rename(bucket, b"forged", directory, never, flags));
+        reserved(fs.mkdir(directory, b".s3+k", 0o755, &caller).map(drop));
+    }
+    let version = fs.names_from(dir, b"", 1).expect("names").remove(0).name;
+    reserved(rename(dir, &version, dir, b"k", flags));
+    reserved(rename(dir, &version, tree, &version, flags));
+    reserved(rename(tree, b"dir", tree, b"more", flags));
+    reserved(rename(bucket, b".s3!versions", bucket, b"gone", flags));
+    reserved(fs.symlink(bucket, b".s3!new", b"x", &caller).map(drop));
+    let listed = root.send("GET", "/bucket", &[("versions", "")], b"");
+    assert_eq!(listed.is(200).all("VersionId").len(), 4);
+    // What is not locked is removed.
+    fs.unlink(dir, &version).expect("it is not locked");
+    root.send("GET", "/bucket/dir/k", &[("versionId", &first)], b"")
+        .fails(404, "NoSuchVersion");
     served.assert_clean();
 }
 
@@ -215,7 +380,11 @@ fn a_put_that_began_before_the_default_is_locked_by_it() {
     let pool = Pool::new(64);
     let served = pool.serve();
     let root = served.root();
-    bucket(&root);
+    // A bucket that has no object lock when the body begins to come.
+    root.put("/bucket", b"").is(200);
+    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    root.send("PUT", "/bucket", &[("versioning", "")], enabled)
+        .is(200);
     let config = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>\
         <DefaultRetention><Mode>COMPLIANCE</Mode><Days>2</Days></DefaultRetention></Rule>\
         </ObjectLockConfiguration>";
@@ -226,7 +395,6 @@ fn a_put_that_began_before_the_default_is_locked_by_it() {
     let id = answer.is(200).header("x-amz-version-id").to_owned();
     remove(&root, "/bucket/k", &id, &[BYPASS]).fails(403, "AccessDenied");
     // Nor does who enables versioning undo what who enables locks has done meanwhile.
-    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     let config = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled>\
         </ObjectLockConfiguration>";
     for number in 0..40 {

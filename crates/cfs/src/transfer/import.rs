@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use cfs_format::Ino;
 use cfs_fs::Fs;
+use cfs_fs::escaped::{Form, VERSIONS_NAME};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -220,6 +221,10 @@ impl Import<'_, '_> {
                 self.run.note(&path, "left out: it belongs to this pool");
                 continue;
             }
+            if Form::of(&dir.to_name) == Form::System {
+                self.leave_out(&dir, &path);
+                continue;
+            }
             let (from, names, place_in_pool) = match self.enter(&dir, finished) {
                 Ok(entered) => entered,
                 Err(trouble) => {
@@ -256,6 +261,20 @@ impl Import<'_, '_> {
                 }
             }
         }
+    }
+
+    /// Tells of a directory of S3's own, whose content means nothing without the records that the pool it comes from has with
+    /// it: older versions of objects, or parts of uploads, which nobody misses.
+    fn leave_out(&self, dir: &Job, path: &str) {
+        let names = dir.from.open_dir(&dir.name).and_then(|dir| dir.names());
+        let is_empty = names.is_ok_and(|names| names.is_empty());
+        if is_empty || dir.to_name != VERSIONS_NAME {
+            self.run
+                .note(path, "left out: it is a directory of S3's own");
+            return;
+        }
+        let message = "left out: older versions of objects come from S3, or with `cfs receive` and `cfs admin snapshot restore`";
+        self.run.trouble(path, Trouble::Object(message.to_owned()));
     }
 
     fn is_excluded(&self, meta: &Meta) -> bool {

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use crate::cfs;
 use crate::s3_client::Client;
-use crate::support::{Scratch, Server, can_mount, command};
+use crate::support::{Scratch, Server, can_mount, command, run};
+use crate::trees::assert_same;
 
 /// An address that nobody listened at just now.
 fn free_address() -> SocketAddr {
@@ -208,6 +209,7 @@ fn the_network_gets_https_or_what_was_said() {
         nothing
     )
     .refused(2, "certificate");
+    cfs!("server", "--data", data, "--s3", "off", "--tls-self-made").refused(2, "no S3");
     let with = |options: &[&str]| {
         let mut command = command(&[&"server", &"--data", &data, &"--s3", &beyond]);
         command.args(options);
@@ -248,4 +250,80 @@ fn the_network_gets_https_or_what_was_said() {
     let served = with(&["--tls-self-made", "--s3-domain", "other.test"]);
     assert_ne!(after(&served.said(), "SHA-256"), fingerprint);
     served.stop();
+}
+
+/// A plain copy of a bucket has its versions as files, but not what makes versions of them: it comes back without them, and says
+/// so. What goes by reference keeps them.
+#[test]
+fn versions_come_back_by_reference_alone() {
+    let scratch = Scratch::new();
+    let (data, copy) = (scratch.path("pool"), scratch.path("copy"));
+    let address = free_address();
+    let server = serve(&data, None, &address.to_string());
+    let said = server.said();
+    let root = Client {
+        address,
+        access_key_id: after(&said, "access_key_id"),
+        secret_access_key: after(&said, "secret_access_key"),
+    };
+    root.put("/bucket", b"").is(200);
+    let enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    root.send("PUT", "/bucket", &[("versioning", "")], enabled)
+        .is(200);
+    let long = "x".repeat(300);
+    for key in ["dir/k", "dir/k", "a/b", "a", "..", &long] {
+        root.put(&format!("/bucket/{key}"), b"content").is(200);
+    }
+    root.send("POST", "/bucket/upload", &[("uploads", "")], b"")
+        .is(200);
+    server.stop();
+    cfs!(
+        "admin", "snapshot", "create", "/bucket", "--name", "one", "--data", data
+    )
+    .ok();
+    let out = scratch.path("out");
+    cfs!("export", "-T", "/bucket", out, "--data", data).ok();
+    assert!(out.join(".s3!versions/dir").exists());
+
+    let imported = cfs!("import", "-T", out, "/again", "--data", data);
+    assert_eq!(imported.code, 1, "{imported:?}");
+    let told = &imported.stderr;
+    assert!(
+        told.contains(".s3!versions") && told.contains("cfs receive"),
+        "{told}"
+    );
+    assert!(told.contains(".s3!uploads"), "{told}");
+    assert_eq!(told.matches("left out").count(), 2, "{told}");
+    for directory in [".s3!versions", ".s3!uploads"] {
+        let path = format!("/again/{directory}");
+        assert_ne!(cfs!("debug", "inode", path, "--data", data).code, 0);
+        fs::remove_dir_all(out.join(directory)).expect("it is there");
+    }
+    // Without them nothing is missed, also over what is there.
+    for target in ["/again", "/bucket"] {
+        cfs!("import", "-T", out, target, "--data", data).ok();
+    }
+    let back = scratch.path("back");
+    cfs!("export", "-T", "/again", back, "--data", data).ok();
+    assert_same(&out, &back);
+
+    let key = scratch.path("replica.key");
+    cfs!("admin", "key", "replica", key, "--data", data).ok();
+    cfs!("init", "--data", copy, "--replica-of", key).ok();
+    let stream = scratch.path("stream");
+    let mut send = command(&[&"send", &"/bucket@one", &"--data", &data]);
+    send.stdout(fs::File::create(&stream).expect("a file"));
+    run(send).ok();
+    let mut receive = command(&[&"receive", &"--data", &copy]);
+    receive.stdin(fs::File::open(&stream).expect("a file"));
+    run(receive).ok();
+    let (here, there) = (scratch.path("here"), scratch.path("there"));
+    let shown = "/bucket/.snapshots/one";
+    cfs!("export", "-T", shown, here, "--data", data).ok();
+    cfs!("export", "-T", shown, there, "--data", copy).ok();
+    assert!(there.join(".s3!versions/dir").exists());
+    assert_same(&here, &there);
+    for pool in [&data, &copy] {
+        cfs!("admin", "fsck", "--data", pool).ok();
+    }
 }
