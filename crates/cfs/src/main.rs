@@ -271,6 +271,16 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             };
             (report, Request::User(request))
         }
+        AdminCommand::Clone(args) => {
+            let request = VolumeRequest::Clone {
+                named: path_at_name(&args.snapshot)?,
+                path: AnyPath::from(&*args.path),
+                quota_bytes: args.quota_bytes.unwrap_or(0),
+                quota_inodes: args.quota_inodes.unwrap_or(0),
+                owner: owner(),
+            };
+            (args.report, Request::Volume(request))
+        }
         AdminCommand::Lifecycle(args) => {
             let request = Request::Lifecycle {
                 bucket: args.bucket,
@@ -462,6 +472,33 @@ fn replica_key(file: &Path, existing: ExistingArgs, environment: Environment) ->
     }
 }
 
+/// The directory and the snapshot in `PATH@NAME`.
+fn path_at_name(given: &OsStr) -> Result<Named> {
+    let bytes = given.as_bytes();
+    let at = bytes.iter().rposition(|byte| *byte == b'@');
+    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("{} is not of the form PATH@NAME", given.display()),
+        )
+        .hint("PATH is that of a directory from the pool's root, NAME that of its snapshot"));
+    };
+    let part = |bytes: &[u8]| AnyPath::from(Path::new(OsStr::from_bytes(bytes)));
+    Ok(Named {
+        path: part(&bytes[..at]),
+        name: part(&bytes[at + 1..]),
+        id: None,
+    })
+}
+
+/// Owner and group of what is made for who asks.
+fn owner() -> (u32, u32) {
+    (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    )
+}
+
 /// Sends a snapshot to where `far` says.
 fn send(
     snapshot: &OsStr,
@@ -470,25 +507,12 @@ fn send(
     existing: ExistingArgs,
     environment: Environment,
 ) -> Result<ExitCode> {
-    let bytes = snapshot.as_bytes();
-    let at = bytes.iter().rposition(|byte| *byte == b'@');
-    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
-        return Err(Failure::new(
-            Code::Usage,
-            format!("{} is not of the form PATH@NAME", snapshot.display()),
-        )
-        .hint("PATH is that of a directory from the pool's root, NAME that of its snapshot"));
-    };
-    let part = |bytes: &[u8]| AnyPath::from(Path::new(OsStr::from_bytes(bytes)));
+    let named = path_at_name(snapshot)?;
     let dir = DataDir::at(&existing.data)?;
     let waits = matches!(far, Far::Process(_));
     let bridge = Bridge::start(&dir, far)?;
     let request = Request::Stream(StreamRequest::Send {
-        named: Named {
-            path: part(&bytes[..at]),
-            name: part(&bytes[at + 1..]),
-            id: None,
-        },
+        named,
         from: from.map(|name| AnyPath::from(Path::new(&name))),
         waits,
         socket: bridge.name(),
@@ -535,10 +559,7 @@ fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> 
                 quota_bytes: quota_bytes.unwrap_or(0),
                 quota_inodes: quota_inodes.unwrap_or(0),
                 own_domain,
-                owner: (
-                    rustix::process::geteuid().as_raw(),
-                    rustix::process::getegid().as_raw(),
-                ),
+                owner: owner(),
             };
             (existing, request, false)
         }

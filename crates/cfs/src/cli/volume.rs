@@ -1,4 +1,4 @@
-//! `cfs admin snapshot` and `cfs admin volume`.
+//! `cfs admin snapshot`, `cfs admin clone` and `cfs admin volume`.
 
 use std::path::PathBuf;
 
@@ -18,6 +18,15 @@ A snapshot of one directory keeps what changes in its whole volume.
 Examples:
   cfs admin snapshot create /home --name monday --data /srv/pool
   cp -a /mnt/cfs/home/.snapshots/monday/letter.txt /mnt/cfs/home/";
+
+pub(super) const CLONE_HELP: &str = "\
+It takes no time and no room, whatever the size: what is changed in the clone is copied by reference when it is changed
+first, and nobody else sees it. The snapshot cannot be deleted as long as the clone is there; `cfs admin volume delete
+NEWPATH --recursive` removes the clone. A quota counts what has been changed or made in it. Locks of objects stay with
+the origin.
+
+Example:
+  cfs admin clone /home@monday /try --data /srv/pool";
 
 const SNAPSHOT_LIST_HELP: &str = "\
 For each: how much content it shows (logical), what chunks that nothing else holds take in the pool (it alone), and what
@@ -175,6 +184,26 @@ pub struct SnapshotArgs {
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,
+}
+
+/// Options of `cfs admin clone`.
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// A directory, from the root of the pool, and its snapshot
+    #[arg(value_name = "PATH@NAME")]
+    pub snapshot: std::ffi::OsString,
+    /// The clone's root, a new directory, from the root of the pool
+    #[arg(value_name = "NEWPATH")]
+    pub path: PathBuf,
+    /// Most bytes of content that are changed or made in it, each file as a whole [default: no bound]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub quota_bytes: Option<u64>,
+    /// Most inodes that are changed or made in it [default: no bound]
+    #[arg(long, value_name = "COUNT")]
+    pub quota_inodes: Option<u64>,
+    /// Options of any report.
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 /// The volume commands.
