@@ -366,14 +366,15 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
             id: args.id,
             ..named(
                 &args.path.unwrap_or_default(),
-                &args.name.unwrap_or_default(),
+                &args.name.or(args.named).unwrap_or_default(),
             )
         };
         (args.existing, request(named), false)
     };
     let (existing, request, json) = match command {
         SnapshotCommand::Create { snapshot, json } => {
-            let named = named(&snapshot.path, &snapshot.name);
+            let name = snapshot.name.or(snapshot.named);
+            let named = named(&snapshot.path, &name.unwrap_or_default());
             (snapshot.existing, SnapshotRequest::Create(named), json)
         }
         SnapshotCommand::Policy {
@@ -530,6 +531,27 @@ fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
     through(bridge, args.existing, environment, request)
 }
 
+/// What became of a stream whose receiving process failed: its exit code is passed on, unless this side had a reason of its
+/// own to end.
+fn receiver_failed(done: Result<ExitCode>, status: std::process::ExitStatus) -> Failure {
+    let number = status.code().and_then(|code| u8::try_from(code).ok());
+    let theirs = number.map_or(Code::Failed, Code::Other);
+    match done {
+        Ok(_) => Failure::new(theirs, format!("the receiving process ended with {status}")),
+        Err(failure) => Failure {
+            code: match failure.code {
+                Code::Failed | Code::Host => theirs,
+                ours => ours,
+            },
+            message: format!(
+                "{}; the receiving process ended with {status}",
+                failure.message
+            ),
+            ..failure
+        },
+    }
+}
+
 /// Does what needs a stream, and waits until all of that has been passed on.
 fn through(
     bridge: Bridge,
@@ -539,6 +561,9 @@ fn through(
 ) -> Result<ExitCode> {
     let done = on_existing(existing, environment, request, false);
     let passed = bridge.finish();
+    if let Ok(Some(status)) = passed {
+        return Err(receiver_failed(done, status));
+    }
     // What the request met says more than what came of it on the way.
     let code = done?;
     passed?;

@@ -493,7 +493,18 @@ impl Fs {
         is_new_domain: bool,
         origin: &[u8],
     ) -> Result<Ino> {
-        let (parent, name) = self.resolve_parent(path)?;
+        let (parent, name) = self.resolve_parent(path).map_err(|error| {
+            let shown = String::from_utf8_lossy(path);
+            match error {
+                FsError::NotFound => StreamError::Target(format!(
+                    "the directory above {shown} is not here; nothing was changed"
+                )),
+                FsError::NotDirectory => StreamError::Target(format!(
+                    "what is above {shown} is no directory; nothing was changed"
+                )),
+                error => error.into(),
+            }
+        })?;
         crate::directory::check_reserved(name)?;
         let _room = self.admit_growth(name.len())?;
         let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());

@@ -16,7 +16,7 @@ back to it, copy from there.
 A snapshot of one directory keeps what changes in its whole volume.
 
 Examples:
-  cfs admin snapshot create /home --name monday --data /srv/pool
+  cfs admin snapshot create /home monday --data /srv/pool
   cp -a /mnt/cfs/home/.snapshots/monday/letter.txt /mnt/cfs/home/";
 
 pub(super) const CLONE_HELP: &str = "\
@@ -140,19 +140,13 @@ pub enum SnapshotCommand {
         report: ReportArgs,
     },
     /// Delete a snapshot; its room comes back in the background
-    #[command(
-        after_help = "Example:\n  cfs admin snapshot delete /home --name monday --data /srv/pool"
-    )]
+    #[command(after_help = "Example:\n  cfs admin snapshot delete /home monday --data /srv/pool")]
     Delete(SnapshotArgs),
     /// Keep a snapshot from being deleted
-    #[command(
-        after_help = "Example:\n  cfs admin snapshot hold /home --name monday --data /srv/pool"
-    )]
+    #[command(after_help = "Example:\n  cfs admin snapshot hold /home monday --data /srv/pool")]
     Hold(SnapshotArgs),
     /// Let a snapshot that is held be deleted again
-    #[command(
-        after_help = "Example:\n  cfs admin snapshot release /home --name monday --data /srv/pool"
-    )]
+    #[command(after_help = "Example:\n  cfs admin snapshot release /home monday --data /srv/pool")]
     Release(SnapshotArgs),
 }
 
@@ -162,8 +156,11 @@ pub struct NewSnapshotArgs {
     /// Directory, from the root of the pool
     pub path: PathBuf,
     /// Name of the snapshot
-    #[arg(long)]
-    pub name: std::ffi::OsString,
+    #[arg(required_unless_present = "named")]
+    pub name: Option<std::ffi::OsString>,
+    /// The same
+    #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
+    pub named: Option<std::ffi::OsString>,
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,
@@ -173,13 +170,21 @@ pub struct NewSnapshotArgs {
 #[derive(Debug, Args)]
 pub struct SnapshotArgs {
     /// Directory, from the root of the pool
-    #[arg(required_unless_present = "id", requires = "name")]
+    #[arg(required_unless_present = "id")]
     pub path: Option<PathBuf>,
     /// Name of the snapshot
-    #[arg(long, requires = "path")]
+    #[arg(required_unless_present_any = ["named", "id"])]
     pub name: Option<std::ffi::OsString>,
+    /// The same
+    #[arg(
+        long = "name",
+        value_name = "NAME",
+        requires = "path",
+        conflicts_with = "name"
+    )]
+    pub named: Option<std::ffi::OsString>,
     /// Its id as `snapshot list` tells it, instead of path and name
-    #[arg(long, value_name = "ID", conflicts_with_all = ["path", "name"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["path", "name", "named"])]
     pub id: Option<String>,
     /// Where the pool is.
     #[command(flatten)]
