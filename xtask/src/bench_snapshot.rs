@@ -1,5 +1,5 @@
-//! `cargo xtask bench snapshot`: what taking snapshots costs at two sizes, what they cost the present, and what reading one
-//! costs beside the present.
+//! `cargo xtask bench snapshot`: what taking snapshots and making clones of them costs at two sizes, what snapshots cost the
+//! present, and what reading one costs beside the present.
 //!
 //! The time of taking one is what the server says, so that starting a program for it is not in it. For the present's
 //! speed two pools are mounted side by side, one of them with snapshots, and take turns at each workload.
@@ -82,6 +82,14 @@ fn snapshot(place: &Place, path: &str, name: &str) -> anyhow::Result<f64> {
     Ok(seconds.with_context(|| format!("no time in {said}"))? * 1e3)
 }
 
+/// Makes a clone; milliseconds, as the server has measured them, until it is durable.
+fn clone(place: &Place, snapshot: &str, path: &str) -> anyhow::Result<f64> {
+    let said = output(&mut place.cfs(&["admin", "clone", snapshot, path, "--json"]))?;
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    let seconds = said["seconds"].as_f64();
+    Ok(seconds.with_context(|| format!("no time in {said}"))? * 1e3)
+}
+
 fn median(figures: &mut [f64]) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
@@ -89,9 +97,9 @@ fn median(figures: &mut [f64]) -> f64 {
 
 /// Taking one: trees of 10 and of many files, idle, and while a file is written without a pause.
 fn take(options: &Options, scratch: &Path) -> anyhow::Result<()> {
-    println!("| taking a snapshot | median ms | most ms |");
+    println!("| taking a snapshot, or a clone of one | median ms | most ms |");
     println!("| --- | ---: | ---: |");
-    let mut medians = Vec::new();
+    let (mut medians, mut of_clones) = (Vec::new(), Vec::new());
     for files in [10, options.files] {
         let mut place = start(options, scratch, "take")?;
         make_files(&place.mnt().join("tree"), files)?;
@@ -108,6 +116,14 @@ fn take(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         let median = median(&mut figures);
         medians.push(median);
         println!("| of {files} files | {median:.2} | {most:.2} |");
+        let mut figures = Vec::new();
+        for number in 0..options.taken {
+            figures.push(clone(&place, "/@first", &format!("/clone{number}"))?);
+        }
+        let most = figures.iter().copied().fold(0.0, f64::max);
+        let median = self::median(&mut figures);
+        of_clones.push(median);
+        println!("| a clone of {files} files | {median:.2} | {most:.2} |");
         if files == 10 {
             let (mut waits, mut figures) = beside_a_writer(&place, options.taken)?;
             let most = figures.iter().copied().fold(0.0, f64::max);
@@ -120,7 +136,11 @@ fn take(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         place.stop()?;
         place.remove()?;
     }
-    println!("\nratio of the medians: {:.2}\n", medians[1] / medians[0]);
+    println!(
+        "\nratio of the medians: {:.2}, of clones {:.2}\n",
+        medians[1] / medians[0],
+        of_clones[1] / of_clones[0]
+    );
     Ok(())
 }
 

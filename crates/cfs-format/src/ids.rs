@@ -31,13 +31,13 @@ id! {
     Lsn(u64)
 }
 id! {
-    /// An inode number. In the tables: the highest bit 0, then 8 bits the metadata shard, 55 bits a counter within it;
-    /// never reused. With the highest bit set it names an inode as a snapshot shows it, see [`Ino::in_view`]; such
-    /// numbers are in no table.
+    /// An inode number. The highest bit 0, then 8 bits the metadata shard, 55 bits a counter within it; never reused.
+    /// With the highest two bits set it is that of an inode of a clone, see [`Ino::in_clone`]. With the highest alone it
+    /// names an inode as a snapshot shows it, see [`Ino::in_view`]; such numbers are in no table.
     Ino(u64)
 }
 id! {
-    /// Stands for a snapshot in the numbers of its inodes: 20 bits. 0 is no snapshot; with it an inode number stands for
+    /// Stands for a snapshot in the numbers of its inodes: 19 bits. 0 is no snapshot; with it an inode number stands for
     /// the directory that lists snapshots.
     ViewId(u32)
 }
@@ -67,31 +67,84 @@ impl Ino {
     const SHARD_SHIFT: u32 = 55;
     const COUNTER_BITS_VIEWED: u32 = 35;
     const VIEW_SHIFT: u32 = Self::COUNTER_BITS_VIEWED + 8;
+    /// With `VIEWED`: the number is that of an inode of a clone.
+    const CLONED: u64 = 1 << 62;
+    /// With both: it stands for the directory of snapshots in that inode.
+    const LISTED: u64 = 1 << (Self::COUNTER_BITS_VIEWED - 1);
 
     /// The metadata shard that owns this inode.
     #[must_use]
     pub fn shard(self) -> u8 {
-        match self.view() {
-            Some((_, ino)) => ino.shard(),
-            None => (self.0 >> Self::SHARD_SHIFT) as u8,
+        (self.base().0 >> Self::SHARD_SHIFT) as u8
+    }
+
+    /// The number under which `view` shows this inode: the highest bit, a zero, 19 bits of the view, 8 of the shard, 35
+    /// of the counter. An inode of a clone has the number of its [`Ino::base`] in views, but for [`ViewId::LIST`], which
+    /// sets a bit of its own. `None` for an inode with a larger counter, and for one that is a view's already.
+    #[must_use]
+    pub fn in_view(self, view: ViewId) -> Option<Self> {
+        if self.cloned().is_some() {
+            return match view {
+                ViewId::LIST => Some(Self(self.0 | Self::LISTED)),
+                view => self.base().in_view(view),
+            };
+        }
+        if self.0 & Self::VIEWED != 0 || view > ViewId::MAX {
+            return None;
+        }
+        let place = self.packed(Self::COUNTER_BITS_VIEWED)?;
+        Some(Self(
+            Self::VIEWED | u64::from(view.0) << Self::VIEW_SHIFT | place,
+        ))
+    }
+
+    /// The number of this inode in a clone: the highest two bits, 19 bits of the volume, 8 of the shard, a zero, 34 of
+    /// the counter. All inodes of a clone have such numbers: those that it has from its origin that of the inode there,
+    /// those made in it one of their own. `None` for a counter or a volume that is larger.
+    #[must_use]
+    pub fn in_clone(self, volume: VolumeId) -> Option<Self> {
+        if volume > VolumeId::CLONE_MAX {
+            return None;
+        }
+        let place = self.base().packed(Self::COUNTER_BITS_VIEWED - 1)?;
+        let volume = u64::from(volume.0) << Self::VIEW_SHIFT;
+        Some(Self(Self::VIEWED | Self::CLONED | volume | place))
+    }
+
+    /// The clone that this is an inode of, and its number without the clone.
+    #[must_use]
+    pub fn cloned(self) -> Option<(VolumeId, Self)> {
+        let marks = Self::VIEWED | Self::CLONED;
+        if self.0 & (marks | Self::LISTED) != marks {
+            return None;
+        }
+        let volume = (self.0 & !marks) >> Self::VIEW_SHIFT;
+        Some((VolumeId(volume as u32), self.unpacked()))
+    }
+
+    /// The number without clone and view: that of the inode in which it began.
+    #[must_use]
+    pub fn base(self) -> Self {
+        match self.0 & Self::VIEWED {
+            0 => self,
+            _ => self.unpacked(),
         }
     }
 
-    /// The number under which `view` shows this inode: the highest bit, 20 bits of the view, 8 of the shard, 35 of the
-    /// counter. `None` for an inode with a larger counter, and for one that is a view's already.
-    #[must_use]
-    pub fn in_view(self, view: ViewId) -> Option<Self> {
+    /// Shard and counter, side by side. `None` when the counter has more than so many bits.
+    fn packed(self, counter_bits: u32) -> Option<u64> {
         let counter = self.0 & ((1 << Self::SHARD_SHIFT) - 1);
-        if self.0 & Self::VIEWED != 0
-            || counter >> Self::COUNTER_BITS_VIEWED != 0
-            || view > ViewId::MAX
-        {
-            return None;
-        }
-        let shard = u64::from(self.shard()) << Self::COUNTER_BITS_VIEWED;
-        Some(Self(
-            Self::VIEWED | u64::from(view.0) << Self::VIEW_SHIFT | shard | counter,
-        ))
+        let shard = self.0 >> Self::SHARD_SHIFT;
+        (counter >> counter_bits == 0).then_some(shard << Self::COUNTER_BITS_VIEWED | counter)
+    }
+
+    fn unpacked(self) -> Self {
+        let shard = self.0 >> Self::COUNTER_BITS_VIEWED & 0xff;
+        let counter_bits = match self.0 & Self::CLONED {
+            0 => Self::COUNTER_BITS_VIEWED,
+            _ => Self::COUNTER_BITS_VIEWED - 1,
+        };
+        Self(shard << Self::SHARD_SHIFT | self.0 & ((1 << counter_bits) - 1))
     }
 
     /// Whether it is a directory that lists snapshots.
@@ -100,19 +153,18 @@ impl Ino {
         matches!(self.view(), Some((ViewId::LIST, _)))
     }
 
-    /// The view and the inode that a number of [`Ino::in_view`] stands for.
+    /// The view and the inode that a number of [`Ino::in_view`] stands for; of an inode of a clone its base, but for
+    /// [`ViewId::LIST`]. `None` for what can be in the tables.
     #[must_use]
     pub fn view(self) -> Option<(ViewId, Self)> {
-        if self.0 & Self::VIEWED == 0 {
+        if self.0 & Self::VIEWED == 0 || self.cloned().is_some() {
             return None;
         }
+        if self.0 & Self::CLONED != 0 {
+            return Some((ViewId::LIST, Self(self.0 & !Self::LISTED)));
+        }
         let view = (self.0 & !Self::VIEWED) >> Self::VIEW_SHIFT;
-        let shard = self.0 >> Self::COUNTER_BITS_VIEWED & 0xff;
-        let counter = self.0 & ((1 << Self::COUNTER_BITS_VIEWED) - 1);
-        Some((
-            ViewId(view as u32),
-            Self(shard << Self::SHARD_SHIFT | counter),
-        ))
+        Some((ViewId(view as u32), self.unpacked()))
     }
 }
 
@@ -120,12 +172,14 @@ impl ViewId {
     /// The directory that lists snapshots.
     pub const LIST: Self = Self(0);
     /// The largest.
-    pub const MAX: Self = Self((1 << 20) - 1);
+    pub const MAX: Self = Self((1 << 19) - 1);
 }
 
 impl VolumeId {
     /// The volume that holds the root directory.
     pub const ROOT: Self = Self(1);
+    /// The largest number that a clone can have: it is in the numbers of its inodes.
+    pub const CLONE_MAX: Self = Self((1 << 19) - 1);
 }
 
 impl DomainId {
@@ -186,5 +240,33 @@ mod tests {
             assert_eq!(ino.view(), None);
         }
         assert_eq!(Ino(1 << 35).in_view(ViewId(1)), None);
+    }
+
+    #[test]
+    fn numbers_in_clones_come_back() {
+        for base in [Ino(1), Ino((0xff << 55) | ((1 << 34) - 1))] {
+            for volume in [VolumeId(0), VolumeId(2), VolumeId::CLONE_MAX] {
+                let ino = base.in_clone(volume).expect("it fits");
+                assert_eq!(ino.cloned(), Some((volume, base)));
+                assert_eq!(
+                    (ino.view(), ino.base(), ino.shard()),
+                    (None, base, base.shard())
+                );
+                assert_eq!(
+                    ino.in_clone(VolumeId(3)),
+                    base.in_clone(VolumeId(3)),
+                    "of a clone of the clone"
+                );
+                assert_eq!(ino.in_view(ViewId(7)), base.in_view(ViewId(7)));
+                let list = ino.in_view(ViewId::LIST).expect("it fits");
+                assert_eq!(list.view(), Some((ViewId::LIST, ino)));
+                assert!(list.lists_snapshots() && list.cloned().is_none());
+                assert_eq!(list.in_view(ViewId(7)), None);
+            }
+            assert_eq!(base.cloned(), None);
+            assert_eq!(base.in_view(ViewId::MAX).and_then(|ino| ino.cloned()), None);
+        }
+        assert_eq!(Ino(1 << 34).in_clone(VolumeId(1)), None);
+        assert_eq!(Ino(1).in_clone(VolumeId(1 << 19)), None);
     }
 }

@@ -45,6 +45,10 @@ pub enum Bug {
     NewestAcknowledged,
     /// Lanes are written out before the queue of commands is taken.
     LanesBeforeQueue,
+    /// Extents that are copied for a clone are not counted.
+    CopyUncounted,
+    /// What a clone removes of its origin leaves nothing that says so.
+    GoneForgotten,
     /// A chunk is looked up before it is pinned.
     PinAfterLookup,
     /// A full data segment is looked for on the device before it has been written there.
@@ -55,7 +59,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulation finds, which has one thread.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
         Self::CountAfterExtent,
@@ -72,6 +76,8 @@ impl Bug {
         Self::OrphanForgotten,
         Self::SnapshotBeforeData,
         Self::HistoryUncounted,
+        Self::CopyUncounted,
+        Self::GoneForgotten,
     ];
 
     /// Those that show only when threads meet: the models of the store find them.
@@ -108,6 +114,8 @@ impl Bug {
             Self::FollowerRetired => "follower-retired",
             Self::SnapshotBeforeData => "snapshot-before-data",
             Self::HistoryUncounted => "history-uncounted",
+            Self::CopyUncounted => "copy-uncounted",
+            Self::GoneForgotten => "gone-forgotten",
         }
     }
 

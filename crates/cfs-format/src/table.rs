@@ -9,7 +9,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian as le};
 
-use crate::{FormatError, Ino};
+use crate::{FormatError, Ino, Timestamp, VolumeId};
 
 /// What follows the inode number in a key of the meta tree.
 pub mod tag {
@@ -233,6 +233,11 @@ pub mod inode_flag {
     pub const LOCKED: u32 = 8;
     /// An empty directory in whose place the root of another volume is seen.
     pub const JUNCTION: u32 = 16;
+    /// In a clone: rows are being copied from the origin, which is still what is seen.
+    pub const COPYING: u32 = 32;
+    /// In a clone: the inode of the origin has been removed here. There is no other row of it, and only volume and
+    /// timestamp count.
+    pub const GONE: u32 = 64;
 }
 
 /// Name of the attribute row that holds a `LockRecord` behind its `StampRecord`; in no namespace of Linux.
@@ -487,24 +492,39 @@ pub struct VolumeRecord {
     pub quota_bytes: le::U64,
     /// Most `inode_count`; 0: no bound.
     pub quota_inodes: le::U64,
+    /// Of a clone, the snapshot that it shows where it has not been changed; else 0.
+    pub origin_timestamp: le::U64,
+    /// The volume of that snapshot; 0 for what is no clone.
+    pub origin_volume: le::U32,
+    /// `volume_flag::*`.
+    pub flags: le::U32,
 }
 
-const _: () = assert!(size_of::<VolumeRecord>() == 80);
+const _: () = assert!(size_of::<VolumeRecord>() == 96);
 
-/// Bytes of a `VolumeRecord` up to and with its `reserved`: what is behind is left out where it is all zero.
-pub const VOLUME_BASE_BYTES: usize = 56;
+/// Bits of `VolumeRecord::flags`.
+pub mod volume_flag {
+    /// A clone that has been removed: its rows go in the background, and then this one.
+    pub const REMOVED: u32 = 1;
+    /// A clone in which something has been locked: it is not removed with what is in it.
+    pub const LOCKED: u32 = 2;
+}
+
+/// Bytes of a `VolumeRecord` up to and with its `reserved`, and to and with its quotas: what is behind is left out where
+/// it is all zero.
+pub const VOLUME_BASE_BYTES: [usize; 2] = [56, 80];
 
 impl VolumeRecord {
     /// The record in a value; what is left out is zero.
     ///
     /// # Errors
-    /// When the value is shorter than [`VOLUME_BASE_BYTES`] or longer than the record.
+    /// When the value is shorter than the first of [`VOLUME_BASE_BYTES`] or longer than the record.
     pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
         let mut bytes = [0; size_of::<Self>()];
-        if value.len() < VOLUME_BASE_BYTES || value.len() > bytes.len() {
+        if value.len() < VOLUME_BASE_BYTES[0] || value.len() > bytes.len() {
             return Err(FormatError {
                 structure: "volume record",
-                rule: "a length of 56 to 80 bytes",
+                rule: "a length of 56 to 96 bytes",
             });
         }
         bytes[..value.len()].copy_from_slice(value);
@@ -515,10 +535,28 @@ impl VolumeRecord {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let bytes = self.as_bytes();
-        match bytes[VOLUME_BASE_BYTES..].iter().all(|byte| *byte == 0) {
-            true => bytes[..VOLUME_BASE_BYTES].to_vec(),
-            false => bytes.to_vec(),
-        }
+        let is_enough = |len: &usize| bytes[*len..].iter().all(|byte| *byte == 0);
+        let len = VOLUME_BASE_BYTES.into_iter().find(is_enough);
+        bytes[..len.unwrap_or(bytes.len())].to_vec()
+    }
+
+    /// The snapshot that a clone has its inodes from: volume and timestamp. Nothing for what is no clone, and for one
+    /// that has been removed.
+    #[must_use]
+    pub fn origin(&self) -> Option<(VolumeId, Timestamp)> {
+        let is_clone = self.origin_volume.get() != 0 && !self.is_removed();
+        is_clone.then(|| {
+            (
+                VolumeId(self.origin_volume.get()),
+                Timestamp(self.origin_timestamp.get()),
+            )
+        })
+    }
+
+    /// Whether it is a clone of which only rows to remove are left.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.flags.get() & volume_flag::REMOVED != 0
     }
 }
 
@@ -536,7 +574,7 @@ pub struct SnapshotRecord {
     pub volume_logical_bytes: le::U64,
     /// Inodes of the whole volume then.
     pub volume_inode_count: le::U64,
-    /// Stands for it in inode numbers: 1..=2^20-1, no other snapshot of the pool has it.
+    /// Stands for it in inode numbers: 1..=2^19-1, no other snapshot of the pool has it.
     pub view: le::U32,
     /// `snapshot_flag::*`.
     pub flags: le::U32,

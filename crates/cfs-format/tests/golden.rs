@@ -290,6 +290,15 @@ fn tables() {
         include_str!("../golden/v1/further_volume.hex"),
     );
     assert_eq!(VolumeRecord::decode(&further), Ok(volume));
+    let volume = VolumeRecord {
+        origin_timestamp: 10.into(),
+        origin_volume: 11.into(),
+        flags: 3.into(),
+        ..volume
+    };
+    let clone: [u8; 96] = volume.encode().try_into().expect("as long as it is");
+    check("clone", &clone, include_str!("../golden/v1/clone.hex"));
+    assert_eq!(VolumeRecord::decode(&clone), Ok(volume));
     let held = HeldExtentRecord {
         extent,
         salt: counting(0x70),

@@ -6,6 +6,7 @@
 
 mod arrange;
 mod attributes;
+mod clones;
 pub(crate) mod data;
 mod locks;
 pub(crate) mod make;
@@ -110,5 +111,8 @@ fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         Command::VolumeDelete(command) => {
             volumes::delete(txn, command).map(|()| Outcome::default())
         }
+        Command::CloneCreate(command) => clones::create(txn, command),
+        Command::CopyUp(command) => clones::copy_up(txn, command).map(|()| Outcome::default()),
+        Command::Sweep(command) => clones::sweep(txn, command).map(|()| Outcome::default()),
     }
 }

@@ -8,6 +8,7 @@ mod affected;
 mod chunks;
 mod history;
 mod inodes;
+mod shown;
 
 use std::ops::Bound;
 
@@ -149,7 +150,7 @@ pub fn check(store: &Store, mut go_on: impl FnMut(u64) -> bool) -> Result<Option
             return Ok(None);
         }
     }
-    inodes.finish(&mut report);
+    inodes.finish(&mut report)?;
     history.finish(&mut report);
     chunks.finish(&frozen, &mut report)?;
     for (segment, sentence) in store.segment_contradictions() {

@@ -75,8 +75,14 @@ pub enum Command {
     VolumeCreate(VolumeCreate),
     /// Gives a volume other quotas.
     VolumeQuota(VolumeQuota),
-    /// Removes an empty volume and its name.
+    /// Removes an empty volume and its name; of a clone the name, whatever is in it.
     VolumeDelete(VolumeDelete),
+    /// Makes a volume that shows what a snapshot shows, seen under a new name.
+    CloneCreate(CloneCreate),
+    /// Copies what a clone's origin has of an inode, in steps; with the last it is the clone's own.
+    CopyUp(CopyUp),
+    /// Removes rows of a clone that has been removed, in steps; with the last ones its own.
+    Sweep(Sweep),
 }
 
 /// See [`Command::Format`].
@@ -192,6 +198,43 @@ pub struct VolumeDelete {
     pub name: Vec<u8>,
     /// When.
     pub now: Time,
+}
+
+/// See [`Command::CloneCreate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CloneCreate {
+    /// The directory in whose place it is seen, as a new one.
+    pub junction: Make,
+    /// The volume, at most [`VolumeId::CLONE_MAX`].
+    pub volume: VolumeId,
+    /// Volume of the snapshot.
+    pub origin: VolumeId,
+    /// The snapshot's timestamp.
+    pub timestamp: Timestamp,
+    /// Most bytes of content; 0: no bound.
+    pub quota_bytes: u64,
+    /// Most inodes; 0: no bound.
+    pub quota_inodes: u64,
+}
+
+/// See [`Command::CopyUp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyUp {
+    /// The inode, as the clone numbers it.
+    pub ino: Ino,
+    /// Salt of its file key in the clone. That of the first step counts.
+    pub salt: [u8; 16],
+    /// Entries or extents to copy, at most.
+    pub rows_max: u32,
+}
+
+/// See [`Command::Sweep`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// The clone.
+    pub volume: VolumeId,
+    /// Rows to remove, at most.
+    pub rows_max: u32,
 }
 
 /// See [`Command::Link`].
@@ -619,6 +662,7 @@ impl Command {
                 | Self::Rechunk(_)
                 | Self::Prune(_)
                 | Self::VolumeQuota(_)
+                | Self::Sweep(_)
         )
     }
 

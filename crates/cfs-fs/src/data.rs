@@ -49,7 +49,7 @@ use parking_lot::Mutex;
 
 use crate::error::{FsError, Result};
 use crate::types::{AtimePolicy, FsOptions, Time};
-use crate::views::{Place, Views, listed_by};
+use crate::views::{Views, listed_by};
 use crate::{inode, lock};
 
 use body::{Body, FileState, Identity};
@@ -215,21 +215,18 @@ impl Core {
         if body.gone {
             return Err(FsError::NotFound);
         }
-        let place = match file.ino.view() {
+        if let Some((view, _)) = file.ino.view() {
+            if listed_by(file.ino).is_some() {
+                return Err(FsError::IsDirectory);
+            }
             // It may have been deleted.
-            Some(_) => self.views.place(file.ino)?,
-            None => Place {
-                ino: file.ino,
-                at: None,
-            },
-        };
+            self.views.snapshot(view)?;
+        }
         if body.identity.is_some() {
             return Ok(());
         }
-        if listed_by(file.ino).is_some() {
-            return Err(FsError::IsDirectory);
-        }
-        let record = self.views.record(file.ino)?.ok_or(FsError::NotFound)?;
+        let found = self.views.find(file.ino)?.ok_or(FsError::NotFound)?;
+        let (place, record) = (found.place, found.record);
         match inode::kind(&record) {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(FsError::IsDirectory),
@@ -257,7 +254,8 @@ impl Core {
     /// Has a body of which nothing is pending show what its inode's record says.
     fn show(&self, ino: Ino, body: &mut Body, record: &InodeRecord) -> Result<()> {
         body.locked_until_ms = match ino.view() {
-            None => lock::committed(&self.store, ino, record)?.map_or(0, |lock| lock.ends_ms()),
+            None => lock::committed(&self.views, body.identity().place, record)?
+                .map_or(0, |lock| lock.ends_ms()),
             // A snapshot is not written to.
             Some(_) => 0,
         };
@@ -298,6 +296,15 @@ impl Core {
             let body = file.lock();
             !body.jobs.is_empty() || body.is_dirty()
         })
+    }
+
+    /// A clone is gone: what is in memory of its files is dropped.
+    pub(crate) fn forget_clone(&self, volume: VolumeId) {
+        for file in self.all() {
+            if file.ino.cloned().is_some_and(|(clone, _)| clone == volume) {
+                self.forget(file.ino);
+            }
+        }
     }
 
     /// The inode is gone, or cannot be reached any more: what is in memory of it is dropped.

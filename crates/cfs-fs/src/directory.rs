@@ -134,7 +134,8 @@ pub(crate) fn remove(
     txn.delete(key(parent, tag::COOKIE, &entry.cookie.get().to_be_bytes()));
 }
 
-fn put(txn: &mut Txn<'_>, parent: Ino, name: &[u8], cookie: u64, target: Target) {
+/// Writes both rows of an entry.
+pub(crate) fn put(txn: &mut Txn<'_>, parent: Ino, name: &[u8], cookie: u64, target: Target) {
     let kind = (target.kind >> 12) as u8;
     let entry = DirentRecord {
         ino: target.ino.0.into(),
@@ -246,10 +247,11 @@ impl Fs {
         if !inode::is_directory(&record) {
             return Err(FsError::NotDirectory);
         }
-        if let Some((view, directory)) = ino.view()
-            && self.views.snapshot(view)?.directory == directory
-        {
-            return directory.in_view(ViewId::LIST).ok_or(FsError::TooLarge);
+        if let Some((view, base)) = ino.view() {
+            let directory = self.views.snapshot(view)?.directory;
+            if directory.base() == base {
+                return directory.in_view(ViewId::LIST).ok_or(FsError::TooLarge);
+            }
         }
         match self.views.junction(ino) {
             Some(junction) => {

@@ -76,6 +76,15 @@ pub enum FsError {
     /// The volume still has snapshots.
     #[error("the volume has snapshots")]
     HasSnapshots,
+    /// A clone shows what the snapshot shows.
+    #[error("a clone needs the snapshot")]
+    NeededByClone,
+    /// Files of the clone are open.
+    #[error("files in it are open")]
+    Busy,
+    /// What a clone is to change there is its origin's still: the rows are copied first, and no caller sees this.
+    #[error("inode {0} is that of the clone's origin still")]
+    Inherited(cfs_format::Ino),
     /// Both names are not in one volume.
     #[error("the names are in different volumes")]
     CrossVolume,
@@ -125,7 +134,9 @@ impl FsError {
             Self::NoSpace => libc::ENOSPC,
             Self::ReadOnly(_) | Self::Snapshot => libc::EROFS,
             Self::Stale => libc::ESTALE,
-            Self::Held | Self::Volume | Self::HasSnapshots => libc::EBUSY,
+            Self::Held | Self::Volume | Self::HasSnapshots | Self::NeededByClone | Self::Busy => {
+                libc::EBUSY
+            }
             Self::Quota => libc::EDQUOT,
             Self::Invalid => libc::EINVAL,
             Self::TooLarge => libc::EFBIG,
@@ -138,7 +149,7 @@ impl FsError {
             Self::SymbolicLink => libc::ELOOP,
             Self::Changed => libc::ESTALE,
             Self::NotSupported => libc::EOPNOTSUPP,
-            Self::Read(_) | Self::Io(_) => libc::EIO,
+            Self::Read(_) | Self::Io(_) | Self::Inherited(_) => libc::EIO,
         }
     }
 

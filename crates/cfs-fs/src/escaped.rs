@@ -12,15 +12,17 @@
 //! - Versions of objects are made by the S3 face alone.
 //! - A directory in which a component goes on is never moved, so that the files in it stand for what they stood for.
 
-use cfs_format::table::{InodeRecord, key, split_key, tag};
+use cfs_format::table::{key, split_key, tag};
 use cfs_format::{Ino, VolumeId};
 use cfs_store::Txn;
 
+use crate::clone;
 use crate::directory::{self, NAME_BYTES_MAX};
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
+use crate::history::Past;
 use crate::inode;
-use crate::views::SNAPSHOTS_NAME;
+use crate::views::{Place, SNAPSHOTS_NAME, beside};
 
 /// The directory, in that of a bucket, in which older versions of its objects are.
 pub const VERSIONS_NAME: &[u8] = b".s3!versions";
@@ -163,6 +165,32 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     Some(raw)
 }
 
+/// What an entry of a directory leads to, with its type bits; of a directory that a clone has from its origin too.
+fn entry(txn: &Txn<'_>, parent: Ino, name: &[u8]) -> Result<Option<(Ino, u32)>> {
+    let Some(found) = place_of(txn, parent)? else {
+        return Ok(None);
+    };
+    let value = match found.at {
+        None => txn.get(&key(found.ino, tag::DIRENT, name))?,
+        Some(at) => Past { table: txn, at }.get(found.ino, tag::DIRENT, name)?,
+    };
+    value.map(|value| target(parent, &value)).transpose()
+}
+
+fn target(parent: Ino, value: &[u8]) -> Result<(Ino, u32)> {
+    let entry = directory::decode(parent, value)?;
+    let ino = beside(parent, Ino(entry.ino.get()))?;
+    Ok((ino, u32::from(entry.kind) << 12))
+}
+
+/// Where the rows of a directory are.
+fn place_of(txn: &Txn<'_>, ino: Ino) -> Result<Option<Place>> {
+    match ino.cloned() {
+        None => Ok(Some(Place { ino, at: None })),
+        Some(_) => Ok(clone::find(txn, ino, None)?.map(|found| found.place)),
+    }
+}
+
 /// The name of a directory, if it is one in which a component goes on. None at all if it takes more than `siblings_max` rows to
 /// know, as nothing but its name tells of it.
 fn continued_name(
@@ -171,18 +199,31 @@ fn continued_name(
     directory: Ino,
     siblings_max: usize,
 ) -> Result<Option<Option<Vec<u8>>>> {
+    let Some(place) = place_of(txn, above)? else {
+        return Ok(Some(None));
+    };
     // The comma is the character after the plus sign.
-    let (lo, hi) = (
-        key(above, tag::DIRENT, b".s3+"),
-        key(above, tag::DIRENT, b".s3,"),
-    );
-    for (number, row) in txn.range(&lo, &hi).enumerate() {
+    let (lo, hi) = (b".s3+", b".s3,");
+    let rows: Box<dyn Iterator<Item = Result<(Vec<u8>, Vec<u8>)>>> = match place.at {
+        Some(at) => {
+            let past = Past { table: txn, at };
+            Box::new(past.rows(place.ino, tag::DIRENT, lo, Some(hi)))
+        }
+        None => {
+            let key = |name| key(place.ino, tag::DIRENT, name);
+            Box::new(txn.range(&key(lo), &key(hi)).map(|row| {
+                let (row_key, value) = row.map_err(table_error)?;
+                Ok((split_key(&row_key)?.2.to_vec(), value))
+            }))
+        }
+    };
+    for (number, row) in rows.enumerate() {
         if number >= siblings_max {
             return Ok(None);
         }
-        let (row_key, value) = row.map_err(table_error)?;
-        if directory::decode(above, &value)?.ino.get() == directory.0 {
-            return Ok(Some(Some(split_key(&row_key)?.2.to_vec())));
+        let (name, value) = row?;
+        if target(above, &value)?.0 == directory {
+            return Ok(Some(Some(name)));
         }
     }
     Ok(Some(None))
@@ -203,7 +244,7 @@ fn file_component(
     let mut at = parent;
     // A key has no more bytes, and each name but the last takes more than 80 of them.
     while path.len() <= KEY_BYTES_MAX / (TEXT_BYTES_MAX / 3) {
-        let record: InodeRecord = inode::get(txn, at)?;
+        let record = inode::shown(txn, at)?;
         if at == Ino::ROOT || !inode::is_directory(&record) {
             break;
         }
@@ -261,9 +302,8 @@ fn find_other_file(
     };
     let (last, way) = names.split_last().expect("there is at least one name");
     let find = |at: Ino, name: &[u8], kind: u32| -> Result<Option<Ino>> {
-        let entry = directory::find(txn, at, name)?;
-        let entry = entry.filter(|entry| u32::from(entry.kind) << 12 == kind);
-        Ok(entry.map(|entry| Ino(entry.ino.get())))
+        let entry = entry(txn, at, name)?.filter(|entry| entry.1 == kind);
+        Ok(entry.map(|entry| entry.0))
     };
     for name in way {
         match find(at, name, libc::S_IFDIR)? {
@@ -278,7 +318,7 @@ fn find_other_file(
 fn holds_versions(txn: &Txn<'_>, directory: Ino) -> Result<bool> {
     let mut at = directory;
     for _ in 0..DEPTH_MAX {
-        let record: InodeRecord = inode::get(txn, at)?;
+        let record = inode::shown(txn, at)?;
         if at == Ino::ROOT || !inode::is_directory(&record) {
             return Ok(false);
         }
@@ -288,8 +328,8 @@ fn holds_versions(txn: &Txn<'_>, directory: Ino) -> Result<bool> {
             Some(volume) if parent == at => Ino(volume.junction.get()),
             _ => parent,
         };
-        let versions = directory::find(txn, above, VERSIONS_NAME)?;
-        if versions.is_some_and(|entry| entry.ino.get() == at.0) {
+        let versions = entry(txn, above, VERSIONS_NAME)?;
+        if versions.is_some_and(|entry| entry.0 == at) {
             return Ok(true);
         }
         at = above;
@@ -339,8 +379,7 @@ pub(crate) struct Renamed<'a> {
 pub(crate) fn check_rename(txn: &Txn<'_>, renamed: Renamed<'_>) -> Result<()> {
     let Renamed { from, to, exchange } = renamed;
     let kind_at = |(parent, name): (Ino, &[u8])| -> Result<u32> {
-        let entry = directory::find(txn, parent, name)?;
-        Ok(entry.map_or(0, |entry| u32::from(entry.kind) << 12))
+        Ok(entry(txn, parent, name)?.map_or(0, |entry| entry.1))
     };
     let kinds = (kind_at(from)?, kind_at(to)?);
     let is_directory = [kinds.0, kinds.1].contains(&libc::S_IFDIR);
@@ -348,8 +387,7 @@ pub(crate) fn check_rename(txn: &Txn<'_>, renamed: Renamed<'_>) -> Result<()> {
         check_reserved(txn, parent, name)?;
         // What is in a directory of versions would be versions of other objects elsewhere, and what is put there some that
         // never were; and where a component goes on otherwise, files stand for others.
-        let is_bound = Form::of(name) == Form::Continued || holds_versions(txn, parent)?;
-        if is_directory && is_bound {
+        if is_directory && (Form::of(name) == Form::Continued || holds_versions(txn, parent)?) {
             return Err(FsError::Reserved);
         }
     }

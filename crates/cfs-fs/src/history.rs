@@ -15,12 +15,12 @@
 use std::cmp::Ordering;
 
 use cfs_format::table::{
-    ExtentRecord, HeldExtentRecord, InodeRecord, StampRecord, ended_key, history_key,
+    ExtentRecord, HeldExtentRecord, InodeRecord, StampRecord, VolumeRecord, ended_key, history_key,
     history_prefix, key, split_history, split_key, system_key, tag,
 };
 use cfs_format::{DomainId, Ino, Timestamp, VolumeId};
 use cfs_seal::keys::FileKey;
-use cfs_store::{Store, Txn};
+use cfs_store::{Frozen, Store, Txn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{FsError, Result};
@@ -37,6 +37,18 @@ pub(crate) trait Table {
         one: (&[u8], &[u8]),
         other: (&[u8], &[u8]),
     ) -> (cfs_store::Range, cfs_store::Range);
+    /// The record of a volume.
+    fn volume(&self, id: VolumeId) -> Option<VolumeRecord>;
+}
+
+/// Two ranges of one view.
+fn ranges_of(
+    view: &cfs_store::View,
+    one: (&[u8], &[u8]),
+    other: (&[u8], &[u8]),
+) -> (cfs_store::Range, cfs_store::Range) {
+    let range = |(lo, hi)| view.range(std::ops::Bound::Included(lo), std::ops::Bound::Excluded(hi));
+    (range(one), range(other))
 }
 
 impl Table for Store {
@@ -49,10 +61,30 @@ impl Table for Store {
         one: (&[u8], &[u8]),
         other: (&[u8], &[u8]),
     ) -> (cfs_store::Range, cfs_store::Range) {
-        let view = self.view();
-        let range =
-            |(lo, hi)| view.range(std::ops::Bound::Included(lo), std::ops::Bound::Excluded(hi));
-        (range(one), range(other))
+        ranges_of(&self.view(), one, other)
+    }
+
+    fn volume(&self, id: VolumeId) -> Option<VolumeRecord> {
+        Self::volume(self, id)
+    }
+}
+
+impl Table for Frozen {
+    fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.meta.get(key).map_err(extent::table_error)
+    }
+
+    fn two_ranges(
+        &self,
+        one: (&[u8], &[u8]),
+        other: (&[u8], &[u8]),
+    ) -> (cfs_store::Range, cfs_store::Range) {
+        ranges_of(&self.meta, one, other)
+    }
+
+    fn volume(&self, id: VolumeId) -> Option<VolumeRecord> {
+        let found = self.volumes.iter().find(|(it, _)| *it == id);
+        found.map(|(_, record)| *record)
     }
 }
 
@@ -68,6 +100,10 @@ impl Table for Txn<'_> {
     ) -> (cfs_store::Range, cfs_store::Range) {
         // Nobody writes beside a transaction.
         (self.range(one.0, one.1), self.range(other.0, other.1))
+    }
+
+    fn volume(&self, id: VolumeId) -> Option<VolumeRecord> {
+        Self::volume(self, id)
     }
 }
 
@@ -93,7 +129,7 @@ impl<T: Table> Past<'_, T> {
         {
             return Ok(Some(value));
         }
-        let lo = history_key(ino, row_tag, suffix, self.at.0 + 1);
+        let lo = history_key(ino, row_tag, suffix, self.at.0.saturating_add(1));
         let hi = history_key(ino, row_tag, suffix, u64::MAX);
         let (mut states, _) = self.table.two_ranges((&lo, &hi), (&[], &[]));
         match states.next() {

@@ -12,6 +12,7 @@
 mod acl;
 mod apply;
 pub mod check;
+mod clone;
 pub mod command;
 mod data;
 mod directory;
@@ -213,11 +214,49 @@ impl Fs {
     }
 
     /// Builds a command while the writer lock is held, so that the times in the log do not run backwards, and
-    /// applies and logs it. `build` sees the tables through the transaction.
+    /// applies and logs it. `build` sees the tables through the transaction. What the command changes in a clone and
+    /// is still the origin's is copied first, and the command built anew.
     ///
     /// # Errors
     /// What `build` or the command refuses, or the store; nothing changed.
     pub(crate) fn execute(
+        &self,
+        build: impl FnMut(&Txn<'_>, Time) -> Result<Command>,
+    ) -> Result<apply::Outcome> {
+        self.execute_in(Room::Free, build)
+    }
+
+    /// The same for a command that is part of a deletion if `room` says so: what is copied for it may then take from what
+    /// a full pool keeps back, and no quota refuses it.
+    ///
+    /// # Errors
+    /// As [`Fs::execute`].
+    pub(crate) fn execute_in(
+        &self,
+        room: Room,
+        mut build: impl FnMut(&Txn<'_>, Time) -> Result<Command>,
+    ) -> Result<apply::Outcome> {
+        loop {
+            match self.execute_once(&mut build) {
+                Err(FsError::Inherited(ino)) => self.make_own(ino, room)?,
+                executed => return executed,
+            }
+        }
+    }
+
+    /// Copies what a clone has of an inode from its origin.
+    fn make_own(&self, ino: cfs_format::Ino, room: Room) -> Result<()> {
+        match self.files.copy_up(ino, Room::Free) {
+            Err(FsError::NoSpace | FsError::Quota) => {
+                self.reap_all()?;
+                self.prune_all()?;
+                self.files.copy_up(ino, room)
+            }
+            copied => copied,
+        }
+    }
+
+    fn execute_once(
         &self,
         build: impl FnOnce(&Txn<'_>, Time) -> Result<Command>,
     ) -> Result<apply::Outcome> {

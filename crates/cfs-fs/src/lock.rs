@@ -14,10 +14,11 @@
 
 use cfs_format::table::{InodeRecord, LOCK_NAME, LockRecord, inode_flag, key, lock_mode, tag};
 use cfs_format::{Ino, VolumeId};
-use cfs_store::{Store, Txn};
+use cfs_store::Txn;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{FsError, Result};
+use crate::views::{Place, Views};
 use crate::{inode, row};
 
 /// Directories above another at most; more mean that parents form a circle.
@@ -118,11 +119,11 @@ pub(crate) fn of(txn: &Txn<'_>, ino: Ino, record: &InodeRecord) -> Result<Option
     }
 }
 
-/// The same of what is committed.
-pub(crate) fn committed(store: &Store, ino: Ino, record: &InodeRecord) -> Result<Option<Lock>> {
+/// The same of what is committed: of the inode whose rows are at a place.
+pub(crate) fn committed(views: &Views, place: Place, record: &InodeRecord) -> Result<Option<Lock>> {
     match record.flags.get() & inode_flag::LOCKED {
         0 => Ok(None),
-        _ => decode_row(ino, store.get(&key(ino, tag::XATTR, LOCK_NAME))?).map(Some),
+        _ => decode_row(place.ino, views.get(place, tag::XATTR, LOCK_NAME)?).map(Some),
     }
 }
 
@@ -179,7 +180,7 @@ pub(crate) fn check_move(txn: &Txn<'_>, ino: Ino, record: &InodeRecord) -> Resul
             .volume_at(ino)
             .map(|volume| Ino(volume.root.get()))
             .ok_or_else(|| FsError::damaged(format_args!("the volume of junction {ino}")))?;
-        record = inode::get(txn, at)?;
+        record = inode::shown(txn, at)?;
     }
     for _ in 0..DEPTH_MAX {
         if !inode::is_directory(&record) || at == Ino::ROOT {
@@ -194,7 +195,7 @@ pub(crate) fn check_move(txn: &Txn<'_>, ino: Ino, record: &InodeRecord) -> Resul
             Some(volume) if parent == at => Ino(volume.junction.get()),
             _ => parent,
         };
-        record = inode::get(txn, at)?;
+        record = inode::shown(txn, at)?;
     }
     Err(FsError::damaged(format_args!(
         "the parents of directory {ino} form a circle"

@@ -3,6 +3,7 @@
 pub(crate) mod arrange;
 pub(crate) mod atime;
 mod attributes;
+mod clones;
 pub(crate) mod differences;
 pub(crate) mod format;
 pub(crate) mod holdings;

@@ -8,9 +8,11 @@
 //! - Content that is known to be missing is replaced by extents of lost chunks: reading it fails, which zeros would hide.
 //! - Names of inodes that are lost go. Inodes without a name that had one are put into `/lost+found`.
 //! - Counts are set to what is counted.
+//! - What a clone has changed and is lost is as its origin has it again.
 //!
 //! Each of these is a finding, told by path.
 
+mod clones;
 mod content;
 mod entries;
 mod past;
@@ -34,7 +36,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::check::Finding;
 use crate::command::Command;
 use crate::views::Snapshot;
-use crate::{Fs, FsOptions, OpenError, extent, history, inode};
+use crate::{Fs, FsOptions, OpenError, clone, extent, history, inode};
 
 /// Findings that are listed at most.
 const FINDINGS_MAX: usize = 10_000;
@@ -152,7 +154,10 @@ impl Namespace for Rebuilder {
             let Ok(record) = inode::decode(ino, &value) else {
                 continue;
             };
-            next_ino = next_ino.max(ino.0.saturating_add(1));
+            next_ino = next_ino.max(ino.base().0.saturating_add(1));
+            if clone::is_gone(&record) {
+                continue;
+            }
             let id = VolumeId(record.volume.get());
             let volume = volumes.entry(id).or_insert_with(|| VolumeRecord {
                 root: Ino::ROOT.0.into(),
@@ -251,6 +256,10 @@ struct Seen {
     subdirectories: u32,
     is_orphan: bool,
     volume: VolumeId,
+    /// Names that its clone's origin gives it in directories that the clone has of its own or has removed.
+    lost_names: u32,
+    /// A clone has it from its origin.
+    is_inherited: bool,
     /// It stands for a volume.
     is_junction: bool,
     /// Its record has been made anew.
@@ -280,6 +289,7 @@ impl<'a> Mending<'a> {
             volumes: store
                 .volumes()
                 .into_iter()
+                .filter(|(_, volume)| !volume.is_removed())
                 .map(|(id, volume)| {
                     let ends = (Ino(volume.root.get()), Ino(volume.junction.get()));
                     (id, ends)

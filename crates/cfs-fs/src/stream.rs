@@ -17,8 +17,8 @@ pub mod wire;
 
 use crate::error::FsError;
 
-pub(crate) use receive::check_snapshot_name;
 pub use receive::{Received, holds_arrivals};
+pub(crate) use receive::{check_snapshot_name, record_stays};
 pub use send::Sent;
 
 /// Why sending or receiving ended.

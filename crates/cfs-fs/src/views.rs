@@ -16,6 +16,7 @@ use cfs_store::Store;
 use parking_lot::RwLock;
 use zerocopy::FromBytes;
 
+use crate::clone::{self, Found};
 use crate::error::{FsError, Result};
 use crate::extent::{self, Row, Rows};
 use crate::history::{Past, timestamp_of_key};
@@ -58,6 +59,14 @@ impl Snapshot {
     #[must_use]
     pub fn id(&self) -> String {
         format!("{:x}", self.timestamp.0)
+    }
+
+    /// The number that the tables have for an inode of its view.
+    pub(crate) fn number(&self, base: Ino) -> Result<Ino> {
+        match self.directory.cloned() {
+            None => Ok(base),
+            Some((clone, _)) => base.in_clone(clone).ok_or(FsError::TooLarge),
+        }
     }
 
     /// Its name, cut where it is too long, and its id.
@@ -129,6 +138,9 @@ pub(crate) struct Views {
     junctions: RwLock<Junctions>,
     /// How many there are: most pools have none, and look no further.
     junction_count: AtomicUsize,
+    /// The largest number that a volume has had: it is in the numbers of a clone's inodes, which must not be taken for
+    /// those of one that is gone.
+    last_volume: AtomicU32,
 }
 
 /// Where the roots of volumes are seen.
@@ -158,6 +170,7 @@ impl Views {
             by_view: RwLock::new(by_view),
             junctions: RwLock::default(),
             junction_count: AtomicUsize::new(0),
+            last_volume: AtomicU32::new(0),
         };
         views.load_junctions();
         Ok(views)
@@ -166,8 +179,9 @@ impl Views {
     /// Volumes have been made or removed.
     pub(crate) fn load_junctions(&self) {
         let mut junctions = Junctions::default();
-        for (_, volume) in self.store.volumes() {
+        for (id, volume) in self.store.volumes() {
             let (junction, root) = (Ino(volume.junction.get()), Ino(volume.root.get()));
+            self.last_volume.fetch_max(id.0, Ordering::Relaxed);
             if junction != Ino(0) {
                 junctions.root_of.insert(junction, root);
                 junctions.junction_of.insert(root, junction);
@@ -214,6 +228,13 @@ impl Views {
         Some(free)
     }
 
+    /// A number for a volume, at most `max`, that none has, and none had for long. `None` when all are in use.
+    pub(crate) fn free_volume(&self, max: VolumeId) -> Option<VolumeId> {
+        let after = self.last_volume.load(Ordering::Relaxed).min(max.0);
+        let mut candidates = (after..=max.0).skip(1).chain(1..=after).map(VolumeId);
+        candidates.find(|id| self.store.volume(*id).is_none())
+    }
+
     /// All snapshots, in the order in which they were taken.
     pub(crate) fn all(&self) -> Vec<Arc<Snapshot>> {
         let mut all: Vec<_> = self.by_view.read().values().cloned().collect();
@@ -230,18 +251,31 @@ impl Views {
         by_view.get(&view).cloned().ok_or(FsError::Stale)
     }
 
+    /// The number in the tables of the volume that an inode is seen in, and the moment.
+    fn seen_at(&self, ino: Ino) -> Result<Place> {
+        match ino.view() {
+            None => Ok(Place { ino, at: None }),
+            Some((view, base)) => {
+                let snapshot = self.snapshot(view)?;
+                Ok(Place {
+                    ino: snapshot.number(base)?,
+                    at: Some(snapshot.timestamp),
+                })
+            }
+        }
+    }
+
     /// Where the rows of an inode are. A directory of snapshots has none of its own.
     ///
     /// # Errors
-    /// [`FsError::Stale`].
+    /// [`FsError::Stale`]; of an inode of a clone, when it cannot be read.
     pub(crate) fn place(&self, ino: Ino) -> Result<Place> {
-        match ino.view() {
-            None => Ok(Place { ino, at: None }),
-            Some((view, ino)) => Ok(Place {
-                ino,
-                at: Some(self.snapshot(view)?.timestamp),
-            }),
+        let place = self.seen_at(ino)?;
+        if place.ino.cloned().is_none() {
+            return Ok(place);
         }
+        let found = clone::find(&*self.store, place.ino, place.at)?;
+        Ok(found.map_or(place, |found| found.place))
     }
 
     /// The committed record of an inode.
@@ -249,9 +283,23 @@ impl Views {
     /// # Errors
     /// [`FsError::Stale`]; when it cannot be read.
     pub(crate) fn record(&self, ino: Ino) -> Result<Option<InodeRecord>> {
-        let place = self.place(ino)?;
+        Ok(self.find(ino)?.map(|found| found.record))
+    }
+
+    /// The same, and where its rows are.
+    ///
+    /// # Errors
+    /// As [`Views::record`].
+    pub(crate) fn find(&self, ino: Ino) -> Result<Option<Found>> {
+        let place = self.seen_at(ino)?;
+        if place.ino.cloned().is_some() {
+            return clone::find(&*self.store, place.ino, place.at);
+        }
         match self.get(place, tag::INODE, &[])? {
-            Some(bytes) => inode::decode(place.ino, &bytes).map(Some),
+            Some(bytes) => {
+                let record = inode::decode(place.ino, &bytes)?;
+                Ok(Some(Found { place, record }))
+            }
             None => Ok(None),
         }
     }
@@ -306,11 +354,10 @@ impl Views {
 
     /// The record of a directory as it was at a snapshot; `None` if it was none that had a name.
     fn directory_at(&self, snapshot: &Snapshot, ino: Ino) -> Result<Option<InodeRecord>> {
-        let bytes = self.past(snapshot.timestamp).get(ino, tag::INODE, &[])?;
-        let Some(bytes) = bytes else {
+        let found = clone::find(&*self.store, ino, Some(snapshot.timestamp))?;
+        let Some(Found { record, .. }) = found else {
             return Ok(None);
         };
-        let record = inode::decode(ino, &bytes)?;
         Ok((inode::is_directory(&record) && record.nlink.get() > 0).then_some(record))
     }
 
@@ -417,15 +464,17 @@ impl Views {
     }
 }
 
-/// The number of an inode in the view that another is in, if that is in one.
+/// The number of an inode in the view or clone that another is in, if that is in one.
 ///
 /// # Errors
-/// [`FsError::TooLarge`] for an inode whose number has no room for a view.
+/// [`FsError::TooLarge`] for an inode whose number has no room for that.
 pub(crate) fn beside(viewed: Ino, ino: Ino) -> Result<Ino> {
-    match viewed.view() {
-        None => Ok(ino),
-        Some((view, _)) => ino.in_view(view).ok_or(FsError::TooLarge),
-    }
+    let beside = match (viewed.view(), viewed.cloned()) {
+        (Some((view, _)), _) => ino.base().in_view(view),
+        (None, Some((clone, _))) => ino.in_clone(clone),
+        (None, None) => Some(ino),
+    };
+    beside.ok_or(FsError::TooLarge)
 }
 
 /// The directory whose list of snapshots this is.

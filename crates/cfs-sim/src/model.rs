@@ -76,6 +76,10 @@ pub(crate) struct Model {
     pub snapshots: BTreeMap<String, FrozenCopy>,
     /// Directories that are the roots of volumes.
     volumes: BTreeSet<NodeId>,
+    /// Those that are clones, and the snapshots that they show.
+    origins: HashMap<NodeId, String>,
+    /// Names of files of clones that are outside of what the clone shows.
+    links_outside: HashMap<NodeId, u32>,
 }
 
 /// What a snapshot shows of the mode of a volume in it.
@@ -85,6 +89,11 @@ const VOLUME_MODE: u32 = 0o755;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FrozenCopy {
     nodes: BTreeMap<String, (Kind, Arc<Attributes>, Arc<Vec<u8>>)>,
+    /// Of the directory itself.
+    mode: u32,
+    xattrs: BTreeMap<String, Vec<u8>>,
+    /// By path the node, and its names in the whole volume.
+    links: BTreeMap<String, (NodeId, u32)>,
     /// Taking or deleting it has failed, or a crash came first: it may be there or not.
     pub is_uncertain: bool,
 }
@@ -169,6 +178,73 @@ impl Model {
     pub fn add_volume(&mut self, path: &str) {
         self.add(path, Kind::Directory, VOLUME_MODE);
         self.volumes.insert(self.next_node);
+    }
+
+    /// A new volume shows what a snapshot does.
+    pub fn add_clone(&mut self, path: &str, snapshot: &str) {
+        let copy = self.snapshots[snapshot].clone();
+        let attributes = Attributes {
+            mode: copy.mode,
+            xattrs: copy.xattrs,
+        };
+        let root = self.add_node(Kind::Directory, Arc::new(attributes), Arc::default());
+        self.now.names.insert(path.to_owned(), root);
+        self.volumes.insert(root);
+        self.origins.insert(root, snapshot.to_owned());
+        let mut nodes: HashMap<NodeId, NodeId> = HashMap::new();
+        for (rest, (kind, attributes, content)) in copy.nodes {
+            let (there, links) = copy.links[&rest];
+            let node = match nodes.get(&there) {
+                Some(node) => *node,
+                None => {
+                    let node = self.add_node(kind, attributes, content);
+                    self.links_outside.insert(node, links);
+                    nodes.insert(there, node);
+                    node
+                }
+            };
+            *self.links_outside.entry(node).or_insert(1) -= 1;
+            self.now.names.insert(format!("{path}/{rest}"), node);
+        }
+        self.note_moment();
+    }
+
+    fn add_node(
+        &mut self,
+        kind: Kind,
+        attributes: Arc<Attributes>,
+        content: Arc<Vec<u8>>,
+    ) -> NodeId {
+        self.next_node += 1;
+        let node = self.next_node;
+        self.now.attributes.insert(node, attributes);
+        if kind == Kind::File {
+            let version = Version {
+                content,
+                written: 0,
+                logged: None,
+            };
+            self.files.insert(node, vec![version]);
+        }
+        self.kinds.insert(node, kind);
+        node
+    }
+
+    pub fn is_clone(&self, path: &str) -> bool {
+        let node = self.now.names.get(path);
+        node.is_some_and(|node| self.origins.contains_key(node))
+    }
+
+    /// Whether a clone that is there shows a snapshot.
+    pub fn is_cloned(&self, snapshot: &str) -> bool {
+        let mut nodes = self.now.names.values();
+        nodes.any(|node| self.origins.get(node).is_some_and(|name| name == snapshot))
+    }
+
+    /// Removes a name and all below it.
+    pub fn remove_tree(&mut self, path: &str) {
+        self.take_below(path);
+        self.note_moment();
     }
 
     pub fn is_volume(&self, path: &str) -> bool {
@@ -476,10 +552,12 @@ impl Model {
                     there.attributes, moment.attributes[node]
                 ));
             }
-            if there.kind != Kind::Directory && there.nlink != links[node] {
+            let outside = self.links_outside.get(node).copied().unwrap_or(0);
+            let links = links[node] + outside;
+            if there.kind != Kind::Directory && there.nlink != links {
                 return Err(format!(
-                    "{path} has {} links instead of {}",
-                    there.nlink, links[node]
+                    "{path} has {} links instead of {links}",
+                    there.nlink
                 ));
             }
         }
@@ -493,6 +571,17 @@ impl Model {
             directory => format!("{directory}/"),
         };
         let volume = self.volume_of(directory);
+        let attributes = self.now.names.get(directory);
+        let attributes = attributes.map(|node| &self.now.attributes[node]);
+        let mut counts: HashMap<NodeId, u32> = HashMap::new();
+        for node in self.now.names.values() {
+            *counts.entry(*node).or_default() += 1;
+        }
+        let links = self.now.names.iter().filter_map(|(whole, node)| {
+            let path = whole.strip_prefix(&prefix)?;
+            let outside = self.links_outside.get(node).copied().unwrap_or(0);
+            Some((path.to_owned(), (*node, counts[node] + outside)))
+        });
         let nodes = self.now.names.iter().filter_map(|(whole, node)| {
             let path = whole.strip_prefix(&prefix)?;
             let above = whole.rsplit_once('/').map_or("", |(above, _)| above);
@@ -517,6 +606,9 @@ impl Model {
         });
         FrozenCopy {
             nodes: nodes.collect(),
+            mode: attributes.map_or(VOLUME_MODE, |attributes| attributes.mode),
+            xattrs: attributes.map_or_else(BTreeMap::new, |attributes| attributes.xattrs.clone()),
+            links: links.collect(),
             is_uncertain: false,
         }
     }

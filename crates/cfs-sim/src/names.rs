@@ -331,7 +331,8 @@ impl World {
         let ino = ino(fs, &path)?;
         if there && self.rng.one_in(2) {
             self.trace(|| format!("removexattr {path} {name}"));
-            never_full(fs.removexattr(ino, name.as_bytes()))?;
+            let removed = fs.removexattr(ino, name.as_bytes());
+            never_full(removed)?;
             self.model.change_attributes(&path, |attributes| {
                 attributes.xattrs.remove(name);
             });

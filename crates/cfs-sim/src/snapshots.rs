@@ -74,9 +74,19 @@ impl World {
                 false => Err(Failure::Wrong(format!("snapshot {name} is missing"))),
             };
         };
+        let is_cloned = self.model.is_cloned(&name);
         let copy = self.model.snapshots.get_mut(&name);
-        copy.expect("chosen among them").is_uncertain = true;
+        let copy = copy.expect("chosen among them");
+        let was_uncertain = std::mem::replace(&mut copy.is_uncertain, true);
         match fs.snapshot_delete(&snapshot) {
+            Err(FsError::NeededByClone) if is_cloned => {
+                copy.is_uncertain = was_uncertain;
+                return Ok(());
+            }
+            Ok(()) if is_cloned => {
+                let text = format!("snapshot {name} was deleted, and a clone shows it");
+                return Err(Failure::Wrong(text));
+            }
             Err(FsError::NoSpace) => {
                 return Err(Failure::Wrong(
                     "deleting a snapshot was refused for want of room".to_owned(),

@@ -34,6 +34,58 @@ impl World {
         Ok(())
     }
 
+    /// Makes a clone of a snapshot that is there for certain.
+    pub fn make_clone(&mut self, fs: &Fs) -> Result<(), Failure> {
+        if self.model.volumes().len() >= VOLUMES_MAX {
+            return Ok(());
+        }
+        let certain = self.model.snapshots.iter();
+        let mut certain = certain.filter(|(_, copy)| !copy.is_uncertain);
+        let count = certain.clone().count() as u64;
+        if count == 0 {
+            return Ok(());
+        }
+        let (name, _) = certain
+            .nth(self.rng.below(count) as usize)
+            .expect("fewer than there are");
+        let (name, path) = (name.clone(), self.new_path());
+        self.trace(|| format!("clone of {name}, {path}"));
+        let all = fs.snapshots(None)?;
+        let snapshot = all.iter().find(|it| it.name == name.as_bytes());
+        let snapshot =
+            snapshot.ok_or_else(|| Failure::Wrong(format!("snapshot {name} is missing")))?;
+        fs.clone_create(
+            snapshot,
+            path.as_bytes(),
+            Quota::default(),
+            &Caller::default(),
+        )?;
+        self.model.add_clone(&path, &name);
+        Ok(())
+    }
+
+    fn remove_clone(&mut self, fs: &Fs, path: &str) -> Result<(), Failure> {
+        let below = format!("{path}/");
+        let has_volumes = self.model.volumes().iter().any(|it| it.starts_with(&below));
+        match fs.clone_delete(path.as_bytes()) {
+            Err(FsError::HasSnapshots) if !self.model.snapshots.is_empty() => Ok(()),
+            Err(FsError::Volume) if has_volumes => Ok(()),
+            Err(FsError::Busy) if !self.handles.is_empty() => Ok(()),
+            Err(FsError::NoSpace) => {
+                let text = "removing a clone was refused for want of room".to_owned();
+                Err(Failure::Wrong(text))
+            }
+            Err(error) => Err(error.into()),
+            Ok(()) if has_volumes => Err(Failure::Wrong(format!(
+                "a volume in {path} is seen nowhere"
+            ))),
+            Ok(()) => {
+                self.model.remove_tree(path);
+                Ok(())
+            }
+        }
+    }
+
     pub fn remove_volume(&mut self, fs: &Fs) -> Result<(), Failure> {
         let volumes = self.model.volumes();
         if volumes.is_empty() {
@@ -41,10 +93,14 @@ impl World {
         }
         let path = &volumes[self.rng.below(volumes.len() as u64) as usize];
         self.trace(|| format!("remove volume {path}"));
+        if self.model.is_clone(path) && !self.rng.one_in(4) {
+            return self.remove_clone(fs, path);
+        }
         let may_hold = self.model.has_children(path) || !self.handles.is_empty();
         match fs.volume_delete(path.as_bytes()) {
             Err(FsError::NotEmpty) if may_hold => return Ok(()),
             Err(FsError::HasSnapshots) if !self.model.snapshots.is_empty() => return Ok(()),
+            Err(FsError::Busy) if may_hold => return Ok(()),
             Err(FsError::NoSpace) => {
                 let text = "removing a volume was refused for want of room".to_owned();
                 return Err(Failure::Wrong(text));

@@ -412,7 +412,9 @@ impl World {
     }
 
     fn step(&mut self, fs: &Fs) -> Result<(), Failure> {
-        match self.rng.below(46) {
+        match self.rng.below(49) {
+            46 | 47 => self.make_clone(fs),
+            48 => self.remove_volume(fs),
             44 => self.make_volume(fs),
             45 => self.remove_volume(fs),
             40 => self.take_snapshot(fs),

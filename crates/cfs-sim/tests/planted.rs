@@ -26,6 +26,8 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::OrphanForgotten, 10),
     (Bug::SnapshotBeforeData, 50),
     (Bug::HistoryUncounted, 50),
+    (Bug::CopyUncounted, 50),
+    (Bug::GoneForgotten, 50),
 ];
 
 /// Those that are found within so many seeds are planted in every run of the checks.

@@ -52,7 +52,7 @@ mod txn;
 mod verdicts;
 
 pub use anchor::{UnverifiedSuperblock, read_superblock};
-pub use cfs_kv::{Range, RunError};
+pub use cfs_kv::{Range, RunError, View};
 pub use chunks::{CHUNK_BYTES_MAX, ChunkPin, NewChunk};
 pub use directory::TableOwner;
 pub use error::{FormatPoolError, NoSpace, OpenError, ReadError, UnlockError, WriteError};

@@ -390,6 +390,19 @@ impl<'a> Txn<'a> {
             .filter_map(|(id, record)| record.map(|record| (*id, self.store.volume(*id), record)))
     }
 
+    /// All volumes with what this command has changed so far.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(VolumeId, VolumeRecord)> {
+        let mut all: std::collections::BTreeMap<_, _> = self.store.volumes().into_iter().collect();
+        for (id, record) in &self.volumes {
+            match record {
+                Some(record) => all.insert(*id, *record),
+                None => all.remove(id),
+            };
+        }
+        all.into_iter().collect()
+    }
+
     /// The secret of a dedup domain.
     #[must_use]
     pub fn domain_secret(&self, domain: DomainId) -> Option<Arc<DomainSecret>> {
@@ -445,7 +458,7 @@ impl<'a> Txn<'a> {
 
     /// The command uses this inode number; it will not be given out again.
     pub fn note_ino(&mut self, ino: Ino) {
-        self.next_ino = self.next_ino.max(ino.0 + 1);
+        self.next_ino = self.next_ino.max(ino.base().0 + 1);
     }
 
     /// Applies and logs a namespace command: readers see it at once, it is durable after [`Store::sync_to`].

@@ -28,6 +28,8 @@ pub enum Code {
     Host,
     /// A signal ended the work.
     Interrupted,
+    /// Another process that was needed failed with this.
+    Other(u8),
 }
 
 impl Code {
@@ -43,6 +45,7 @@ impl Code {
             Self::Mount => 6,
             Self::Host => 7,
             Self::Interrupted => 130,
+            Self::Other(number) => number,
         }
     }
 }

@@ -271,6 +271,16 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             };
             (report, Request::User(request))
         }
+        AdminCommand::Clone(args) => {
+            let request = VolumeRequest::Clone {
+                named: path_at_name(&args.snapshot)?,
+                path: AnyPath::from(&*args.path),
+                quota_bytes: args.quota_bytes.unwrap_or(0),
+                quota_inodes: args.quota_inodes.unwrap_or(0),
+                owner: owner(),
+            };
+            (args.report, Request::Volume(request))
+        }
         AdminCommand::Lifecycle(args) => {
             let request = Request::Lifecycle {
                 bucket: args.bucket,
@@ -356,14 +366,15 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
             id: args.id,
             ..named(
                 &args.path.unwrap_or_default(),
-                &args.name.unwrap_or_default(),
+                &args.name.or(args.named).unwrap_or_default(),
             )
         };
         (args.existing, request(named), false)
     };
     let (existing, request, json) = match command {
         SnapshotCommand::Create { snapshot, json } => {
-            let named = named(&snapshot.path, &snapshot.name);
+            let name = snapshot.name.or(snapshot.named);
+            let named = named(&snapshot.path, &name.unwrap_or_default());
             (snapshot.existing, SnapshotRequest::Create(named), json)
         }
         SnapshotCommand::Policy {
@@ -462,6 +473,33 @@ fn replica_key(file: &Path, existing: ExistingArgs, environment: Environment) ->
     }
 }
 
+/// The directory and the snapshot in `PATH@NAME`.
+fn path_at_name(given: &OsStr) -> Result<Named> {
+    let bytes = given.as_bytes();
+    let at = bytes.iter().rposition(|byte| *byte == b'@');
+    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("{} is not of the form PATH@NAME", given.display()),
+        )
+        .hint("PATH is that of a directory from the pool's root, NAME that of its snapshot"));
+    };
+    let part = |bytes: &[u8]| AnyPath::from(Path::new(OsStr::from_bytes(bytes)));
+    Ok(Named {
+        path: part(&bytes[..at]),
+        name: part(&bytes[at + 1..]),
+        id: None,
+    })
+}
+
+/// Owner and group of what is made for who asks.
+fn owner() -> (u32, u32) {
+    (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    )
+}
+
 /// Sends a snapshot to where `far` says.
 fn send(
     snapshot: &OsStr,
@@ -470,25 +508,12 @@ fn send(
     existing: ExistingArgs,
     environment: Environment,
 ) -> Result<ExitCode> {
-    let bytes = snapshot.as_bytes();
-    let at = bytes.iter().rposition(|byte| *byte == b'@');
-    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
-        return Err(Failure::new(
-            Code::Usage,
-            format!("{} is not of the form PATH@NAME", snapshot.display()),
-        )
-        .hint("PATH is that of a directory from the pool's root, NAME that of its snapshot"));
-    };
-    let part = |bytes: &[u8]| AnyPath::from(Path::new(OsStr::from_bytes(bytes)));
+    let named = path_at_name(snapshot)?;
     let dir = DataDir::at(&existing.data)?;
     let waits = matches!(far, Far::Process(_));
     let bridge = Bridge::start(&dir, far)?;
     let request = Request::Stream(StreamRequest::Send {
-        named: Named {
-            path: part(&bytes[..at]),
-            name: part(&bytes[at + 1..]),
-            id: None,
-        },
+        named,
         from: from.map(|name| AnyPath::from(Path::new(&name))),
         waits,
         socket: bridge.name(),
@@ -506,6 +531,27 @@ fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
     through(bridge, args.existing, environment, request)
 }
 
+/// What became of a stream whose receiving process failed: its exit code is passed on, unless this side had a reason of its
+/// own to end.
+fn receiver_failed(done: Result<ExitCode>, status: std::process::ExitStatus) -> Failure {
+    let number = status.code().and_then(|code| u8::try_from(code).ok());
+    let theirs = number.map_or(Code::Failed, Code::Other);
+    match done {
+        Ok(_) => Failure::new(theirs, format!("the receiving process ended with {status}")),
+        Err(failure) => Failure {
+            code: match failure.code {
+                Code::Failed | Code::Host => theirs,
+                ours => ours,
+            },
+            message: format!(
+                "{}; the receiving process ended with {status}",
+                failure.message
+            ),
+            ..failure
+        },
+    }
+}
+
 /// Does what needs a stream, and waits until all of that has been passed on.
 fn through(
     bridge: Bridge,
@@ -515,6 +561,9 @@ fn through(
 ) -> Result<ExitCode> {
     let done = on_existing(existing, environment, request, false);
     let passed = bridge.finish();
+    if let Ok(Some(status)) = passed {
+        return Err(receiver_failed(done, status));
+    }
     // What the request met says more than what came of it on the way.
     let code = done?;
     passed?;
@@ -535,10 +584,7 @@ fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> 
                 quota_bytes: quota_bytes.unwrap_or(0),
                 quota_inodes: quota_inodes.unwrap_or(0),
                 own_domain,
-                owner: (
-                    rustix::process::geteuid().as_raw(),
-                    rustix::process::getegid().as_raw(),
-                ),
+                owner: owner(),
             };
             (existing, request, false)
         }

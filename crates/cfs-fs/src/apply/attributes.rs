@@ -52,7 +52,7 @@ pub(super) fn touch(txn: &mut Txn<'_>, times: &[(Ino, Time)]) -> Result<Outcome>
                 record.atime = (*time).into();
                 inode::put(txn, *ino, &mut record);
             }
-            Err(FsError::NotFound) => {}
+            Err(FsError::NotFound | FsError::Inherited(_)) => {}
             Err(error) => return Err(error),
         }
     }

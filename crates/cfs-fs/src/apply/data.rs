@@ -17,7 +17,7 @@ use crate::types::Time;
 use crate::{inode, lock, row};
 
 /// Key of the mark of a file that may need re-chunking.
-fn fragmented_key(ino: Ino) -> Vec<u8> {
+pub(super) fn fragmented_key(ino: Ino) -> Vec<u8> {
     system_key(tag::FRAGMENTED, &ino.0.to_be_bytes())
 }
 

@@ -62,6 +62,7 @@ fn put(
     record: &mut cfs_format::table::InodeRecord,
     lock: &Lock,
 ) {
+    super::clones::note_lock(txn, ino);
     record.flags |= inode_flag::XATTRS | inode_flag::LOCKED;
     let value = row::stamped(txn, &lock.encode());
     txn.put(key(ino, tag::XATTR, LOCK_NAME), value);

@@ -29,7 +29,11 @@ const NAME_TYPES: [u32; 7] = [
 /// # Errors
 /// [`FsError::NotFound`] also when it has been removed; [`FsError::NotDirectory`].
 pub(super) fn live_directory(txn: &Txn<'_>, ino: Ino) -> Result<InodeRecord> {
-    let record = inode::get(txn, ino)?;
+    live_record(inode::get(txn, ino)?)
+}
+
+/// The same of a record.
+pub(super) fn live_record(record: InodeRecord) -> Result<InodeRecord> {
     if !inode::is_directory(&record) {
         return Err(FsError::NotDirectory);
     }
@@ -169,6 +173,7 @@ pub(super) fn make(txn: &mut Txn<'_>, command: &Make) -> Result<Outcome> {
         return Err(FsError::Invalid);
     }
     let mut parent = live_directory(txn, command.parent)?;
+    check_clone(command.parent, command.ino)?;
     if directory::find(txn, command.parent, &command.name)?.is_some() {
         return Err(FsError::Exists);
     }
@@ -210,6 +215,15 @@ pub(super) fn make(txn: &mut Txn<'_>, command: &Make) -> Result<Outcome> {
     Ok(Outcome::of(command.ino, record))
 }
 
+/// An inode has a number of the clone that it is made in.
+fn check_clone(parent: Ino, ino: Ino) -> Result<()> {
+    let clone = |ino: Ino| ino.cloned().map(|(clone, _)| clone);
+    match ino.view().is_none() && clone(parent) == clone(ino) {
+        true => Ok(()),
+        false => Err(FsError::Invalid),
+    }
+}
+
 /// Makes the root directory of a volume whose record has just been put, as if it were made in `above`, the directory
 /// with its junction.
 pub(super) fn volume_root(
@@ -243,6 +257,7 @@ pub(super) fn volume_root(
 
 pub(super) fn make_unnamed(txn: &mut Txn<'_>, command: &MakeUnnamed) -> Result<Outcome> {
     let parent = live_directory(txn, command.parent)?;
+    check_clone(command.parent, command.ino)?;
     let new = New {
         parent: command.parent,
         ino: command.ino,

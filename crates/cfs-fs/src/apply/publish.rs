@@ -146,6 +146,7 @@ pub(super) fn put_records(
     }
     for (name, value) in records {
         if name == LOCK_NAME {
+            super::clones::note_lock(txn, ino);
             record.flags |= inode_flag::LOCKED;
         }
         let value = row::stamped(txn, value);

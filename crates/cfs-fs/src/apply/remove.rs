@@ -154,7 +154,7 @@ fn erase(txn: &mut Txn<'_>, ino: Ino, record: &InodeRecord) -> Result<()> {
     if record.flags.get() & inode_flag::XATTRS != 0 {
         crate::xattr::erase_all(txn, ino)?;
     }
-    txn.delete(key(ino, tag::INODE, &[]));
+    inode::delete(txn, ino)?;
     let delta = VolumeDelta {
         logical_bytes: 0,
         allocated_bytes: 0,

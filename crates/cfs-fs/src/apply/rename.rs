@@ -284,7 +284,7 @@ fn lies_in(txn: &Txn<'_>, inner: Ino, outer: Ino) -> Result<bool> {
         if at == outer {
             return Ok(true);
         }
-        let above = Ino(inode::get(txn, at)?.parent.get());
+        let above = Ino(inode::shown(txn, at)?.parent.get());
         if above == at {
             // The root of the volume.
             return Ok(false);

@@ -5,6 +5,7 @@ use cfs_format::{Ino, Timestamp, VolumeId};
 use cfs_store::Txn;
 
 use super::Outcome;
+use crate::clone::stays_with_origin;
 use crate::command::Restore;
 use crate::error::{FsError, Result};
 use crate::extent::{Extent, ExtentEdit, account, file_key, scan};
@@ -51,6 +52,11 @@ pub(super) fn restore(txn: &mut Txn<'_>, command: &Restore) -> Result<Outcome> {
 
     if inode::kind(&record) == libc::S_IFREG {
         restore_content(txn, command, &then, &mut record)?;
+    }
+    let volume = |ino: Ino| ino.cloned().map(|(volume, _)| volume);
+    if volume(source) != volume(target) {
+        // A clone has it from its origin.
+        xattrs.retain(|(name, _)| !stays_with_origin(target, &then, name));
     }
     // What comes back is not locked again: a lock that still holds has not let it go.
     xattrs.retain(|(name, _)| name != LOCK_NAME && (!keeps_records || is_visible(name)));

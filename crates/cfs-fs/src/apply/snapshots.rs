@@ -8,13 +8,14 @@ use cfs_format::{Ino, Timestamp, ViewId, VolumeId};
 use cfs_store::Txn;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::make::live_directory;
+use super::clones;
+use super::make::live_record;
 use crate::command::{Prune, SnapshotCreate, SnapshotDelete, SnapshotHold};
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
 use crate::history::{held_extent, snapshot_key, timestamp_of_key};
 use crate::views::Snapshot;
-use crate::{directory, row};
+use crate::{directory, inode, row};
 
 /// Longest path that is kept with a snapshot, bytes.
 const PATH_BYTES_MAX: usize = 4096;
@@ -34,7 +35,7 @@ pub(super) fn create(txn: &mut Txn<'_>, command: &SnapshotCreate) -> Result<()> 
     if view == ViewId::LIST || view > ViewId::MAX || command.path.len() > PATH_BYTES_MAX {
         return Err(FsError::Invalid);
     }
-    let record = live_directory(txn, command.directory)?;
+    let record = live_record(inode::shown(txn, command.directory)?)?;
     let volume = VolumeId(record.volume.get());
     let taken = snapshots_of(txn, volume)?
         .into_iter()
@@ -63,12 +64,19 @@ pub(super) fn create(txn: &mut Txn<'_>, command: &SnapshotCreate) -> Result<()> 
     Ok(())
 }
 
-fn volume_of(txn: &Txn<'_>, volume: VolumeId) -> Result<cfs_format::table::VolumeRecord> {
+pub(super) fn volume_of(
+    txn: &Txn<'_>,
+    volume: VolumeId,
+) -> Result<cfs_format::table::VolumeRecord> {
     txn.volume(volume)
         .ok_or_else(|| FsError::damaged(format_args!("volume {volume} is missing")))
 }
 
-fn existing(txn: &Txn<'_>, volume: VolumeId, timestamp: Timestamp) -> Result<(Snapshot, Vec<u8>)> {
+pub(super) fn existing(
+    txn: &Txn<'_>,
+    volume: VolumeId,
+    timestamp: Timestamp,
+) -> Result<(Snapshot, Vec<u8>)> {
     let key = snapshot_key(volume, timestamp.0);
     let value = txn.get(&key)?.ok_or(FsError::NotFound)?;
     let row = (key, value);
@@ -80,6 +88,9 @@ pub(super) fn delete(txn: &mut Txn<'_>, command: &SnapshotDelete) -> Result<()> 
     let (snapshot, _) = existing(txn, volume, timestamp)?;
     if snapshot.held {
         return Err(FsError::Held);
+    }
+    if clones::is_origin(txn, volume, timestamp) {
+        return Err(FsError::NeededByClone);
     }
     let mut volume_record = volume_of(txn, volume)?;
     let others: Vec<u64> = snapshots_of(txn, volume)?

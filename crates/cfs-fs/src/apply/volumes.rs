@@ -7,8 +7,8 @@ use cfs_format::table::{VolumeRecord, inode_flag, system_key, tag};
 use cfs_format::{Ino, VolumeId};
 use cfs_store::{Txn, VolumeDelta};
 
-use super::Outcome;
 use super::make::{self, live_directory, touch_entries};
+use super::{Outcome, clones};
 use crate::command::{VolumeCreate, VolumeDelete, VolumeQuota};
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
@@ -92,26 +92,38 @@ pub(super) fn delete(txn: &mut Txn<'_>, command: &VolumeDelete) -> Result<()> {
     if has_rows(txn, tag::PRUNE, volume)? || has_rows(txn, tag::ENDED, volume)? {
         return Err(FsError::Changed);
     }
-    let root_record = inode::get(txn, root)?;
-    // Files without a name that are still open count among the inodes.
-    if root_record.size.get() != 0 || record.inode_count.get() != 1 {
-        return Err(FsError::NotEmpty);
+    let is_clone = record.origin().is_some();
+    if !is_clone {
+        let root_record = inode::get(txn, root)?;
+        // Files without a name that are still open count among the inodes.
+        if root_record.size.get() != 0 || record.inode_count.get() != 1 {
+            return Err(FsError::NotEmpty);
+        }
     }
     let mut parent = live_directory(txn, command.parent)?;
+    if is_clone {
+        clones::remove(txn, volume, record)?;
+    }
     directory::remove(txn, command.parent, &mut parent, &command.name, &entry);
     parent.nlink -= 1;
     touch_entries(&mut parent, command.now);
     inode::put(txn, command.parent, &mut parent);
     let above = VolumeId(inode::get(txn, junction)?.volume.get());
-    for (ino, volume) in [(junction, above), (root, volume)] {
+    let mut ends = vec![(junction, above)];
+    if !is_clone {
+        ends.push((root, volume));
+    }
+    for (ino, volume) in ends {
         xattr::erase_all(txn, ino)?;
-        inode::delete(txn, ino);
+        inode::delete(txn, ino)?;
         let delta = VolumeDelta {
             inodes: -1,
             ..VolumeDelta::default()
         };
         txn.volume_add(volume, delta);
     }
-    txn.volume_remove(volume);
+    if !is_clone {
+        txn.volume_remove(volume);
+    }
     Ok(())
 }

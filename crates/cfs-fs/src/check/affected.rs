@@ -6,16 +6,18 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
-use cfs_format::table::{key, split_history, split_key, tag};
+use cfs_format::table::{split_history, split_key, tag};
 use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::Frozen;
 
 use super::PROGRESS_ROWS;
+use super::shown::{Clones, State};
+use crate::clone::Found;
 use crate::command::NewExtent;
 use crate::error::{FsError, Result};
 use crate::history::decode_held;
-use crate::{Fs, directory, extent, inode};
+use crate::{Fs, directory, extent, inode, row};
 
 /// Deepest path that is told; damaged tables could go around in circles.
 const DEPTH_MAX: usize = 4096;
@@ -82,16 +84,14 @@ impl Fs {
         if store.stats().damaged_chunks == 0 {
             return Ok(false);
         }
-        let Some(value) = store.get(&key(ino, tag::INODE, &[]))? else {
-            return Err(FsError::NotFound);
-        };
-        let record = inode::decode(ino, &value)?;
+        let Found { place, record } = self.views.find(ino)?.ok_or(FsError::NotFound)?;
         let missing = || FsError::damaged(format_args!("the key of inode {ino}"));
         let volume = store.volume(VolumeId(record.volume.get()));
         let domain = DomainId(volume.ok_or_else(missing)?.domain.get());
         let secret = store.domain_secret(domain).ok_or_else(missing)?;
         let file_key = FileKey::derive(&secret, &record.salt);
-        for extent in extent::scan(store, ino, &file_key, 0, u64::MAX) {
+        let rows = self.views.extents(place.at);
+        for extent in extent::scan(&rows, place.ino, &file_key, 0, u64::MAX) {
             if store.is_bad_chunk(&extent?.fingerprint)? {
                 return Ok(true);
             }
@@ -110,14 +110,17 @@ impl Fs {
             return Some(Affected::default());
         }
         let frozen = self.store.freeze();
+        let snapshots = self.views.all();
+        let snapshots = snapshots.iter().map(|it| (it.volume, it.timestamp));
+        let clones = Clones::new(&frozen, snapshots);
         let mut pass = Pass {
             go_on: &mut go_on,
             first_error: None,
         };
-        let found = self.ranges_in(&frozen, chunks, &mut pass)?;
+        let found = self.ranges_in((&frozen, &clones), chunks, &mut pass)?;
         let names = match found.is_empty() {
             true => Names::default(),
-            false => Names::read(&frozen, &found, &mut pass)?,
+            false => Names::read((&frozen, &clones), &found, &mut pass)?,
         };
         let files = found
             .into_iter()
@@ -135,49 +138,69 @@ impl Fs {
 
     fn ranges_in(
         &self,
-        frozen: &Frozen,
+        (frozen, clones): (&Frozen, &Clones<'_>),
         chunks: &HashSet<Fingerprint>,
         pass: &mut Pass<'_>,
     ) -> Option<FoundRanges> {
         let mut found = FoundRanges::new();
-        let mut file_key: Option<FileKey> = None;
+        let mut of: Option<(VolumeId, FileKey)> = None;
         let went_on = pass.run(frozen, |row| {
             let Ok((ino, row_tag, suffix)) = split_key(&row.0) else {
                 return Ok(());
             };
-            let mut note = |ino, in_snapshots, extent: &NewExtent| {
-                if chunks.contains(&extent.fingerprint) {
-                    let ranges = found.entry((ino, in_snapshots)).or_default();
+            let mut note = |in_snapshots, state: State, extent: &NewExtent| -> Result<()> {
+                if !chunks.contains(&extent.fingerprint) {
+                    return Ok(());
+                }
+                let mut shown = clones.showing(state)?;
+                shown.push((state.ino, in_snapshots));
+                for place in shown {
+                    let ranges = found.entry(place).or_default();
                     match ranges.last_mut() {
                         Some((_, end)) if *end == extent.offset => *end = extent.end(),
                         _ => ranges.push((extent.offset, extent.end())),
                     }
                 }
+                Ok(())
             };
             match row_tag {
                 tag::HISTORY if ino == Ino(0) => {
-                    let (ino, row_tag, suffix, _) = split_history(suffix)?;
+                    let (ino, row_tag, suffix, to) = split_history(suffix)?;
                     if row_tag == tag::EXTENT {
+                        let mut of = None;
                         let secret = |volume| {
+                            of = Some(volume);
                             let volume = self.store.volume(volume)?;
                             self.store.domain_secret(DomainId(volume.domain.get()))
                         };
-                        note(ino, true, &decode_held(ino, suffix, &row.1, secret)?);
+                        let extent = decode_held(ino, suffix, &row.1, secret)?;
+                        let state = State {
+                            ino,
+                            volume: of,
+                            interval: (row::timestamp(row_tag, &row.1)?, to),
+                        };
+                        note(true, state, &extent)?;
                     }
                 }
                 tag::INODE => {
-                    file_key = None;
+                    of = None;
                     let record = inode::decode(ino, &row.1)?;
-                    let volume = self.store.volume(VolumeId(record.volume.get()));
-                    file_key = volume
+                    let id = VolumeId(record.volume.get());
+                    let volume = self.store.volume(id);
+                    of = volume
                         .and_then(|volume| self.store.domain_secret(DomainId(volume.domain.get())))
-                        .map(|secret| FileKey::derive(&secret, &record.salt));
+                        .map(|secret| (id, FileKey::derive(&secret, &record.salt)));
                 }
                 tag::EXTENT => {
-                    let Some(file_key) = &file_key else {
+                    let Some((volume, file_key)) = &of else {
                         return Ok(());
                     };
-                    note(ino, false, &extent::decode_row(ino, file_key, row)?);
+                    let state = State {
+                        ino,
+                        volume: Some(*volume),
+                        interval: (row::timestamp(row_tag, &row.1)?, u64::MAX),
+                    };
+                    note(false, state, &extent::decode_row(ino, file_key, row)?)?;
                 }
                 _ => {}
             }
@@ -195,22 +218,47 @@ struct Names {
 }
 
 impl Names {
-    fn read(frozen: &Frozen, wanted: &FoundRanges, pass: &mut Pass<'_>) -> Option<Self> {
+    fn read(
+        (frozen, clones): (&Frozen, &Clones<'_>),
+        wanted: &FoundRanges,
+        pass: &mut Pass<'_>,
+    ) -> Option<Self> {
         let mut names = Self::default();
+        let in_clones = wanted.keys().any(|(ino, _)| ino.cloned().is_some());
         let went_on = pass.run(frozen, |(key, value)| {
-            let Ok((parent, tag::DIRENT, name)) = split_key(key) else {
-                return Ok(());
+            let (parent, name, to) = match split_key(key) {
+                Ok((parent, tag::DIRENT, name)) if parent != Ino(0) => (parent, name, u64::MAX),
+                Ok((Ino(0), tag::HISTORY, state)) if in_clones => match split_history(state)? {
+                    (parent, tag::DIRENT, name, to) => (parent, name, to),
+                    _ => return Ok(()),
+                },
+                _ => return Ok(()),
             };
             let entry = directory::decode(parent, value)?;
-            let ino = Ino(entry.ino.get());
-            let place = (parent, name.to_vec());
-            if u32::from(entry.kind) << 12 == libc::S_IFDIR {
-                names.directories.insert(ino, place);
-            } else if [false, true]
-                .iter()
-                .any(|past| wanted.contains_key(&(ino, *past)))
-            {
-                names.files.entry(ino).or_default().push(place);
+            let mut parents = Vec::new();
+            if to == u64::MAX {
+                parents.push(parent);
+            }
+            if in_clones {
+                let state = State {
+                    ino: parent,
+                    volume: None,
+                    interval: (entry.timestamp.get(), to),
+                };
+                let shown = clones.showing(state)?.into_iter();
+                parents.extend(shown.filter(|(_, past)| !past).map(|(parent, _)| parent));
+            }
+            for parent in parents {
+                let ino = crate::views::beside(parent, Ino(entry.ino.get()))?;
+                let place = (parent, name.to_vec());
+                if u32::from(entry.kind) << 12 == libc::S_IFDIR {
+                    names.directories.insert(ino, place);
+                } else if [false, true]
+                    .iter()
+                    .any(|past| wanted.contains_key(&(ino, *past)))
+                {
+                    names.files.entry(ino).or_default().push(place);
+                }
             }
             Ok(())
         });

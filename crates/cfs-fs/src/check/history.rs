@@ -213,6 +213,15 @@ impl<'a> History<'a> {
                 "the timestamp of the newest snapshot",
                 (record.newest_snapshot.get(), newest.copied().unwrap_or(0)),
             );
+            let Some((origin, at)) = record.origin() else {
+                continue;
+            };
+            let all = self.snapshots.get(&origin);
+            if !all.is_some_and(|all| all.contains(&at.0)) {
+                let name = snapshot_name(origin, at.0);
+                let sentence = format!("volume {volume} is a clone of it, and it is missing");
+                report.add("clone", name, sentence);
+            }
         }
     }
 }

@@ -11,7 +11,8 @@ use super::CheckReport;
 use super::chunks::Chunks;
 use crate::directory::{self, FIRST_COOKIE};
 use crate::error::Result;
-use crate::{extent, inode};
+use crate::history::Table;
+use crate::{clone, extent, inode};
 
 /// What the rows seen so far say about an inode; either side may come first.
 #[derive(Default)]
@@ -20,8 +21,8 @@ struct Seen {
     record: Option<(u32, u32)>,
     /// The parent that a directory's record names.
     parent: Ino,
-    /// Entries that point to it.
-    names: u32,
+    /// Entries that point to it; of one that a clone has from its origin, with those there that count still.
+    names: i64,
     /// Type bits in the last of them.
     name_kind: u32,
     /// Directory of the last of them.
@@ -32,6 +33,10 @@ struct Seen {
     volume: u32,
     /// It says that a volume is seen in its place.
     is_junction: bool,
+    /// A clone says that it has removed what its origin has.
+    is_gone: bool,
+    /// Names that its clone's origin gives it in directories that the clone has of its own or has removed.
+    lost_names: i64,
 }
 
 /// Sums over the rows of the inode that the pass is at.
@@ -39,6 +44,9 @@ struct Seen {
 struct Rows {
     ino: Ino,
     record: Option<InodeRecord>,
+    /// It is of a clone that has been removed: its rows go one by one.
+    is_leftover: bool,
+    rows: u64,
     file_key: Option<FileKey>,
     inline: Option<u64>,
     xattrs: u64,
@@ -79,6 +87,7 @@ impl<'a> Inodes<'a> {
             roots: frozen
                 .volumes
                 .iter()
+                .filter(|(_, volume)| !volume.is_removed())
                 .map(|(_, volume)| Ino(volume.root.get()))
                 .collect(),
         }
@@ -88,10 +97,14 @@ impl<'a> Inodes<'a> {
     pub(super) fn orphan_row(&mut self, suffix: &[u8], report: &mut CheckReport) {
         match suffix.try_into() {
             Ok(ino) => {
-                self.seen
-                    .entry(Ino(u64::from_be_bytes(ino)))
-                    .or_default()
-                    .orphan = true
+                let ino = Ino(u64::from_be_bytes(ino));
+                let clone = ino
+                    .cloned()
+                    .and_then(|(clone, _)| self.frozen.volume(clone));
+                // Goes with the other rows of a clone that has been removed.
+                if !clone.is_some_and(|clone| clone.is_removed()) {
+                    self.seen.entry(ino).or_default().orphan = true;
+                }
             }
             Err(_) => report.add(
                 "key",
@@ -112,9 +125,10 @@ impl<'a> Inodes<'a> {
         report: &mut CheckReport,
     ) -> Result<()> {
         if ino != self.at.ino {
-            self.finish_inode(report);
+            self.finish_inode(report)?;
             self.at.ino = ino;
         }
+        self.at.rows += 1;
         match row_tag {
             tag::INODE => self.inode_row(ino, value, report),
             tag::INLINE => match crate::row::content(value.clone()) {
@@ -144,14 +158,22 @@ impl<'a> Inodes<'a> {
             Ok(record) => record,
             Err(error) => return report.add("record", inode_name(ino), error.to_string()),
         };
-        report.inodes += 1;
         let volume = VolumeId(record.volume.get());
-        let secret = self
-            .frozen
-            .volumes
-            .iter()
-            .find(|(id, _)| *id == volume)
-            .and_then(|(_, volume)| self.store.domain_secret(DomainId(volume.domain.get())));
+        if ino.cloned().is_some_and(|(clone, _)| clone != volume) {
+            let sentence = format!("its number is not one of volume {volume}");
+            report.add("volume", inode_name(ino), sentence);
+        }
+        let volume_record = self.frozen.volume(volume);
+        let is_leftover = volume_record.is_some_and(|volume| volume.is_removed());
+        if clone::is_gone(&record) {
+            self.seen.entry(ino).or_default().is_gone = !is_leftover;
+            self.at.record = Some(record);
+            self.at.is_leftover = is_leftover;
+            return;
+        }
+        report.inodes += 1;
+        let secret = volume_record
+            .and_then(|volume| self.store.domain_secret(DomainId(volume.domain.get())));
         match secret {
             Some(secret) => self.at.file_key = Some(FileKey::derive(&secret, &record.salt)),
             None => {
@@ -159,18 +181,30 @@ impl<'a> Inodes<'a> {
                 report.add("volume", inode_name(ino), sentence);
             }
         }
+        if is_leftover {
+            self.at.is_leftover = true;
+            self.at.record = Some(record);
+            return;
+        }
         let sums = self.volumes.entry(volume.0).or_default();
         sums.inodes += 1;
         if !inode::is_directory(&record) {
             sums.logical_bytes = sums.logical_bytes.wrapping_add(record.size.get());
             sums.allocated_bytes += record.allocated.get();
         }
+        self.at.record = Some(record);
+        // While it is copied the origin's counts.
+        if clone::is_own(&record) {
+            self.note(ino, &record);
+        }
+    }
+
+    fn note(&mut self, ino: Ino, record: &InodeRecord) {
         let seen = self.seen.entry(ino).or_default();
-        seen.record = Some((inode::kind(&record), record.nlink.get()));
+        seen.record = Some((inode::kind(record), record.nlink.get()));
         seen.parent = Ino(record.parent.get());
         seen.volume = record.volume.get();
-        seen.is_junction = inode::is_junction(&record);
-        self.at.record = Some(record);
+        seen.is_junction = inode::is_junction(record);
     }
 
     fn extent_row(
@@ -209,6 +243,10 @@ impl<'a> Inodes<'a> {
             let sentence = format!("the name {:?} is none", String::from_utf8_lossy(name));
             report.add("name", inode_name(parent), sentence);
         }
+        // Entries of a copy that is not complete do not count yet.
+        if !self.at.record.as_ref().is_none_or(clone::is_own) || self.at.is_leftover {
+            return;
+        }
         let kind = u32::from(entry.kind) << 12;
         let target = self.seen.entry(Ino(entry.ino.get())).or_default();
         target.names += 1;
@@ -238,6 +276,9 @@ impl<'a> Inodes<'a> {
             }
         };
         self.at.last_cookie = cookie;
+        if self.at.is_leftover {
+            return Ok(());
+        }
         let entry = self
             .frozen
             .meta
@@ -259,19 +300,30 @@ impl<'a> Inodes<'a> {
     }
 
     /// All rows of the inode that the pass was at have been seen.
-    fn finish_inode(&mut self, report: &mut CheckReport) {
+    fn finish_inode(&mut self, report: &mut CheckReport) -> Result<()> {
         let at = std::mem::take(&mut self.at);
-        if at.ino == Ino(0) {
-            return;
+        if at.ino == Ino(0) || at.is_leftover {
+            return Ok(());
         }
         let name = inode_name(at.ino);
         let Some(record) = at.record else {
-            return report.add(
+            report.add(
                 "rows",
                 name,
                 "there are rows without an inode record".to_owned(),
             );
+            return Ok(());
         };
+        if record.flags.get() & inode_flag::COPYING == 0 {
+            self.take_names(at.ino)?;
+        }
+        if clone::is_gone(&record) {
+            if at.rows > 1 {
+                let sentence = "it has been removed from its clone, and has rows".to_owned();
+                report.add("clone", &name, sentence);
+            }
+            return Ok(());
+        }
         let flags = record.flags.get();
         if at.inline.is_some() != (flags & inode_flag::INLINE != 0) {
             report.add(
@@ -353,11 +405,79 @@ impl<'a> Inodes<'a> {
             "the count of allocated bytes",
             (record.allocated.get(), held),
         );
+        Ok(())
+    }
+
+    /// What its origin names in a directory that a clone has of its own, or has removed, is not named by that any more.
+    fn take_names(&mut self, ino: Ino) -> Result<()> {
+        let Some(found) = clone::inherited(self.frozen, ino)? else {
+            return Ok(());
+        };
+        if inode::is_directory(&found.record) {
+            for entry in clone::entries(self.frozen, ino, &found) {
+                let (target, _) = entry?;
+                self.seen.entry(target).or_default().lost_names += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what the origins of clones have of the inodes that were met: a name for each that counts still, and all else of
+    /// those that are the origin's still.
+    fn inherit(&mut self, report: &mut CheckReport) -> Result<()> {
+        for root in &self.roots {
+            self.seen.entry(*root).or_default();
+        }
+        let mut of_clones: Vec<Ino> = self.seen.keys().copied().collect();
+        of_clones.retain(|ino| ino.cloned().is_some());
+        of_clones.sort_unstable();
+        for ino in of_clones {
+            let found = clone::inherited(self.frozen, ino)?;
+            let is_root = self.roots.contains(&ino);
+            let seen = self.seen.entry(ino).or_default();
+            let Some(found) = found else {
+                if seen.is_gone {
+                    let sentence = "its clone has removed it, and the origin has it not".to_owned();
+                    report.add("clone", inode_name(ino), sentence);
+                }
+                continue;
+            };
+            let record = &found.record;
+            let inherited = match (inode::is_directory(record), is_root) {
+                (true, true) => 0,
+                (true, false) => 1,
+                (false, _) => i64::from(record.nlink.get()),
+            };
+            if seen.names == 0 && inherited > seen.lost_names {
+                // Of what is no directory: some directory of the clone.
+                seen.name_parent = match inode::is_directory(record) {
+                    true => Ino(record.parent.get()),
+                    false => ino,
+                };
+            }
+            seen.names += inherited - seen.lost_names;
+            if seen.name_kind == 0 {
+                seen.name_kind = inode::kind(record);
+            }
+            if seen.record.is_none() && !seen.is_gone {
+                let is_directory = inode::is_directory(record);
+                seen.subdirectories = match is_directory {
+                    true => record.nlink.get().saturating_sub(2),
+                    false => 0,
+                };
+                self.note(ino, record);
+            }
+        }
+        Ok(())
     }
 
     /// All rows have been seen.
-    pub(super) fn finish(mut self, report: &mut CheckReport) {
-        self.finish_inode(report);
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub(super) fn finish(mut self, report: &mut CheckReport) -> Result<()> {
+        self.finish_inode(report)?;
+        self.inherit(report)?;
         let mut numbers: Vec<Ino> = self.seen.keys().copied().collect();
         numbers.sort_unstable();
         for ino in &numbers {
@@ -366,6 +486,9 @@ impl<'a> Inodes<'a> {
         self.check_circles(&numbers, report);
         self.check_volumes(&numbers, report);
         for (volume, record) in &self.frozen.volumes {
+            if record.is_removed() {
+                continue;
+            }
             let sums = self.volumes.remove(&volume.0).unwrap_or_default();
             for (what, is, should_be) in [
                 ("the count of inodes", record.inode_count, sums.inodes),
@@ -384,12 +507,13 @@ impl<'a> Inodes<'a> {
                 report.expect_equal("volume-counters", object, what, (is.get(), should_be));
             }
         }
+        Ok(())
     }
 
     fn check_links(&self, ino: Ino, seen: &Seen, report: &mut CheckReport) {
         let name = inode_name(ino);
         let Some((kind, nlink)) = seen.record else {
-            if seen.names > 0 {
+            if seen.names != 0 {
                 let sentence =
                     format!("directory {} names it, and it is missing", seen.name_parent);
                 report.add("inode-missing", &name, sentence);
@@ -427,7 +551,7 @@ impl<'a> Inodes<'a> {
         let links = if kind != libc::S_IFDIR {
             seen.names
         } else if seen.names > 0 || self.roots.contains(&ino) {
-            2 + seen.subdirectories
+            2 + i64::from(seen.subdirectories)
         } else {
             0
         };
@@ -435,13 +559,13 @@ impl<'a> Inodes<'a> {
             "links",
             &name,
             "the link count",
-            (u64::from(nlink), u64::from(links)),
+            (u64::from(nlink), links as u64),
         );
         if kind != libc::S_IFDIR {
             return;
         }
         let is_root = self.roots.contains(&ino);
-        let names_max = u32::from(!is_root);
+        let names_max = i64::from(!is_root);
         if seen.names > names_max {
             report.add(
                 "directory-names",
@@ -486,9 +610,13 @@ impl<'a> Inodes<'a> {
     fn check_volumes(&self, numbers: &[Ino], report: &mut CheckReport) {
         let mut junctions: HashSet<Ino> = HashSet::new();
         for (id, volume) in &self.frozen.volumes {
+            if volume.is_removed() {
+                continue;
+            }
             let name = format!("volume {id}");
             let (root, junction) = (Ino(volume.root.get()), Ino(volume.junction.get()));
-            if !self.is_directory(root) || self.seen[&root].volume != id.0 {
+            let is_its = |seen: &Seen| seen.volume == id.0;
+            if !self.is_directory(root) || !self.seen.get(&root).is_some_and(is_its) {
                 report.add(
                     "volume-root",
                     &name,
@@ -520,7 +648,11 @@ impl<'a> Inodes<'a> {
                 let sentence = "it stands for a volume that is missing".to_owned();
                 report.add("junction", inode_name(*ino), sentence);
             }
-            let above = self.seen.get(&seen.name_parent).map(|above| above.volume);
+            // A directory that is its origin's still need not have been met.
+            let above = match seen.name_parent.cloned() {
+                Some((clone, _)) => Some(clone.0),
+                None => self.seen.get(&seen.name_parent).map(|above| above.volume),
+            };
             if seen.names > 0 && seen.record.is_some() && above != Some(seen.volume) {
                 let sentence = format!(
                     "it is of volume {}, and directory {} that names it is not",

@@ -18,8 +18,8 @@ use super::body::{Body, FileState};
 use super::flush::Take;
 use crate::command::Command;
 use crate::error::{FsError, Result};
+use crate::lock;
 use crate::types::Time;
-use crate::{inode, lock};
 
 /// How long a writer waits before it looks again whether it can make room itself.
 const WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
@@ -260,8 +260,8 @@ impl Core {
     }
 
     fn see_lock(&self, ino: Ino, body: &mut Body) -> Result<()> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
-        let lock = lock::committed(&self.store, ino, &record)?;
+        let found = self.views.find(ino)?.ok_or(FsError::NotFound)?;
+        let lock = lock::committed(&self.views, found.place, &found.record)?;
         body.locked_until_ms = lock.map_or(0, |lock| lock.ends_ms());
         Ok(())
     }
@@ -373,7 +373,8 @@ impl Core {
         file: &'f Arc<FileState>,
         barrier: &Barrier<'f>,
     ) -> Result<MutexGuard<'f, Body>> {
-        self.settled(file, barrier, |body| {
+        self.settled(file, barrier, |file, body| {
+            self.own(file, body)?;
             if body.submitted_inline {
                 self.check_lock(body)?;
                 self.absorb(body)?;
@@ -389,21 +390,21 @@ impl Core {
         file: &'f Arc<FileState>,
         barrier: &Barrier<'f>,
     ) -> Result<MutexGuard<'f, Body>> {
-        self.settled(file, barrier, |_| Ok(()))
+        self.settled(file, barrier, |file, body| self.own(file, body))
     }
 
     fn settled<'f>(
         &self,
         file: &'f Arc<FileState>,
         barrier: &Barrier<'f>,
-        prepare: impl Fn(&mut Body) -> Result<()>,
+        prepare: impl Fn(&FileState, &mut Body) -> Result<()>,
     ) -> Result<MutexGuard<'f, Body>> {
         debug_assert!(Arc::ptr_eq(file, barrier.file));
         self.retry_failed(file);
         loop {
             let mut body = file.lock();
             self.load(file, &mut body)?;
-            prepare(&mut body)?;
+            prepare(file, &mut body)?;
             let jobs = self.take(file, &mut body, Take::All);
             if jobs.is_empty() && body.jobs.is_empty() && !body.committing {
                 return Ok(body);

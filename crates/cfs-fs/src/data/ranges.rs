@@ -287,7 +287,10 @@ impl Core {
         }
         let source_barrier = Barrier::raise(&source_file);
         let target_barrier = Barrier::raise(&target_file);
-        drop(self.at_rest(&source_file, &source_barrier)?);
+        // Of what a snapshot shows, also in a clone, nothing is in memory, and it stays as it is.
+        if !self.is_of_snapshot(&source_file)? {
+            drop(self.at_rest(&source_file, &source_barrier)?);
+        }
         let rested = self.at_rest(&target_file, &target_barrier)?;
         // The bodies of two files are locked in the order of their numbers. Both stay at rest: the barriers are up.
         let (mut target_body, source_body) = if source == target {
@@ -330,6 +333,13 @@ impl Core {
             at = step_end;
         }
         Ok(at.saturating_sub(source_offset))
+    }
+
+    /// Whether the rows of a file are those of a snapshot.
+    fn is_of_snapshot(&self, file: &Arc<FileState>) -> Result<bool> {
+        let mut body = file.lock();
+        self.load(file, &mut body)?;
+        Ok(body.identity().place.at.is_some())
     }
 
     fn owner_of(&self, file: &Arc<FileState>) -> Result<(DomainId, VolumeId)> {

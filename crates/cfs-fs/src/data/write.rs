@@ -3,16 +3,26 @@
 use std::sync::Arc;
 
 use cfs_format::Ino;
+use cfs_format::table::{key, tag};
+use cfs_store::{Reservation, WriteError};
 use parking_lot::MutexGuard;
 
 use super::Core;
 use super::body::{Body, FileState, Stamp};
+use crate::command::{Command, CopyUp};
 use crate::error::{FsError, Result};
 use crate::extent::FILE_BYTES_MAX;
-use crate::types::Time;
+use crate::types::{Room, Time};
+use crate::{clone, inode};
 
 /// Data are accepted in steps of this many bytes, so that one large write keeps to the bound on dirty data.
 const STEP_BYTES: usize = 1 << 20;
+/// Entries or extents that one command copies for a clone.
+const COPY_ROWS_MAX: u32 = 2048;
+/// Room that such a command may need, with extended attributes, bytes.
+const COPY_ROOM_BYTES: u64 = 2 << 20;
+/// Entries or extents that one copies where there is no room but what is kept back for deleting.
+const COPY_ROWS_ON_FULL_MAX: u32 = 256;
 /// Room that is made at once when there is none, beside what is asked for.
 const ROOM_BYTES: u64 = 16 << 20;
 
@@ -94,16 +104,111 @@ impl Core {
         &self,
         file: &'f Arc<FileState>,
     ) -> Result<MutexGuard<'f, Body>> {
+        self.lock_to_change(file, None)
+    }
+
+    /// The same; what is cut to a size can be cut on a full pool too.
+    fn lock_to_change<'f>(
+        &self,
+        file: &'f Arc<FileState>,
+        new_size: Option<u64>,
+    ) -> Result<MutexGuard<'f, Body>> {
         let mut body = file.lock();
         while body.barriers > 0 {
             file.wait(&mut body);
         }
         self.load(file, &mut body)?;
+        match new_size {
+            Some(size) if size <= body.size => self.own_to_cut(file, &mut body, size)?,
+            _ => self.own(file, &mut body)?,
+        }
         self.check_lock(&body)?;
         if body.submitted_inline {
             self.absorb(&mut body)?;
         }
         Ok(body)
+    }
+
+    /// Copies what a clone has of the file from its origin, unless that has been done: the content is about to change.
+    ///
+    /// # Errors
+    /// As [`Core::copy_up`].
+    pub(super) fn own(&self, file: &FileState, body: &mut Body) -> Result<()> {
+        self.own_in(Room::Free, file, body)
+    }
+
+    /// The same for a file that is cut to a size. It counts as a whole for a moment, which no quota refuses if it has
+    /// room for what is left of the file.
+    fn own_to_cut(&self, file: &FileState, body: &mut Body, size: u64) -> Result<()> {
+        let room = match self
+            .quotas
+            .has_room(&self.store, body.identity().volume, size)
+        {
+            true => Room::Reserve,
+            false => Room::Free,
+        };
+        self.own_in(room, file, body)
+    }
+
+    fn own_in(&self, room: Room, file: &FileState, body: &mut Body) -> Result<()> {
+        if body.identity().place.at.is_none() {
+            return Ok(());
+        }
+        self.copy_up(file.ino, room)?;
+        body.windows.clear();
+        body.identity = None;
+        self.load(file, body)
+    }
+
+    /// Copies the rows that a clone has of an inode from its origin, in steps of bounded size; nobody sees a difference.
+    /// For what is part of a deletion the room may come from the reserve, and no quota refuses it: its volume may be above
+    /// it until the deletion is done, and by the inode of a directory that keeps other names.
+    ///
+    /// # Errors
+    /// [`FsError::Quota`], [`FsError::NoSpace`], [`FsError::ReadOnly`]; [`FsError::Snapshot`] for what is in one;
+    /// [`FsError::NotFound`]. What has been copied before a failure is not copied again.
+    pub(crate) fn copy_up(&self, ino: Ino, room: Room) -> Result<()> {
+        if ino.view().is_some() {
+            return Err(FsError::Snapshot);
+        }
+        loop {
+            let row = self.store.get(&key(ino, tag::INODE, &[]))?;
+            let record = row.map(|bytes| inode::decode(ino, &bytes)).transpose()?;
+            if record.is_some_and(|record| clone::is_own(&record)) {
+                return Ok(());
+            }
+            let (rows_max, _reservation) = self.admit_copy(room)?;
+            let mut salt = [0; 16];
+            self.host.fill_random(&mut salt);
+            let command = Command::CopyUp(CopyUp {
+                ino,
+                salt,
+                rows_max,
+            });
+            match room {
+                Room::Free => self.commit(&command)?,
+                Room::Reserve => self.commit_unbound(&command)?,
+            }
+        }
+    }
+
+    /// Room for a step of copying; how many rows it may copy.
+    fn admit_copy(&self, room: Room) -> Result<(u32, Option<Reservation>)> {
+        if let Ok(reservation) = self.store.admit(COPY_ROOM_BYTES) {
+            return Ok((COPY_ROWS_MAX, Some(reservation)));
+        }
+        match self.store.make_room(ROOM_BYTES) {
+            // A checkpoint may need more than the host has.
+            Ok(_) | Err(WriteError::NoSpace(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match self.store.admit(COPY_ROOM_BYTES) {
+            Ok(reservation) => Ok((COPY_ROWS_MAX, Some(reservation))),
+            Err(_) if room == Room::Reserve && self.store.may_delete() => {
+                Ok((COPY_ROWS_ON_FULL_MAX, None))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Refuses to change a locked file: when it is applied a change is refused in any case, here the caller is told.
@@ -139,14 +244,14 @@ impl Core {
         file: &'f Arc<FileState>,
         size: u64,
     ) -> Result<MutexGuard<'f, Body>> {
-        let mut body = self.lock_for_change(file)?;
+        let mut body = self.lock_to_change(file, Some(size))?;
         if self.quotas.admit(&self.store, &mut body, size).is_ok() {
             return Ok(body);
         }
         // What has been committed just now counts twice.
         drop(body);
         self.flush_all()?;
-        body = self.lock_for_change(file)?;
+        body = self.lock_to_change(file, Some(size))?;
         self.quotas.admit(&self.store, &mut body, size)?;
         Ok(body)
     }

@@ -63,16 +63,27 @@ impl Fs {
         let records = arrangement.publish.iter().flat_map(|(_, records)| records);
         let bytes = records.map(|(name, value)| name.len() + value.len());
         // Taking names is possible on a full pool.
-        let _reservation = match arrangement.moves.is_empty() && arrangement.publish.is_none() {
-            true => None,
-            false => self.admit_change(bytes.sum(), arrangement.room)?,
-        };
+        let (room, _reservation) =
+            match arrangement.moves.is_empty() && arrangement.publish.is_none() {
+                true => (Room::Reserve, None),
+                false => {
+                    let room = arrangement.room;
+                    (room, self.admit_change(bytes.sum(), room)?)
+                }
+            };
         if let Some((named, _)) = &arrangement.publish {
             self.files.flush(named.ino)?;
             self.files.settle_times(named.ino)?;
         }
         let mut removal = Removal::None;
-        let outcome = self.execute(|txn, now| {
+        let outcome = self.execute_in(room, |txn, now| {
+            let removed = arrangement.remove.iter().map(|named| named.parent);
+            let published = arrangement.publish.iter().map(|(named, _)| named.parent);
+            let moved = arrangement.moves.iter();
+            let moved = moved.flat_map(|moved| [moved.from.parent, moved.to, moved.from.ino]);
+            for ino in removed.chain(published).chain(moved) {
+                inode::check_own(txn, ino)?;
+            }
             let is_still = |named: &Named| match directory::find(txn, named.parent, &named.name)? {
                 Some(entry) if Ino(entry.ino.get()) == named.ino => Ok(()),
                 _ => Err(FsError::Changed),
@@ -109,15 +120,21 @@ impl Fs {
                 is_still(named)?;
                 removal = self.begin_removal(txn, named.ino, Nameless::Goes)?;
             }
-            let moves = arrangement.moves.into_iter();
+            let Arrangement {
+                remove,
+                moves,
+                publish,
+                ..
+            } = arrangement.clone();
             Ok(Command::Arrange(Arrange {
-                remove: arrangement.remove.map(|named| (named.parent, named.name)),
+                remove: remove.map(|named| (named.parent, named.name)),
                 keep: removal.keeps(),
                 bypass: arrangement.bypass_governance,
                 moves: moves
+                    .into_iter()
                     .map(|moved| (moved.from.parent, moved.from.name, moved.to, moved.name))
                     .collect(),
-                publish: arrangement.publish.map(|(named, records)| Published {
+                publish: publish.map(|(named, records)| Published {
                     ino: named.ino,
                     parent: named.parent,
                     name: named.name,

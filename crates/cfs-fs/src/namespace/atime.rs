@@ -126,6 +126,10 @@ impl Fs {
         if ino.view().is_some() {
             return Ok(false);
         }
+        // What a clone has from its origin is not copied for having been read.
+        if ino.cloned().is_some() && self.views.place(ino)?.at.is_some() {
+            return Ok(false);
+        }
         match self.options.atime {
             AtimePolicy::Noatime => return Ok(false),
             AtimePolicy::Strict => return Ok(true),

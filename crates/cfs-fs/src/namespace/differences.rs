@@ -270,9 +270,9 @@ fn note(
     names.entry(number(ino)).or_default().push((path, kind));
 }
 
-/// The number in the tables.
+/// The number that an inode has whoever shows it.
 fn number(ino: Ino) -> Ino {
-    ino.view().map_or(ino, |(_, ino)| ino)
+    ino.base()
 }
 
 fn beside(viewed: Ino, ino: Ino) -> Result<Ino> {

@@ -10,9 +10,9 @@ use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 
 use crate::Fs;
+use crate::clone::Found;
 use crate::error::{FsError, Result};
 use crate::extent;
-use crate::inode;
 
 /// Chunks that are remembered at most.
 const CHUNKS_MAX: usize = 1 << 18;
@@ -127,7 +127,7 @@ impl Fs {
 
     fn add_holdings(&self, ino: Ino, holdings: &mut Holdings, seen: &mut Seen) -> Result<()> {
         // It may have gone since its name was read.
-        let Some(record) = inode::committed(&self.store, ino)? else {
+        let Some(Found { place, record }) = self.views.find(ino)? else {
             return Ok(());
         };
         let volume = VolumeId(record.volume.get());
@@ -142,8 +142,8 @@ impl Fs {
         holdings.files += 1;
         // Files with holes may together have more bytes than a number holds.
         holdings.logical_bytes = holdings.logical_bytes.saturating_add(record.size.get());
-        let rows = self.views.extents(None);
-        for shown in extent::scan(&rows, ino, &file_key, 0, u64::MAX) {
+        let rows = self.views.extents(place.at);
+        for shown in extent::scan(&rows, place.ino, &file_key, 0, u64::MAX) {
             let shown = shown?;
             holdings.references += 1;
             let look = || Ok(self.store.chunk_location(&shown.fingerprint)?);

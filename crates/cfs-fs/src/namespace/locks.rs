@@ -25,8 +25,11 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn lock(&self, ino: Ino) -> Result<Option<Lock>> {
-        let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
-        lock::committed(&self.store, ino, &record)
+        if ino.view().is_some() {
+            return Err(FsError::NotFound);
+        }
+        let found = self.views.find(ino)?.ok_or(FsError::NotFound)?;
+        lock::committed(&self.views, found.place, &found.record)
     }
 
     /// Locks a file, changes its lock, or ends it. As long as it protects, the file can be neither removed, moved,

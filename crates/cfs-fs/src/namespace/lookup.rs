@@ -1,12 +1,12 @@
 //! Looking up names, paths, attributes and link targets.
 
-use cfs_format::table::{DirentRecord, InodeRecord, key, tag};
+use cfs_format::table::{DirentRecord, InodeRecord, tag};
 use cfs_format::{Ino, ViewId};
 
 use crate::directory::{self, NAME_BYTES_MAX};
 use crate::error::{FsError, Result};
 use crate::types::Attr;
-use crate::views::{SNAPSHOTS_NAME, listed_by};
+use crate::views::{SNAPSHOTS_NAME, beside, listed_by};
 use crate::{Fs, inode, row};
 
 impl Fs {
@@ -108,10 +108,13 @@ impl Fs {
 
     /// The committed entry with this name.
     pub(crate) fn entry(&self, parent: Ino, name: &[u8]) -> Result<Option<DirentRecord>> {
-        match self.store.get(&key(parent, tag::DIRENT, name))? {
-            Some(bytes) => directory::decode(parent, &bytes).map(Some),
-            None => Ok(None),
-        }
+        let place = self.views.place(parent)?;
+        let Some(bytes) = self.views.get(place, tag::DIRENT, name)? else {
+            return Ok(None);
+        };
+        let mut entry = directory::decode(parent, &bytes)?;
+        entry.ino = beside(parent, Ino(entry.ino.get()))?.0.into();
+        Ok(Some(entry))
     }
 
     /// Attributes from a record, with what is pending for the inode.

@@ -4,12 +4,12 @@ use cfs_format::Ino;
 use cfs_store::Txn;
 
 use super::remove::{Nameless, Removal};
-use crate::Fs;
 use crate::apply::{Lost, Outcome};
 use crate::command::{Command, Link, Make, MakeUnnamed, Rename, RenameWhiteout};
 use crate::error::{FsError, Result};
 use crate::escaped::{self, Renamed};
 use crate::types::{Attr, Caller, RenameFlags, Room};
+use crate::{Fs, inode};
 
 /// The names of a rename, each with its directory.
 #[derive(Clone, Copy)]
@@ -93,7 +93,7 @@ impl Fs {
     ) -> Result<Attr> {
         let _reservation = self.admit_change(0, room)?;
         let mode = libc::S_IFDIR | (mode & 0o7777);
-        self.make_admitted(parent, name, mode, 0, &[], caller, |_| Ok(()))
+        self.make_admitted(parent, name, (mode, 0, &[]), caller, room, |_| Ok(()))
     }
 
     /// Makes a symbolic link.
@@ -135,11 +135,11 @@ impl Fs {
         room: Room,
     ) -> Result<Attr> {
         let _reservation = self.admit_change(0, room)?;
-        let ino = self.store.allocate_ino();
+        let ino = self.new_ino(parent)?;
         let salt = self.salt();
         self.opens.add_new(ino);
         self.opens.add(ino).expect("counted just above");
-        let outcome = self.execute(|_, now| {
+        let outcome = self.execute_in(room, |_, now| {
             Ok(Command::MakeUnnamed(MakeUnnamed {
                 parent,
                 ino,
@@ -169,29 +169,25 @@ impl Fs {
     ) -> Result<Attr> {
         let _reservation = self.admit_growth(target.len())?;
         let kind = mode & libc::S_IFMT;
-        self.make_admitted(parent, name, mode, rdev, target, caller, |txn| {
+        let what = (mode, rdev, target);
+        self.make_admitted(parent, name, what, caller, Room::Free, |txn| {
             escaped::check_new(txn, parent, name, kind)
         })
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what a new inode is, and who may make it"
-    )]
     fn make_admitted(
         &self,
         parent: Ino,
         name: &[u8],
-        mode: u32,
-        rdev: u64,
-        target: &[u8],
+        (mode, rdev, target): (u32, u64, &[u8]),
         caller: &Caller,
-        check: impl FnOnce(&Txn<'_>) -> Result<()>,
+        room: Room,
+        check: impl Fn(&Txn<'_>) -> Result<()>,
     ) -> Result<Attr> {
         crate::directory::check_reserved(name)?;
-        let ino = self.store.allocate_ino();
+        let ino = self.new_ino(parent)?;
         let salt = self.salt();
-        let outcome = self.execute(|txn, now| {
+        let outcome = self.execute_in(room, |txn, now| {
             check(txn)?;
             Ok(Command::Make(Make {
                 parent,
@@ -235,17 +231,17 @@ impl Fs {
         ino: Ino,
         new_parent: Ino,
         new_name: &[u8],
-        check: impl FnOnce(&Txn<'_>, u32) -> Result<()>,
+        check: impl Fn(&Txn<'_>, u32) -> Result<()>,
     ) -> Result<Attr> {
         crate::directory::check_reserved(new_name)?;
         let _reservation = self.admit_growth(0)?;
         self.files.flush(ino)?;
         let outcome = self.execute(|txn, now| {
-            let record = crate::inode::get(txn, ino)?;
+            let record = inode::get(txn, ino)?;
             if record.nlink.get() == 0 && !self.opens.is_open(ino) {
                 return Err(FsError::NotFound);
             }
-            check(txn, crate::inode::kind(&record))?;
+            check(txn, inode::kind(&record))?;
             Ok(Command::Link(Link {
                 ino,
                 parent: new_parent,
@@ -338,7 +334,10 @@ impl Fs {
         } = *names;
         crate::directory::check_reserved(name)?;
         crate::directory::check_reserved(new_name)?;
-        let whiteout = whiteout.map(|caller| (caller, self.store.allocate_ino(), self.salt()));
+        let whiteout = match whiteout {
+            Some(caller) => Some((caller, self.new_ino(parent)?, self.salt())),
+            None => None,
+        };
         let _reservation = self.admit_growth(0)?;
         #[cfg(feature = "planted-bugs")]
         let written_first =
@@ -357,6 +356,8 @@ impl Fs {
         }
         let mut removal = Removal::None;
         let outcome = self.execute(|txn, now| {
+            inode::check_own(txn, parent)?;
+            inode::check_own(txn, new_parent)?;
             // What is not held is renamed by what brings names back as they were, whatever they stand for.
             if nameless == Nameless::IsHeld {
                 let renamed = Renamed {
@@ -368,6 +369,9 @@ impl Fs {
             }
             if !flags.exchange && !flags.no_replace {
                 let source = crate::directory::find(txn, parent, name)?.map(|entry| entry.ino);
+                if let Some(source) = source {
+                    inode::check_own(txn, Ino(source.get()))?;
+                }
                 let target = crate::directory::find(txn, new_parent, new_name)?;
                 if let Some(target) = target.filter(|target| Some(target.ino) != source) {
                     removal = self.begin_removal(txn, Ino(target.ino.get()), nameless)?;
@@ -420,6 +424,18 @@ impl Fs {
     pub(super) fn drop_memory(&self, ino: Ino) {
         self.files.forget(ino);
         self.atimes.forget(ino);
+    }
+
+    /// A number for an inode that is made in the volume of a directory.
+    ///
+    /// # Errors
+    /// [`FsError::TooLarge`] when that is a clone, and the numbers that have room for its own are used up.
+    pub(crate) fn new_ino(&self, directory: Ino) -> Result<Ino> {
+        let ino = self.store.allocate_ino();
+        match directory.cloned() {
+            None => Ok(ino),
+            Some((clone, _)) => ino.in_clone(clone).ok_or(FsError::TooLarge),
+        }
     }
 
     pub(crate) fn salt(&self) -> [u8; 16] {

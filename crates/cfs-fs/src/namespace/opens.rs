@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use cfs_format::Ino;
+use cfs_format::{Ino, VolumeId};
 use parking_lot::Mutex;
 
 const SHARDS: usize = 16;
@@ -61,6 +61,13 @@ impl OpenCounts {
 
     pub(crate) fn is_open(&self, ino: Ino) -> bool {
         matches!(self.shard(ino).lock().get(&ino), Some(State::Open(_)))
+    }
+
+    /// Whether any inode of a clone is open.
+    pub(crate) fn is_any_open_in(&self, clone: VolumeId) -> bool {
+        let is_in = |ino: &Ino| ino.cloned().is_some_and(|(of, _)| of == clone);
+        let has_one = |shard: &Mutex<HashMap<Ino, State>>| shard.lock().keys().any(is_in);
+        self.shards.iter().any(has_one)
     }
 
     /// Keeps the inode from being opened, unless it is open: then false.

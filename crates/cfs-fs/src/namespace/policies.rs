@@ -312,7 +312,7 @@ impl Fs {
                 .collect();
             for old in &free[..free.len().saturating_sub(kept)] {
                 match self.snapshot_delete(old) {
-                    Ok(()) | Err(FsError::Held | FsError::NotFound) => {}
+                    Ok(()) | Err(FsError::Held | FsError::NeededByClone | FsError::NotFound) => {}
                     Err(error) => result = result.and(Err(error)),
                 }
             }

@@ -8,12 +8,14 @@
 //! not cleared it yet, so that [`Fs::described`] writes such data first.
 
 use cfs_format::Ino;
-use cfs_format::table::{inode_flag, key, split_key, tag};
+use cfs_format::table::{InodeRecord, inode_flag, key, tag};
 
 use super::remove::{Nameless, Removal};
+use crate::clone::stays_with_origin;
 use crate::command::{Command, Publish, SetRecords};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Room};
+use crate::views::beside;
 use crate::{Fs, directory, escaped, inode, row, xattr};
 
 /// A name in a directory and what it points to.
@@ -74,17 +76,16 @@ impl Fs {
     /// # Errors
     /// [`FsError::Read`]. A directory that has been removed, and what is none, is empty.
     pub fn names_from(&self, dir: Ino, from: &[u8], count: usize) -> Result<Vec<NamedEntry>> {
-        let lo = key(dir, tag::DIRENT, from);
-        let hi = key(dir, tag::DIRENT + 1, &[]);
-        self.store
-            .range(&lo, &hi)
+        let place = self.views.place(dir)?;
+        self.views
+            .rows(place, tag::DIRENT, from, None)
             .take(count)
             .map(|row| {
-                let (row_key, value) = row.map_err(cfs_store::ReadError::from)?;
+                let (name, value) = row?;
                 let entry = directory::decode(dir, &value)?;
                 Ok(NamedEntry {
-                    name: split_key(&row_key)?.2.to_vec(),
-                    ino: self.views.through(Ino(entry.ino.get())),
+                    name,
+                    ino: self.views.through(beside(dir, Ino(entry.ino.get()))?),
                     kind: u32::from(entry.kind) << 12,
                 })
             })
@@ -112,13 +113,26 @@ impl Fs {
         if self.files.has_content_to_write(ino) {
             self.files.flush(ino)?;
         }
+        let is_described = |record: &InodeRecord| record.flags.get() & inode_flag::DESCRIBED != 0;
+        if ino.cloned().is_some()
+            && let Some(found) = self.views.find(ino)?
+            && found.is_inherited(ino)
+        {
+            // Nothing changes there.
+            let text = match is_described(&found.record) {
+                false => None,
+                true => self.views.get(found.place, tag::XATTR, name)?,
+            };
+            let text = text.map(row::content).transpose()?;
+            return Ok((self.attr(ino, found.record), text));
+        }
         let view = self.store.view();
         let get = |row: &[u8]| view.get(row).map_err(cfs_store::ReadError::from);
         let bytes = get(&key(ino, tag::INODE, &[]))?.ok_or(FsError::NotFound)?;
         let record = inode::decode(ino, &bytes)?;
-        let text = match record.flags.get() & inode_flag::DESCRIBED {
-            0 => None,
-            _ => get(&key(ino, tag::XATTR, name))?
+        let text = match is_described(&record) {
+            false => None,
+            true => get(&key(ino, tag::XATTR, name))?
                 .map(row::content)
                 .transpose()?,
         };
@@ -130,7 +144,13 @@ impl Fs {
     /// # Errors
     /// [`FsError::Read`].
     pub fn record(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let value = self.store.get(&key(ino, tag::XATTR, name))?;
+        let Some(found) = self.views.find(ino)? else {
+            return Ok(None);
+        };
+        if found.is_inherited(ino) && stays_with_origin(ino, &found.record, name) {
+            return Ok(None);
+        }
+        let value = self.views.get(found.place, tag::XATTR, name)?;
         value.map(row::content).transpose()
     }
 
@@ -139,16 +159,19 @@ impl Fs {
     /// # Errors
     /// [`FsError::Read`].
     pub fn records(&self, ino: Ino, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let lo = key(ino, tag::XATTR, prefix);
-        let hi = key(ino, tag::XATTR + 1, &[]);
+        let Some(found) = self.views.find(ino)? else {
+            return Ok(Vec::new());
+        };
+        let is_inherited = found.is_inherited(ino);
         let mut records = Vec::new();
-        for row in self.store.range(&lo, &hi) {
-            let (row_key, value) = row.map_err(cfs_store::ReadError::from)?;
-            let name = split_key(&row_key)?.2;
+        for row in self.views.rows(found.place, tag::XATTR, prefix, None) {
+            let (name, value) = row?;
             if !name.starts_with(prefix) {
                 break;
             }
-            records.push((name.to_vec(), row::content(value)?));
+            if !is_inherited || !stays_with_origin(ino, &found.record, &name) {
+                records.push((name, row::content(value)?));
+            }
         }
         Ok(records)
     }
@@ -171,7 +194,7 @@ impl Fs {
         if change.touches {
             self.files.settle_times(ino)?;
         }
-        self.execute(|txn, now| {
+        self.execute_in(change.room, |txn, now| {
             if let Some(described) = &change.describes {
                 let record = inode::get(txn, ino)?;
                 if !same_content(&Attr::from_record(ino, &record), described) {
@@ -180,8 +203,8 @@ impl Fs {
             }
             Ok(Command::SetRecords(SetRecords {
                 ino,
-                put: change.put,
-                delete: change.delete,
+                put: change.put.clone(),
+                delete: change.delete.clone(),
                 describes: change.describes.is_some(),
                 now: change.touches.then_some(now),
             }))
@@ -209,6 +232,10 @@ impl Fs {
         let (parent, name) = (publication.parent, publication.name);
         let mut removal = Removal::None;
         let outcome = self.execute(|txn, now| {
+            inode::check_own(txn, parent)?;
+            if let Some((directory, _)) = publication.archive {
+                inode::check_own(txn, directory)?;
+            }
             let target = directory::find(txn, parent, name)?.map(|entry| Ino(entry.ino.get()));
             match (publication.expected, target) {
                 (Expected::Anything, _) | (Expected::Nothing, None) => {}
@@ -236,7 +263,7 @@ impl Fs {
                 name: name.to_vec(),
                 archive: publication.archive.map(|(dir, name)| (dir, name.to_vec())),
                 keep: removal.keeps(),
-                records: publication.records,
+                records: publication.records.clone(),
                 describes: true,
                 now,
             }))

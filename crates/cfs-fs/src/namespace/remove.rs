@@ -6,6 +6,7 @@ use cfs_store::Txn;
 use crate::apply::{Lost, Outcome};
 use crate::command::{Command, Unlink};
 use crate::error::{FsError, Result};
+use crate::types::Room;
 use crate::{Fs, directory, inode};
 
 /// What becomes of an inode that loses its last name.
@@ -82,7 +83,8 @@ impl Fs {
     ) -> Result<Option<Ino>> {
         directory::check_reserved(name)?;
         let mut removal = Removal::None;
-        let outcome = self.execute(|txn, now| {
+        let outcome = self.execute_in(Room::Reserve, |txn, now| {
+            inode::check_own(txn, parent)?;
             if let Some(entry) = directory::find(txn, parent, name)? {
                 removal = self.begin_removal(txn, Ino(entry.ino.get()), nameless)?;
             }

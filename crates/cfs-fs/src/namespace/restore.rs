@@ -154,6 +154,11 @@ impl Fs {
     }
 }
 
+/// Whether a number in a snapshot is that of an inode of its volume as it is now.
+fn is_same(then: Ino, now: Ino) -> bool {
+    then.base() == now.base()
+}
+
 impl Run<'_> {
     /// The directory with this name, made if it is missing.
     fn directory(&mut self, parent: Ino, name: &[u8]) -> Result<Ino> {
@@ -251,7 +256,7 @@ impl Run<'_> {
 
     /// Whether an inode is the one of the snapshot, and has not been changed since.
     fn is_as_then(&self, then: Ino, now: Ino) -> Result<bool> {
-        if then.view().map(|(_, ino)| ino) != Some(now) {
+        if !is_same(then, now) {
             return Ok(false);
         }
         let record = inode::committed(&self.fs.store, now)?;
@@ -261,7 +266,8 @@ impl Run<'_> {
 
     /// Gives an inode content and attributes of one in the snapshot.
     fn set(&mut self, then: Ino, now: Ino) -> Result<()> {
-        let (_, source) = then.view().expect("it is of the snapshot");
+        let source = self.fs.views.place(then)?;
+        let at = source.at.ok_or(FsError::Stale)?;
         let allocated = self.fs.getattr(then)?.allocated_bytes;
         let _room = self
             .fs
@@ -269,8 +275,8 @@ impl Run<'_> {
             .admit(GROWTH_BYTES + allocated / CONTENT_PER_ROW_BYTE)?;
         let command = |now_is| {
             Command::Restore(Restore {
-                source,
-                at: self.snapshot.timestamp,
+                source: source.ino,
+                at,
                 target: now,
                 now: now_is,
             })
@@ -310,9 +316,8 @@ impl Run<'_> {
             })?;
             return Ok(true);
         }
-        let same = then.ino.view().map(|(_, ino)| ino);
         let brought = match now {
-            Some(now) if same == Some(now.ino) => {
+            Some(now) if is_same(then.ino, now.ino) => {
                 let changes = !self.is_as_then(then.ino, now.ino)?;
                 if changes {
                     self.set(then.ino, now.ino)?;

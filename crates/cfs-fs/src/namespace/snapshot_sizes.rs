@@ -194,7 +194,11 @@ impl Fs {
     /// Bytes of content and number of inodes that a snapshot shows.
     fn shown(&self, snapshot: &Snapshot) -> Result<(u64, u64)> {
         let root = self.store.volume(snapshot.volume);
-        if root.is_some_and(|volume| volume.root.get() == snapshot.directory.0) {
+        // The counters of a clone say nothing of what is its origin's still.
+        let tells = |volume: cfs_format::table::VolumeRecord| {
+            volume.root.get() == snapshot.directory.0 && volume.origin_volume.get() == 0
+        };
+        if root.is_some_and(tells) {
             return Ok((snapshot.volume_logical_bytes, snapshot.volume_inodes));
         }
         let root = snapshot.directory.in_view(snapshot.view);

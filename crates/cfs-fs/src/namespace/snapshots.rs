@@ -132,7 +132,7 @@ impl Fs {
     /// Deletes a snapshot. It is gone at once; what it alone has held is given back in the background.
     ///
     /// # Errors
-    /// [`FsError::NotFound`]; [`FsError::Held`].
+    /// [`FsError::NotFound`]; [`FsError::Held`]; [`FsError::NeededByClone`], see [`Fs::clones_of`].
     pub fn snapshot_delete(&self, snapshot: &Snapshot) -> Result<()> {
         self.execute(|_, _| {
             Ok(Command::SnapshotDelete(SnapshotDelete {
@@ -187,7 +187,7 @@ impl Fs {
         let lo = system_key(tag::PRUNE, &[]);
         let hi = system_key(tag::PRUNE + 1, &[]);
         let Some(row) = self.store.range(&lo, &hi).next() else {
-            return Ok(false);
+            return self.sweep_step();
         };
         let (volume, timestamp) = split_prune_key(&row.map_err(table_error)?.0)?;
         self.execute(|_, _: Time| {

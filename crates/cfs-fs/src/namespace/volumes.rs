@@ -1,16 +1,17 @@
 //! Making, listing, bounding and removing volumes; and the path that a directory has now.
 
-use cfs_format::table::{VolumeRecord, tag};
+use cfs_format::table::{VolumeRecord, tag, volume_flag};
 use cfs_format::{DomainId, Ino, VolumeId};
 
 use crate::Fs;
 use crate::command::{Command, Make, VolumeCreate, VolumeDelete, VolumeQuota};
 use crate::directory::{self, FIRST_COOKIE};
 use crate::error::{FsError, Result};
-use crate::types::{Attr, Caller};
+use crate::types::{Attr, Caller, Room};
+use crate::views::beside;
 
 /// Permission bits of the root of a new volume.
-const ROOT_MODE: u32 = 0o755;
+pub(super) const ROOT_MODE: u32 = 0o755;
 /// Directories above another at most; more mean that parents form a circle.
 const DEPTH_MAX: usize = 1 << 16;
 /// How often removing a volume waits for what its snapshots have held to go.
@@ -49,6 +50,20 @@ pub struct Volume {
     pub record: VolumeRecord,
 }
 
+impl Volume {
+    /// Whether it shows what a snapshot shows, where it has not been changed.
+    #[must_use]
+    pub fn is_clone(&self) -> bool {
+        self.record.origin().is_some()
+    }
+
+    /// Whether [`Fs::clone_delete`] removes it with all that is in it: a clone in which nothing has been locked.
+    #[must_use]
+    pub fn goes_whole(&self) -> bool {
+        self.is_clone() && self.record.flags.get() & volume_flag::LOCKED == 0
+    }
+}
+
 impl Fs {
     /// Makes a volume, whose root is a new directory with this path.
     ///
@@ -66,10 +81,10 @@ impl Fs {
         let (parent, name) = self.resolve_parent(path)?;
         directory::check_reserved(name)?;
         let _room = self.admit_growth(name.len())?;
-        let (junction, root) = (self.store.allocate_ino(), self.store.allocate_ino());
+        let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());
         let salts = (self.salt(), self.salt());
         let outcome = self.execute(|_, now| {
-            let newest = self.store.volumes().last().map_or(0, |(id, _)| id.0);
+            let volume = self.views.free_volume(VolumeId(u32::MAX));
             let (domain, new_secret) = match options.own_domain {
                 false => (DomainId::DEFAULT, None),
                 true => {
@@ -91,7 +106,7 @@ impl Fs {
                     now,
                     salt: salts.0,
                 },
-                volume: VolumeId(newest.checked_add(1).ok_or(FsError::TooManyLinks)?),
+                volume: volume.ok_or(FsError::TooManyLinks)?,
                 root,
                 domain,
                 new_secret,
@@ -121,11 +136,13 @@ impl Fs {
     /// All volumes, in the order in which they were made.
     #[must_use]
     pub fn volumes(&self) -> Vec<Volume> {
-        let all = self.store.volumes().into_iter();
+        let mut all = self.store.volumes();
+        all.retain(|(_, record)| !record.is_removed());
+        let all = all.into_iter();
         all.map(|(id, record)| self.volume_of(id, record)).collect()
     }
 
-    fn volume_of(&self, id: VolumeId, record: VolumeRecord) -> Volume {
+    pub(super) fn volume_of(&self, id: VolumeId, record: VolumeRecord) -> Volume {
         let root = Ino(record.root.get());
         // One whose root cannot be found is shown by its number.
         let path = self.path_of(root).ok().flatten();
@@ -163,11 +180,16 @@ impl Fs {
     }
 
     /// What keeps all in a volume from being removed: the path of a file that is locked, or open, and the error that
-    /// removing it, or then the volume, would end with. Takes as long as there are files.
+    /// removing it, or then the volume, would end with. Takes as long as there are files. Of a clone that goes whole the
+    /// path of the clone, at once.
     ///
     /// # Errors
     /// When something cannot be read.
     pub fn volume_obstacle(&self, volume: &Volume) -> Result<Option<(Vec<u8>, FsError)>> {
+        if volume.goes_whole() {
+            let is_open = self.opens.is_any_open_in(volume.id);
+            return Ok(is_open.then(|| (volume.path.clone(), FsError::Busy)));
+        }
         let mut waiting = vec![(volume.root, volume.path.clone())];
         while let Some((directory, path)) = waiting.pop() {
             for entry in self.names_from(directory, b"", usize::MAX)? {
@@ -192,17 +214,41 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::NotFound`] for what is no volume; [`FsError::NotEmpty`], also while files without a name are open;
-    /// [`FsError::HasSnapshots`]; [`FsError::Invalid`] for the first volume.
+    /// [`FsError::HasSnapshots`]; [`FsError::Invalid`] for the first volume; of a clone [`FsError::Busy`].
     pub fn volume_delete(&self, path: &[u8]) -> Result<()> {
         let volume = self.volume(path)?;
         if volume.root == Ino::ROOT {
             return Err(FsError::Invalid);
         }
+        if volume.is_clone() && !self.names_from(volume.root, b"", 1)?.is_empty() {
+            return Err(FsError::NotEmpty);
+        }
+        self.delete(path, &volume)
+    }
+
+    /// Removes a clone that has no snapshots with all that is in it, and its name; at once, whatever that is. What it
+    /// alone held is given back in the background.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] for what is no clone; [`FsError::HasSnapshots`]; [`FsError::Volume`] when there is a volume
+    /// in it; [`FsError::Busy`] while files in it are open; [`FsError::Locked`] when something in it may be.
+    pub fn clone_delete(&self, path: &[u8]) -> Result<()> {
+        let volume = self.volume(path)?;
+        match volume.is_clone() {
+            true => self.delete(path, &volume),
+            false => Err(FsError::NotFound),
+        }
+    }
+
+    fn delete(&self, path: &[u8], volume: &Volume) -> Result<()> {
         let (parent, name) = self.resolve_parent(path)?;
         self.reap_all()?;
         for round in 0.. {
             self.prune_all()?;
-            let deleted = self.execute(|_, now| {
+            let deleted = self.execute_in(Room::Reserve, |_, now| {
+                if volume.is_clone() && self.opens.is_any_open_in(volume.id) {
+                    return Err(FsError::Busy);
+                }
                 Ok(Command::VolumeDelete(VolumeDelete {
                     volume: volume.id,
                     parent,
@@ -220,6 +266,9 @@ impl Fs {
         }
         self.views.load_junctions();
         self.drop_memory(volume.root);
+        if volume.is_clone() {
+            self.files.forget_clone(volume.id);
+        }
         Ok(())
     }
 
@@ -291,7 +340,7 @@ impl Fs {
         for row in self.views.rows(place, tag::COOKIE, &lo, None) {
             let (_, value) = row?;
             let (record, name) = directory::decode_cookie(parent, &value)?;
-            if record.ino.get() == ino.0 {
+            if beside(parent, Ino(record.ino.get()))? == ino {
                 return Ok(Some(name.to_vec()));
             }
         }

@@ -111,6 +111,9 @@ impl Mending<'_> {
             return Ok(());
         }
         let ino = at.ino;
+        if self.is_of_clone(ino, at.record.as_ref(), at.rows)? {
+            return Ok(());
+        }
         let is_used_as_directory = at.entries + at.cookies > 0;
         let record = match at.record {
             Some(record) => record,
@@ -121,12 +124,7 @@ impl Mending<'_> {
             None => {
                 // Without the salt in its record nobody can tell which chunks its extents name.
                 self.trouble(ino, "inode", "its record is lost, and with it its content");
-                let (lo, hi) = (key(ino, 0, &[]), key(ino, u8::MAX, &[]));
-                for row in self.store.range(&lo, &hi) {
-                    let (row_key, _) = row.map_err(ReadError::from)?;
-                    self.delete(row_key);
-                }
-                return Ok(());
+                return self.delete_rows(ino);
             }
         };
         let seen = self.seen.entry(ino).or_default();
@@ -169,6 +167,16 @@ impl Mending<'_> {
         Ok(())
     }
 
+    /// Deletes all rows of an inode.
+    pub(super) fn delete_rows(&mut self, ino: Ino) -> Result<(), ReadError> {
+        let (lo, hi) = (key(ino, 0, &[]), key(ino, u8::MAX, &[]));
+        for row in self.store.range(&lo, &hi) {
+            let (row_key, _) = row.map_err(ReadError::from)?;
+            self.delete(row_key);
+        }
+        Ok(())
+    }
+
     /// The record of a directory whose own is lost.
     pub(super) fn new_directory(&mut self, ino: Ino) -> InodeRecord {
         let now = crate::types::Time::from_ns(self.rebuilder.host.now_ns()).into();
@@ -182,7 +190,11 @@ impl Mending<'_> {
             ctime: now,
             btime: now,
             next_cookie: FIRST_COOKIE.into(),
-            volume: VolumeId::ROOT.0.into(),
+            volume: ino
+                .cloned()
+                .map_or(VolumeId::ROOT, |(clone, _)| clone)
+                .0
+                .into(),
             salt,
             ..InodeRecord::default()
         };

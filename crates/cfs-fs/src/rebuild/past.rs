@@ -18,15 +18,19 @@ use crate::{history, row};
 impl Mending<'_> {
     /// Makes the rows of snapshots and of their history fit together.
     pub(super) fn past(&mut self) -> Result<(), ReadError> {
-        let mut snapshots: BTreeMap<VolumeId, Vec<u64>> = BTreeMap::new();
+        let mut known = Vec::new();
         for row in self.system_rows(tag::SNAPSHOT)? {
             match Snapshot::decode(&row) {
-                Ok(snapshot) => {
-                    let of_volume = snapshots.entry(snapshot.volume).or_default();
-                    of_volume.push(snapshot.timestamp.0);
-                }
+                Ok(snapshot) => known.push(snapshot),
                 Err(_) => self.delete(row.0),
             }
+        }
+        self.snapshots_of_clones(&mut known);
+        known.sort_by_key(|snapshot| snapshot.timestamp);
+        let mut snapshots: BTreeMap<VolumeId, Vec<u64>> = BTreeMap::new();
+        for snapshot in known {
+            let of_volume = snapshots.entry(snapshot.volume).or_default();
+            of_volume.push(snapshot.timestamp.0);
         }
         let mut prunes = Vec::new();
         for (row_key, value) in self.system_rows(tag::PRUNE)? {

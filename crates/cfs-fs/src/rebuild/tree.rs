@@ -67,6 +67,7 @@ impl Mending<'_> {
                 ..*seen
             };
         }
+        self.inherit()?;
         self.ends_of_volumes()?;
         self.remove_dangling()?;
         self.name_directories_once()?;
@@ -142,7 +143,10 @@ impl Mending<'_> {
     fn give_volumes(&mut self) -> Result<(), ReadError> {
         loop {
             let wrong = self.seen.iter().find_map(|(ino, seen)| {
-                let above = self.seen.get(&seen.name_parent)?.volume;
+                let above = match seen.name_parent.cloned() {
+                    Some((clone, _)) => clone,
+                    None => self.seen.get(&seen.name_parent)?.volume,
+                };
                 (seen.is_new && seen.names > 0 && seen.volume != above).then_some((*ino, above))
             });
             let Some((ino, volume)) = wrong else {
@@ -310,6 +314,8 @@ impl Mending<'_> {
             if found_in.values().any(|found| *found == ino) {
                 continue;
             }
+            // Its record names another directory.
+            self.own_directory(ino)?;
             let kind = self.seen[&ino].kind.expect("filtered above");
             let mut name = format!("inode-{ino}").into_bytes();
             while self.get(&key(found, tag::DIRENT, &name))?.is_some() {
@@ -323,6 +329,7 @@ impl Mending<'_> {
 
     /// The directory `lost+found` in the root of a volume, made if it is not there.
     fn lost_and_found(&mut self, volume: VolumeId, root: Ino) -> Result<Ino, ReadError> {
+        self.own_directory(root)?;
         let present = self.get(&key(root, tag::DIRENT, LOST_AND_FOUND))?;
         let present = present.and_then(|bytes| directory::decode(root, &bytes).ok());
         if let Some(entry) = present
@@ -331,9 +338,14 @@ impl Mending<'_> {
         {
             return Ok(Ino(entry.ino.get()));
         }
-        let highest = self.seen.keys().max().copied().unwrap_or(Ino::ROOT);
+        let highest = self.seen.keys().map(|ino| ino.base()).max();
+        let highest = highest.unwrap_or(Ino::ROOT);
         let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
-        let ino = Ino(unused.max(Ino::ROOT.0 + 1));
+        let unused = Ino(unused.max(Ino::ROOT.0 + 1));
+        let ino = match root.cloned() {
+            None => unused,
+            Some((clone, _)) => unused.in_clone(clone).unwrap_or(unused),
+        };
         let mut record = self.new_directory(ino);
         record.volume = volume.0.into();
         self.put_record(ino, &record);

@@ -16,6 +16,7 @@ use super::{Result, StreamError};
 use crate::command::{Command, Punch, Write};
 use crate::error::FsError;
 use crate::extent::{Extent, FILE_BYTES_MAX, INLINE_BYTES_MAX, scan};
+use crate::types::Room;
 use crate::{Fs, inode};
 
 /// Chunks that may wait for their extents at a time.
@@ -73,6 +74,7 @@ impl Waiting {
         if node.size > FILE_BYTES_MAX {
             return Err(StreamError::Contradiction("the size of a file"));
         }
+        own(fs, ino)?;
         let record = inode::committed(&fs.store, ino)?.ok_or(FsError::NotFound)?;
         let more = node.size.saturating_sub(record.size.get());
         let volume = VolumeId(record.volume.get());
@@ -189,6 +191,14 @@ impl Waiting {
         }
         self.pins.clear();
         Ok(())
+    }
+}
+
+/// What it has is looked at to tell what is to change: in a clone it must be its own.
+fn own(fs: &Fs, ino: Ino) -> Result<()> {
+    match ino.cloned() {
+        None => Ok(()),
+        Some(_) => Ok(fs.files.copy_up(ino, Room::Free)?),
     }
 }
 

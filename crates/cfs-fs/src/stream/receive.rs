@@ -66,16 +66,16 @@ pub(crate) fn check_snapshot_name(name: &[u8]) -> crate::Result<()> {
     }
 }
 
-fn record_is_of_replica(name: &[u8]) -> bool {
+fn is_of_replica(name: &[u8]) -> bool {
     name.starts_with(RECORDS)
 }
 
 /// Whether a record of an inode is of its pool alone: not sent, and not replaced by what is received. Locks hold where they
 /// were set; on the root of a pool are the users of its S3 face and its policies of snapshots.
-pub(super) fn record_stays(ino: Ino, name: &[u8]) -> bool {
+pub(crate) fn record_stays(ino: Ino, name: &[u8]) -> bool {
     let is_of_root =
         ino == Ino::ROOT && (name.starts_with(b"s3.") || name.starts_with(b"snapshots."));
-    record_is_of_replica(name) || name == LOCK_NAME || is_of_root
+    is_of_replica(name) || name == LOCK_NAME || is_of_root
 }
 
 /// Whether a snapshot only holds what has come of a stream that was cut off. Lists leave it out.
@@ -250,7 +250,8 @@ impl Fs {
         let mut receiving = Receiving {
             fs: self,
             root,
-            root_there: hello.directory,
+            // Nodes and names have numbers without the clone that the directory may be in.
+            root_there: Ino(hello.directory).base().0,
             domain: DomainId(hello.domain),
             staging,
             here: HashMap::new(),
@@ -407,6 +408,10 @@ impl Fs {
             }
             let shown = root.in_view(snapshot.view).ok_or(FsError::TooLarge)?;
             let place = self.views.place(shown)?;
+            if place.ino != root {
+                // A clone of what was received, and not changed when the snapshot was taken.
+                continue;
+            }
             let Some(value) = self.views.get(place, tag::XATTR, RECEIVED)? else {
                 continue;
             };
@@ -488,15 +493,26 @@ impl Fs {
         is_new_domain: bool,
         origin: &[u8],
     ) -> Result<Ino> {
-        let (parent, name) = self.resolve_parent(path)?;
+        let (parent, name) = self.resolve_parent(path).map_err(|error| {
+            let shown = String::from_utf8_lossy(path);
+            match error {
+                FsError::NotFound => StreamError::Target(format!(
+                    "the directory above {shown} is not here; nothing was changed"
+                )),
+                FsError::NotDirectory => StreamError::Target(format!(
+                    "what is above {shown} is no directory; nothing was changed"
+                )),
+                error => error.into(),
+            }
+        })?;
         crate::directory::check_reserved(name)?;
         let _room = self.admit_growth(name.len())?;
-        let (junction, root) = (self.store.allocate_ino(), self.store.allocate_ino());
+        let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());
         let salts = (self.salt(), self.salt());
         let domain = DomainId(hello.domain);
         let secret = cfs_seal::keys::DomainSecret::from_bytes(hello.domain_secret);
         self.execute(|_, now| {
-            let newest = self.store.volumes().last().map_or(0, |(id, _)| id.0);
+            let volume = self.views.free_volume(cfs_format::VolumeId(u32::MAX));
             Ok(Command::VolumeCreate(VolumeCreate {
                 junction: Make {
                     parent,
@@ -511,7 +527,7 @@ impl Fs {
                     now,
                     salt: salts.0,
                 },
-                volume: cfs_format::VolumeId(newest.checked_add(1).ok_or(FsError::TooManyLinks)?),
+                volume: volume.ok_or(FsError::TooManyLinks)?,
                 root,
                 domain,
                 new_secret: is_new_domain.then(|| self.store.stored_secret(domain, &secret)),
@@ -697,7 +713,7 @@ impl Receiving<'_> {
             }
         }
         for (name, value) in &node.xattrs {
-            if record_is_of_replica(name) {
+            if is_of_replica(name) {
                 return Err(StreamError::Contradiction(
                     "a record that is not to be sent",
                 ));

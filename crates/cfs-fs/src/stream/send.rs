@@ -518,9 +518,9 @@ fn short(fingerprint: &Fingerprint) -> u128 {
     u128::from_le_bytes(*half)
 }
 
-/// The number in the tables.
+/// The number that an inode has whoever shows it.
 fn number(ino: Ino) -> Ino {
-    ino.view().map_or(ino, |(_, ino)| ino)
+    ino.base()
 }
 
 fn in_view(snapshot: &Snapshot, ino: Ino) -> Result<Ino> {

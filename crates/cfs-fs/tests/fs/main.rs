@@ -1,6 +1,7 @@
 //! The whole crate from outside, on a device in memory.
 
 mod check;
+mod clones;
 mod crash;
 mod locks;
 mod model;

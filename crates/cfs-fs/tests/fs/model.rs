@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use cfs_format::{Ino, ViewId};
 use cfs_fs::{
-    AllocateMode, Caller, Change, Fs, FsError, RenameFlags, RestoreObserver, SNAPSHOTS_NAME,
-    SetAttr, Snapshot, XattrFlags,
+    AllocateMode, Caller, Change, Fs, FsError, Quota, RenameFlags, RestoreObserver, SNAPSHOTS_NAME,
+    SetAttr, Snapshot, VolumeOptions, XattrFlags,
 };
 
 use crate::pool::{Pool, Rng, assert_clean};
@@ -49,7 +49,8 @@ struct Model {
 type Outcome<T = ()> = Result<T, i32>;
 
 impl Model {
-    fn new() -> Self {
+    /// With nothing but the root of the volume.
+    fn new(root_ino: Ino) -> Self {
         let root = Node {
             content: Content::Directory(BTreeMap::new()),
             permissions: 0o755,
@@ -59,7 +60,7 @@ impl Model {
             xattrs: BTreeMap::new(),
         };
         Self {
-            nodes: BTreeMap::from([(Ino::ROOT, root)]),
+            nodes: BTreeMap::from([(root_ino, root)]),
         }
     }
 
@@ -241,6 +242,10 @@ impl Model {
 struct Run {
     pool: Pool,
     fs: Arc<Fs>,
+    /// The volume in which everything happens, and clones of its snapshots and of theirs; each with its path.
+    worlds: Vec<(Ino, String)>,
+    /// The one that operations are in.
+    world: usize,
     model: Model,
     rng: Rng,
     open: Vec<Ino>,
@@ -250,6 +255,8 @@ struct Run {
 /// A snapshot, and what was there when it was taken.
 struct Frozen {
     snapshot: Arc<Snapshot>,
+    /// The root of the volume or clone.
+    root: Ino,
     nodes: BTreeMap<Ino, Node>,
 }
 
@@ -262,10 +269,15 @@ impl Frozen {
 impl Run {
     fn new(seed: u64) -> Self {
         let pool = Pool::new(512);
+        let fs = pool.open();
+        let made = fs.volume_create(b"/m", &VolumeOptions::default(), &Caller::default());
+        let root = made.expect("a volume").ino;
         Self {
-            fs: pool.open(),
+            fs,
             pool,
-            model: Model::new(),
+            worlds: vec![(root, "/m".to_owned())],
+            world: 0,
+            model: Model::new(root),
             rng: Rng::new(seed),
             open: Vec::new(),
             snapshots: Vec::new(),
@@ -281,20 +293,24 @@ impl Run {
         assert_eq!(is, should_be, "{what}: file system left, model right");
     }
 
+    fn root(&self) -> Ino {
+        self.worlds[self.world].0
+    }
+
+    /// Inodes of the volume or clone that operations are in.
+    fn numbers(&self) -> Vec<Ino> {
+        of_world(&self.model.nodes, self.root())
+    }
+
     fn any_ino(&mut self) -> Ino {
-        let numbers: Vec<Ino> = self.model.nodes.keys().copied().collect();
+        let numbers = self.numbers();
         *self.rng.pick(&numbers)
     }
 
     /// Mostly a directory.
     fn any_directory(&mut self) -> Ino {
-        let directories: Vec<Ino> = self
-            .model
-            .nodes
-            .keys()
-            .copied()
-            .filter(|ino| self.model.is_directory(*ino))
-            .collect();
+        let mut directories = self.numbers();
+        directories.retain(|ino| self.model.is_directory(*ino));
         match self.rng.below(20) {
             0 => self.any_ino(),
             _ => *self.rng.pick(&directories),
@@ -306,13 +322,8 @@ impl Run {
     }
 
     fn any_file(&mut self) -> Option<Ino> {
-        let files: Vec<Ino> = self
-            .model
-            .nodes
-            .iter()
-            .filter(|(_, node)| matches!(node.content, Content::File(_)))
-            .map(|(ino, _)| *ino)
-            .collect();
+        let mut files = self.numbers();
+        files.retain(|ino| matches!(self.model.nodes[ino].content, Content::File(_)));
         (!files.is_empty()).then(|| *self.rng.pick(&files))
     }
 
@@ -325,7 +336,10 @@ impl Run {
     }
 
     fn step(&mut self) {
-        match self.rng.below(107) {
+        self.world = self.rng.below(self.worlds.len() as u64) as usize;
+        match self.rng.below(110) {
+            107..109 => self.make_clone(),
+            109 => self.remove_clone(),
             100..102 => self.take_snapshot(),
             102 => self.delete_snapshot(),
             103..105 => self.copy_from_snapshot(),
@@ -561,13 +575,66 @@ impl Run {
             return;
         }
         let name = format!("s{}", self.rng.next());
-        let taken = self.fs.snapshot_create(b"/", name.as_bytes());
-        let again = self.fs.snapshot_create(b"/", name.as_bytes());
+        let (root, path) = self.worlds[self.world].clone();
+        let taken = self.fs.snapshot_create(path.as_bytes(), name.as_bytes());
+        let again = self.fs.snapshot_create(path.as_bytes(), name.as_bytes());
         Self::agree("the same name again", &again, Err(libc::EEXIST));
+        let mut nodes = self.model.nodes.clone();
+        nodes.retain(|ino, _| is_of_world(*ino, root));
         self.snapshots.push(Frozen {
             snapshot: taken.expect("a snapshot"),
-            nodes: self.model.nodes.clone(),
+            root,
+            nodes,
         });
+    }
+
+    fn make_clone(&mut self) {
+        if self.worlds.len() == 5 || self.snapshots.is_empty() {
+            return;
+        }
+        let frozen = &self.snapshots[self.rng.below(self.snapshots.len() as u64) as usize];
+        let path = format!("/c{}", self.rng.next());
+        let none = Quota::default();
+        let made = self
+            .fs
+            .clone_create(&frozen.snapshot, path.as_bytes(), none, &CALLER);
+        let root = made.expect("a clone").ino;
+        let (clone, _) = root.cloned().expect("its number says so");
+        let number = |ino: Ino| ino.in_clone(clone).expect("small numbers");
+        for (ino, node) in frozen.nodes.iter().filter(|(_, node)| node.nlink > 0) {
+            let mut node = node.clone();
+            node.opens = 0;
+            // The root's is the root of all, as of every volume.
+            node.parent = match *ino == frozen.root {
+                true => Ino::ROOT,
+                false if node.parent == Ino(0) => Ino(0),
+                false => number(node.parent),
+            };
+            if let Content::Directory(entries) = &mut node.content {
+                entries.values_mut().for_each(|ino| *ino = number(*ino));
+            }
+            self.model.nodes.insert(number(*ino), node);
+        }
+        self.worlds.push((root, path));
+    }
+
+    fn remove_clone(&mut self) {
+        if self.world == 0 {
+            return;
+        }
+        let (root, path) = self.worlds[self.world].clone();
+        let all = self.fs.snapshots(None).expect("listed");
+        let has_snapshots = all.iter().any(|it| it.directory == root);
+        let is_open = self.open.iter().any(|ino| is_of_world(*ino, root));
+        let removed = self.fs.clone_delete(path.as_bytes());
+        let is_kept = has_snapshots || is_open;
+        let should_be = if is_kept { Err(libc::EBUSY) } else { Ok(()) };
+        Self::agree("removal of a clone", &removed, should_be);
+        if !is_kept {
+            self.worlds.remove(self.world);
+            self.model.nodes.retain(|ino, _| !is_of_world(*ino, root));
+            self.world = 0;
+        }
     }
 
     fn delete_snapshot(&mut self) {
@@ -575,13 +642,19 @@ impl Run {
             return;
         }
         let index = self.rng.below(self.snapshots.len() as u64) as usize;
-        let Frozen { snapshot, .. } = self.snapshots.swap_remove(index);
+        let snapshot = Arc::clone(&self.snapshots[index].snapshot);
+        let root = self.snapshots[index].root;
+        if !self.fs.clones_of(&snapshot).is_empty() {
+            let needed = self.fs.snapshot_delete(&snapshot);
+            return Self::agree("delete of a cloned one", &needed, Err(libc::EBUSY));
+        }
+        self.snapshots.swap_remove(index);
         self.fs.snapshot_hold(&snapshot, true).expect("hold");
         let held = self.fs.snapshot_delete(&snapshot);
         Self::agree("delete of a held one", &held, Err(libc::EBUSY));
         self.fs.snapshot_hold(&snapshot, false).expect("release");
         self.fs.snapshot_delete(&snapshot).expect("delete");
-        let root = Ino::ROOT.in_view(snapshot.view).expect("a small number");
+        let root = root.in_view(snapshot.view).expect("a small number");
         let gone = self.fs.getattr(root);
         Self::agree("stat of a deleted one", &gone, Err(libc::ESTALE));
     }
@@ -624,7 +697,7 @@ impl Run {
         let frozen = &self.snapshots[self.rng.below(self.snapshots.len() as u64) as usize];
         let numbers: Vec<Ino> = frozen.nodes.keys().copied().collect();
         let ino = frozen.ino(*self.rng.pick(&numbers));
-        let root = frozen.ino(Ino::ROOT);
+        let root = frozen.ino(frozen.root);
         let fs = &self.fs;
         let refused = Err(libc::EROFS);
         Self::agree("create", &fs.create(root, b"new", 0o644, &CALLER), refused);
@@ -688,19 +761,27 @@ impl Run {
     /// Compares everything that can be reached, and everything that is open.
     fn compare(&mut self) {
         self.compare_nodes(&self.model.nodes, |ino| ino);
-        let list = Ino::ROOT.in_view(ViewId::LIST).expect("a small number");
-        let limit = self.fs.dir_limit(list).expect("limit");
-        let listed = self.fs.read_dir(list, 0, limit, usize::MAX).expect("list");
-        assert_eq!(listed.len(), self.snapshots.len(), "snapshots in the list");
+        for (root, path) in &self.worlds {
+            assert_eq!(
+                self.fs.path_of(*root).expect("read").expect("there"),
+                path.as_bytes()
+            );
+            let list = root.in_view(ViewId::LIST).expect("a small number");
+            let limit = self.fs.dir_limit(list).expect("limit");
+            let listed = self.fs.read_dir(list, 0, limit, usize::MAX).expect("list");
+            let of_root = self.snapshots.iter().filter(|it| it.root == *root);
+            assert_eq!(listed.len(), of_root.count(), "snapshots in the list");
+        }
         for frozen in &self.snapshots {
+            let list = frozen.root.in_view(ViewId::LIST).expect("a small number");
             let snapshot = &frozen.snapshot;
             let root = self.fs.lookup(list, &snapshot.name).expect("in the list");
-            assert_eq!(root.ino, frozen.ino(Ino::ROOT));
+            assert_eq!(root.ino, frozen.ino(frozen.root));
             assert_eq!(self.fs.parent(root.ino).expect("parent"), list);
             let nodes = frozen.nodes.iter().filter(|(_, node)| node.nlink > 0);
             let nodes = nodes.map(|(ino, node)| {
                 let mut node = node.clone();
-                node.parent = match *ino == Ino::ROOT {
+                node.parent = match *ino == frozen.root {
                     true => list,
                     false => frozen.ino(node.parent),
                 };
@@ -766,6 +847,16 @@ impl Run {
     }
 }
 
+/// Whether an inode is in the volume or clone with this root.
+fn is_of_world(ino: Ino, root: Ino) -> bool {
+    ino.cloned().map(|(clone, _)| clone) == root.cloned().map(|(clone, _)| clone)
+}
+
+fn of_world(nodes: &BTreeMap<Ino, Node>, root: Ino) -> Vec<Ino> {
+    let numbers = nodes.keys().copied();
+    numbers.filter(|ino| is_of_world(*ino, root)).collect()
+}
+
 fn run(seed: u64, steps: u32) {
     eprintln!("seed {seed}");
     let mut run = Run::new(seed);
@@ -779,15 +870,30 @@ fn run(seed: u64, steps: u32) {
             run.compare();
         }
     }
-    let inodes = run.model.nodes.len() as u64;
-    run.fs.tick().expect("tick");
+    for ino in std::mem::take(&mut run.open) {
+        run.fs.release(ino).expect("release");
+        run.model.node(ino).opens -= 1;
+        run.model.bury(ino);
+    }
+    // What needs nothing else goes first.
+    while !run.snapshots.is_empty() || run.worlds.len() > 1 {
+        let fs = Arc::clone(&run.fs);
+        run.snapshots.retain(|frozen| {
+            let is_needed = !fs.clones_of(&frozen.snapshot).is_empty();
+            assert_eq!(fs.snapshot_delete(&frozen.snapshot).is_err(), is_needed);
+            is_needed
+        });
+        for world in (1..run.worlds.len()).rev() {
+            run.world = world;
+            run.remove_clone();
+        }
+    }
     for _ in 0..100 {
         run.fs.tick().expect("tick");
     }
+    // The root of all and the volume's place beside what is in the volume.
+    let inodes = run.model.nodes.len() as u64 + 2;
     assert_eq!(run.fs.statfs().inodes, inodes, "inodes left over");
-    for Frozen { snapshot, .. } in std::mem::take(&mut run.snapshots) {
-        run.fs.snapshot_delete(&snapshot).expect("delete");
-    }
     for _ in 0..100 {
         run.fs.tick().expect("tick");
     }
@@ -826,7 +932,7 @@ fn look(fs: &Fs, root: Ino) -> BTreeMap<String, Look> {
                 let value = fs.getxattr(entry.ino, &name).expect("get");
                 (name, value)
             });
-            let number = entry.ino.view().map_or(entry.ino, |(_, ino)| ino);
+            let number = entry.ino.base();
             let seen = (number.0, attr.mode, attr.nlink, xattrs.collect(), content);
             found.insert(path, seen);
         }
@@ -851,10 +957,10 @@ fn same_tree(one: &BTreeMap<String, Look>, other: &BTreeMap<String, Look>) {
     }
 }
 
-fn check_differences(fs: &Fs, then_root: Ino) {
-    let found = fs.differences(then_root, Ino::ROOT, || true);
+fn check_differences(fs: &Fs, then_root: Ino, now_root: Ino) {
+    let found = fs.differences(then_root, now_root, || true);
     let found = found.expect("differences").expect("to the end");
-    let (then, now) = (look(fs, then_root), look(fs, Ino::ROOT));
+    let (then, now) = (look(fs, then_root), look(fs, now_root));
     let mut explained = BTreeMap::new();
     let mut moved = Vec::new();
     for difference in &found {
@@ -929,13 +1035,17 @@ fn what_a_snapshot_shows_is_compared_and_brought_back() {
         for _ in 0..300 {
             run.step();
         }
-        let kept = run.fs.snapshot_create(b"/", b"kept").expect("a snapshot");
+        // Of a clone as well as of the volume.
+        run.world = seed as usize % run.worlds.len();
+        let (now, path) = run.worlds[run.world].clone();
+        let path = path.as_bytes();
+        let kept = run.fs.snapshot_create(path, b"kept").expect("a snapshot");
         for _ in 0..200 {
             run.step();
         }
         run.fs.syncfs().expect("syncfs");
-        let root = Ino::ROOT.in_view(kept.view).expect("a small number");
-        check_differences(&run.fs, root);
+        let root = now.in_view(kept.view).expect("a small number");
+        check_differences(&run.fs, root, now);
 
         // What the sizes say is what comes back, when nothing is put together again meanwhile.
         run.pool.sleep_ms(60_000);
@@ -946,7 +1056,8 @@ fn what_a_snapshot_shows_is_compared_and_brought_back() {
         let sizes = run.fs.snapshot_sizes(&all, |_| false).expect("sizes");
         for (snapshot, sizes) in all.iter().zip(sizes) {
             assert_eq!(sizes.exclusive_bytes, sizes.freed_bytes);
-            if snapshot.view == kept.view || run.rng.below(2) == 0 {
+            let is_cloned = !run.fs.clones_of(snapshot).is_empty();
+            if snapshot.view == kept.view || is_cloned || run.rng.below(2) == 0 {
                 continue;
             }
             let before = referenced_bytes(&run.fs);
@@ -960,10 +1071,10 @@ fn what_a_snapshot_shows_is_compared_and_brought_back() {
         }
 
         let before = referenced_bytes(&run.fs);
-        let restore = |fs: &Fs| fs.snapshot_restore(&kept, b"/", b"", true, &mut Quiet);
+        let restore = |fs: &Fs| fs.snapshot_restore(&kept, path, b"", true, &mut Quiet);
         restore(&run.fs).expect("restored");
         run.fs.syncfs().expect("syncfs");
-        same_tree(&look(&run.fs, root), &look(&run.fs, Ino::ROOT));
+        same_tree(&look(&run.fs, root), &look(&run.fs, now));
         assert!(referenced_bytes(&run.fs) <= before, "it is by reference");
         assert_clean(&run.fs);
         let again = restore(&run.fs).expect("restored");
@@ -971,7 +1082,7 @@ fn what_a_snapshot_shows_is_compared_and_brought_back() {
         let (pool, fs) = (run.pool.power_cut(seed), run.fs);
         drop(fs);
         let fs = pool.open();
-        same_tree(&look(&fs, root), &look(&fs, Ino::ROOT));
+        same_tree(&look(&fs, root), &look(&fs, now));
         assert_clean(&fs);
     }
 }

@@ -1,6 +1,7 @@
 //! The S3 face over a pool in memory, spoken to over TCP.
 
 mod client;
+mod clones;
 mod customer;
 mod doors;
 mod extremes;

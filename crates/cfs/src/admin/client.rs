@@ -294,6 +294,13 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
                 taken.seconds * 1e3
             )]
         }),
+        Answer::CloneMade(made) => or_json(made, json, || {
+            let (name, path) = (printable(&made.name), printable(&made.path));
+            vec![format!(
+                "{path} is a clone of {name}, in {:.1} ms",
+                made.seconds * 1e3
+            )]
+        }),
         Answer::Restored(summary) => or_json(summary, json, || vec![restore_line(summary)]),
         Answer::Policies(policies) => or_json(policies, json, || policies.lines()),
         Answer::Volumes(volumes) => or_json(volumes, json, || volumes.lines()),

@@ -292,7 +292,16 @@ fn inode_record(fs: &Fs, ino: Ino) -> Result<InodeRecord> {
         .store()
         .get(&key(ino, tag::INODE, &[]))
         .map_err(unreadable)?
-        .ok_or_else(|| Failure::new(Code::Failed, format!("there is no inode {ino}")))?;
+        .ok_or_else(|| match ino.cloned() {
+            None => Failure::new(Code::Failed, format!("there is no inode {ino}")),
+            Some((clone, base)) => Failure::new(
+                Code::Failed,
+                format!("clone {clone} has no rows of its own of inode {ino}"),
+            )
+            .hint(format!(
+                "if it shows it, it is what the origin has of inode {base}"
+            )),
+        })?;
     InodeRecord::read_from_bytes(&value).map_err(|_| {
         Failure::new(
             Code::Failed,

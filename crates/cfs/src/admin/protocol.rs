@@ -203,6 +203,19 @@ pub enum VolumeRequest {
         /// Owner and group of its root.
         owner: (u32, u32),
     },
+    /// Make one that shows what a snapshot shows.
+    Clone {
+        /// The snapshot.
+        named: Named,
+        /// Its root, absolute in the pool; new.
+        path: AnyPath,
+        /// Most bytes of content of its own; 0: no bound.
+        quota_bytes: u64,
+        /// Most inodes of its own; 0: no bound.
+        quota_inodes: u64,
+        /// Owner and group of its place.
+        owner: (u32, u32),
+    },
     /// Give one other bounds; what is not given stays.
     Set {
         /// Its root.
@@ -467,6 +480,8 @@ pub enum Answer {
     Transfer(TransferSummary),
     /// Of `snapshot create`.
     SnapshotTaken(SnapshotTaken),
+    /// A clone has been made.
+    CloneMade(SnapshotTaken),
     /// Of `snapshot list`.
     Snapshots(Snapshots),
     /// Of `snapshot restore`.

@@ -269,6 +269,9 @@ pub struct VolumeShown {
     pub snapshots: u64,
     /// Its dedup domain.
     pub domain: u16,
+    /// Of a clone, directory and name of the snapshot; the counts are of what is its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 impl Volumes {
@@ -283,6 +286,7 @@ impl Volumes {
             "of",
             "snapshots",
             "domain",
+            "clone of",
         ];
         let mut rows = vec![head.map(str::to_owned)];
         let none = || "-".to_owned();
@@ -296,12 +300,13 @@ impl Volumes {
                 it.quota_inodes.map_or_else(none, count),
                 count(it.snapshots),
                 it.domain.to_string(),
+                it.origin.as_deref().map_or_else(none, printable),
             ]
         }));
         let (left, right) = (Align::Left, Align::Right);
         table(
             &rows,
-            &[right, left, right, right, right, right, right, right],
+            &[right, left, right, right, right, right, right, right, left],
         )
     }
 }

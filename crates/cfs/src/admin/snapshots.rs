@@ -99,6 +99,7 @@ pub fn perform(
                     format!("{} is held; nothing was changed", named.sentence()),
                 )
                 .hint("`cfs admin snapshot release` lets it go"),
+                FsError::NeededByClone => needed(fs, &snapshot, &named.sentence()),
                 error => Failure::new(
                     Code::Failed,
                     format!("{} could not be deleted: {error}", named.sentence()),
@@ -164,6 +165,20 @@ impl Named {
         fs.snapshot_hold(&snapshot, held)
             .map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", self.sentence())))
     }
+}
+
+/// A snapshot cannot be deleted because clones show it.
+pub fn needed(fs: &Fs, snapshot: &Snapshot, sentence: &str) -> Failure {
+    let clones = fs.clones_of(snapshot).into_iter();
+    let clones: Vec<_> = clones.map(|it| text(&it.path)).collect();
+    Failure::new(
+        Code::Failed,
+        format!(
+            "{sentence} is what the clone {} shows; nothing was changed",
+            clones.join(", ")
+        ),
+    )
+    .hint("`cfs admin volume delete CLONE --recursive` removes a clone")
 }
 
 fn text(bytes: &[u8]) -> String {

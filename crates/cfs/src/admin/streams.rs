@@ -6,7 +6,7 @@
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -182,7 +182,9 @@ fn failure(error: &StreamError) -> Failure {
         StreamError::NoBase(_) => {
             failure.hint("`cfs admin snapshot list` tells which there are")
         }
-        StreamError::Target(_) => failure.hint("give another path to receive it at"),
+        StreamError::Target(_) => {
+            failure.hint("give another path to receive it at, in a directory that is there")
+        }
         _ => failure,
     }
 }
@@ -235,7 +237,7 @@ pub struct Bridge {
     name: String,
     path: PathBuf,
     is_over: Arc<AtomicBool>,
-    pump: Option<JoinHandle<io::Result<Option<std::process::ExitStatus>>>>,
+    pump: Option<JoinHandle<io::Result<Option<ExitStatus>>>>,
 }
 
 impl Bridge {
@@ -286,11 +288,11 @@ impl Bridge {
         self.name.clone()
     }
 
-    /// Waits until all has been passed on, after the request has ended.
+    /// Waits until all has been passed on, after the request has ended. With what the other process ended, if it failed.
     ///
     /// # Errors
-    /// When the stream could not be passed on, or the other process failed.
-    pub fn finish(mut self) -> Result<()> {
+    /// When the stream could not be passed on.
+    pub fn finish(mut self) -> Result<Option<ExitStatus>> {
         self.is_over.store(true, Ordering::Relaxed);
         let pump = self.pump.take().expect("there until it is finished");
         let passed = pump.join().expect("a panic ends the process");
@@ -300,13 +302,7 @@ impl Bridge {
                 format!("the stream could not be passed on: {error}"),
             )
         })?;
-        match status {
-            Some(status) if !status.success() => Err(Failure::new(
-                Code::Failed,
-                format!("the receiving process ended with {status}"),
-            )),
-            _ => Ok(()),
-        }
+        Ok(status.filter(|status| !status.success()))
     }
 }
 
@@ -334,7 +330,7 @@ fn pump(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     }
 }
 
-fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<std::process::ExitStatus>> {
+fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<ExitStatus>> {
     let Some(stream) = stream else {
         // Nothing came of the request: the other process meets the end of its input.
         if let Far::Process(mut child) = far {

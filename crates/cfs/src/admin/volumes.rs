@@ -1,15 +1,20 @@
 //! Volumes, as the admin commands make, list, bound and remove them.
 
+use std::time::{Duration, Instant};
+
 use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeOptions};
 
 use super::protocol::{Answer, AnyPath, VolumeRequest};
-use super::report::{VolumeShown, Volumes, hex_if_no_text, printable};
+use super::report::{SnapshotTaken, VolumeShown, Volumes, hex_if_no_text, printable};
 use super::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
 use crate::transfer::KernelCaches;
 
 /// Entries of a directory that are removed before it is listed again.
 const ENTRIES_AT_ONCE: usize = 256;
+
+/// The kernel tells of the last close of a file a moment after it.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Does what is asked.
 ///
@@ -47,6 +52,36 @@ pub fn perform(
             name_changed(fs, path, caches);
             durable(fs, path)
         }
+        VolumeRequest::Clone {
+            named,
+            path,
+            quota_bytes,
+            quota_inodes,
+            owner,
+        } => {
+            let snapshot = named.find(fs)?;
+            let quota = Quota {
+                bytes: *quota_bytes,
+                inodes: *quota_inodes,
+            };
+            let caller = Caller {
+                uid: owner.0,
+                gid: owner.1,
+                pid: 0,
+                umask: 0,
+            };
+            let started = Instant::now();
+            fs.clone_create(&snapshot, path.bytes(), quota, &caller)
+                .map_err(|error| not_made(path, &error))?;
+            durable(fs, path)?;
+            let seconds = started.elapsed().as_secs_f64();
+            name_changed(fs, path, caches);
+            Ok(Answer::CloneMade(SnapshotTaken {
+                name: named.sentence(),
+                path: String::from_utf8_lossy(path.bytes()).into_owned(),
+                seconds,
+            }))
+        }
         VolumeRequest::Set {
             path,
             quota_bytes,
@@ -69,8 +104,11 @@ pub fn perform(
             if *recursive {
                 empty(fs, path, &volume, reporter)?;
             }
-            fs.volume_delete(path.bytes())
-                .map_err(|error| not_removed(path, *recursive, &error))?;
+            let deleted = match *recursive && volume.goes_whole() {
+                true => fs.clone_delete(path.bytes()),
+                false => fs.volume_delete(path.bytes()),
+            };
+            deleted.map_err(|error| not_removed(path, *recursive, &error))?;
             name_changed(fs, path, caches);
             durable(fs, path)
         }
@@ -98,6 +136,12 @@ fn shown(fs: &Fs, volume: &Volume) -> VolumeShown {
         quota_inodes: bound(volume.quota.inodes),
         snapshots: all.iter().filter(|it| it.volume == volume.id).count() as u64,
         domain: volume.record.domain.get(),
+        origin: fs.origin_of(volume).map(|it| {
+            // The directory may have another path now.
+            let path = fs.path_of(it.directory).ok().flatten();
+            let path = path.unwrap_or_else(|| it.path.clone());
+            String::from_utf8_lossy(&[&path[..], b"@", &it.name].concat()).into_owned()
+        }),
     }
 }
 
@@ -109,7 +153,7 @@ fn find(fs: &Fs, path: &AnyPath) -> Result<Volume> {
     })
 }
 
-/// Deletes the snapshots of a volume and all in it.
+/// Removes all in a volume, of a clone only what does not go with it, and then its snapshots.
 fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> Result<()> {
     let wrong = |error: FsError| failed(path, &error);
     let nested = fs
@@ -140,10 +184,24 @@ fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> R
         )
         .hint("`cfs admin snapshot release` lets it go"));
     }
-    if let Some((file, error)) = fs.volume_obstacle(volume).map_err(wrong)? {
+    for snapshot in &snapshots {
+        if !fs.clones_of(snapshot).is_empty() {
+            let name = printable(&String::from_utf8_lossy(&snapshot.name));
+            let sentence = format!("snapshot {name} of {}", text(path));
+            return Err(super::snapshots::needed(fs, snapshot, &sentence));
+        }
+    }
+    let started = Instant::now();
+    let mut obstacle = fs.volume_obstacle(volume).map_err(wrong)?;
+    while obstacle.is_some() && volume.goes_whole() && started.elapsed() < CLOSING {
+        std::thread::sleep(CLOSING / 50);
+        obstacle = fs.volume_obstacle(volume).map_err(wrong)?;
+    }
+    if let Some((file, error)) = obstacle {
         let file = printable(&String::from_utf8_lossy(&file));
         let reason = match error {
             FsError::NotEmpty => "it is open".to_owned(),
+            FsError::Busy => "files in it are open".to_owned(),
             error => error.to_string(),
         };
         return Err(Failure::new(
@@ -151,6 +209,18 @@ fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> R
             format!("{file}: {reason}; nothing was changed"),
         ));
     }
+    if !volume.goes_whole() {
+        remove_all(fs, path, volume, reporter)?;
+    }
+    for snapshot in &snapshots {
+        fs.snapshot_delete(snapshot).map_err(wrong)?;
+    }
+    Ok(())
+}
+
+/// Removes all in a volume.
+fn remove_all(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> Result<()> {
+    let wrong = |error: FsError| failed(path, &error);
     // From the deepest directory up: a directory is looked at again when all in it is gone.
     let mut waiting = vec![volume.root];
     while let Some(directory) = waiting.last().copied() {
@@ -185,9 +255,6 @@ fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> R
             }
             None => {}
         }
-    }
-    for snapshot in &snapshots {
-        fs.snapshot_delete(snapshot).map_err(wrong)?;
     }
     Ok(())
 }
@@ -251,6 +318,16 @@ fn not_removed(path: &AnyPath, was_emptied: bool, error: &FsError) -> Failure {
             format!("volume {path} has snapshots; nothing was changed"),
         )
         .hint("delete them, or give --recursive"),
+        FsError::Busy => Failure::new(
+            Code::Failed,
+            format!("files in the clone {path} are open; nothing was changed but its snapshots"),
+        )
+        .hint("end what has them open, or leave its directories"),
+        FsError::Locked => Failure::new(
+            Code::Failed,
+            format!("the clone {path} may have locked objects in it; nothing was changed but its snapshots"),
+        )
+        .hint("remove what is in it; then it can be removed itself"),
         FsError::Invalid => Failure::new(
             Code::Usage,
             "the volume / is the pool itself and cannot be removed",

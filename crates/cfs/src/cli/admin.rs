@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::pool::ExistingArgs;
-use super::volume::{SnapshotCommand, VolumeCommand};
+use super::volume::{CLONE_HELP, CloneArgs, SnapshotCommand, VolumeCommand};
 use crate::bytes;
 
 const SCRUB_HELP: &str = "\
@@ -82,6 +82,9 @@ pub enum AdminCommand {
         #[command(subcommand)]
         command: SnapshotCommand,
     },
+    /// Make a volume that shows what a snapshot shows, and can be changed
+    #[command(after_help = CLONE_HELP)]
+    Clone(CloneArgs),
     /// Remove what lifecycle rules of buckets say is due, which a server does by itself each hour
     #[command(after_help = LIFECYCLE_HELP)]
     Lifecycle(LifecycleArgs),

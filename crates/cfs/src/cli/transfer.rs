@@ -49,6 +49,8 @@ pub(super) const REPLICATE_HELP: &str = "\
 The other side is asked which earlier snapshots and which chunks it has. A run that was cut off goes on where it ended.
 A command as target needs two words or more, and `--` before it if it has options.
 
+Exit code: where the receiving process fails, its own (255 is ssh's when there is no connection).
+
 Example:
   cfs replicate /home@monday /srv/copy --data /srv/pool
   cfs replicate /home@monday --data /srv/pool -- ssh host cfs receive --data /srv/copy /backup/home";

@@ -1,4 +1,4 @@
-//! `cfs admin snapshot` and `cfs admin volume`.
+//! `cfs admin snapshot`, `cfs admin clone` and `cfs admin volume`.
 
 use std::path::PathBuf;
 
@@ -16,8 +16,17 @@ back to it, copy from there.
 A snapshot of one directory keeps what changes in its whole volume.
 
 Examples:
-  cfs admin snapshot create /home --name monday --data /srv/pool
+  cfs admin snapshot create /home monday --data /srv/pool
   cp -a /mnt/cfs/home/.snapshots/monday/letter.txt /mnt/cfs/home/";
+
+pub(super) const CLONE_HELP: &str = "\
+It takes no time and no room, whatever the size: what is changed in the clone is copied by reference when it is changed
+first, and nobody else sees it. The snapshot cannot be deleted as long as the clone is there; `cfs admin volume delete
+NEWPATH --recursive` removes the clone. A quota counts what has been changed or made in it. Locks of objects stay with
+the origin.
+
+Example:
+  cfs admin clone /home@monday /try --data /srv/pool";
 
 const SNAPSHOT_LIST_HELP: &str = "\
 For each: how much content it shows (logical), what chunks that nothing else holds take in the pool (it alone), and what
@@ -131,19 +140,13 @@ pub enum SnapshotCommand {
         report: ReportArgs,
     },
     /// Delete a snapshot; its room comes back in the background
-    #[command(
-        after_help = "Example:\n  cfs admin snapshot delete /home --name monday --data /srv/pool"
-    )]
+    #[command(after_help = "Example:\n  cfs admin snapshot delete /home monday --data /srv/pool")]
     Delete(SnapshotArgs),
     /// Keep a snapshot from being deleted
-    #[command(
-        after_help = "Example:\n  cfs admin snapshot hold /home --name monday --data /srv/pool"
-    )]
+    #[command(after_help = "Example:\n  cfs admin snapshot hold /home monday --data /srv/pool")]
     Hold(SnapshotArgs),
     /// Let a snapshot that is held be deleted again
-    #[command(
-        after_help = "Example:\n  cfs admin snapshot release /home --name monday --data /srv/pool"
-    )]
+    #[command(after_help = "Example:\n  cfs admin snapshot release /home monday --data /srv/pool")]
     Release(SnapshotArgs),
 }
 
@@ -153,8 +156,11 @@ pub struct NewSnapshotArgs {
     /// Directory, from the root of the pool
     pub path: PathBuf,
     /// Name of the snapshot
-    #[arg(long)]
-    pub name: std::ffi::OsString,
+    #[arg(required_unless_present = "named")]
+    pub name: Option<std::ffi::OsString>,
+    /// The same
+    #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
+    pub named: Option<std::ffi::OsString>,
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,
@@ -164,17 +170,45 @@ pub struct NewSnapshotArgs {
 #[derive(Debug, Args)]
 pub struct SnapshotArgs {
     /// Directory, from the root of the pool
-    #[arg(required_unless_present = "id", requires = "name")]
+    #[arg(required_unless_present = "id")]
     pub path: Option<PathBuf>,
     /// Name of the snapshot
-    #[arg(long, requires = "path")]
+    #[arg(required_unless_present_any = ["named", "id"])]
     pub name: Option<std::ffi::OsString>,
+    /// The same
+    #[arg(
+        long = "name",
+        value_name = "NAME",
+        requires = "path",
+        conflicts_with = "name"
+    )]
+    pub named: Option<std::ffi::OsString>,
     /// Its id as `snapshot list` tells it, instead of path and name
-    #[arg(long, value_name = "ID", conflicts_with_all = ["path", "name"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["path", "name", "named"])]
     pub id: Option<String>,
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,
+}
+
+/// Options of `cfs admin clone`.
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// A directory, from the root of the pool, and its snapshot
+    #[arg(value_name = "PATH@NAME")]
+    pub snapshot: std::ffi::OsString,
+    /// The clone's root, a new directory, from the root of the pool
+    #[arg(value_name = "NEWPATH")]
+    pub path: PathBuf,
+    /// Most bytes of content that are changed or made in it, each file as a whole [default: no bound]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub quota_bytes: Option<u64>,
+    /// Most inodes that are changed or made in it [default: no bound]
+    #[arg(long, value_name = "COUNT")]
+    pub quota_inodes: Option<u64>,
+    /// Options of any report.
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 /// The volume commands.

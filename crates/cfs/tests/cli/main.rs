@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod clones;
 mod first_run;
 mod mount;
 mod readme;

@@ -183,7 +183,18 @@ fn snapshots_are_listed_held_and_deleted() {
     assert_eq!(all[0]["path"], "/source");
     assert_eq!(all[1]["path"], "/");
     assert_eq!(list(&["/"]).as_array().expect("a list").len(), 1);
-    snapshot("hold", "/source", "monday").ok();
+    // The name also stands alone, as where a snapshot is compared or brought back.
+    let bare = |action: &str, names: &[&str]| {
+        let mut bare = command(&[&"admin", &"snapshot", &action, &"/source", &"--data", &data]);
+        bare.args(names);
+        crate::support::run(bare)
+    };
+    bare("create", &["tuesday"]).ok();
+    bare("delete", &["tuesday"]).ok();
+    bare("create", &[]).refused(2, "NAME");
+    bare("hold", &[]).refused(2, "NAME");
+    bare("hold", &["monday", "--name", "tuesday"]).refused(2, "cannot be used with");
+    bare("hold", &["monday"]).ok();
     assert_eq!(list(&["/source"])[0]["held"], true);
     snapshot("delete", "/source", "monday").refused(1, "is held");
     snapshot("release", "/source", "monday").ok();

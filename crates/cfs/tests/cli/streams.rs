@@ -192,7 +192,23 @@ fn pools_that_are_served_replicate() {
         "-c",
         "exit 3"
     );
-    assert_eq!(failing.code, 1, "{failing:?}");
+    assert_eq!(failing.code, 3, "{failing:?}");
+    assert!(
+        failing
+            .stderr
+            .contains("the receiving process ended with exit status: 3"),
+        "{failing:?}"
+    );
+    cfs!(
+        "replicate",
+        "/home@two",
+        copy,
+        "--path",
+        "/not/here",
+        "--data",
+        data
+    )
+    .refused(1, "the directory above /not/here is not here");
     cfs!("admin", "fsck", "--data", copy).ok();
     for server in servers {
         server.stop();

@@ -1,0 +1,245 @@
+//! Clones: what they have from their origins counts as theirs, as far as they have not changed it.
+
+use cfs_format::table::{
+    CookieRecord, DirentRecord, InodeRecord, SnapshotRecord, inode_flag, key, tag,
+};
+use cfs_format::{Ino, ViewId, VolumeId};
+use cfs_store::ReadError;
+use zerocopy::IntoBytes;
+
+use super::Mending;
+use crate::clone::{self, Found};
+use crate::error::FsError;
+use crate::history::{Past, snapshot_key};
+use crate::views::Snapshot;
+use crate::{directory, inode};
+
+/// What the origin shows, if it can be read: what is damaged there is no part of the clone any more.
+fn readable<T>(found: Result<Option<T>, FsError>) -> Result<Option<T>, ReadError> {
+    match found {
+        Ok(found) => Ok(found),
+        Err(FsError::Read(error)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+impl Mending<'_> {
+    fn inherited(&self, ino: Ino) -> Result<Option<Found>, ReadError> {
+        readable(clone::inherited(self.store, ino))
+    }
+
+    /// Looks at an inode of a clone; whether nothing else is to be done with its rows.
+    pub(super) fn is_of_clone(
+        &mut self,
+        ino: Ino,
+        record: Option<&InodeRecord>,
+        rows: u64,
+    ) -> Result<bool, ReadError> {
+        let Some((volume, _)) = ino.cloned() else {
+            return Ok(false);
+        };
+        let Some(clone) = self.store.volume(volume) else {
+            self.trouble(ino, "volume", "the clone that it was in is lost");
+            self.delete_rows(ino)?;
+            return Ok(true);
+        };
+        let found = self.inherited(ino)?;
+        match (record, &found) {
+            // What is left of one that has been removed needs its records only to be taken apart.
+            (Some(_), _) if clone.is_removed() => return Ok(true),
+            (None, _) if clone.is_removed() => {
+                self.delete_rows(ino)?;
+                return Ok(true);
+            }
+            (None, Some(_)) => {
+                let sentence =
+                    "what was changed of it in a clone is lost: it is as its origin has it";
+                self.trouble(ino, "inode", sentence);
+                self.delete_rows(ino)?;
+                return Ok(true);
+            }
+            // Half a copy.
+            (Some(record), _) if record.flags.get() & inode_flag::COPYING != 0 => {
+                self.delete_rows(ino)?;
+                return Ok(true);
+            }
+            _ => {}
+        }
+        if let Some(found) = found
+            && inode::is_directory(&found.record)
+        {
+            for entry in clone::entries(self.store, ino, &found) {
+                let Some((target, _)) = readable(entry.map(Some))? else {
+                    break;
+                };
+                self.seen.entry(target).or_default().lost_names += 1;
+            }
+        }
+        if !record.is_some_and(clone::is_gone) {
+            return Ok(false);
+        }
+        if rows > 1 {
+            self.delete_rows(ino)?;
+            self.changes.remove(&key(ino, tag::INODE, &[]));
+        }
+        Ok(true)
+    }
+
+    /// Adds to what was met in clones what their origins have: see [`crate::check`], which goes by the same rule.
+    pub(super) fn inherit(&mut self) -> Result<(), ReadError> {
+        for (root, _) in self.volumes.values() {
+            if root.cloned().is_some() {
+                self.seen.entry(*root).or_default();
+            }
+        }
+        let mut of_clones: Vec<Ino> = self.seen.keys().copied().collect();
+        of_clones.retain(|ino| ino.cloned().is_some());
+        of_clones.sort_unstable();
+        for ino in of_clones {
+            let Some(found) = self.inherited(ino)? else {
+                continue;
+            };
+            let is_own = match self.get(&key(ino, tag::INODE, &[]))? {
+                Some(bytes) => match inode::decode(ino, &bytes) {
+                    Ok(record) if clone::is_gone(&record) => {
+                        self.add_names(ino, &found);
+                        continue;
+                    }
+                    decoded => decoded.is_ok(),
+                },
+                None => false,
+            };
+            self.add_names(ino, &found);
+            if !is_own {
+                let record = &found.record;
+                let seen = self.seen.entry(ino).or_default();
+                seen.kind = Some(inode::kind(record));
+                seen.nlink = record.nlink.get();
+                seen.parent = Ino(record.parent.get());
+                seen.volume = VolumeId(record.volume.get());
+                seen.is_junction = false;
+                seen.is_inherited = true;
+                if inode::is_directory(record) {
+                    seen.subdirectories = seen.nlink.saturating_sub(2);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_names(&mut self, ino: Ino, found: &Found) {
+        let is_root = self.is_root(ino);
+        let record = &found.record;
+        let inherited = match (inode::is_directory(record), is_root) {
+            (true, true) => 0,
+            (true, false) => 1,
+            (false, _) => record.nlink.get(),
+        };
+        let seen = self.seen.entry(ino).or_default();
+        let left = inherited.saturating_sub(seen.lost_names);
+        if seen.names == 0 && left > 0 {
+            seen.name_parent = Ino(record.parent.get());
+        }
+        seen.names += left;
+    }
+
+    /// Gives a clone rows of its own for a directory that it has from its origin: it is about to change.
+    pub(super) fn own_directory(&mut self, ino: Ino) -> Result<(), ReadError> {
+        if !self.seen.get(&ino).is_some_and(|seen| seen.is_inherited) {
+            return Ok(());
+        }
+        let Some(found) = self.inherited(ino)? else {
+            return Ok(());
+        };
+        let past = Past {
+            table: self.store,
+            at: found.place.at.unwrap_or_default(),
+        };
+        let mut entries = Vec::new();
+        for row in past.rows(found.place.ino, tag::COOKIE, &[], None) {
+            let Some((suffix, value)) = readable(row.map(Some))? else {
+                break;
+            };
+            let cookie = suffix.try_into().map(u64::from_be_bytes);
+            if let (
+                Ok((
+                    CookieRecord {
+                        ino: target, kind, ..
+                    },
+                    name,
+                )),
+                Ok(cookie),
+            ) = (directory::decode_cookie(ino, &value), cookie)
+                && let Ok(target) = crate::views::beside(ino, Ino(target.get()))
+            {
+                let entry = DirentRecord {
+                    ino: target.0.into(),
+                    cookie: cookie.into(),
+                    timestamp: found.record.timestamp,
+                    kind,
+                };
+                entries.push((name.to_vec(), entry));
+            }
+        }
+        let mut record = found.record;
+        record.size = (entries.len() as u64).into();
+        self.put_record(ino, &record);
+        for (name, entry) in entries {
+            self.put_entry(ino, &name, &entry);
+        }
+        if let Some(seen) = self.seen.get_mut(&ino) {
+            seen.is_inherited = false;
+        }
+        Ok(())
+    }
+
+    /// Makes the rows of snapshots anew that clones need and that are lost. What has not been changed since reads as it did.
+    pub(super) fn snapshots_of_clones(&mut self, known: &mut Vec<Snapshot>) {
+        for (_, clone) in self.store.volumes() {
+            let Some((volume, at)) = clone.origin() else {
+                continue;
+            };
+            if known
+                .iter()
+                .any(|it| (it.volume, it.timestamp) == (volume, at))
+            {
+                continue;
+            }
+            let base = Ino(clone.root.get()).base();
+            let is_clone = self
+                .store
+                .volume(volume)
+                .is_some_and(|it| it.origin_volume.get() != 0);
+            let directory = match is_clone {
+                true => base.in_clone(volume),
+                false => Some(base),
+            };
+            let view = (1..=ViewId::MAX.0).map(ViewId);
+            let mut view = view.filter(|view| !known.iter().any(|it| it.view == *view));
+            let (Some(directory), Some(view)) = (directory, view.next()) else {
+                continue;
+            };
+            let name = format!("lost-{:x}", at.0);
+            let record = SnapshotRecord {
+                directory: directory.0.into(),
+                created_ns: (at.millis() * 1_000_000).into(),
+                volume_logical_bytes: 0.into(),
+                volume_inode_count: 0.into(),
+                view: view.0.into(),
+                flags: 0.into(),
+                name_len: name.len() as u8,
+                reserved: [0; 7],
+            };
+            let row = (
+                snapshot_key(volume, at.0),
+                [record.as_bytes(), name.as_bytes(), b"/"].concat(),
+            );
+            if let Ok(snapshot) = Snapshot::decode(&row) {
+                known.push(snapshot);
+                self.put(row.0, row.1);
+                let sentence = "its name was lost, and a clone needs it".to_owned();
+                self.find("snapshot", name, sentence);
+            }
+        }
+    }
+}
