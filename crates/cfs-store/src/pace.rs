@@ -10,7 +10,7 @@ use cfs_format::SEGMENT_BYTES;
 
 /// The pool is idle when it has not been used for so long.
 const IDLE_AFTER_NS: u64 = 2_000_000_000;
-/// Bytes that compaction may read and write in a second while the pool is in use. The figures: docs/figures.md.
+/// Bytes that compaction may read and write in a second while the pool is in use. The figures: docs/PERFORMANCE.md.
 const BUSY_BYTES_PER_SECOND: u64 = 16 << 20;
 /// As above, in an idle pool.
 const IDLE_BYTES_PER_SECOND: u64 = 192 << 20;
