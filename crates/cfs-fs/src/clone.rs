@@ -167,3 +167,17 @@ pub(crate) fn entries<T: Table>(
         Ok((target, u32::from(record.kind) << 12))
     })
 }
+
+/// The first key of a clone's inodes, and the first behind the last of them, or behind those up to one of them.
+///
+/// # Errors
+/// [`FsError::Invalid`] for a volume that can be no clone.
+pub(crate) fn range_of(volume: VolumeId, last: Option<Ino>) -> Result<(Vec<u8>, Vec<u8>)> {
+    let first = Ino(0).in_clone(volume).ok_or(FsError::Invalid)?;
+    let behind = match last {
+        Some(last) => Some(Ino(last.0 + 1)),
+        None => Ino(0).in_clone(VolumeId(volume.0 + 1)),
+    };
+    let behind = behind.map_or_else(|| vec![0xff; 9], |next| key(next, 0, &[]));
+    Ok((key(first, 0, &[]), behind))
+}

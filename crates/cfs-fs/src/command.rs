@@ -235,6 +235,8 @@ pub struct Sweep {
     pub volume: VolumeId,
     /// Rows to remove, at most.
     pub rows_max: u32,
+    /// Inodes with larger numbers have no rows left. Without it the clone's own row goes when there are no others.
+    pub last: Option<Ino>,
 }
 
 /// See [`Command::Link`].

@@ -79,6 +79,8 @@ pub struct Fs {
     /// Held shared while data are accepted, and alone while a snapshot is taken.
     pub(crate) gate: RwLock<()>,
     pub(crate) schedule: Mutex<namespace::policies::Policies>,
+    /// The clone whose rows are being removed, and the last inode that may have some.
+    pub(crate) swept: Mutex<Option<(cfs_format::VolumeId, cfs_format::Ino)>>,
     /// Directories that streams are being received into.
     pub(crate) receiving: Mutex<HashSet<cfs_format::Ino>>,
 }
@@ -144,6 +146,7 @@ impl Fs {
             views,
             gate: RwLock::new(()),
             schedule: Mutex::default(),
+            swept: Mutex::default(),
             receiving: Mutex::default(),
         });
         fs.queue_orphans()?;

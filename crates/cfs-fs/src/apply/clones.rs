@@ -70,7 +70,10 @@ pub(super) fn copy_up(txn: &mut Txn<'_>, command: &CopyUp) -> Result<()> {
     let (volume, _) = ino.cloned().ok_or(FsError::Invalid)?;
     let copied = txn.get(&key(ino, tag::INODE, &[]))?;
     let copied = copied.map(|bytes| inode::decode(ino, &bytes)).transpose()?;
-    if copied.is_some_and(|record| record.flags.get() & inode_flag::COPYING == 0) {
+    if copied.is_some_and(|record| clone::is_gone(&record)) {
+        return Err(FsError::NotFound);
+    }
+    if copied.is_some_and(|record| clone::is_own(&record)) {
         return Ok(());
     }
     let found = clone::inherited(txn, ino)?.ok_or(FsError::NotFound)?;
@@ -257,11 +260,15 @@ pub(super) fn remove(txn: &mut Txn<'_>, volume: VolumeId, record: VolumeRecord) 
 
 /// Removes rows of a clone that is gone, the last ones first, at most so many; and its own when there are none.
 pub(super) fn sweep(txn: &mut Txn<'_>, command: &Sweep) -> Result<()> {
-    let Sweep { volume, rows_max } = *command;
+    let Sweep {
+        volume,
+        rows_max,
+        last,
+    } = *command;
     if !txn.volume(volume).is_some_and(|record| record.is_removed()) {
         return Ok(());
     }
-    let (lo, hi) = range_of(volume)?;
+    let (lo, hi) = clone::range_of(volume, last)?;
     let rows: Vec<extent::Row> = txn
         .range(&lo, &hi)
         .rev()
@@ -297,20 +304,10 @@ pub(super) fn sweep(txn: &mut Txn<'_>, command: &Sweep) -> Result<()> {
         }
         txn.delete(row.0.clone());
     }
-    if rows.len() < rows_max as usize {
+    if rows.len() < rows_max as usize && last.is_none() {
         txn.volume_remove(volume);
     }
     Ok(())
-}
-
-/// The first key of a clone's inodes, and the first behind them.
-fn range_of(volume: VolumeId) -> Result<(Vec<u8>, Vec<u8>)> {
-    let first = Ino(0).in_clone(volume).ok_or(FsError::Invalid)?;
-    let behind = match Ino(0).in_clone(VolumeId(volume.0 + 1)) {
-        Some(next) => key(next, 0, &[]),
-        None => vec![0xff; 9],
-    };
-    Ok((key(first, 0, &[]), behind))
 }
 
 /// Notes that something in a clone has a lock.

@@ -174,8 +174,11 @@ impl Core {
         loop {
             let row = self.store.get(&key(ino, tag::INODE, &[]))?;
             let record = row.map(|bytes| inode::decode(ino, &bytes)).transpose()?;
-            if record.is_some_and(|record| clone::is_own(&record)) {
-                return Ok(());
+            match record {
+                Some(record) if clone::is_own(&record) => return Ok(()),
+                // Removed since whoever asks has seen it.
+                Some(record) if clone::is_gone(&record) => return Err(FsError::NotFound),
+                _ => {}
             }
             let (rows_max, _reservation) = self.admit_copy(room)?;
             let mut salt = [0; 16];

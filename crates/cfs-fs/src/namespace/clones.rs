@@ -1,13 +1,15 @@
 //! Making clones, telling what they depend on, and removing what is left of those that are gone.
 
 use cfs_format::VolumeId;
-use cfs_format::table::VolumeRecord;
+use cfs_format::table::{VolumeRecord, split_key};
 
 use super::volumes::{Quota, ROOT_MODE, Volume};
 use crate::Fs;
+use crate::clone;
 use crate::command::{CloneCreate, Command, Make, Sweep};
 use crate::directory;
 use crate::error::{FsError, Result};
+use crate::extent::table_error;
 use crate::types::{Attr, Caller};
 use crate::views::Snapshot;
 
@@ -91,12 +93,25 @@ impl Fs {
         let Some((volume, _)) = self.store.volumes().into_iter().find(removed) else {
             return Ok(false);
         };
-        self.execute(|_, _| {
+        // What has been removed takes time to pass over until it is merged away: one goes on where one was.
+        let mut swept = self.swept.lock();
+        let before = swept.filter(|(of, _)| *of == volume).map(|(_, last)| last);
+        let mut last = None;
+        self.execute(|txn, _| {
+            let (lo, hi) = clone::range_of(volume, before)?;
+            let row = txn.range(&lo, &hi).next_back();
+            let row = row.transpose().map_err(table_error)?;
+            last = match row {
+                Some((row_key, _)) => Some(split_key(&row_key)?.0),
+                None => None,
+            };
             Ok(Command::Sweep(Sweep {
                 volume,
                 rows_max: SWEEP_ROWS_MAX,
+                last,
             }))
         })?;
+        *swept = last.map(|last| (volume, last));
         Ok(true)
     }
 }

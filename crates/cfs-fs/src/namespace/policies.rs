@@ -5,7 +5,7 @@
 //! period; so nothing else has to be remembered. Of those with names of this form the newest are kept; who is held stays,
 //! and does not count.
 
-use cfs_format::Ino;
+use cfs_format::{Ino, VolumeId};
 
 use crate::Fs;
 use crate::error::{FsError, Result};
@@ -205,6 +205,18 @@ impl Fs {
         *known = Policies::default();
         drop(known);
         self.store.sync()?;
+        Ok(())
+    }
+
+    /// Takes the policies of directories of a clone that has been removed: a later one may have its numbers.
+    pub(crate) fn drop_policies_of(&self, volume: VolumeId) -> Result<()> {
+        let mut known = self.schedule.lock();
+        for (directory, _) in self.policies()? {
+            if directory.cloned().is_some_and(|(of, _)| of == volume) {
+                self.put_policy(directory, None)?;
+                *known = Policies::default();
+            }
+        }
         Ok(())
     }
 

@@ -168,7 +168,7 @@ impl Fs {
     /// Removes some history that no snapshot needs any more.
     pub(crate) fn prune_some(&self) -> Result<()> {
         for _ in 0..PRUNE_STEPS_MAX {
-            if !self.prune_step()? {
+            if !self.prune_step()? && !self.sweep_step()? {
                 break;
             }
         }
@@ -177,17 +177,19 @@ impl Fs {
 
     /// Removes all history that no snapshot needs any more, for who needs the room at once. Whether there was anything.
     pub(crate) fn prune_all(&self) -> Result<bool> {
-        let had_some = self.prune_step()?;
-        while self.prune_step()? {}
+        let mut had_some = false;
+        while self.prune_step()? || self.sweep_step()? {
+            had_some = true;
+        }
         Ok(had_some)
     }
 
-    /// One step; false when there was nothing to do.
-    fn prune_step(&self) -> Result<bool> {
+    /// One step; false when there was no history to remove.
+    pub(super) fn prune_step(&self) -> Result<bool> {
         let lo = system_key(tag::PRUNE, &[]);
         let hi = system_key(tag::PRUNE + 1, &[]);
         let Some(row) = self.store.range(&lo, &hi).next() else {
-            return self.sweep_step();
+            return Ok(false);
         };
         let (volume, timestamp) = split_prune_key(&row.map_err(table_error)?.0)?;
         self.execute(|_, _: Time| {

@@ -3,12 +3,12 @@
 use cfs_format::table::{VolumeRecord, tag, volume_flag};
 use cfs_format::{DomainId, Ino, VolumeId};
 
-use crate::Fs;
 use crate::command::{Command, Make, VolumeCreate, VolumeDelete, VolumeQuota};
 use crate::directory::{self, FIRST_COOKIE};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Caller, Room};
 use crate::views::beside;
+use crate::{Fs, inode};
 
 /// Permission bits of the root of a new volume.
 pub(super) const ROOT_MODE: u32 = 0o755;
@@ -16,6 +16,14 @@ pub(super) const ROOT_MODE: u32 = 0o755;
 const DEPTH_MAX: usize = 1 << 16;
 /// How often removing a volume waits for what its snapshots have held to go.
 const PRUNE_ROUNDS_MAX: usize = 8;
+
+/// What may be in a volume that is removed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    None,
+    /// Anything, and it goes too.
+    Goes,
+}
 
 /// How a volume is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -220,10 +228,7 @@ impl Fs {
         if volume.root == Ino::ROOT {
             return Err(FsError::Invalid);
         }
-        if volume.is_clone() && !self.names_from(volume.root, b"", 1)?.is_empty() {
-            return Err(FsError::NotEmpty);
-        }
-        self.delete(path, &volume)
+        self.delete(path, &volume, Content::None)
     }
 
     /// Removes a clone that has no snapshots with all that is in it, and its name; at once, whatever that is. What it
@@ -235,17 +240,24 @@ impl Fs {
     pub fn clone_delete(&self, path: &[u8]) -> Result<()> {
         let volume = self.volume(path)?;
         match volume.is_clone() {
-            true => self.delete(path, &volume),
+            true => self.delete(path, &volume, Content::Goes),
             false => Err(FsError::NotFound),
         }
     }
 
-    fn delete(&self, path: &[u8], volume: &Volume) -> Result<()> {
+    fn delete(&self, path: &[u8], volume: &Volume, content: Content) -> Result<()> {
         let (parent, name) = self.resolve_parent(path)?;
         self.reap_all()?;
         for round in 0.. {
-            self.prune_all()?;
-            let deleted = self.execute_in(Room::Reserve, |_, now| {
+            while self.prune_step()? {}
+            let deleted = self.execute_in(Room::Reserve, |txn, now| {
+                // Of others the command itself wants to know that they are empty.
+                if volume.is_clone() && content == Content::None {
+                    let root = inode::shown(txn, volume.root)?;
+                    if root.size.get() != 0 {
+                        return Err(FsError::NotEmpty);
+                    }
+                }
                 if volume.is_clone() && self.opens.is_any_open_in(volume.id) {
                     return Err(FsError::Busy);
                 }
@@ -265,6 +277,9 @@ impl Fs {
             }
         }
         self.views.load_junctions();
+        if let Err(error) = self.drop_policies_of(volume.id) {
+            tracing::warn!("policies of a volume that was removed stay: {error}");
+        }
         self.drop_memory(volume.root);
         if volume.is_clone() {
             self.files.forget_clone(volume.id);

@@ -642,3 +642,78 @@ fn a_clone_of_a_replica_is_none() {
     assert_eq!(tree(&there, at(&there, "/v")), tree(&fs, root));
     assert_clean(&there);
 }
+
+/// Changing what a clone has from its origin copies it first; who removes it meanwhile must not leave the other waiting.
+#[test]
+fn what_is_removed_while_it_is_copied_is_not_there() {
+    const FILES: usize = 600;
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let caller = Caller::default();
+    fs.mkdir(Ino::ROOT, b"d", 0o755, &caller).expect("made");
+    for number in 0..FILES {
+        let name = number.to_string();
+        let ino = fs.create(at(&fs, "/d"), name.as_bytes(), 0o644, &caller);
+        let ino = ino.expect("made").ino;
+        for name in 0..20 {
+            let name = format!("user.{name}");
+            fs.setxattr(ino, name.as_bytes(), b"value", XattrFlags::default())
+                .expect("set");
+        }
+    }
+    let taken = fs.snapshot_create(b"/d", b"s").expect("taken");
+    fs.clone_create(&taken, b"/c", Quota::default(), &caller)
+        .expect("a clone");
+    let inside = at(&fs, "/c");
+    let files: Vec<Ino> = (0..FILES)
+        .map(|number| at(&fs, &format!("/c/{number}")))
+        .collect();
+    let (done, ended) = std::sync::mpsc::channel();
+    let changer = {
+        let fs = std::sync::Arc::clone(&fs);
+        std::thread::spawn(move || {
+            for ino in files {
+                let change = cfs_fs::RecordChange {
+                    put: vec![(b"s3.test".to_vec(), b"1".to_vec())],
+                    ..cfs_fs::RecordChange::default()
+                };
+                match fs.set_records(ino, change) {
+                    Ok(()) | Err(FsError::NotFound) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            done.send(()).expect("somebody waits");
+        })
+    };
+    for number in 0..FILES {
+        fs.unlink(inside, number.to_string().as_bytes())
+            .expect("removed");
+    }
+    ended
+        .recv_timeout(std::time::Duration::from_secs(60))
+        .expect("changes end");
+    changer.join().expect("changed");
+    assert_clean(&fs);
+}
+
+/// A later clone may have the number of one that is gone, and with it those of its directories.
+#[test]
+fn policies_go_with_their_clone() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let caller = Caller::default();
+    fs.mkdir(Ino::ROOT, b"d", 0o755, &caller).expect("made");
+    let taken = fs.snapshot_create(b"/d", b"s").expect("taken");
+    let clone = |path: &[u8]| {
+        let made = fs.clone_create(&taken, path, Quota::default(), &caller);
+        made.expect("a clone").ino
+    };
+    let policy = cfs_fs::Policy::parse("hourly=2").expect("a policy");
+    let stays = clone(b"/stays");
+    for directory in [clone(b"/goes"), stays] {
+        fs.set_policy(directory, Some(policy)).expect("set");
+    }
+    fs.clone_delete(b"/goes").expect("removed");
+    let left: Vec<Ino> = fs.policies().expect("read").iter().map(|it| it.0).collect();
+    assert_eq!(left, [stays]);
+}

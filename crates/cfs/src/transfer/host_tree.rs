@@ -39,7 +39,8 @@ enum Place {
     Start(Arc<OwnedFd>),
     /// By its name, unless it is open.
     Below {
-        parent: Arc<HostDir>,
+        /// None only while it is dropped.
+        parent: Option<Arc<HostDir>>,
         name: CString,
         fd: Mutex<Weak<OwnedFd>>,
     },
@@ -161,6 +162,25 @@ impl From<&Attr> for Meta {
     }
 }
 
+impl Drop for HostDir {
+    /// Drops the directories above that nobody else has, one after the other: trees may be deeper than stacks.
+    fn drop(&mut self) {
+        let mut above = self.place.take_parent();
+        while let Some(dir) = above {
+            above = Arc::into_inner(dir).and_then(|mut dir| dir.place.take_parent());
+        }
+    }
+}
+
+impl Place {
+    fn take_parent(&mut self) -> Option<Arc<HostDir>> {
+        match self {
+            Self::Start(_) => None,
+            Self::Below { parent, .. } => parent.take(),
+        }
+    }
+}
+
 impl HostDir {
     /// Opens a directory by path, following symbolic links.
     pub fn open(path: &std::path::Path) -> rustix::io::Result<Self> {
@@ -184,7 +204,7 @@ impl HostDir {
         Ok(Self {
             identity: identity(&fd)?,
             place: Place::Below {
-                parent: Arc::clone(self),
+                parent: Some(Arc::clone(self)),
                 name: name.to_owned(),
                 fd: Mutex::new(Arc::downgrade(&fd)),
             },
@@ -203,21 +223,34 @@ impl HostDir {
     /// # Errors
     /// Those of openat(2); `ESTALE` if another directory has its name now.
     pub fn fd(&self) -> rustix::io::Result<Arc<OwnedFd>> {
-        let (parent, name, fd) = match &self.place {
-            Place::Start(fd) => return Ok(Arc::clone(fd)),
-            Place::Below { parent, name, fd } => (parent, name, fd),
+        // Trees may be deeper than stacks: no call for each level.
+        let mut closed = Vec::new();
+        let mut dir = self;
+        let mut fd = loop {
+            match &dir.place {
+                Place::Start(fd) => break Arc::clone(fd),
+                Place::Below { parent, fd, .. } => {
+                    if let Some(fd) = fd.lock().upgrade() {
+                        break fd;
+                    }
+                    closed.push(dir);
+                    dir = parent.as_ref().expect("only a drop takes it");
+                }
+            }
         };
-        let mut fd = fd.lock();
-        if let Some(fd) = fd.upgrade() {
-            return Ok(fd);
+        for dir in closed.into_iter().rev() {
+            let Place::Below { name, fd: kept, .. } = &dir.place else {
+                unreachable!("the first one is never closed");
+            };
+            let again = Arc::new(open_below(&fd, name)?);
+            if identity(&again)? != dir.identity {
+                return Err(Errno::STALE);
+            }
+            self.open.keep(&again);
+            *kept.lock() = Arc::downgrade(&again);
+            fd = again;
         }
-        let again = Arc::new(open_below(&*parent.fd()?, name)?);
-        if identity(&again)? != self.identity {
-            return Err(Errno::STALE);
-        }
-        self.open.keep(&again);
-        *fd = Arc::downgrade(&again);
-        Ok(again)
+        Ok(fd)
     }
 
     /// The path of an entry, for messages.
