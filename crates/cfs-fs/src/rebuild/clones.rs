@@ -1,7 +1,7 @@
 //! Clones: what they have from their origins counts as theirs, as far as they have not changed it.
 
 use cfs_format::table::{
-    CookieRecord, DirentRecord, InodeRecord, SnapshotRecord, inode_flag, key, tag,
+    CookieRecord, DirentRecord, InodeRecord, LOCK_NAME, SnapshotRecord, inode_flag, key, tag,
 };
 use cfs_format::{Ino, ViewId, VolumeId};
 use cfs_store::ReadError;
@@ -13,6 +13,9 @@ use crate::error::FsError;
 use crate::history::{Past, snapshot_key};
 use crate::views::Snapshot;
 use crate::{directory, inode};
+
+/// Flags that say which rows an inode has beside its content.
+const OF_RECORDS: u32 = inode_flag::XATTRS | inode_flag::LOCKED;
 
 /// What the origin shows, if it can be read: what is damaged there is no part of the clone any more.
 fn readable<T>(found: Result<Option<T>, FsError>) -> Result<Option<T>, ReadError> {
@@ -183,6 +186,8 @@ impl Mending<'_> {
         }
         let mut record = found.record;
         record.size = (entries.len() as u64).into();
+        let flags = record.flags.get() & !OF_RECORDS;
+        record.flags = (flags | self.take_records(ino, &found)?).into();
         self.put_record(ino, &record);
         for (name, entry) in entries {
             self.put_entry(ino, &name, &entry);
@@ -191,6 +196,32 @@ impl Mending<'_> {
             seen.is_inherited = false;
         }
         Ok(())
+    }
+
+    /// Gives a directory of a clone the origin's extended attributes, and its lock; the flags that go with them.
+    fn take_records(&mut self, ino: Ino, found: &Found) -> Result<u32, ReadError> {
+        let past = Past {
+            table: self.store,
+            at: found.place.at.unwrap_or_default(),
+        };
+        let mut flags = 0;
+        for row in past.rows(found.place.ino, tag::XATTR, &[], None) {
+            let Some((name, value)) = readable(row.map(Some))? else {
+                break;
+            };
+            if clone::stays_with_origin(ino, &found.record, &name) {
+                continue;
+            }
+            if name == LOCK_NAME {
+                if !crate::lock::is_sound(value.clone()) {
+                    continue;
+                }
+                flags |= inode_flag::LOCKED;
+            }
+            flags |= inode_flag::XATTRS;
+            self.put(key(ino, tag::XATTR, &name), value);
+        }
+        Ok(flags)
     }
 
     /// Makes the rows of snapshots anew that clones need and that are lost. What has not been changed since reads as it did.

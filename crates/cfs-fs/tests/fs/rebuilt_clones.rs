@@ -1,0 +1,104 @@
+//! What a rebuild leaves of clones of which rows are lost.
+
+use cfs_format::Ino;
+use cfs_format::table::{key, tag};
+use cfs_fs::{Caller, Fs, Quota, Rebuilt, VolumeOptions, XattrFlags};
+use cfs_store::{StoreOptions, Txn};
+
+use crate::pool::{Pool, assert_clean};
+use crate::rebuild::rebuild;
+
+fn at(fs: &Fs, path: &str) -> Ino {
+    fs.resolve(path.as_bytes()).expect(path).ino
+}
+
+fn dir(fs: &Fs, parent: Ino, name: &str) -> Ino {
+    let made = fs.mkdir(parent, name.as_bytes(), 0o755, &Caller::default());
+    made.expect("a directory").ino
+}
+
+fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) {
+    let made = fs.create(parent, name.as_bytes(), 0o644, &Caller::default());
+    let ino = made.expect("a file").ino;
+    fs.write(ino, 0, content, false).expect("written");
+    fs.flush(ino).expect("flushed");
+}
+
+fn names(fs: &Fs, path: &str) -> Vec<String> {
+    let ino = at(fs, path);
+    let limit = fs.dir_limit(ino).expect("a directory");
+    let mut names: Vec<String> = fs
+        .read_dir(ino, 0, limit, usize::MAX)
+        .expect("listed")
+        .into_iter()
+        .map(|entry| String::from_utf8_lossy(&entry.name).into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A clone `/c` of a volume with `d/f`, `d/kept` and `d/sub/below`.
+fn cloned(fs: &Fs) {
+    let options = VolumeOptions {
+        own_domain: true,
+        ..VolumeOptions::default()
+    };
+    let made = fs.volume_create(b"/v", &options, &Caller::default());
+    let root = made.expect("a volume").ino;
+    let d = dir(fs, root, "d");
+    file(fs, d, "f", b"removed later");
+    file(fs, d, "kept", &[5; 70_000]);
+    let sub = dir(fs, d, "sub");
+    file(fs, sub, "below", b"in sub");
+    fs.setxattr(root, b"user.a", b"of the root", XattrFlags::default())
+        .expect("set");
+    fs.setxattr(d, b"user.a", b"of d", XattrFlags::default())
+        .expect("set");
+    fs.fix_directory(root)
+        .expect("a directory in which files can be locked");
+    let taken = fs.snapshot_create(b"/v", b"s").expect("taken");
+    fs.clone_create(&taken, b"/c", Quota::default(), &Caller::default())
+        .expect("a clone");
+}
+
+/// Takes rows away and rebuilds.
+fn lose(pool: &Pool, fs: &Fs, rows: impl FnOnce(&mut Txn<'_>)) -> Rebuilt {
+    assert_clean(fs);
+    fs.syncfs().expect("syncfs");
+    let mut txn = fs.store().begin();
+    rows(&mut txn);
+    txn.commit(&[]).expect("commit");
+    fs.store().checkpoint().expect("checkpoint");
+    let superblock = fs.store().superblock_copy();
+    let rebuilt = rebuild(pool, &superblock, &[], StoreOptions::default());
+    assert!(!rebuilt.findings.is_empty(), "nothing was told");
+    assert_clean(&rebuilt.fs);
+    rebuilt
+}
+
+#[test]
+fn a_root_that_a_clone_has_from_its_origin_keeps_its_records() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    cloned(&fs);
+    let d = at(&fs, "/c/d");
+    file(&fs, d, "made", b"in the clone");
+    let rebuilt = lose(&pool, &fs, |txn| {
+        txn.delete(key(d, tag::DIRENT, b"made"));
+        for row in fs
+            .store()
+            .range(&key(d, tag::COOKIE, &[]), &key(d, 255, &[]))
+        {
+            let (row_key, value) = row.expect("readable");
+            if value.ends_with(b"made") {
+                txn.delete(row_key);
+            }
+        }
+    });
+    let fs = rebuilt.fs;
+    assert_eq!(names(&fs, "/c"), ["d", "lost+found"]);
+    assert_eq!(names(&fs, "/c/lost+found").len(), 1);
+    let root = at(&fs, "/c");
+    assert_eq!(fs.getxattr(root, b"user.a").expect("kept"), b"of the root");
+    assert!(fs.lock(root).expect("read").is_some());
+}
