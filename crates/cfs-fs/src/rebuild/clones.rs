@@ -1,5 +1,7 @@
 //! Clones: what they have from their origins counts as theirs, as far as they have not changed it.
 
+use std::collections::HashSet;
+
 use cfs_format::table::{
     CookieRecord, DirentRecord, InodeRecord, LOCK_NAME, SnapshotRecord, inode_flag, key, tag,
 };
@@ -31,12 +33,13 @@ impl Mending<'_> {
         readable(clone::inherited(self.store, ino))
     }
 
-    /// Looks at an inode of a clone; whether nothing else is to be done with its rows.
+    /// Looks at an inode of a clone, of which so many rows are there, some of them names; whether nothing else is to be
+    /// done with its rows.
     pub(super) fn is_of_clone(
         &mut self,
         ino: Ino,
         record: Option<&InodeRecord>,
-        rows: u64,
+        (rows, names): (u64, u64),
     ) -> Result<bool, ReadError> {
         let Some((volume, _)) = ino.cloned() else {
             return Ok(false);
@@ -54,6 +57,8 @@ impl Mending<'_> {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
+            // Names are worth more than a record.
+            (None, Some(found)) if names > 0 && inode::is_directory(&found.record) => {}
             (None, Some(_)) => {
                 let sentence =
                     "what was changed of it in a clone is lost: it is as its origin has it";
@@ -81,11 +86,36 @@ impl Mending<'_> {
         if !record.is_some_and(clone::is_gone) {
             return Ok(false);
         }
+        self.seen.entry(ino).or_default();
         if rows > 1 {
             self.delete_rows(ino)?;
             self.changes.remove(&key(ino, tag::INODE, &[]));
         }
         Ok(true)
+    }
+
+    /// The record of a clone's own directory whose own is lost, from its origin's: extended attributes are the origin's too if it
+    /// has none.
+    pub(super) fn record_from_origin(
+        &mut self,
+        ino: Ino,
+        has_xattrs: bool,
+    ) -> Result<Option<InodeRecord>, ReadError> {
+        let Some(found) = self.inherited(ino)? else {
+            return Ok(None);
+        };
+        if !inode::is_directory(&found.record) {
+            return Ok(None);
+        }
+        let of_records = match has_xattrs {
+            true => found.record.flags.get() & OF_RECORDS,
+            false => self.take_records(ino, &found)?,
+        };
+        let mut record = found.record;
+        record.flags = (record.flags.get() & !OF_RECORDS | of_records).into();
+        self.rebuilder.host.fill_random(&mut record.salt);
+        self.put_record(ino, &record);
+        Ok(Some(record))
     }
 
     /// Adds to what was met in clones what their origins have: see [`crate::check`], which goes by the same rule.
@@ -114,17 +144,92 @@ impl Mending<'_> {
             };
             self.add_names(ino, &found);
             if !is_own {
-                let record = &found.record;
-                let seen = self.seen.entry(ino).or_default();
-                seen.kind = Some(inode::kind(record));
-                seen.nlink = record.nlink.get();
-                seen.parent = Ino(record.parent.get());
-                seen.volume = VolumeId(record.volume.get());
-                seen.is_junction = false;
-                seen.is_inherited = true;
-                if inode::is_directory(record) {
-                    seen.subdirectories = seen.nlink.saturating_sub(2);
+                self.note_inherited(ino, &found);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_inherited(&mut self, ino: Ino, found: &Found) {
+        let record = &found.record;
+        let seen = self.seen.entry(ino).or_default();
+        seen.kind = Some(inode::kind(record));
+        seen.nlink = record.nlink.get();
+        seen.parent = Ino(record.parent.get());
+        seen.volume = VolumeId(record.volume.get());
+        seen.is_junction = false;
+        seen.is_inherited = true;
+        if inode::is_directory(record) {
+            seen.subdirectories = seen.nlink.saturating_sub(2);
+        }
+    }
+
+    /// The same for one that no row has led to.
+    fn meet(&mut self, ino: Ino) -> Result<(), ReadError> {
+        if !self.seen.contains_key(&ino)
+            && let Some(found) = self.inherited(ino)?
+        {
+            self.add_names(ino, &found);
+            self.note_inherited(ino, &found);
+        }
+        Ok(())
+    }
+
+    /// A directory whose rows in a clone are lost is the origin's again, and names what the clone has removed since, or has
+    /// moved: it gets rows of its own, without the former, and from which the latter can be taken.
+    pub(super) fn own_stale_directories(&mut self) -> Result<(), ReadError> {
+        let stale: HashSet<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                let is_twice = seen.kind == Some(libc::S_IFDIR) && seen.names > 1;
+                ino.cloned().is_some() && (is_twice || (seen.kind.is_none() && seen.names > 0))
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        let of = |ino: &Ino| ino.cloned().map(|(clone, _)| clone);
+        let clones: HashSet<VolumeId> = stale.iter().filter_map(of).collect();
+        if clones.is_empty() {
+            return Ok(());
+        }
+        let mut waiting: Vec<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                seen.is_inherited && of(ino).is_some_and(|clone| clones.contains(&clone))
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        let mut met: HashSet<Ino> = waiting.iter().copied().collect();
+        while let Some(ino) = waiting.pop() {
+            // What has rows of its own has led to all that it names.
+            if self.seen.get(&ino).is_some_and(|seen| !seen.is_inherited) {
+                continue;
+            }
+            let Some(found) = self.inherited(ino)? else {
+                continue;
+            };
+            let mut targets = Vec::new();
+            if inode::is_directory(&found.record) {
+                for entry in clone::entries(self.store, ino, &found) {
+                    let Some((target, kind)) = readable(entry.map(Some))? else {
+                        break;
+                    };
+                    targets.push(target);
+                    if kind == libc::S_IFDIR && met.insert(target) {
+                        waiting.push(target);
+                    }
                 }
+            }
+            if targets.iter().any(|target| stale.contains(target)) {
+                self.meet(ino)?;
+                for target in targets {
+                    self.meet(target)?;
+                }
+                self.own_directory(ino)?;
+                let sentence = "what was changed of it in a clone is lost: it is as its origin has it, but \
+                                for what the clone has removed or moved";
+                self.trouble(ino, "inode", sentence);
             }
         }
         Ok(())
@@ -175,6 +280,18 @@ impl Mending<'_> {
             ) = (directory::decode_cookie(ino, &value), cookie)
                 && let Ok(target) = crate::views::beside(ino, Ino(target.get()))
             {
+                if self
+                    .record(target)?
+                    .is_some_and(|record| clone::is_gone(&record))
+                {
+                    let names = &mut self.seen.entry(target).or_default().names;
+                    *names = names.saturating_sub(1);
+                    if u32::from(kind) << 12 == libc::S_IFDIR {
+                        let seen = self.seen.entry(ino).or_default();
+                        seen.subdirectories = seen.subdirectories.saturating_sub(1);
+                    }
+                    continue;
+                }
                 let entry = DirentRecord {
                     ino: target.0.into(),
                     cookie: cookie.into(),

@@ -69,6 +69,7 @@ impl Mending<'_> {
         }
         self.inherit()?;
         self.ends_of_volumes()?;
+        self.own_stale_directories()?;
         self.remove_dangling()?;
         self.name_directories_once()?;
         if is_last {
@@ -143,6 +144,10 @@ impl Mending<'_> {
     fn give_volumes(&mut self) -> Result<(), ReadError> {
         loop {
             let wrong = self.seen.iter().find_map(|(ino, seen)| {
+                // An inode of a clone has the clone in its number.
+                if ino.cloned().is_some() {
+                    return None;
+                }
                 let above = match seen.name_parent.cloned() {
                     Some((clone, _)) => clone,
                     None => self.seen.get(&seen.name_parent)?.volume,
@@ -296,7 +301,7 @@ impl Mending<'_> {
         let mut found_in: BTreeMap<VolumeId, Ino> = BTreeMap::new();
         for ino in unreachable {
             let volume = match self.seen[&ino] {
-                Seen { is_new: true, .. } => VolumeId::ROOT,
+                Seen { is_new: true, .. } if ino.cloned().is_none() => VolumeId::ROOT,
                 seen => seen.volume,
             };
             let root = self

@@ -2,7 +2,7 @@
 
 use cfs_format::Ino;
 use cfs_format::table::{key, tag};
-use cfs_fs::{Caller, Fs, Quota, Rebuilt, VolumeOptions, XattrFlags};
+use cfs_fs::{Caller, Fs, Quota, Rebuilt, RenameFlags, VolumeOptions, XattrFlags};
 use cfs_store::{StoreOptions, Txn};
 
 use crate::pool::{Pool, assert_clean};
@@ -38,7 +38,7 @@ fn names(fs: &Fs, path: &str) -> Vec<String> {
 }
 
 /// A clone `/c` of a volume with `d/f`, `d/kept` and `d/sub/below`.
-fn cloned(fs: &Fs) {
+fn cloned(fs: &Fs, has_locks: bool) {
     let options = VolumeOptions {
         own_domain: true,
         ..VolumeOptions::default()
@@ -54,8 +54,10 @@ fn cloned(fs: &Fs) {
         .expect("set");
     fs.setxattr(d, b"user.a", b"of d", XattrFlags::default())
         .expect("set");
-    fs.fix_directory(root)
-        .expect("a directory in which files can be locked");
+    if has_locks {
+        fs.fix_directory(root)
+            .expect("a directory in which files can be locked");
+    }
     let taken = fs.snapshot_create(b"/v", b"s").expect("taken");
     fs.clone_create(&taken, b"/c", Quota::default(), &Caller::default())
         .expect("a clone");
@@ -76,11 +78,86 @@ fn lose(pool: &Pool, fs: &Fs, rows: impl FnOnce(&mut Txn<'_>)) -> Rebuilt {
     rebuilt
 }
 
+fn delete_all(fs: &Fs, txn: &mut Txn<'_>, ino: Ino) {
+    let rows = fs.store().range(&key(ino, 0, &[]), &key(ino, 255, &[]));
+    for row in rows {
+        txn.delete(row.expect("readable").0);
+    }
+}
+
+/// Removes all below a directory, and the directory.
+fn remove(fs: &Fs, parent: Ino, name: &[u8]) {
+    let ino = fs.lookup(parent, name).expect("there").ino;
+    let limit = fs.dir_limit(ino).expect("a directory");
+    for entry in fs.read_dir(ino, 0, limit, usize::MAX).expect("listed") {
+        let kind = fs.getattr(entry.ino).expect("it is there").kind();
+        match kind == libc::S_IFDIR {
+            true => remove(fs, ino, &entry.name),
+            false => fs.unlink(ino, &entry.name).expect("removed"),
+        }
+    }
+    fs.rmdir(parent, name).expect("empty");
+}
+
+#[test]
+fn a_directory_of_a_clone_without_its_rows_does_not_name_what_was_removed() {
+    for all in [false, true] {
+        let pool = Pool::new(64);
+        let fs = pool.open();
+        cloned(&fs, false);
+        let d = at(&fs, "/c/d");
+        fs.unlink(d, b"f").expect("removed");
+        remove(&fs, d, b"sub");
+        file(&fs, d, "made", b"in the clone");
+        let rebuilt = lose(&pool, &fs, |txn| match all {
+            true => delete_all(&fs, txn, d),
+            false => txn.delete(key(d, tag::INODE, &[])),
+        });
+        let fs = rebuilt.fs;
+        if all {
+            assert_eq!(names(&fs, "/c/d"), ["kept"]);
+            assert_eq!(names(&fs, "/c/lost+found").len(), 1);
+        } else {
+            assert_eq!(names(&fs, "/c/d"), ["kept", "made"]);
+        }
+        let d = at(&fs, "/c/d");
+        assert_eq!(fs.getxattr(d, b"user.a").expect("kept"), b"of d");
+        assert_eq!(fs.getattr(d).expect("there").mode & 0o777, 0o755);
+        assert_eq!(names(&fs, "/v/d"), ["f", "kept", "sub"]);
+        remove(&fs, at(&fs, "/c"), b"d");
+        assert_clean(&fs);
+    }
+}
+
+#[test]
+fn a_directory_of_a_clone_without_its_rows_forms_no_circle() {
+    for all in [false, true] {
+        let pool = Pool::new(64);
+        let fs = pool.open();
+        cloned(&fs, false);
+        let (root, d) = (at(&fs, "/c"), at(&fs, "/c/d"));
+        let plain = RenameFlags::default();
+        fs.rename(d, b"sub", root, b"sub", plain).expect("moved");
+        let sub = at(&fs, "/c/sub");
+        fs.rename(root, b"d", sub, b"d", plain).expect("moved");
+        let rebuilt = lose(&pool, &fs, |txn| match all {
+            true => delete_all(&fs, txn, d),
+            false => txn.delete(key(d, tag::INODE, &[])),
+        });
+        let fs = rebuilt.fs;
+        assert_eq!(names(&fs, "/c"), ["sub"]);
+        assert_eq!(names(&fs, "/c/sub"), ["below", "d"]);
+        assert_eq!(names(&fs, "/c/sub/d"), ["f", "kept"]);
+        remove(&fs, at(&fs, "/c"), b"sub");
+        assert_clean(&fs);
+    }
+}
+
 #[test]
 fn a_root_that_a_clone_has_from_its_origin_keeps_its_records() {
     let pool = Pool::new(64);
     let fs = pool.open();
-    cloned(&fs);
+    cloned(&fs, true);
     let d = at(&fs, "/c/d");
     file(&fs, d, "made", b"in the clone");
     let rebuilt = lose(&pool, &fs, |txn| {
