@@ -1,6 +1,6 @@
 //! Clones: what they have from their origins counts as theirs, as far as they have not changed it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use cfs_format::table::{
     CookieRecord, DirentRecord, InodeRecord, LOCK_NAME, SnapshotRecord, inode_flag, key, tag,
@@ -44,16 +44,13 @@ impl Mending<'_> {
         let Some((volume, _)) = ino.cloned() else {
             return Ok(false);
         };
-        let Some(clone) = self.store.volume(volume) else {
-            self.trouble(ino, "volume", "the clone that it was in is lost");
-            self.delete_rows(ino)?;
-            return Ok(true);
-        };
+        let clone = self.store.volume(volume);
+        let is_removed = clone.is_some_and(|clone| clone.is_removed());
         let found = self.inherited(ino)?;
         match (record, &found) {
             // What is left of one that has been removed needs its records only to be taken apart.
-            (Some(_), _) if clone.is_removed() => return Ok(true),
-            (None, _) if clone.is_removed() => {
+            (Some(_), _) if is_removed => return Ok(true),
+            (None, _) if is_removed => {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
@@ -66,8 +63,11 @@ impl Mending<'_> {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
-            // Half a copy.
-            (Some(record), _) if record.flags.get() & inode_flag::COPYING != 0 => {
+            // Half a copy; and what hides nothing any more.
+            (Some(record), found)
+                if record.flags.get() & inode_flag::COPYING != 0
+                    || (found.is_none() && clone::is_gone(record)) =>
+            {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
@@ -92,6 +92,37 @@ impl Mending<'_> {
             self.changes.remove(&key(ino, tag::INODE, &[]));
         }
         Ok(true)
+    }
+
+    /// Gives clones whose records are lost, and of which something is there, a root and a junction: what they had from
+    /// their origins is lost, as nobody knows them.
+    pub(super) fn make_lost_clones(&mut self) {
+        let mut lost: BTreeMap<VolumeId, Ino> = BTreeMap::new();
+        for (ino, seen) in &self.seen {
+            let (Some((clone, _)), Some(kind)) = (ino.cloned(), seen.kind) else {
+                continue;
+            };
+            // Without its record, or with one made before the log was read.
+            let record = self.store.volume(clone);
+            let is_lost = record.is_none_or(|record| {
+                record.origin().is_none() && record.junction.get() == 0 && !record.is_removed()
+            });
+            let Some(unknown) = Ino::ROOT.in_clone(clone).filter(|_| is_lost) else {
+                continue;
+            };
+            let root = lost.entry(clone).or_insert(unknown);
+            if kind == libc::S_IFDIR && seen.parent == *ino {
+                *root = *ino;
+            }
+        }
+        for (clone, root) in lost {
+            let junction = self.unused();
+            self.seen.entry(junction).or_default();
+            self.volumes.insert(clone, (root, junction));
+            self.rebuilder.clones.insert(clone, (root, junction));
+            let sentence = "the record of a clone is lost, and with it what it had from its origin";
+            self.trouble(root, "volume", sentence);
+        }
     }
 
     /// The record of a clone's own directory whose own is lost, from its origin's: extended attributes are the origin's too if it
@@ -357,7 +388,7 @@ impl Mending<'_> {
             let is_clone = self
                 .store
                 .volume(volume)
-                .is_some_and(|it| it.origin_volume.get() != 0);
+                .is_some_and(|it| Ino(it.root.get()).cloned().is_some());
             let directory = match is_clone {
                 true => base.in_clone(volume),
                 false => Some(base),

@@ -67,6 +67,9 @@ impl Mending<'_> {
                 ..*seen
             };
         }
+        if is_last {
+            self.make_lost_clones();
+        }
         self.inherit()?;
         self.ends_of_volumes()?;
         self.own_stale_directories()?;
@@ -343,10 +346,7 @@ impl Mending<'_> {
         {
             return Ok(Ino(entry.ino.get()));
         }
-        let highest = self.seen.keys().map(|ino| ino.base()).max();
-        let highest = highest.unwrap_or(Ino::ROOT);
-        let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
-        let unused = Ino(unused.max(Ino::ROOT.0 + 1));
+        let unused = self.unused();
         let ino = match root.cloned() {
             None => unused,
             Some((clone, _)) => unused.in_clone(clone).unwrap_or(unused),
@@ -370,6 +370,14 @@ impl Mending<'_> {
         }
         self.add_entry(root, &name, ino, libc::S_IFDIR)?;
         Ok(ino)
+    }
+
+    /// A number that no inode has.
+    pub(super) fn unused(&self) -> Ino {
+        let highest = self.seen.keys().map(|ino| ino.base()).max();
+        let highest = highest.unwrap_or(Ino::ROOT);
+        let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
+        Ino(unused.max(Ino::ROOT.0 + 1))
     }
 
     fn add_entry(

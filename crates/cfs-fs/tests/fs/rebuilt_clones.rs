@@ -1,7 +1,7 @@
 //! What a rebuild leaves of clones of which rows are lost.
 
-use cfs_format::Ino;
 use cfs_format::table::{key, tag};
+use cfs_format::{Ino, VolumeId};
 use cfs_fs::{Caller, Fs, Quota, Rebuilt, RenameFlags, VolumeOptions, XattrFlags};
 use cfs_store::{StoreOptions, Txn};
 
@@ -10,6 +10,10 @@ use crate::rebuild::rebuild;
 
 fn at(fs: &Fs, path: &str) -> Ino {
     fs.resolve(path.as_bytes()).expect(path).ino
+}
+
+fn is_there(fs: &Fs, path: &str) -> bool {
+    fs.resolve(path.as_bytes()).is_ok()
 }
 
 fn dir(fs: &Fs, parent: Ino, name: &str) -> Ino {
@@ -178,4 +182,47 @@ fn a_root_that_a_clone_has_from_its_origin_keeps_its_records() {
     let root = at(&fs, "/c");
     assert_eq!(fs.getxattr(root, b"user.a").expect("kept"), b"of the root");
     assert!(fs.lock(root).expect("read").is_some());
+}
+
+#[test]
+fn a_clone_without_its_record_keeps_what_is_its_own() {
+    for is_root_own in [false, true] {
+        let pool = Pool::new(64);
+        let fs = pool.open();
+        cloned(&fs, false);
+        let (root, d) = (at(&fs, "/c"), at(&fs, "/c/d"));
+        fs.unlink(d, b"f").expect("removed");
+        file(&fs, d, "made", &[7; 90_000]);
+        if is_root_own {
+            file(&fs, root, "top", b"in the root");
+        }
+        let (clone, _) = root.cloned().expect("a clone");
+        let rebuilt = lose(&pool, &fs, |txn| txn.volume_remove(clone));
+        let fs = rebuilt.fs;
+        let found = names(&fs, "/lost+found");
+        assert_eq!(found.len(), 1, "{found:?}");
+        let top = format!("/lost+found/{}", found[0]);
+        let d = match is_root_own {
+            true => {
+                assert_eq!(names(&fs, &top), ["d", "top"]);
+                format!("{top}/d")
+            }
+            false => {
+                let held = names(&fs, &format!("{top}/lost+found"));
+                format!("{top}/lost+found/{}", held[0])
+            }
+        };
+        assert_eq!(names(&fs, &d), ["made"]);
+        let mut content = Vec::new();
+        let made = at(&fs, &format!("{d}/made"));
+        fs.read(made, 0, 90_000, &mut content).expect("readable");
+        assert!(content == [7; 90_000]);
+        assert!(!is_there(&fs, "/c/d"));
+        assert_eq!(names(&fs, "/v/d"), ["f", "kept", "sub"]);
+        assert_ne!(fs.getattr(made).expect("there").volume, VolumeId::ROOT);
+        let holder = at(&fs, &d);
+        fs.unlink(holder, b"made").expect("removed");
+        file(&fs, holder, "new", b"after");
+        assert_clean(&fs);
+    }
 }
