@@ -494,7 +494,7 @@ pub struct VolumeRecord {
     pub quota_inodes: le::U64,
     /// Of a clone, the snapshot that it shows where it has not been changed; else 0.
     pub origin_timestamp: le::U64,
-    /// The volume of that snapshot; 0 for what is no clone.
+    /// The volume of that snapshot; 0 for what is no clone, and for a clone whose record a rebuild has made anew.
     pub origin_volume: le::U32,
     /// `volume_flag::*`.
     pub flags: le::U32,

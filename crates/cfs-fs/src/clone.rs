@@ -49,9 +49,10 @@ pub(crate) fn is_gone(record: &InodeRecord) -> bool {
 
 /// The number that a volume's tables have for the inode with this base.
 fn number_in(id: VolumeId, volume: &VolumeRecord, base: Ino) -> Option<Ino> {
-    match volume.origin_volume.get() {
-        0 => Some(base),
-        _ => base.in_clone(id),
+    // Of a clone whose record was lost and made anew the origin is not known.
+    match Ino(volume.root.get()).cloned() {
+        None => Some(base),
+        Some(_) => base.in_clone(id),
     }
 }
 

@@ -8,7 +8,8 @@
 //! - Content that is known to be missing is replaced by extents of lost chunks: reading it fails, which zeros would hide.
 //! - Names of inodes that are lost go. Inodes without a name that had one are put into `/lost+found`.
 //! - Counts are set to what is counted.
-//! - What a clone has changed and is lost is as its origin has it again.
+//! - What a clone has changed and is lost is as its origin has it again, but for names of what it has removed or moved. A
+//!   clone whose record is lost gets another, without an origin.
 //!
 //! Each of these is a finding, told by path.
 
@@ -18,13 +19,15 @@ mod entries;
 mod past;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use cfs_device::Device;
 use cfs_format::superblock::Superblock;
-use cfs_format::table::{InodeRecord, VolumeRecord, key, split_history, split_key, tag};
+use cfs_format::table::{
+    ExtentRecord, InodeRecord, VolumeRecord, key, split_history, split_key, tag,
+};
 use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::keys::{ClusterKey, FileKey};
 use cfs_store::{
@@ -72,6 +75,7 @@ impl Fs {
             findings: Vec::new(),
             findings_omitted: 0,
             troubles: Vec::new(),
+            clones: BTreeMap::new(),
         };
         let rebuilt = Store::rebuild(
             device,
@@ -100,6 +104,22 @@ struct Rebuilder {
     findings_omitted: u64,
     /// Findings whose path is still to be told, of all passes: what one has mended the next does not see.
     troubles: Vec<(Ino, &'static str, String)>,
+    /// Clones whose records were lost: root and junction that they get.
+    clones: BTreeMap<VolumeId, (Ino, Ino)>,
+}
+
+impl Rebuilder {
+    /// The record of a volume whose own is lost.
+    fn new_volume(&self, root: Ino, junction: Ino) -> VolumeRecord {
+        VolumeRecord {
+            root: root.0.into(),
+            junction: junction.0.into(),
+            created_ns: self.host.now_ns().into(),
+            domain: DomainId::DEFAULT.0.into(),
+            codec: cfs_format::segment::CODEC_LZ4,
+            ..VolumeRecord::default()
+        }
+    }
 }
 
 impl Namespace for Rebuilder {
@@ -131,6 +151,11 @@ impl Namespace for Rebuilder {
 
     fn summarize(&mut self, store: &Store) -> Result<Summary, ReadError> {
         let mut volumes: BTreeMap<VolumeId, VolumeRecord> = store.volumes().into_iter().collect();
+        // Clones whose dedup domain only their extents tell.
+        let mut without_domain: BTreeSet<VolumeId> = self.clones.keys().copied().collect();
+        for (id, (root, junction)) in &self.clones {
+            volumes.insert(*id, self.new_volume(*root, *junction));
+        }
         for record in volumes.values_mut() {
             record.logical_bytes = 0.into();
             record.allocated_bytes = 0.into();
@@ -148,6 +173,16 @@ impl Namespace for Rebuilder {
                 *newest = snapshot.timestamp.0.max(*newest);
                 continue;
             }
+            if let Ok((ino, tag::EXTENT, _)) = split_key(&row_key)
+                && let Some((clone, _)) = ino.cloned()
+                && without_domain.contains(&clone)
+                && let Ok(extent) = ExtentRecord::read_from_bytes(&value)
+                && store.domain_secret(DomainId(extent.domain.get())).is_some()
+                && let Some(volume) = volumes.get_mut(&clone)
+            {
+                volume.domain = extent.domain;
+                without_domain.remove(&clone);
+            }
             let Ok((ino, tag::INODE, _)) = split_key(&row_key) else {
                 continue;
             };
@@ -159,12 +194,12 @@ impl Namespace for Rebuilder {
                 continue;
             }
             let id = VolumeId(record.volume.get());
-            let volume = volumes.entry(id).or_insert_with(|| VolumeRecord {
-                root: Ino::ROOT.0.into(),
-                created_ns: self.host.now_ns().into(),
-                domain: DomainId::DEFAULT.0.into(),
-                codec: cfs_format::segment::CODEC_LZ4,
-                ..VolumeRecord::default()
+            let volume = volumes.entry(id).or_insert_with(|| {
+                let root = ino.cloned().and_then(|_| Ino::ROOT.in_clone(id));
+                if root.is_some() {
+                    without_domain.insert(id);
+                }
+                self.new_volume(root.unwrap_or(Ino::ROOT), Ino(0))
             });
             volume.inode_count += 1;
             if !inode::is_directory(&record) {

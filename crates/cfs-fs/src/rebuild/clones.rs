@@ -1,7 +1,9 @@
 //! Clones: what they have from their origins counts as theirs, as far as they have not changed it.
 
+use std::collections::{BTreeMap, HashSet};
+
 use cfs_format::table::{
-    CookieRecord, DirentRecord, InodeRecord, SnapshotRecord, inode_flag, key, tag,
+    CookieRecord, DirentRecord, InodeRecord, LOCK_NAME, SnapshotRecord, inode_flag, key, tag,
 };
 use cfs_format::{Ino, ViewId, VolumeId};
 use cfs_store::ReadError;
@@ -13,6 +15,9 @@ use crate::error::FsError;
 use crate::history::{Past, snapshot_key};
 use crate::views::Snapshot;
 use crate::{directory, inode};
+
+/// Flags that say which rows an inode has beside its content.
+const OF_RECORDS: u32 = inode_flag::XATTRS | inode_flag::LOCKED;
 
 /// What the origin shows, if it can be read: what is damaged there is no part of the clone any more.
 fn readable<T>(found: Result<Option<T>, FsError>) -> Result<Option<T>, ReadError> {
@@ -28,29 +33,29 @@ impl Mending<'_> {
         readable(clone::inherited(self.store, ino))
     }
 
-    /// Looks at an inode of a clone; whether nothing else is to be done with its rows.
+    /// Looks at an inode of a clone, of which so many rows are there, some of them names; whether nothing else is to be
+    /// done with its rows.
     pub(super) fn is_of_clone(
         &mut self,
         ino: Ino,
         record: Option<&InodeRecord>,
-        rows: u64,
+        (rows, names): (u64, u64),
     ) -> Result<bool, ReadError> {
         let Some((volume, _)) = ino.cloned() else {
             return Ok(false);
         };
-        let Some(clone) = self.store.volume(volume) else {
-            self.trouble(ino, "volume", "the clone that it was in is lost");
-            self.delete_rows(ino)?;
-            return Ok(true);
-        };
+        let clone = self.store.volume(volume);
+        let is_removed = clone.is_some_and(|clone| clone.is_removed());
         let found = self.inherited(ino)?;
         match (record, &found) {
             // What is left of one that has been removed needs its records only to be taken apart.
-            (Some(_), _) if clone.is_removed() => return Ok(true),
-            (None, _) if clone.is_removed() => {
+            (Some(_), _) if is_removed => return Ok(true),
+            (None, _) if is_removed => {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
+            // Names are worth more than a record.
+            (None, Some(found)) if names > 0 && inode::is_directory(&found.record) => {}
             (None, Some(_)) => {
                 let sentence =
                     "what was changed of it in a clone is lost: it is as its origin has it";
@@ -58,8 +63,11 @@ impl Mending<'_> {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
-            // Half a copy.
-            (Some(record), _) if record.flags.get() & inode_flag::COPYING != 0 => {
+            // Half a copy; and what hides nothing any more.
+            (Some(record), found)
+                if record.flags.get() & inode_flag::COPYING != 0
+                    || (found.is_none() && clone::is_gone(record)) =>
+            {
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
@@ -78,11 +86,67 @@ impl Mending<'_> {
         if !record.is_some_and(clone::is_gone) {
             return Ok(false);
         }
+        self.seen.entry(ino).or_default();
         if rows > 1 {
             self.delete_rows(ino)?;
             self.changes.remove(&key(ino, tag::INODE, &[]));
         }
         Ok(true)
+    }
+
+    /// Gives clones whose records are lost, and of which something is there, a root and a junction: what they had from
+    /// their origins is lost, as nobody knows them.
+    pub(super) fn make_lost_clones(&mut self) {
+        let mut lost: BTreeMap<VolumeId, Ino> = BTreeMap::new();
+        for (ino, seen) in &self.seen {
+            let (Some((clone, _)), Some(kind)) = (ino.cloned(), seen.kind) else {
+                continue;
+            };
+            // Without its record, or with one made before the log was read.
+            let record = self.store.volume(clone);
+            let is_lost = record.is_none_or(|record| {
+                record.origin().is_none() && record.junction.get() == 0 && !record.is_removed()
+            });
+            let Some(unknown) = Ino::ROOT.in_clone(clone).filter(|_| is_lost) else {
+                continue;
+            };
+            let root = lost.entry(clone).or_insert(unknown);
+            if kind == libc::S_IFDIR && seen.parent == *ino {
+                *root = *ino;
+            }
+        }
+        for (clone, root) in lost {
+            let junction = self.unused();
+            self.seen.entry(junction).or_default();
+            self.volumes.insert(clone, (root, junction));
+            self.rebuilder.clones.insert(clone, (root, junction));
+            let sentence = "the record of a clone is lost, and with it what it had from its origin";
+            self.trouble(root, "volume", sentence);
+        }
+    }
+
+    /// The record of a clone's own directory whose own is lost, from its origin's: extended attributes are the origin's too if it
+    /// has none.
+    pub(super) fn record_from_origin(
+        &mut self,
+        ino: Ino,
+        has_xattrs: bool,
+    ) -> Result<Option<InodeRecord>, ReadError> {
+        let Some(found) = self.inherited(ino)? else {
+            return Ok(None);
+        };
+        if !inode::is_directory(&found.record) {
+            return Ok(None);
+        }
+        let of_records = match has_xattrs {
+            true => found.record.flags.get() & OF_RECORDS,
+            false => self.take_records(ino, &found)?,
+        };
+        let mut record = found.record;
+        record.flags = (record.flags.get() & !OF_RECORDS | of_records).into();
+        self.rebuilder.host.fill_random(&mut record.salt);
+        self.put_record(ino, &record);
+        Ok(Some(record))
     }
 
     /// Adds to what was met in clones what their origins have: see [`crate::check`], which goes by the same rule.
@@ -111,17 +175,92 @@ impl Mending<'_> {
             };
             self.add_names(ino, &found);
             if !is_own {
-                let record = &found.record;
-                let seen = self.seen.entry(ino).or_default();
-                seen.kind = Some(inode::kind(record));
-                seen.nlink = record.nlink.get();
-                seen.parent = Ino(record.parent.get());
-                seen.volume = VolumeId(record.volume.get());
-                seen.is_junction = false;
-                seen.is_inherited = true;
-                if inode::is_directory(record) {
-                    seen.subdirectories = seen.nlink.saturating_sub(2);
+                self.note_inherited(ino, &found);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_inherited(&mut self, ino: Ino, found: &Found) {
+        let record = &found.record;
+        let seen = self.seen.entry(ino).or_default();
+        seen.kind = Some(inode::kind(record));
+        seen.nlink = record.nlink.get();
+        seen.parent = Ino(record.parent.get());
+        seen.volume = VolumeId(record.volume.get());
+        seen.is_junction = false;
+        seen.is_inherited = true;
+        if inode::is_directory(record) {
+            seen.subdirectories = seen.nlink.saturating_sub(2);
+        }
+    }
+
+    /// The same for one that no row has led to.
+    fn meet(&mut self, ino: Ino) -> Result<(), ReadError> {
+        if !self.seen.contains_key(&ino)
+            && let Some(found) = self.inherited(ino)?
+        {
+            self.add_names(ino, &found);
+            self.note_inherited(ino, &found);
+        }
+        Ok(())
+    }
+
+    /// A directory whose rows in a clone are lost is the origin's again, and names what the clone has removed since, or has
+    /// moved: it gets rows of its own, without the former, and from which the latter can be taken.
+    pub(super) fn own_stale_directories(&mut self) -> Result<(), ReadError> {
+        let stale: HashSet<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                let is_twice = seen.kind == Some(libc::S_IFDIR) && seen.names > 1;
+                ino.cloned().is_some() && (is_twice || (seen.kind.is_none() && seen.names > 0))
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        let of = |ino: &Ino| ino.cloned().map(|(clone, _)| clone);
+        let clones: HashSet<VolumeId> = stale.iter().filter_map(of).collect();
+        if clones.is_empty() {
+            return Ok(());
+        }
+        let mut waiting: Vec<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                seen.is_inherited && of(ino).is_some_and(|clone| clones.contains(&clone))
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        let mut met: HashSet<Ino> = waiting.iter().copied().collect();
+        while let Some(ino) = waiting.pop() {
+            // What has rows of its own has led to all that it names.
+            if self.seen.get(&ino).is_some_and(|seen| !seen.is_inherited) {
+                continue;
+            }
+            let Some(found) = self.inherited(ino)? else {
+                continue;
+            };
+            let mut targets = Vec::new();
+            if inode::is_directory(&found.record) {
+                for entry in clone::entries(self.store, ino, &found) {
+                    let Some((target, kind)) = readable(entry.map(Some))? else {
+                        break;
+                    };
+                    targets.push(target);
+                    if kind == libc::S_IFDIR && met.insert(target) {
+                        waiting.push(target);
+                    }
                 }
+            }
+            if targets.iter().any(|target| stale.contains(target)) {
+                self.meet(ino)?;
+                for target in targets {
+                    self.meet(target)?;
+                }
+                self.own_directory(ino)?;
+                let sentence = "what was changed of it in a clone is lost: it is as its origin has it, but \
+                                for what the clone has removed or moved";
+                self.trouble(ino, "inode", sentence);
             }
         }
         Ok(())
@@ -172,6 +311,18 @@ impl Mending<'_> {
             ) = (directory::decode_cookie(ino, &value), cookie)
                 && let Ok(target) = crate::views::beside(ino, Ino(target.get()))
             {
+                if self
+                    .record(target)?
+                    .is_some_and(|record| clone::is_gone(&record))
+                {
+                    let names = &mut self.seen.entry(target).or_default().names;
+                    *names = names.saturating_sub(1);
+                    if u32::from(kind) << 12 == libc::S_IFDIR {
+                        let seen = self.seen.entry(ino).or_default();
+                        seen.subdirectories = seen.subdirectories.saturating_sub(1);
+                    }
+                    continue;
+                }
                 let entry = DirentRecord {
                     ino: target.0.into(),
                     cookie: cookie.into(),
@@ -183,6 +334,8 @@ impl Mending<'_> {
         }
         let mut record = found.record;
         record.size = (entries.len() as u64).into();
+        let flags = record.flags.get() & !OF_RECORDS;
+        record.flags = (flags | self.take_records(ino, &found)?).into();
         self.put_record(ino, &record);
         for (name, entry) in entries {
             self.put_entry(ino, &name, &entry);
@@ -191,6 +344,32 @@ impl Mending<'_> {
             seen.is_inherited = false;
         }
         Ok(())
+    }
+
+    /// Gives a directory of a clone the origin's extended attributes, and its lock; the flags that go with them.
+    fn take_records(&mut self, ino: Ino, found: &Found) -> Result<u32, ReadError> {
+        let past = Past {
+            table: self.store,
+            at: found.place.at.unwrap_or_default(),
+        };
+        let mut flags = 0;
+        for row in past.rows(found.place.ino, tag::XATTR, &[], None) {
+            let Some((name, value)) = readable(row.map(Some))? else {
+                break;
+            };
+            if clone::stays_with_origin(ino, &found.record, &name) {
+                continue;
+            }
+            if name == LOCK_NAME {
+                if !crate::lock::is_sound(value.clone()) {
+                    continue;
+                }
+                flags |= inode_flag::LOCKED;
+            }
+            flags |= inode_flag::XATTRS;
+            self.put(key(ino, tag::XATTR, &name), value);
+        }
+        Ok(flags)
     }
 
     /// Makes the rows of snapshots anew that clones need and that are lost. What has not been changed since reads as it did.
@@ -209,7 +388,7 @@ impl Mending<'_> {
             let is_clone = self
                 .store
                 .volume(volume)
-                .is_some_and(|it| it.origin_volume.get() != 0);
+                .is_some_and(|it| Ino(it.root.get()).cloned().is_some());
             let directory = match is_clone {
                 true => base.in_clone(volume),
                 false => Some(base),

@@ -106,21 +106,32 @@ impl Mending<'_> {
         }))
     }
 
-    fn inode(&mut self, at: Rows) -> Result<(), ReadError> {
+    fn inode(&mut self, mut at: Rows) -> Result<(), ReadError> {
         if at.rows == 0 {
             return Ok(());
         }
         let ino = at.ino;
-        if self.is_of_clone(ino, at.record.as_ref(), at.rows)? {
+        let names = at.entries + at.cookies;
+        if self.is_of_clone(ino, at.record.as_ref(), (at.rows, names))? {
             return Ok(());
         }
-        let is_used_as_directory = at.entries + at.cookies > 0;
         let record = match at.record {
             Some(record) => record,
-            None if is_used_as_directory => {
-                self.trouble(ino, "attributes", "owner, mode and times are lost");
-                self.new_directory(ino)
-            }
+            None if names > 0 => match self.record_from_origin(ino, at.has_xattrs)? {
+                Some(record) => {
+                    let sentence = "owner, mode and times are those that its origin has";
+                    self.trouble(ino, "attributes", sentence);
+                    if !at.has_xattrs {
+                        at.has_xattrs = record.flags.get() & inode_flag::XATTRS != 0;
+                        at.lock = (record.flags.get() & inode_flag::LOCKED != 0).then_some(true);
+                    }
+                    record
+                }
+                None => {
+                    self.trouble(ino, "attributes", "owner, mode and times are lost");
+                    self.new_directory(ino)
+                }
+            },
             None => {
                 // Without the salt in its record nobody can tell which chunks its extents name.
                 self.trouble(ino, "inode", "its record is lost, and with it its content");

@@ -67,8 +67,12 @@ impl Mending<'_> {
                 ..*seen
             };
         }
+        if is_last {
+            self.make_lost_clones();
+        }
         self.inherit()?;
         self.ends_of_volumes()?;
+        self.own_stale_directories()?;
         self.remove_dangling()?;
         self.name_directories_once()?;
         if is_last {
@@ -143,6 +147,10 @@ impl Mending<'_> {
     fn give_volumes(&mut self) -> Result<(), ReadError> {
         loop {
             let wrong = self.seen.iter().find_map(|(ino, seen)| {
+                // An inode of a clone has the clone in its number.
+                if ino.cloned().is_some() {
+                    return None;
+                }
                 let above = match seen.name_parent.cloned() {
                     Some((clone, _)) => clone,
                     None => self.seen.get(&seen.name_parent)?.volume,
@@ -296,7 +304,7 @@ impl Mending<'_> {
         let mut found_in: BTreeMap<VolumeId, Ino> = BTreeMap::new();
         for ino in unreachable {
             let volume = match self.seen[&ino] {
-                Seen { is_new: true, .. } => VolumeId::ROOT,
+                Seen { is_new: true, .. } if ino.cloned().is_none() => VolumeId::ROOT,
                 seen => seen.volume,
             };
             let root = self
@@ -338,10 +346,7 @@ impl Mending<'_> {
         {
             return Ok(Ino(entry.ino.get()));
         }
-        let highest = self.seen.keys().map(|ino| ino.base()).max();
-        let highest = highest.unwrap_or(Ino::ROOT);
-        let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
-        let unused = Ino(unused.max(Ino::ROOT.0 + 1));
+        let unused = self.unused();
         let ino = match root.cloned() {
             None => unused,
             Some((clone, _)) => unused.in_clone(clone).unwrap_or(unused),
@@ -365,6 +370,14 @@ impl Mending<'_> {
         }
         self.add_entry(root, &name, ino, libc::S_IFDIR)?;
         Ok(ino)
+    }
+
+    /// A number that no inode has.
+    pub(super) fn unused(&self) -> Ino {
+        let highest = self.seen.keys().map(|ino| ino.base()).max();
+        let highest = highest.unwrap_or(Ino::ROOT);
+        let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
+        Ino(unused.max(Ino::ROOT.0 + 1))
     }
 
     fn add_entry(

@@ -8,6 +8,7 @@ mod model;
 mod namespace;
 mod pool;
 mod rebuild;
+mod rebuilt_clones;
 mod recount;
 mod stream;
 mod volumes;

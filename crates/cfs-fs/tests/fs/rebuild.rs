@@ -39,7 +39,7 @@ fn unlock(superblock: &Superblock) -> Result<ClusterKey, UnlockError> {
 }
 
 /// The pool as a kill has left it, without its anchors and without the first bytes of these segments.
-fn rebuild(
+pub fn rebuild(
     pool: &Pool,
     superblock: &[u8],
     without: &[SegmentId],
