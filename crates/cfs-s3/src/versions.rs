@@ -295,7 +295,7 @@ impl Face {
     }
 
     /// Gives the current version another identifier if an older one has the same: restoring a snapshot brings a version back
-    /// under its key that has gone into the tree since. What is locked stays as it is, and the other of the two goes.
+    /// under its key that has gone into the tree since. If only the current one is locked, it stays as it is and the older one goes.
     ///
     /// # Errors
     /// What the file system refuses.
@@ -306,18 +306,19 @@ impl Face {
         current: Option<&Place>,
         room: Room,
     ) -> Result<(), FsError> {
-        let Some(current) = current else {
+        let Some(current) = current.filter(|_| bucket.record.versioning.is_some()) else {
             return Ok(());
         };
         let id = self.version_of(current.ino)?;
         // Those of the version null are told apart by their times.
-        if bucket.record.versioning.is_none() || id == NULL_VERSION {
+        if id == NULL_VERSION {
             return Ok(());
         }
         let Some(older) = self.find_older(bucket, key, &id)? else {
             return Ok(());
         };
-        if self.fs.lock(current.ino)?.is_some() {
+        // Of two that are locked neither can go.
+        if self.fs.lock(current.ino)?.is_some() && self.fs.lock(older.ino)?.is_none() {
             return self.drop_older(bucket, &older);
         }
         let id = self.new_version(bucket, key, None)?;

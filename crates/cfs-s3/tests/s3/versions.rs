@@ -570,6 +570,40 @@ fn what_a_snapshot_brings_back_becomes_a_version_of_its_own() {
     }
 }
 
+/// Locked both, neither of two files of one version could go, and the key could not be put or deleted until the locks ended.
+#[test]
+fn a_version_that_is_locked_twice_becomes_two() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, fs) = (served.root(), &served.fs);
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    root.send_with("PUT", "/bucket", &[], &lock, b"").is(200);
+    let first = put(&root, "/bucket/k", b"first");
+    let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+    let hold = b"<LegalHold><Status>ON</Status></LegalHold>";
+    let held = |query: &[(&str, &str)]| {
+        root.send("PUT", "/bucket/k", query, hold).is(200);
+    };
+    held(&[("legal-hold", "")]);
+    put(&root, "/bucket/k", b"second");
+    fs.snapshot_restore(&before, b"/bucket", b"k", false, &mut Nobody)
+        .expect("it is brought back");
+    held(&[("legal-hold", "")]);
+    let newest = put(&root, "/bucket/k", b"newest");
+    root.delete("/bucket/k").is(204);
+    let mut ids: Vec<_> = list(&root, &[]).0.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    assert_eq!((&ids[0], &ids[2]), (&newest, &first));
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "there are two of one: {ids:?}");
+    for id in &ids[1..] {
+        assert_eq!(get(&root, "/bucket/k", id), b"first");
+        root.send("DELETE", "/bucket/k", &[("versionId", id)], b"")
+            .fails(403, "AccessDenied");
+    }
+    served.assert_clean();
+}
+
 /// One file of the version `null` went, another came back or stayed beside the marker.
 fn a_marker_takes_the_place_of_each(found: &str) {
     let pool = Pool::new(64);
