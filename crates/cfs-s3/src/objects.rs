@@ -120,7 +120,8 @@ impl Face {
         }))
     }
 
-    /// The object in a place, with its digests, which are computed if they are not known.
+    /// The object in a place, with its digests, which are computed if they are not known, and then kept, but for what a clone has
+    /// from its origin.
     ///
     /// # Errors
     /// [`FsError::NotFound`] when it is not there any more.
@@ -131,6 +132,10 @@ impl Face {
                 return Ok(Object { attr, content });
             }
             let content = self.digest(ino, attr.size)?;
+            // Who only looks changes nothing in a clone. What is its origin's still has not changed meanwhile.
+            if self.fs.is_inherited(ino)? {
+                return Ok(Object { attr, content });
+            }
             let change = RecordChange {
                 put: vec![(name::CONTENT.to_vec(), records::encode(&content))],
                 describes: Some(attr),

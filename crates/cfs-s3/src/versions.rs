@@ -295,7 +295,7 @@ impl Face {
     }
 
     /// Gives the current version another identifier if an older one has the same: restoring a snapshot brings a version back
-    /// under its key that has gone into the tree since. What is locked stays as it is, and the other of the two goes.
+    /// under its key that has gone into the tree since. If only the current one is locked, it stays as it is and the older one goes.
     ///
     /// # Errors
     /// What the file system refuses.
@@ -306,18 +306,19 @@ impl Face {
         current: Option<&Place>,
         room: Room,
     ) -> Result<(), FsError> {
-        let Some(current) = current else {
+        let Some(current) = current.filter(|_| bucket.record.versioning.is_some()) else {
             return Ok(());
         };
         let id = self.version_of(current.ino)?;
         // Those of the version null are told apart by their times.
-        if bucket.record.versioning.is_none() || id == NULL_VERSION {
+        if id == NULL_VERSION {
             return Ok(());
         }
         let Some(older) = self.find_older(bucket, key, &id)? else {
             return Ok(());
         };
-        if self.fs.lock(current.ino)?.is_some() {
+        // Of two that are locked neither can go.
+        if self.fs.lock(current.ino)?.is_some() && self.fs.lock(older.ino)?.is_none() {
             return self.drop_older(bucket, &older);
         }
         let id = self.new_version(bucket, key, None)?;
@@ -455,17 +456,22 @@ impl Face {
                     room,
                     ..Arrangement::default()
                 };
-                // There is one version `null`: this one, or the marker that takes its place.
-                let mut replaced = None;
+                // There is one version `null`: these, or the marker that takes their place. The first hides the others.
+                let mut replaced = Vec::new();
                 if let Some(place) = &place {
                     let old = self.version_of(place.ino)?;
                     if state == Versioning::Suspended && old == NULL_VERSION {
-                        replaced = Some(place.clone());
+                        replaced.push(place.clone());
                     } else {
                         let text = self.text_of(bucket, key, place.ino, &old)?;
                         let to = self.new_place(tree, &in_tree(key, &text), room)?;
                         arrangement.moves.push(moved(place, to));
                     }
+                }
+                if state == Versioning::Suspended
+                    && let Some(older) = self.older_null(bucket, key)?
+                {
+                    replaced.extend(self.find(tree, &older.path)?);
                 }
                 // Where a snapshot was restored, a file may stand before another of the same key, which must not come back.
                 if let Some(shadow) = self.find_shadowed(bucket.ino(), key)?
@@ -476,24 +482,28 @@ impl Face {
                         Some(place) => self.version_of(place.ino)? == id,
                         None => false,
                     };
-                    if is_again && self.fs.lock(shadow.ino)?.is_none() {
-                        replaced = replaced.or(Some(shadow));
+                    let is_null = state == Versioning::Suspended && id == NULL_VERSION;
+                    if is_null || is_again && self.fs.lock(shadow.ino)?.is_none() {
+                        replaced.push(shadow);
                     } else {
                         // Of one version two times, the one that is locked stays.
                         if is_again {
                             arrangement.moves.clear();
-                            replaced.clone_from(&place);
+                            replaced.splice(..0, place.clone());
                         }
                         let text = self.text_of(bucket, key, shadow.ino, &id)?;
                         let to = self.new_place(tree, &in_tree(key, &text), room)?;
                         arrangement.moves.push(moved(&shadow, to));
                     }
                 }
-                if state == Versioning::Suspended
-                    && replaced.is_none()
-                    && let Some(older) = self.older_null(bucket, key)?
-                {
-                    replaced = self.find(tree, &older.path)?;
+                // One can go in the step. Nobody misses the others, which it hides, before.
+                for hidden in replaced.iter().skip(1) {
+                    let arrangement = Arrangement {
+                        remove: Some(hidden.named()),
+                        room,
+                        ..Arrangement::default()
+                    };
+                    self.arrange(bucket.ino(), key, arrangement)?;
                 }
                 let mut rows = vec![(name::MARKER.to_vec(), Vec::new())];
                 let (id, text) = match state {
@@ -509,7 +519,7 @@ impl Face {
                     name,
                     ino: marker.ino(),
                 };
-                arrangement.remove = replaced.as_ref().map(Place::named);
+                arrangement.remove = replaced.first().map(Place::named);
                 arrangement.publish = Some((named, rows));
                 self.arrange(bucket.ino(), key, arrangement)?;
                 Ok(Deleted {

@@ -139,6 +139,19 @@ impl Fs {
         Ok((self.attr(ino, record), text))
     }
 
+    /// Whether a clone has an inode from its origin still, as its records then are: what changes them copies the inode, which the
+    /// clone's quota has to let.
+    ///
+    /// # Errors
+    /// [`FsError::Read`].
+    pub fn is_inherited(&self, ino: Ino) -> Result<bool> {
+        if ino.cloned().is_none() {
+            return Ok(false);
+        }
+        let found = self.views.find(ino)?;
+        Ok(found.is_some_and(|found| found.is_inherited(ino)))
+    }
+
     /// The value of a record, or of an extended attribute.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use cfs_format::Ino;
 use cfs_fs::{Caller, FsError, Quota, RenameFlags};
 
-use crate::pool::Pool;
+use crate::pool::{Pool, noise};
 
 #[test]
 fn a_clone_of_a_bucket_is_one_and_locks_stay() {
@@ -98,5 +98,49 @@ fn names_stay_bound_in_a_clone() {
         let object = root.get(&format!("/copy/{name}")).is(200);
         assert_eq!(object.body, b"object");
     }
+    served.assert_clean();
+}
+
+/// Digests of what the mount has made were stored when S3 first looked at it, for which the clone copied the file.
+#[test]
+fn looking_at_objects_changes_no_clone() {
+    let pool = Pool::new(96);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let content = noise(300_000, 6);
+    served.write(served.resolve("/bucket").ino, "f", &content);
+    let fs = &served.fs;
+    let taken = fs.snapshot_create(b"/bucket", b"s").expect("taken");
+    let quota = Quota {
+        bytes: 100_000,
+        inodes: 0,
+    };
+    for (path, quota) in [("/bound", quota), ("/copy", Quota::default())] {
+        fs.clone_create(&taken, path.as_bytes(), quota, &Caller::default())
+            .expect("a clone");
+        let object = format!("{path}/f");
+        let etag = root.get("/bucket/f").is(200).header("etag").to_owned();
+        for _ in 0..2 {
+            let got = root.get(&object).is(200);
+            assert_eq!((got.header("etag"), &got.body), (&*etag, &content));
+            let head = root.send("HEAD", &object, &[], b"").is(200);
+            assert_eq!(head.header("etag"), etag);
+            let listed = root.send("GET", path, &[("list-type", "2")], b"").is(200);
+            assert_eq!(listed.all("ETag"), [&*etag], "{path}");
+        }
+        let matches = [("if-match", &*etag)];
+        root.send_with("GET", &object, &[], &matches, b"").is(200);
+        let used = fs.volume(path.as_bytes()).expect("there").record;
+        assert_eq!(used.logical_bytes.get(), 0, "{path}: looking changed it");
+        assert!(fs.is_inherited(served.resolve(&object).ino).expect("read"));
+    }
+    // What is the clone's own keeps its digests.
+    served.write(served.resolve("/copy").ino, "f", b"other");
+    assert_eq!(root.get("/copy/f").is(200).body, b"other");
+    let own = served.resolve("/copy/f").ino;
+    assert!(!fs.is_inherited(own).expect("read"));
+    let kept = fs.described(own, b"s3.content").expect("read").1;
+    assert!(kept.is_some());
     served.assert_clean();
 }

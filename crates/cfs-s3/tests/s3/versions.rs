@@ -569,3 +569,113 @@ fn what_a_snapshot_brings_back_becomes_a_version_of_its_own() {
         served.assert_clean();
     }
 }
+
+/// Locked both, neither of two files of one version could go, and the key could not be put or deleted until the locks ended.
+#[test]
+fn a_version_that_is_locked_twice_becomes_two() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, fs) = (served.root(), &served.fs);
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    root.send_with("PUT", "/bucket", &[], &lock, b"").is(200);
+    let first = put(&root, "/bucket/k", b"first");
+    let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+    let hold = b"<LegalHold><Status>ON</Status></LegalHold>";
+    let held = |query: &[(&str, &str)]| {
+        root.send("PUT", "/bucket/k", query, hold).is(200);
+    };
+    held(&[("legal-hold", "")]);
+    put(&root, "/bucket/k", b"second");
+    fs.snapshot_restore(&before, b"/bucket", b"k", false, &mut Nobody)
+        .expect("it is brought back");
+    held(&[("legal-hold", "")]);
+    let newest = put(&root, "/bucket/k", b"newest");
+    root.delete("/bucket/k").is(204);
+    let mut ids: Vec<_> = list(&root, &[]).0.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    assert_eq!((&ids[0], &ids[2]), (&newest, &first));
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "there are two of one: {ids:?}");
+    for id in &ids[1..] {
+        assert_eq!(get(&root, "/bucket/k", id), b"first");
+        root.send("DELETE", "/bucket/k", &[("versionId", id)], b"")
+            .fails(403, "AccessDenied");
+    }
+    served.assert_clean();
+}
+
+/// One file of the version `null` went, another came back or stayed beside the marker.
+fn a_marker_takes_the_place_of_each(found: &str) {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, fs) = (served.root(), &served.fs);
+    root.put("/bucket", b"").is(200);
+    let bucket = served.resolve("/bucket").ino;
+    let mut kept = Vec::new();
+    let step_aside = || {
+        root.put("/bucket/a/b", b"below").is(200);
+        fs.unlink(served.resolve("/bucket/a").ino, b"b")
+            .expect("removed");
+        fs.rmdir(bucket, b"a").expect("empty");
+        served.resolve("/bucket/.s3~a");
+    };
+    match found {
+        "null before null" => {
+            root.put("/bucket/a", b"old").is(200);
+            let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+            step_aside();
+            fs.snapshot_restore(&before, b"/bucket", b"a", false, &mut Nobody)
+                .expect("it is brought back");
+            set(&root, "Suspended");
+        }
+        "another before null" => {
+            set(&root, "Enabled");
+            let version = put(&root, "/bucket/a", b"kept");
+            let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+            set(&root, "Suspended");
+            root.put("/bucket/a", b"null").is(200);
+            root.send("DELETE", "/bucket/a", &[("versionId", &version)], b"")
+                .is(204);
+            step_aside();
+            fs.snapshot_restore(&before, b"/bucket", b"a", false, &mut Nobody)
+                .expect("it is brought back");
+            kept.push(("a".to_owned(), version));
+        }
+        _ => {
+            root.put("/bucket/a", b"null").is(200);
+            set(&root, "Enabled");
+            put(&root, "/bucket/a", b"version");
+            fs.unlink(bucket, b"a").expect("removed");
+            served.write(bucket, "a", b"another null");
+            set(&root, "Suspended");
+        }
+    }
+    root.get("/bucket/a").is(200);
+    let deleted = root.delete("/bucket/a").is(204);
+    assert_eq!(deleted.header("x-amz-version-id"), "null", "{found}");
+    root.get("/bucket/a").fails(404, "NoSuchKey");
+    let (versions, markers) = list(&root, &[]);
+    assert_eq!(versions, kept, "{found}");
+    assert_eq!(markers, ["null"], "{found}");
+    for (_, id) in &kept {
+        assert_eq!(get(&root, "/bucket/a", id), b"kept");
+    }
+    let refused = root.send("GET", "/bucket/a", &[("versionId", "null")], b"");
+    refused.fails(405, "MethodNotAllowed");
+    served.assert_clean();
+}
+
+#[test]
+fn a_marker_takes_the_place_of_two_files_of_the_null_version() {
+    a_marker_takes_the_place_of_each("null before null");
+}
+
+#[test]
+fn a_marker_takes_the_place_of_a_null_version_behind_another() {
+    a_marker_takes_the_place_of_each("another before null");
+}
+
+#[test]
+fn a_marker_takes_the_place_of_the_mounts_null_version_and_an_older_one() {
+    a_marker_takes_the_place_of_each("null and older null");
+}
