@@ -204,17 +204,22 @@ pub fn check(options: &MountOptions) -> Result<PathBuf, MountError> {
 /// Attributes of what is there, if it is alive. The kernel goes on telling the attributes that it has cached of a dead
 /// mount's root, but for the room on a file system it always asks.
 fn look(path: &Path) -> io::Result<fs::Metadata> {
-    match rustix::fs::statfs(path) {
-        // Its process ended while this waited for an answer.
-        Err(Errno::CONNABORTED) => rustix::fs::statfs(path)?,
-        other => other?,
-    };
-    fs::metadata(path)
+    unless_aborted(|| Ok(rustix::fs::statfs(path)?))?;
+    unless_aborted(|| fs::metadata(path))
+}
+
+/// Asks again what was answered ECONNABORTED: the process of a mount ended while this waited for it, and from then on
+/// the answer is ENOTCONN.
+fn unless_aborted<T>(ask: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match ask() {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => ask(),
+        answer => answer,
+    }
 }
 
 /// The path without symbolic links. The last component is not opened, since what is mounted there may be dead.
 fn canonical(path: &Path) -> Result<PathBuf, MountError> {
-    let resolved = match fs::canonicalize(path) {
+    let resolved = match unless_aborted(|| fs::canonicalize(path)) {
         Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
             let absolute = std::path::absolute(path);
             absolute.and_then(|absolute| match (absolute.parent(), absolute.file_name()) {
