@@ -3,10 +3,10 @@
 use cfs_format::VolumeId;
 use cfs_format::table::{VolumeRecord, split_key};
 
-use super::volumes::{Quota, ROOT_MODE, Volume};
+use super::volumes::{Quota, Volume, junction_at};
 use crate::Fs;
 use crate::clone;
-use crate::command::{CloneCreate, Command, Make, Sweep};
+use crate::command::{CloneCreate, Command, Sweep};
 use crate::directory;
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
@@ -46,19 +46,7 @@ impl Fs {
             let volume = self.views.free_volume(VolumeId::CLONE_MAX);
             made = volume.ok_or(FsError::TooManyLinks)?;
             Ok(Command::CloneCreate(CloneCreate {
-                junction: Make {
-                    parent,
-                    name: name.to_vec(),
-                    ino: junction,
-                    mode: libc::S_IFDIR | ROOT_MODE,
-                    rdev: 0,
-                    uid: caller.uid,
-                    gid: caller.gid,
-                    umask: caller.umask,
-                    target: Vec::new(),
-                    now,
-                    salt,
-                },
+                junction: junction_at((parent, name), junction, caller, now, salt),
                 volume: made,
                 origin: snapshot.volume,
                 timestamp: snapshot.timestamp,

@@ -6,12 +6,12 @@ use cfs_format::{DomainId, Ino, VolumeId};
 use crate::command::{Command, Make, VolumeCreate, VolumeDelete, VolumeQuota};
 use crate::directory::{self, FIRST_COOKIE};
 use crate::error::{FsError, Result};
-use crate::types::{Attr, Caller, Room};
+use crate::types::{Attr, Caller, Room, Time};
 use crate::views::beside;
 use crate::{Fs, inode};
 
 /// Permission bits of the root of a new volume.
-pub(super) const ROOT_MODE: u32 = 0o755;
+const ROOT_MODE: u32 = 0o755;
 /// Directories above another at most; more mean that parents form a circle.
 const DEPTH_MAX: usize = 1 << 16;
 /// How often removing a volume waits for what its snapshots have held to go.
@@ -72,6 +72,29 @@ impl Volume {
     }
 }
 
+/// The empty directory in whose place the root of a new volume is seen.
+pub(super) fn junction_at(
+    (parent, name): (Ino, &[u8]),
+    ino: Ino,
+    caller: &Caller,
+    now: Time,
+    salt: [u8; 16],
+) -> Make {
+    Make {
+        parent,
+        name: name.to_vec(),
+        ino,
+        mode: libc::S_IFDIR | ROOT_MODE,
+        rdev: 0,
+        uid: caller.uid,
+        gid: caller.gid,
+        umask: caller.umask,
+        target: Vec::new(),
+        now,
+        salt,
+    }
+}
+
 impl Fs {
     /// Makes a volume, whose root is a new directory with this path.
     ///
@@ -101,19 +124,7 @@ impl Fs {
                 }
             };
             Ok(Command::VolumeCreate(VolumeCreate {
-                junction: Make {
-                    parent,
-                    name: name.to_vec(),
-                    ino: junction,
-                    mode: libc::S_IFDIR | ROOT_MODE,
-                    rdev: 0,
-                    uid: caller.uid,
-                    gid: caller.gid,
-                    umask: caller.umask,
-                    target: Vec::new(),
-                    now,
-                    salt: salts.0,
-                },
+                junction: junction_at((parent, name), junction, caller, now, salts.0),
                 volume: volume.ok_or(FsError::TooManyLinks)?,
                 root,
                 domain,
