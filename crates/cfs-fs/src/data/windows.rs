@@ -1,7 +1,8 @@
 //! Decoded extents of one file, kept by windows of the file so that a hot read needs no table.
 //!
-//! A window that is here is complete: all committed extents that show a part of it, in order. Whoever commits a
-//! change of a file's extents drops the windows it touches.
+//! A window that is here is complete: all committed extents that show a part of it, in order and whole, so that one that
+//! reaches over an edge is in both windows. Whoever commits a change of a file's extents drops the windows it touches, and
+//! those beside them that have such an extent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,12 +42,23 @@ impl Windows {
         Ok(extents)
     }
 
-    /// Forgets what touches `[from, to)`.
+    /// Forgets what touches `[from, to)`, and what extents reach into it from beside.
     pub(crate) fn invalidate(&mut self, from: u64, to: u64) {
         if from >= to {
             return;
         }
-        let (first, last) = (from / WINDOW_BYTES, (to - 1) / WINDOW_BYTES);
+        let (mut first, mut last) = (from / WINDOW_BYTES, (to - 1) / WINDOW_BYTES);
+        let reaches = |index: &u64, touches: &dyn Fn(&Extent) -> bool| {
+            let extents = self.by_index.get(index);
+            extents.is_some_and(|extents| extents.iter().any(touches))
+        };
+        // No extent is as long as a window.
+        if first > 0 && reaches(&(first - 1), &|extent| extent.end() > from) {
+            first -= 1;
+        }
+        if reaches(&(last + 1), &|extent| extent.offset < to) {
+            last += 1;
+        }
         let extent_count = &mut self.extent_count;
         let mut drop_window = |extents: &Arc<[Extent]>| *extent_count -= extents.len();
         if last - first < 64 {
@@ -114,6 +126,30 @@ mod tests {
         windows.invalidate(6 * WINDOW_BYTES - 1, u64::MAX);
         assert_eq!(get(&mut windows, 5), 2);
         assert_eq!(windows.extent_count, 3);
+    }
+
+    #[test]
+    fn what_reaches_over_an_edge_is_dropped_on_both_sides() {
+        const EDGE: u64 = 5 * WINDOW_BYTES;
+        let over = Extent {
+            offset: EDGE - 100,
+            len: 200,
+            ..extents(1)[0]
+        };
+        for (from, to, left) in [
+            (EDGE - 100, EDGE, 0),
+            (EDGE, EDGE + 1, 0),
+            (EDGE - 200, EDGE - 100, 1),
+            (EDGE + 100, EDGE + 200, 1),
+            (EDGE + 50, u64::MAX, 0),
+        ] {
+            let mut windows = Windows::default();
+            for index in [4, 5] {
+                windows.get(index, |_, _| Ok(vec![over])).unwrap();
+            }
+            windows.invalidate(from, to);
+            assert_eq!(windows.by_index.len(), left, "{from}..{to}");
+        }
     }
 
     #[test]

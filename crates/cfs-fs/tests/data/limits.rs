@@ -393,3 +393,31 @@ fn sizes_of_sparse_files_add_up_to_any_sum() {
     fs.unlink(Ino::ROOT, b"b").expect("unlink");
     assert_clean(&fs);
 }
+
+/// A chunk that reaches over a multiple of 4 MiB is known on both sides of it, where extents are kept decoded. What was
+/// overwritten on one side came back in reads over both.
+#[test]
+fn what_is_overwritten_beside_such_an_edge_does_not_come_back() {
+    const EDGE: usize = 4 << 20;
+    const PART: usize = 256 << 10;
+    let pool = Pool::new(80);
+    let fs = pool.open();
+    let ino = create(&fs, "file");
+    let mut content = noise(1, 2 * EDGE);
+    fs.write(ino, 0, &content, false).expect("write");
+    fs.fsync(ino, false).expect("fsync");
+    let mut out = Vec::new();
+    for (round, at) in [EDGE - PART, EDGE, EDGE - PART, EDGE]
+        .into_iter()
+        .enumerate()
+    {
+        // Both sides are known now.
+        fs.read(ino, 0, 2 * EDGE, &mut out).expect("read");
+        let new = noise(2 + round as u64, PART);
+        fs.write(ino, at as u64, &new, false).expect("write");
+        content[at..at + PART].copy_from_slice(&new);
+        fs.fsync(ino, false).expect("fsync");
+        fs.read(ino, 0, 2 * EDGE, &mut out).expect("read");
+        assert!(out == content, "round {round}");
+    }
+}

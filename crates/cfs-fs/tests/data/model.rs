@@ -11,7 +11,11 @@ use cfs_fs::{AllocateMode, Caller, Fs, FsError, FsOptions, SetAttr};
 use crate::pool::{Pool, Rng, assert_clean};
 
 const FILES: u64 = 4;
-const SIZE_MAX: u64 = 3 << 20;
+const SIZE_MAX: u64 = 6 << 20;
+/// Where a window of decoded extents ends.
+const EDGE: u64 = 4 << 20;
+/// Many offsets are so near to it, bytes.
+const EDGE_BYTES: u64 = 300 << 10;
 
 #[derive(Clone, Default)]
 struct File {
@@ -97,7 +101,9 @@ impl Run {
     }
 
     fn offset(&mut self, size: u64) -> u64 {
-        let offset = match self.rng.below(4) {
+        let offset = match self.rng.below(6) {
+            // About the edge of a window.
+            4 | 5 => EDGE - EDGE_BYTES + self.rng.below(2 * EDGE_BYTES),
             0 => size,
             1 => self.rng.below(16 << 10),
             _ => self.rng.below(size + 1 + size / 8),
