@@ -134,7 +134,8 @@ pub(crate) fn decode_row(ino: Ino, file_key: &FileKey, row: &Row) -> Result<Exte
     }
 }
 
-fn encode_value(file_key: &FileKey, timestamp: u64, extent: &Extent) -> Vec<u8> {
+/// The value of an extent's row, of a command with this timestamp.
+pub(crate) fn encode_value(file_key: &FileKey, timestamp: u64, extent: &Extent) -> Vec<u8> {
     ExtentRecord {
         len: extent.len.into(),
         chunk_offset: extent.chunk_offset.into(),

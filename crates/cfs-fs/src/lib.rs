@@ -241,7 +241,11 @@ impl Fs {
     ) -> Result<apply::Outcome> {
         loop {
             match self.execute_once(&mut build) {
-                Err(FsError::Inherited(ino)) => self.make_own(ino, room)?,
+                Err(FsError::Inherited(ino)) => match self.make_own(ino, room) {
+                    // Removed meanwhile: the command may be none that needs it. What does need it is refused now.
+                    Ok(()) | Err(FsError::NotFound) => {}
+                    Err(error) => return Err(error),
+                },
                 executed => return executed,
             }
         }
@@ -250,9 +254,12 @@ impl Fs {
     /// Copies what a clone has of an inode from its origin.
     fn make_own(&self, ino: cfs_format::Ino, room: Room) -> Result<()> {
         match self.files.copy_up(ino, Room::Free) {
-            Err(FsError::NoSpace | FsError::Quota) => {
+            Err(error @ (FsError::NoSpace | FsError::Quota)) => {
                 self.reap_all()?;
-                self.prune_all()?;
+                // No quota counts what is left of snapshots and of clones that are gone.
+                if matches!(error, FsError::NoSpace) {
+                    self.prune_all()?;
+                }
                 self.files.copy_up(ino, room)
             }
             copied => copied,

@@ -8,8 +8,9 @@
 //! - Content that is known to be missing is replaced by extents of lost chunks: reading it fails, which zeros would hide.
 //! - Names of inodes that are lost go. Inodes without a name that had one are put into `/lost+found`.
 //! - Counts are set to what is counted.
-//! - What a clone has changed and is lost is as its origin has it again, but for names of what it has removed or moved. A
-//!   clone whose record is lost gets another, without an origin.
+//! - What a clone has changed and is lost is as its origin has it again, but for names of what it has removed or moved.
+//! - A volume whose record is lost gets another, with the dedup domain that its extents name, and of a clone without an
+//!   origin.
 //!
 //! Each of these is a finding, told by path.
 
@@ -18,6 +19,7 @@ mod content;
 mod entries;
 mod past;
 mod tree;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use cfs_device::Device;
 use cfs_format::superblock::Superblock;
 use cfs_format::table::{
-    ExtentRecord, InodeRecord, VolumeRecord, key, split_history, split_key, tag,
+    ExtentRecord, HeldExtentRecord, InodeRecord, VolumeRecord, key, split_history, split_key, tag,
 };
 use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::keys::{ClusterKey, FileKey};
@@ -75,7 +77,8 @@ impl Fs {
             findings: Vec::new(),
             findings_omitted: 0,
             troubles: Vec::new(),
-            clones: BTreeMap::new(),
+            made_anew: BTreeSet::new(),
+            lost_volumes: BTreeMap::new(),
         };
         let rebuilt = Store::rebuild(
             device,
@@ -104,8 +107,10 @@ struct Rebuilder {
     findings_omitted: u64,
     /// Findings whose path is still to be told, of all passes: what one has mended the next does not see.
     troubles: Vec<(Ino, &'static str, String)>,
-    /// Clones whose records were lost: root and junction that they get.
-    clones: BTreeMap<VolumeId, (Ino, Ino)>,
+    /// Volumes whose records were lost.
+    made_anew: BTreeSet<VolumeId>,
+    /// Root and junction that they get.
+    lost_volumes: BTreeMap<VolumeId, (Ino, Ino)>,
 }
 
 impl Rebuilder {
@@ -118,6 +123,38 @@ impl Rebuilder {
             domain: DomainId::DEFAULT.0.into(),
             codec: cfs_format::segment::CODEC_LZ4,
             ..VolumeRecord::default()
+        }
+    }
+
+    /// The record of a volume that some row names, which may be lost.
+    fn volume_of<'v>(
+        &mut self,
+        volumes: &'v mut BTreeMap<VolumeId, VolumeRecord>,
+        (id, ino): (VolumeId, Ino),
+    ) -> &'v mut VolumeRecord {
+        volumes.entry(id).or_insert_with(|| {
+            self.made_anew.insert(id);
+            let root = ino.cloned().and_then(|_| Ino::ROOT.in_clone(id));
+            self.new_volume(root.unwrap_or(Ino::ROOT), Ino(0))
+        })
+    }
+}
+
+/// The dedup domains that extents tell of their volumes.
+struct Told<'a> {
+    store: &'a Store,
+    domains: BTreeMap<VolumeId, DomainId>,
+}
+
+impl Told<'_> {
+    /// The default one says nothing: what has stood for lost content of a volume without its record names it too.
+    fn learn(&mut self, volume: VolumeId, extent: &ExtentRecord) {
+        let domain = DomainId(extent.domain.get());
+        if domain != DomainId::DEFAULT
+            && !self.domains.contains_key(&volume)
+            && self.store.domain_secret(domain).is_some()
+        {
+            self.domains.insert(volume, domain);
         }
     }
 }
@@ -151,10 +188,11 @@ impl Namespace for Rebuilder {
 
     fn summarize(&mut self, store: &Store) -> Result<Summary, ReadError> {
         let mut volumes: BTreeMap<VolumeId, VolumeRecord> = store.volumes().into_iter().collect();
-        // Clones whose dedup domain only their extents tell.
-        let mut without_domain: BTreeSet<VolumeId> = self.clones.keys().copied().collect();
-        for (id, (root, junction)) in &self.clones {
-            volumes.insert(*id, self.new_volume(*root, *junction));
+        // The log may have added rows under the domain that they have been given.
+        let made_before = self.made_anew.clone();
+        for (id, (root, junction)) in std::mem::take(&mut self.lost_volumes) {
+            let record = self.volume_of(&mut volumes, (id, root));
+            (record.root, record.junction) = (root.0.into(), junction.0.into());
         }
         for record in volumes.values_mut() {
             record.logical_bytes = 0.into();
@@ -163,55 +201,66 @@ impl Namespace for Rebuilder {
             record.newest_snapshot = 0.into();
         }
         let mut next_ino = Ino::ROOT.0 + 1;
-        let mut newest: BTreeMap<VolumeId, u64> = BTreeMap::new();
+        let mut told = Told {
+            store,
+            domains: BTreeMap::new(),
+        };
+        // The last inode, and its volume.
+        let mut last = (Ino(0), VolumeId::ROOT);
         for row in all_rows(store) {
             let (row_key, value) = row?;
-            if let Ok((Ino(0), tag::SNAPSHOT, _)) = split_key(&row_key)
-                && let Ok(snapshot) = Snapshot::decode(&(row_key.clone(), value.clone()))
-            {
-                let newest = newest.entry(snapshot.volume).or_insert(0);
-                *newest = snapshot.timestamp.0.max(*newest);
-                continue;
-            }
-            if let Ok((ino, tag::EXTENT, _)) = split_key(&row_key)
-                && let Some((clone, _)) = ino.cloned()
-                && without_domain.contains(&clone)
-                && let Ok(extent) = ExtentRecord::read_from_bytes(&value)
-                && store.domain_secret(DomainId(extent.domain.get())).is_some()
-                && let Some(volume) = volumes.get_mut(&clone)
-            {
-                volume.domain = extent.domain;
-                without_domain.remove(&clone);
-            }
-            let Ok((ino, tag::INODE, _)) = split_key(&row_key) else {
+            let Ok((ino, row_tag, suffix)) = split_key(&row_key) else {
                 continue;
             };
-            let Ok(record) = inode::decode(ino, &value) else {
-                continue;
-            };
-            next_ino = next_ino.max(ino.base().0.saturating_add(1));
-            if clone::is_gone(&record) {
-                continue;
-            }
-            let id = VolumeId(record.volume.get());
-            let volume = volumes.entry(id).or_insert_with(|| {
-                let root = ino.cloned().and_then(|_| Ino::ROOT.in_clone(id));
-                if root.is_some() {
-                    without_domain.insert(id);
+            match (ino, row_tag) {
+                (Ino(0), tag::SNAPSHOT) => {
+                    if let Ok(snapshot) = Snapshot::decode(&(row_key, value)) {
+                        let place = (snapshot.volume, snapshot.directory);
+                        let volume = self.volume_of(&mut volumes, place);
+                        let newest = volume.newest_snapshot.get().max(snapshot.timestamp.0);
+                        volume.newest_snapshot = newest.into();
+                    }
                 }
-                self.new_volume(root.unwrap_or(Ino::ROOT), Ino(0))
-            });
-            volume.inode_count += 1;
-            if !inode::is_directory(&record) {
-                let logical = volume.logical_bytes.get();
-                volume.logical_bytes = logical.wrapping_add(record.size.get()).into();
-                let allocated = volume.allocated_bytes.get();
-                volume.allocated_bytes = allocated.saturating_add(record.allocated.get()).into();
+                (Ino(0), tag::HISTORY) => {
+                    if let Ok((_, tag::EXTENT, ..)) = split_history(suffix)
+                        && let Ok(held) = HeldExtentRecord::read_from_bytes(&value)
+                    {
+                        told.learn(VolumeId(held.volume.get()), &held.extent);
+                    }
+                }
+                (Ino(0), _) => {}
+                (_, tag::EXTENT) => {
+                    if ino == last.0
+                        && let Ok(extent) = ExtentRecord::read_from_bytes(&value)
+                    {
+                        told.learn(last.1, &extent);
+                    }
+                }
+                (_, tag::INODE) => {
+                    let Ok(record) = inode::decode(ino, &value) else {
+                        continue;
+                    };
+                    next_ino = next_ino.max(ino.base().0.saturating_add(1));
+                    if clone::is_gone(&record) {
+                        continue;
+                    }
+                    let id = VolumeId(record.volume.get());
+                    last = (ino, id);
+                    add(self.volume_of(&mut volumes, (id, ino)), &record);
+                }
+                _ => {}
             }
         }
-        for (id, timestamp) in newest {
-            if let Some(volume) = volumes.get_mut(&id) {
-                volume.newest_snapshot = timestamp.into();
+        for id in &self.made_anew {
+            let Some(volume) = volumes.get_mut(id) else {
+                continue;
+            };
+            if let Some(domain) = told.domains.get(id).filter(|_| !made_before.contains(id)) {
+                volume.domain = domain.0.into();
+            }
+            // Nothing of it is left.
+            if volume.inode_count.get() == 0 && volume.newest_snapshot.get() == 0 {
+                volumes.remove(id);
             }
         }
         Ok(Summary {
@@ -259,6 +308,17 @@ impl Namespace for Rebuilder {
 fn all_rows(store: &Store) -> impl Iterator<Item = Result<extent::Row, ReadError>> {
     let rows = store.view().range(Bound::Unbounded, Bound::Unbounded);
     rows.map(|row| row.map_err(ReadError::from))
+}
+
+/// Counts an inode.
+fn add(volume: &mut VolumeRecord, record: &InodeRecord) {
+    volume.inode_count += 1;
+    if !inode::is_directory(record) {
+        let logical = volume.logical_bytes.get();
+        volume.logical_bytes = logical.wrapping_add(record.size.get()).into();
+        let allocated = volume.allocated_bytes.get();
+        volume.allocated_bytes = allocated.saturating_add(record.allocated.get()).into();
+    }
 }
 
 fn reference(extent: &extent::Extent) -> Reference {

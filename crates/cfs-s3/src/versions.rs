@@ -69,6 +69,12 @@ fn nanos_of(text: &str) -> u64 {
         .map_or(0, |inverted| u64::MAX - inverted)
 }
 
+/// An identifier for a version that is newer than one of this time.
+fn version_after(nanos: u64) -> String {
+    let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
+    inverted(u64::try_from(now).unwrap_or(0).max(nanos.saturating_add(1)))
+}
+
 /// The key and the identifier of a key in the tree.
 pub(crate) fn split_path(path: &str) -> Option<(&str, &str)> {
     let (key, text) = path.split_once('\0')?;
@@ -321,13 +327,64 @@ impl Face {
         if self.fs.lock(current.ino)?.is_some() && self.fs.lock(older.ino)?.is_none() {
             return self.drop_older(bucket, &older);
         }
-        let id = self.new_version(bucket, key, None)?;
+        let id = version_after(self.newest_older(bucket, key)?);
+        self.give_version(current, id, room)
+    }
+
+    fn give_version(&self, place: &Place, id: String, room: Room) -> Result<(), FsError> {
         let change = RecordChange {
             put: vec![(name::VERSION.to_vec(), id.into_bytes())],
             room,
             ..RecordChange::default()
         };
-        self.fs.set_records(current.ino, change)
+        self.fs.set_records(place.ino, change)
+    }
+
+    /// The file that the current version's hides, if there is one, told apart from all others of the key: a snapshot that was
+    /// restored has brought one back beside the other. And which of the two goes, where they are one version.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    fn hidden(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        current: Option<&Place>,
+        room: Room,
+    ) -> Result<Option<(Place, Option<Ino>)>, FsError> {
+        let found = self.find_shadowed(bucket.ino(), key)?;
+        let (Some(hidden), Some(current)) = (found, current) else {
+            return Ok(None);
+        };
+        if hidden == *current {
+            return Ok(None);
+        }
+        self.tell_apart(bucket, key, Some(&hidden), room)?;
+        let goes = match self.version_of(hidden.ino)? == self.version_of(current.ino)? {
+            false => None,
+            true if self.fs.lock(hidden.ino)?.is_none() => Some(hidden.ino),
+            true if self.fs.lock(current.ino)?.is_none() => Some(current.ino),
+            true => {
+                let current = self.nanos_in_tree(bucket, key, current)?;
+                let newest = self.newest_older(bucket, key)?.max(current);
+                self.give_version(&hidden, version_after(newest), room)?;
+                None
+            }
+        };
+        Ok(Some((hidden, goes)))
+    }
+
+    /// The time of the newest version of a key in the tree.
+    fn newest_older(&self, bucket: &BucketAt, key: &str) -> Result<u64, FsError> {
+        let older = self.older(bucket, key)?;
+        let newest = older.and_then(|older| Some(nanos_of(older.path.split_once('\0')?.1)));
+        Ok(newest.unwrap_or(0))
+    }
+
+    /// The time that a file of a key would have in the tree.
+    fn nanos_in_tree(&self, bucket: &BucketAt, key: &str, place: &Place) -> Result<u64, FsError> {
+        let id = self.version_of(place.ino)?;
+        Ok(nanos_of(&self.text_of(bucket, key, place.ino, &id)?))
     }
 
     /// An identifier for a version that is to be newer than all that there are of a key.
@@ -337,18 +394,10 @@ impl Face {
         key: &str,
         current: Option<&Place>,
     ) -> Result<String, FsError> {
-        let newest = match current {
-            Some(place) => {
-                let id = self.version_of(place.ino)?;
-                Some(self.text_of(bucket, key, place.ino, &id)?)
-            }
-            None => self
-                .older(bucket, key)?
-                .and_then(|older| older.path.split_once('\0').map(|(_, text)| text.to_owned())),
-        };
-        let after = newest.map_or(0, |text| nanos_of(&text).saturating_add(1));
-        let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
-        Ok(inverted(u64::try_from(now).unwrap_or(0).max(after)))
+        Ok(version_after(match current {
+            Some(place) => self.nanos_in_tree(bucket, key, place)?,
+            None => self.newest_older(bucket, key)?,
+        }))
     }
 
     /// What putting an object under a key does to its versions: the identifier of the new one, and where the file that
@@ -382,7 +431,8 @@ impl Face {
         Ok((id, Some(archive)))
     }
 
-    /// The version `null` in the tree, if another is to take its place: in a bucket that keeps no new versions.
+    /// The version `null` that is not the current one, if another is to take its place: in a bucket that keeps no new versions.
+    /// With its key in the tree, if it is there.
     ///
     /// # Errors
     /// What the file system refuses.
@@ -391,25 +441,43 @@ impl Face {
         bucket: &BucketAt,
         key: &str,
         current: Option<&Place>,
-    ) -> Result<Option<(Older, Place)>, FsError> {
+    ) -> Result<Option<(Place, Option<String>)>, FsError> {
         if bucket.record.versioning != Some(Versioning::Suspended) {
             return Ok(None);
         }
-        let Some(older) = self.older_null(bucket, key)? else {
-            return Ok(None);
-        };
-        if let Some(current) = current
-            && self.version_of(current.ino)? == NULL_VERSION
+        let mut found = Vec::new();
+        if let Some(tree) = self.versions_tree(bucket)?
+            && let Some(older) = self.older_null(bucket, key)?
+            && let Some(place) = self.find(tree, &older.path)?
         {
-            // The mount has made another, which hides it: of two only one can go in one step, and this one is not missed.
-            self.drop_older(bucket, &older)?;
-            return Ok(None);
+            found.push((place, Some(older.path)));
         }
-        let place = match self.versions_tree(bucket)? {
-            Some(tree) => self.find(tree, &older.path)?,
-            None => None,
+        if let Some((hidden, _)) = self.hidden(bucket, key, current, Room::Free)?
+            && self.version_of(hidden.ino)? == NULL_VERSION
+        {
+            found.push((hidden, None));
+        }
+        let is_null = match current {
+            Some(current) => self.version_of(current.ino)? == NULL_VERSION,
+            None => false,
         };
-        Ok(place.map(|place| (older, place)))
+        // Only one can go in one step. The others are not missed: the first of those of the version null hides them.
+        let left = found.split_off(usize::from(!is_null).min(found.len()));
+        for (place, path) in left {
+            self.fs.unlink(place.parent, &place.name)?;
+            self.name_changed(place.parent, &place.name);
+            self.prune_at(bucket, key, path.as_deref())?;
+        }
+        Ok(found.pop())
+    }
+
+    /// Removes directories that a name is gone from: of the key, or of its version in the tree.
+    fn prune_at(&self, bucket: &BucketAt, key: &str, in_tree: Option<&str>) -> Result<(), FsError> {
+        match (in_tree, self.versions_tree(bucket)?) {
+            (None, _) => self.prune(bucket.ino(), key),
+            (Some(path), Some(tree)) => self.prune(tree, path),
+            (Some(_), None) => Ok(()),
+        }
     }
 
     fn drop_older(&self, bucket: &BucketAt, older: &Older) -> Result<(), FsError> {
@@ -451,50 +519,39 @@ impl Face {
             }
             let mark = || -> Result<Deleted, FsError> {
                 self.tell_apart(bucket, key, place.as_ref(), room)?;
-                let new = self.new_version(bucket, key, place.as_ref())?;
+                // What is hidden must not come back.
+                let hidden = self.hidden(bucket, key, place.as_ref(), room)?;
+                let (hidden, goes) = hidden.unzip();
+                let mut new = self.new_version(bucket, key, place.as_ref())?;
+                if let Some(hidden) = &hidden {
+                    let nanos = self.nanos_in_tree(bucket, key, hidden)?;
+                    new = version_after(nanos.max(nanos_of(&new)));
+                }
                 let mut arrangement = Arrangement {
                     room,
                     ..Arrangement::default()
                 };
                 // There is one version `null`: these, or the marker that takes their place. The first hides the others.
                 let mut replaced = Vec::new();
-                if let Some(place) = &place {
-                    let old = self.version_of(place.ino)?;
-                    if state == Versioning::Suspended && old == NULL_VERSION {
-                        replaced.push(place.clone());
+                for found in [&place, &hidden].into_iter().flatten() {
+                    let old = self.version_of(found.ino)?;
+                    let is_null = state == Versioning::Suspended && old == NULL_VERSION;
+                    if is_null || goes.flatten() == Some(found.ino) {
+                        replaced.push(found.clone());
                     } else {
-                        let text = self.text_of(bucket, key, place.ino, &old)?;
+                        let text = self.text_of(bucket, key, found.ino, &old)?;
                         let to = self.new_place(tree, &in_tree(key, &text), room)?;
-                        arrangement.moves.push(moved(place, to));
+                        arrangement.moves.push(moved(found, to));
                     }
                 }
                 if state == Versioning::Suspended
                     && let Some(older) = self.older_null(bucket, key)?
                 {
-                    replaced.extend(self.find(tree, &older.path)?);
-                }
-                // Where a snapshot was restored, a file may stand before another of the same key, which must not come back.
-                if let Some(shadow) = self.find_shadowed(bucket.ino(), key)?
-                    && Some(&shadow) != place.as_ref()
-                {
-                    let id = self.version_of(shadow.ino)?;
-                    let is_again = match &place {
-                        Some(place) => self.version_of(place.ino)? == id,
-                        None => false,
-                    };
-                    let is_null = state == Versioning::Suspended && id == NULL_VERSION;
-                    if is_null || is_again && self.fs.lock(shadow.ino)?.is_none() {
-                        replaced.push(shadow);
-                    } else {
-                        // Of one version two times, the one that is locked stays.
-                        if is_again {
-                            arrangement.moves.clear();
-                            replaced.splice(..0, place.clone());
-                        }
-                        let text = self.text_of(bucket, key, shadow.ino, &id)?;
-                        let to = self.new_place(tree, &in_tree(key, &text), room)?;
-                        arrangement.moves.push(moved(&shadow, to));
-                    }
+                    // Only the current one hides it.
+                    let current = place.as_ref().map(|place| place.ino);
+                    let is_hidden = replaced.first().is_some_and(|it| Some(it.ino) == current);
+                    let at = usize::from(is_hidden);
+                    replaced.splice(at..at, self.find(tree, &older.path)?);
                 }
                 // One can go in the step. Nobody misses the others, which it hides, before.
                 for hidden in replaced.iter().skip(1) {
@@ -550,12 +607,26 @@ impl Face {
             };
             let mut current = self.find(bucket.ino(), key)?;
             self.tell_apart(bucket, key, current.as_ref(), Room::Reserve)?;
+            let hidden = self.hidden(bucket, key, current.as_ref(), Room::Reserve)?;
             let tree = self.versions_tree(bucket)?;
             let mut path = None;
             let is_current = match &current {
                 Some(place) => self.version_of(place.ino)? == id,
                 None => false,
             };
+            // Of one version two times, the one that nobody sees goes before.
+            if is_current
+                && let Some((hidden, _)) = hidden
+                && self.version_of(hidden.ino)? == id
+            {
+                let arrangement = Arrangement {
+                    remove: Some(hidden.named()),
+                    bypass_governance,
+                    room: Room::Reserve,
+                    ..Arrangement::default()
+                };
+                self.arrange(bucket.ino(), key, arrangement)?;
+            }
             let goes = match is_current {
                 true => current.take(),
                 false => match (tree, self.find_older(bucket, key, id)?) {
@@ -603,7 +674,7 @@ impl Face {
         self.until_it_holds(|| delete().map_err(Failed::Fs))
     }
 
-    /// Publishes a file, in the step in which the version `null` in the tree goes, and the current one into the tree.
+    /// Publishes a file, in the step in which the version `null` goes that is not current, and the current one into the tree.
     ///
     /// # Errors
     /// As [`cfs_fs::Fs::arrange`].
@@ -611,12 +682,12 @@ impl Face {
         &self,
         bucket: &BucketAt,
         key: &str,
-        null: (Older, Place),
+        null: (Place, Option<String>),
         current: Option<(&Place, (Ino, Vec<u8>))>,
         publish: (Named, Vec<(Vec<u8>, Vec<u8>)>),
         expected: Expected,
     ) -> Result<(), FsError> {
-        let (older, place) = null;
+        let (place, path) = null;
         let arrangement = Arrangement {
             remove: Some(place.named()),
             moves: current
@@ -632,8 +703,8 @@ impl Face {
             ..Arrangement::default()
         };
         self.arrange(bucket.ino(), key, arrangement)?;
-        match self.versions_tree(bucket)? {
-            Some(tree) => self.prune(tree, &older.path),
+        match path {
+            Some(path) => self.prune_at(bucket, key, Some(&path)),
             None => Ok(()),
         }
     }

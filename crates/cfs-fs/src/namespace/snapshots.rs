@@ -175,11 +175,25 @@ impl Fs {
         Ok(())
     }
 
-    /// Removes all history that no snapshot needs any more, for who needs the room at once. Whether there was anything.
+    /// Removes all history that no snapshot needs any more, and what is left of clones, for who needs the room at once.
+    /// Whether there was anything. What cannot be read of that stays and is logged: who asks has nothing to do with it.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`], [`FsError::ReadOnly`].
     pub(crate) fn prune_all(&self) -> Result<bool> {
         let mut had_some = false;
-        while self.prune_step()? || self.sweep_step()? {
-            had_some = true;
+        for step in [Self::prune_step, Self::sweep_step] {
+            loop {
+                match step(self) {
+                    Ok(true) => had_some = true,
+                    Ok(false) => break,
+                    Err(error @ (FsError::Read(_) | FsError::Io(_))) => {
+                        tracing::warn!("room that nobody uses is not given back: {error}");
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         }
         Ok(had_some)
     }

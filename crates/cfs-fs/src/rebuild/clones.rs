@@ -1,6 +1,6 @@
 //! Clones: what they have from their origins counts as theirs, as far as they have not changed it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use cfs_format::table::{
     CookieRecord, DirentRecord, InodeRecord, LOCK_NAME, SnapshotRecord, inode_flag, key, tag,
@@ -9,15 +9,19 @@ use cfs_format::{Ino, ViewId, VolumeId};
 use cfs_store::ReadError;
 use zerocopy::IntoBytes;
 
-use super::Mending;
+use super::{Mending, file_key_of};
 use crate::clone::{self, Found};
 use crate::error::FsError;
 use crate::history::{Past, snapshot_key};
 use crate::views::Snapshot;
-use crate::{directory, inode};
+use crate::{directory, extent, inode};
 
 /// Flags that say which rows an inode has beside its content.
 const OF_RECORDS: u32 = inode_flag::XATTRS | inode_flag::LOCKED;
+
+/// What is told of an inode whose rows in a clone are lost.
+pub(super) const AS_ORIGIN: &str =
+    "what was changed of it in a clone is lost: it is as its origin has it";
 
 /// What the origin shows, if it can be read: what is damaged there is no part of the clone any more.
 fn readable<T>(found: Result<Option<T>, FsError>) -> Result<Option<T>, ReadError> {
@@ -57,9 +61,7 @@ impl Mending<'_> {
             // Names are worth more than a record.
             (None, Some(found)) if names > 0 && inode::is_directory(&found.record) => {}
             (None, Some(_)) => {
-                let sentence =
-                    "what was changed of it in a clone is lost: it is as its origin has it";
-                self.trouble(ino, "inode", sentence);
+                self.trouble(ino, "inode", AS_ORIGIN);
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
@@ -92,37 +94,6 @@ impl Mending<'_> {
             self.changes.remove(&key(ino, tag::INODE, &[]));
         }
         Ok(true)
-    }
-
-    /// Gives clones whose records are lost, and of which something is there, a root and a junction: what they had from
-    /// their origins is lost, as nobody knows them.
-    pub(super) fn make_lost_clones(&mut self) {
-        let mut lost: BTreeMap<VolumeId, Ino> = BTreeMap::new();
-        for (ino, seen) in &self.seen {
-            let (Some((clone, _)), Some(kind)) = (ino.cloned(), seen.kind) else {
-                continue;
-            };
-            // Without its record, or with one made before the log was read.
-            let record = self.store.volume(clone);
-            let is_lost = record.is_none_or(|record| {
-                record.origin().is_none() && record.junction.get() == 0 && !record.is_removed()
-            });
-            let Some(unknown) = Ino::ROOT.in_clone(clone).filter(|_| is_lost) else {
-                continue;
-            };
-            let root = lost.entry(clone).or_insert(unknown);
-            if kind == libc::S_IFDIR && seen.parent == *ino {
-                *root = *ino;
-            }
-        }
-        for (clone, root) in lost {
-            let junction = self.unused();
-            self.seen.entry(junction).or_default();
-            self.volumes.insert(clone, (root, junction));
-            self.rebuilder.clones.insert(clone, (root, junction));
-            let sentence = "the record of a clone is lost, and with it what it had from its origin";
-            self.trouble(root, "volume", sentence);
-        }
     }
 
     /// The record of a clone's own directory whose own is lost, from its origin's: extended attributes are the origin's too if it
@@ -346,7 +317,50 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// Gives a directory of a clone the origin's extended attributes, and its lock; the flags that go with them.
+    /// The same for what is no directory.
+    pub(super) fn own_file(&mut self, ino: Ino) -> Result<(), ReadError> {
+        let Some(found) = self.inherited(ino)? else {
+            return Ok(());
+        };
+        let past = Past {
+            table: self.store,
+            at: found.place.at.unwrap_or_default(),
+        };
+        let source = found.place.ino;
+        let mut record = found.record;
+        self.rebuilder.host.fill_random(&mut record.salt);
+        let keys = file_key_of(self.store, &found.record).zip(file_key_of(self.store, &record));
+        let Some((old_key, new_key)) = keys else {
+            return Ok(());
+        };
+        if let Some(value) = readable(past.get(source, tag::INLINE, &[]))? {
+            self.put(key(ino, tag::INLINE, &[]), value);
+        } else {
+            record.allocated = 0.into();
+        }
+        for row in past.rows(source, tag::EXTENT, &[], None) {
+            let extent = row.and_then(|(suffix, value)| {
+                let timestamp = crate::row::timestamp(tag::EXTENT, &value)?;
+                let row = (key(source, tag::EXTENT, &suffix), value);
+                Ok((extent::decode_row(source, &old_key, &row)?, timestamp))
+            });
+            let Some((extent, timestamp)) = readable(extent.map(Some))? else {
+                continue;
+            };
+            record.allocated += u64::from(extent.len);
+            let value = extent::encode_value(&new_key, timestamp, &extent);
+            self.put(extent::extent_key(ino, extent.offset), value);
+        }
+        let flags = record.flags.get() & !OF_RECORDS;
+        record.flags = (flags | self.take_records(ino, &found)?).into();
+        self.put_record(ino, &record);
+        if let Some(seen) = self.seen.get_mut(&ino) {
+            seen.is_inherited = false;
+        }
+        Ok(())
+    }
+
+    /// Gives an inode of a clone the origin's extended attributes, and a directory its lock; the flags that go with them.
     fn take_records(&mut self, ino: Ino, found: &Found) -> Result<u32, ReadError> {
         let past = Past {
             table: self.store,

@@ -1,7 +1,7 @@
 //! What is kept for snapshots: states without their second row, and states that no snapshot sees any more because its
 //! row is lost, go. What is left of a snapshot reads as it did, or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cfs_format::table::{
     PruneRecord, ended_key, history_key, split_ended, split_history, split_key, system_key, tag,
@@ -42,6 +42,9 @@ impl Mending<'_> {
                 _ => self.delete(row_key),
             }
         }
+        // Of what is about to be removed the volume's record may be lost.
+        let volumes = self.store.volumes().into_iter().map(|(id, _)| id);
+        let mut volumes: BTreeSet<VolumeId> = volumes.collect();
         let mut removed = 0_u64;
         for (row_key, _) in self.system_rows(tag::ENDED)? {
             let state_key = split_key(&row_key)
@@ -54,6 +57,7 @@ impl Mending<'_> {
                 self.delete(row_key);
                 continue;
             };
+            volumes.insert(volume);
             let state = self.store.get(&state_key)?;
             let from = state.and_then(|value| row::timestamp(row_tag, &value).ok());
             let live = snapshots.get(&volume).map_or(&[][..], Vec::as_slice);
@@ -79,7 +83,7 @@ impl Mending<'_> {
             }
             let parts = split_key(&row_key).and_then(|(_, _, state)| split_history(state));
             let is_sound = parts.is_ok_and(|(ino, row_tag, suffix, to)| {
-                let is_listed = self.volumes().iter().any(|volume| {
+                let is_listed = volumes.iter().any(|volume| {
                     let listed = ended_key(volume.0, to, ino, row_tag, suffix);
                     !self.changes.contains_key(&listed)
                         && self.store.get(&listed).is_ok_and(|row| row.is_some())
@@ -100,7 +104,7 @@ impl Mending<'_> {
             });
             if !is_sound {
                 removed += 1;
-                self.forget_state(row_key);
+                self.forget_state(row_key, &volumes);
             }
         }
         if removed > 0 {
@@ -111,21 +115,17 @@ impl Mending<'_> {
         Ok(())
     }
 
-    fn volumes(&self) -> Vec<VolumeId> {
-        self.store.volumes().into_iter().map(|(id, _)| id).collect()
-    }
-
-    fn forget_state(&mut self, row_key: Vec<u8>) {
+    fn forget_state(&mut self, row_key: Vec<u8>, volumes: &BTreeSet<VolumeId>) {
         let parts = split_key(&row_key).and_then(|(_, _, state)| split_history(state));
         if let Ok((ino, row_tag, suffix, to)) = parts {
-            for volume in self.volumes() {
+            for volume in volumes {
                 self.delete(ended_key(volume.0, to, ino, row_tag, suffix));
             }
         }
         self.delete(row_key);
     }
 
-    fn system_rows(&self, row_tag: u8) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+    pub(super) fn system_rows(&self, row_tag: u8) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
         let (lo, hi) = (system_key(row_tag, &[]), system_key(row_tag + 1, &[]));
         let rows = self.store.range(&lo, &hi);
         rows.map(|row| row.map_err(ReadError::from)).collect()

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use cfs_format::table::{DirentRecord, InodeRecord, inode_flag, key, split_key, system_key, tag};
+use cfs_format::table::{DirentRecord, InodeRecord, key, split_key, system_key, tag};
 use cfs_format::{Ino, VolumeId};
 use cfs_store::{LostRange, MendStage, ReadError};
 
+use super::clones::AS_ORIGIN;
 use super::{Mending, Seen, all_rows};
 use crate::apply::make::orphan_key;
 use crate::directory::{self, FIRST_COOKIE};
@@ -68,7 +69,7 @@ impl Mending<'_> {
             };
         }
         if is_last {
-            self.make_lost_clones();
+            self.make_lost_volumes()?;
         }
         self.inherit()?;
         self.ends_of_volumes()?;
@@ -79,66 +80,9 @@ impl Mending<'_> {
             self.attach_unreachable()?;
         }
         self.give_volumes()?;
-        self.count_links()?;
+        self.count_links(stage)?;
         if is_last {
             self.tell()?;
-        }
-        Ok(())
-    }
-
-    /// Makes roots and junctions of volumes anew that are lost; a junction without a volume becomes a directory.
-    fn ends_of_volumes(&mut self) -> Result<(), ReadError> {
-        let volumes: Vec<_> = self.volumes.iter().map(|(id, ends)| (*id, *ends)).collect();
-        for (id, (root, junction)) in &volumes {
-            if *junction == Ino(0) {
-                continue;
-            }
-            for (ino, is_junction) in [(*root, false), (*junction, true)] {
-                let is_good = |seen: &Seen| {
-                    seen.kind == Some(libc::S_IFDIR) && seen.is_junction == is_junction
-                };
-                if self.seen.get(&ino).is_some_and(is_good) {
-                    continue;
-                }
-                self.trouble(*root, "attributes", "owner, mode and times are lost");
-                let mut record = match self.record(ino)? {
-                    Some(record) if inode::is_directory(&record) => record,
-                    _ => self.new_directory(ino),
-                };
-                match is_junction {
-                    true => record.flags = (record.flags.get() | inode_flag::JUNCTION).into(),
-                    false => {
-                        record.parent = ino.0.into();
-                        record.volume = id.0.into();
-                    }
-                }
-                self.put_record(ino, &record);
-                let seen = self.seen.entry(ino).or_default();
-                *seen = Seen {
-                    kind: Some(libc::S_IFDIR),
-                    nlink: 2,
-                    parent: Ino(record.parent.get()),
-                    volume: VolumeId(record.volume.get()),
-                    is_junction,
-                    is_new: is_junction,
-                    ..*seen
-                };
-            }
-        }
-        let stale: Vec<Ino> = self
-            .seen
-            .iter()
-            .filter(|(ino, seen)| {
-                seen.is_junction && !volumes.iter().any(|(_, (_, of))| of == *ino)
-            })
-            .map(|(ino, _)| *ino)
-            .collect();
-        for ino in stale {
-            if let Some(mut record) = self.record(ino)? {
-                record.flags = (record.flags.get() & !inode_flag::JUNCTION).into();
-                self.put_record(ino, &record);
-            }
-            self.trouble(ino, "volume", "the volume that was seen here is lost");
         }
         Ok(())
     }
@@ -174,6 +118,11 @@ impl Mending<'_> {
         self.seen.get(&ino).is_none_or(|seen| seen.kind.is_none())
     }
 
+    fn is_of_removed(&self, ino: Ino) -> bool {
+        let volume = ino.cloned().and_then(|(clone, _)| self.store.volume(clone));
+        volume.is_some_and(|volume| volume.is_removed())
+    }
+
     /// Removes names of inodes that are lost.
     fn remove_dangling(&mut self) -> Result<(), ReadError> {
         let dangling = self
@@ -186,7 +135,8 @@ impl Mending<'_> {
                 let Ok(entry) = directory::decode(parent, &value) else {
                     continue;
                 };
-                if !self.is_missing(Ino(entry.ino.get())) {
+                // What is left of a clone that has been removed has no names that anybody knows.
+                if !self.is_missing(Ino(entry.ino.get())) || self.is_of_removed(parent) {
                     continue;
                 }
                 self.remove_entry(parent, &name, &entry)?;
@@ -403,27 +353,45 @@ impl Mending<'_> {
         Ok(())
     }
 
+    /// The links of an inode and, of a directory, its parent, by the names that there are.
+    fn links(&self, ino: Ino) -> (u32, Ino) {
+        let seen = self.seen[&ino];
+        let is_directory = seen.kind == Some(libc::S_IFDIR);
+        let nlink = match (seen.is_orphan, is_directory) {
+            (true, _) => 0,
+            (false, true) => 2 + seen.subdirectories,
+            (false, false) => seen.names,
+        };
+        // One without a name is a root, or becomes one, or gets a name at last.
+        let is_named = is_directory && seen.names > 0 && !seen.is_orphan && !self.is_root(ino);
+        match is_named {
+            true => (nlink, seen.name_parent),
+            false => (nlink, seen.parent),
+        }
+    }
+
     /// Sets links and parents to what the names say.
-    fn count_links(&mut self) -> Result<(), ReadError> {
-        let numbers: Vec<Ino> = self.seen.keys().copied().collect();
+    fn count_links(&mut self, stage: MendStage) -> Result<(), ReadError> {
+        let mut numbers: Vec<Ino> = self.seen.keys().copied().collect();
+        numbers.sort_unstable();
         for ino in numbers {
             let seen = self.seen[&ino];
             let Some(kind) = seen.kind else {
                 continue;
             };
-            let is_directory = kind == libc::S_IFDIR;
-            let nlink = match (seen.is_orphan, is_directory) {
-                (true, _) => 0,
-                (false, true) => 2 + seen.subdirectories,
-                (false, false) => seen.names,
-            };
-            let parent = match (is_directory, self.is_root(ino) || seen.is_orphan) {
-                (true, false) => seen.name_parent,
-                _ => seen.parent,
-            };
-            if (nlink, parent) == (seen.nlink, seen.parent) {
+            if self.links(ino) == (seen.nlink, seen.parent) {
                 continue;
             }
+            if seen.is_inherited {
+                match (kind, stage) {
+                    (libc::S_IFDIR, _) => self.own_directory(ino)?,
+                    (_, MendStage::Last) => self.own_file(ino)?,
+                    // What is put in the place of its lost content is not in the tables yet.
+                    (_, MendStage::BeforeLog) => continue,
+                }
+                self.trouble(ino, "inode", AS_ORIGIN);
+            }
+            let (nlink, parent) = self.links(ino);
             if let Some(mut record) = self.record(ino)? {
                 record.nlink = nlink.into();
                 if inode::is_directory(&record) {

@@ -9,6 +9,8 @@ mod namespace;
 mod pool;
 mod rebuild;
 mod rebuilt_clones;
+mod rebuilt_volumes;
 mod recount;
+mod removed_clones;
 mod stream;
 mod volumes;

@@ -115,8 +115,8 @@ impl Device for Interrupted {
         self.device.write_at(segment, offset, bytes)
     }
 
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        self.device.prepare(segment)
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
+        self.device.prepare(first, count)
     }
 
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {

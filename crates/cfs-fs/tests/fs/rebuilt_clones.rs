@@ -1,34 +1,35 @@
 //! What a rebuild leaves of clones of which rows are lost.
 
+use cfs_device::Device;
 use cfs_format::table::{key, tag};
-use cfs_format::{Ino, VolumeId};
+use cfs_format::{Ino, SEGMENT_BYTES, SegmentId, VolumeId};
 use cfs_fs::{Caller, Fs, Quota, Rebuilt, RenameFlags, VolumeOptions, XattrFlags};
-use cfs_store::{StoreOptions, Txn};
+use cfs_store::{StoreOptions, TableOwner, Txn};
 
 use crate::pool::{Pool, assert_clean};
 use crate::rebuild::rebuild;
 
-fn at(fs: &Fs, path: &str) -> Ino {
+pub fn at(fs: &Fs, path: &str) -> Ino {
     fs.resolve(path.as_bytes()).expect(path).ino
 }
 
-fn is_there(fs: &Fs, path: &str) -> bool {
+pub fn is_there(fs: &Fs, path: &str) -> bool {
     fs.resolve(path.as_bytes()).is_ok()
 }
 
-fn dir(fs: &Fs, parent: Ino, name: &str) -> Ino {
+pub fn dir(fs: &Fs, parent: Ino, name: &str) -> Ino {
     let made = fs.mkdir(parent, name.as_bytes(), 0o755, &Caller::default());
     made.expect("a directory").ino
 }
 
-fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) {
+pub fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) {
     let made = fs.create(parent, name.as_bytes(), 0o644, &Caller::default());
     let ino = made.expect("a file").ino;
     fs.write(ino, 0, content, false).expect("written");
     fs.flush(ino).expect("flushed");
 }
 
-fn names(fs: &Fs, path: &str) -> Vec<String> {
+pub fn names(fs: &Fs, path: &str) -> Vec<String> {
     let ino = at(fs, path);
     let limit = fs.dir_limit(ino).expect("a directory");
     let mut names: Vec<String> = fs
@@ -42,7 +43,7 @@ fn names(fs: &Fs, path: &str) -> Vec<String> {
 }
 
 /// A clone `/c` of a volume with `d/f`, `d/kept` and `d/sub/below`.
-fn cloned(fs: &Fs, has_locks: bool) {
+pub fn cloned(fs: &Fs, has_locks: bool) {
     let options = VolumeOptions {
         own_domain: true,
         ..VolumeOptions::default()
@@ -67,8 +68,29 @@ fn cloned(fs: &Fs, has_locks: bool) {
         .expect("a clone");
 }
 
+/// What is lost beside the rows that a test takes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing: the rebuild does not know that any rows are lost.
+    Nothing,
+    /// A block of which nobody knows what was in it.
+    Blocks,
+}
+
 /// Takes rows away and rebuilds.
 fn lose(pool: &Pool, fs: &Fs, rows: impl FnOnce(&mut Txn<'_>)) -> Rebuilt {
+    let rebuilt = lose_beside(Beside::Nothing, pool, fs, rows);
+    assert_clean(&rebuilt.fs);
+    rebuilt
+}
+
+/// The same, with what is lost beside them; the pool has not been looked at.
+pub fn lose_beside(
+    beside: Beside,
+    pool: &Pool,
+    fs: &Fs,
+    rows: impl FnOnce(&mut Txn<'_>),
+) -> Rebuilt {
     assert_clean(fs);
     fs.syncfs().expect("syncfs");
     let mut txn = fs.store().begin();
@@ -76,13 +98,32 @@ fn lose(pool: &Pool, fs: &Fs, rows: impl FnOnce(&mut Txn<'_>)) -> Rebuilt {
     txn.commit(&[]).expect("commit");
     fs.store().checkpoint().expect("checkpoint");
     let superblock = fs.store().superblock_copy();
+    if beside == Beside::Blocks {
+        let zeros = vec![0; SEGMENT_BYTES as usize];
+        let written = pool.device.write_at(oldest_run(fs), 0, &zeros);
+        written.and_then(|()| pool.device.flush()).expect("erased");
+    }
     let rebuilt = rebuild(pool, &superblock, &[], StoreOptions::default());
+    let is_known = rebuilt.report.lost_blocks > 0;
+    assert_eq!(is_known, beside == Beside::Blocks, "{:?}", rebuilt.report);
     assert!(!rebuilt.findings.is_empty(), "nothing was told");
-    assert_clean(&rebuilt.fs);
     rebuilt
 }
 
-fn delete_all(fs: &Fs, txn: &mut Txn<'_>, ino: Ino) {
+/// The segment with the rows that the pool was made with; those that count have been written again since.
+fn oldest_run(fs: &Fs) -> SegmentId {
+    let reports = (0..).map_while(|segment| {
+        let report = fs.store().segment_report(SegmentId(segment)).ok()?;
+        Some((SegmentId(segment), report))
+    });
+    let runs = reports.filter_map(|(segment, report)| {
+        let owner = report.directory?.owner;
+        (owner == TableOwner::Meta).then_some((report.header?.seq.get(), segment))
+    });
+    runs.min().expect("there are tables").1
+}
+
+pub fn delete_all(fs: &Fs, txn: &mut Txn<'_>, ino: Ino) {
     let rows = fs.store().range(&key(ino, 0, &[]), &key(ino, 255, &[]));
     for row in rows {
         txn.delete(row.expect("readable").0);
@@ -90,7 +131,7 @@ fn delete_all(fs: &Fs, txn: &mut Txn<'_>, ino: Ino) {
 }
 
 /// Removes all below a directory, and the directory.
-fn remove(fs: &Fs, parent: Ino, name: &[u8]) {
+pub fn remove(fs: &Fs, parent: Ino, name: &[u8]) {
     let ino = fs.lookup(parent, name).expect("there").ino;
     let limit = fs.dir_limit(ino).expect("a directory");
     for entry in fs.read_dir(ino, 0, limit, usize::MAX).expect("listed") {
@@ -186,7 +227,13 @@ fn a_root_that_a_clone_has_from_its_origin_keeps_its_records() {
 
 #[test]
 fn a_clone_without_its_record_keeps_what_is_its_own() {
-    for is_root_own in [false, true] {
+    for (is_root_own, beside) in [
+        (false, Beside::Nothing),
+        (true, Beside::Nothing),
+        (false, Beside::Blocks),
+        (true, Beside::Blocks),
+    ] {
+        println!("{is_root_own}, {beside:?}");
         let pool = Pool::new(64);
         let fs = pool.open();
         cloned(&fs, false);
@@ -196,9 +243,15 @@ fn a_clone_without_its_record_keeps_what_is_its_own() {
         if is_root_own {
             file(&fs, root, "top", b"in the root");
         }
+        fs.snapshot_create(b"/c", b"of the clone").expect("taken");
+        let made = at(&fs, "/c/d/made");
+        fs.write(made, 0, &[8; 30_000], false).expect("written");
+        fs.flush(made).expect("flushed");
         let (clone, _) = root.cloned().expect("a clone");
-        let rebuilt = lose(&pool, &fs, |txn| txn.volume_remove(clone));
+        let rebuilt = lose_beside(beside, &pool, &fs, |txn| txn.volume_remove(clone));
+        assert_eq!(rebuilt.report.lost_chunks, 0);
         let fs = rebuilt.fs;
+        assert_clean(&fs);
         let found = names(&fs, "/lost+found");
         assert_eq!(found.len(), 1, "{found:?}");
         let top = format!("/lost+found/{}", found[0]);
@@ -216,6 +269,13 @@ fn a_clone_without_its_record_keeps_what_is_its_own() {
         let mut content = Vec::new();
         let made = at(&fs, &format!("{d}/made"));
         fs.read(made, 0, 90_000, &mut content).expect("readable");
+        assert!(content == [vec![8; 30_000], vec![7; 60_000]].concat());
+        // What its snapshot shows is there, wherever it is seen.
+        let snapshots = fs.snapshots(None).expect("listed");
+        let taken = snapshots.iter().find(|it| it.name == b"of the clone");
+        let then = made.in_view(taken.expect("kept").view).expect("a number");
+        let mut content = Vec::new();
+        fs.read(then, 0, 90_000, &mut content).expect("readable");
         assert!(content == [7; 90_000]);
         assert!(!is_there(&fs, "/c/d"));
         assert_eq!(names(&fs, "/v/d"), ["f", "kept", "sub"]);
@@ -225,4 +285,125 @@ fn a_clone_without_its_record_keeps_what_is_its_own() {
         file(&fs, holder, "new", b"after");
         assert_clean(&fs);
     }
+}
+
+/// It was its origin's again, with the parent and the links that it has there, and no record to write others into.
+#[test]
+fn a_directory_of_a_clone_that_was_moved_and_lost_its_rows_is_where_it_was_moved_to() {
+    for (moved, left) in [("d", vec!["f", "kept", "sub"]), ("e", vec![])] {
+        let pool = Pool::new(64);
+        let fs = pool.open();
+        let made = fs.volume_create(b"/v", &VolumeOptions::default(), &Caller::default());
+        let root = made.expect("a volume").ino;
+        let from = dir(&fs, root, "from");
+        dir(&fs, from, "e");
+        let d = dir(&fs, from, "d");
+        dir(&fs, d, "sub");
+        file(&fs, d, "f", b"in d");
+        file(&fs, d, "kept", &[5; 70_000]);
+        dir(&fs, root, "to");
+        let taken = fs.snapshot_create(b"/v", b"s").expect("taken");
+        fs.clone_create(&taken, b"/c", Quota::default(), &Caller::default())
+            .expect("a clone");
+        let (from, to) = (at(&fs, "/c/from"), at(&fs, "/c/to"));
+        let plain = RenameFlags::default();
+        fs.rename(from, moved.as_bytes(), to, moved.as_bytes(), plain)
+            .expect("moved");
+        let path = format!("/c/to/{moved}");
+        let ino = at(&fs, &path);
+        let rebuilt = lose(&pool, &fs, |txn| delete_all(&fs, txn, ino));
+        let fs = rebuilt.fs;
+        assert_eq!(names(&fs, &path), left);
+        assert_eq!(fs.parent(ino).expect("it has one"), to);
+        let known = fs.path_of(ino).expect("read");
+        assert_eq!(known.as_deref(), Some(path.as_bytes()));
+        remove(&fs, at(&fs, "/c"), b"from");
+        file(&fs, ino, "new", b"after");
+        remove(&fs, at(&fs, "/c"), b"to");
+        assert_clean(&fs);
+    }
+}
+
+/// Its record was the origin's again, with fewer links than it has names or with more.
+#[test]
+fn a_file_of_a_clone_that_lost_its_rows_has_as_many_links_as_names() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let options = VolumeOptions {
+        own_domain: true,
+        ..VolumeOptions::default()
+    };
+    let made = fs.volume_create(b"/v", &options, &Caller::default());
+    let root = made.expect("a volume").ino;
+    let d = dir(&fs, root, "d");
+    file(&fs, d, "small", b"inline");
+    file(&fs, d, "large", &[5; 70_000]);
+    fs.setxattr(
+        at(&fs, "/v/d/large"),
+        b"user.a",
+        b"kept",
+        XattrFlags::default(),
+    )
+    .expect("set");
+    file(&fs, d, "twice", &[6; 60_000]);
+    fs.link(at(&fs, "/v/d/twice"), root, b"other")
+        .expect("linked");
+    let taken = fs.snapshot_create(b"/v", b"s").expect("taken");
+    fs.clone_create(&taken, b"/c", Quota::default(), &Caller::default())
+        .expect("a clone");
+    let d = at(&fs, "/c/d");
+    let files = ["small", "large", "twice"].map(|name| at(&fs, &format!("/c/d/{name}")));
+    fs.link(files[0], d, b"small too").expect("linked");
+    fs.link(files[1], at(&fs, "/c"), b"large too")
+        .expect("linked");
+    fs.unlink(d, b"twice").expect("removed");
+    let rebuilt = lose(&pool, &fs, |txn| {
+        files.iter().for_each(|ino| delete_all(&fs, txn, *ino));
+    });
+    assert_eq!(rebuilt.report.lost_chunks, 0);
+    let fs = rebuilt.fs;
+    let links = files.map(|ino| fs.getattr(ino).expect("there").nlink);
+    assert_eq!(links, [2, 2, 1]);
+    assert_eq!(fs.getxattr(files[1], b"user.a").expect("kept"), b"kept");
+    let d = at(&fs, "/c/d");
+    fs.unlink(d, b"small").expect("removed");
+    fs.unlink(d, b"large").expect("removed");
+    for (path, expected) in [
+        ("/c/d/small too", b"inline".to_vec()),
+        ("/c/large too", vec![5; 70_000]),
+        ("/c/other", vec![6; 60_000]),
+        ("/v/other", vec![6; 60_000]),
+    ] {
+        let mut content = Vec::new();
+        fs.read(at(&fs, path), 0, 70_000, &mut content)
+            .expect("readable");
+        assert!(content == expected, "{path}");
+    }
+    fs.unlink(d, b"small too").expect("removed");
+    fs.unlink(at(&fs, "/c"), b"large too").expect("removed");
+    fs.unlink(at(&fs, "/c"), b"other").expect("removed");
+    assert_clean(&fs);
+}
+
+/// What nobody had seen any more was told as lost.
+#[test]
+fn what_is_left_of_a_removed_clone_is_not_told_as_lost() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    cloned(&fs, false);
+    file(&fs, at(&fs, "/c/d"), "made", b"in the clone");
+    fs.clone_delete(b"/c").expect("removed");
+    let lost = at(&fs, "/v/d/f");
+    let rebuilt = lose(&pool, &fs, |txn| delete_all(&fs, txn, lost));
+    let told: Vec<_> = rebuilt
+        .findings
+        .iter()
+        .filter(|it| it.id == "lost")
+        .collect();
+    assert_eq!(told.len(), 1, "{:?}", rebuilt.findings);
+    for _ in 0..4 {
+        rebuilt.fs.tick().expect("no trouble");
+    }
+    assert_eq!(rebuilt.fs.store().volumes().len(), 2);
+    assert_clean(&rebuilt.fs);
 }

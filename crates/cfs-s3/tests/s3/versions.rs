@@ -604,6 +604,138 @@ fn a_version_that_is_locked_twice_becomes_two() {
     served.assert_clean();
 }
 
+/// A file that another hides was not told apart from the version that it had been: deleting the key failed for ever, as it
+/// could not go where that is.
+#[test]
+fn a_hidden_file_becomes_a_version_of_its_own() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, fs) = (served.root(), &served.fs);
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let first = put(&root, "/bucket/k", b"first");
+    let below = put(&root, "/bucket/k/b", b"below");
+    served.resolve("/bucket/.s3~k");
+    let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+    root.delete("/bucket/k").is(204);
+    root.send("DELETE", "/bucket/k/b", &[("versionId", &below)], b"")
+        .is(204);
+    let second = put(&root, "/bucket/k", b"second");
+    fs.snapshot_restore(&before, b"/bucket", b".s3~k", false, &mut Nobody)
+        .expect("it is brought back");
+    served.resolve("/bucket/k");
+    let marker = root.delete("/bucket/k").is(204);
+    let marker = marker.header("x-amz-version-id").to_owned();
+    root.get("/bucket/k").fails(404, "NoSuchKey");
+    let (versions, markers) = list(&root, &[]);
+    let mut ids: Vec<_> = versions.into_iter().map(|(_, id)| id).collect();
+    ids.retain(|id| ![&first, &second].contains(&id));
+    let [again] = &ids[..] else {
+        panic!("{ids:?}");
+    };
+    assert_eq!((markers.len(), &markers[0]), (2, &marker));
+    for (id, content) in [(&first, "first"), (&second, "second"), (again, "first")] {
+        assert_eq!(get(&root, "/bucket/k", id), content.as_bytes());
+    }
+    // The marker is the newest of all: what it hides is what comes back.
+    root.send("DELETE", "/bucket/k", &[("versionId", &marker)], b"")
+        .is(204);
+    root.get("/bucket/k").is(200);
+    served.assert_clean();
+}
+
+/// Both locked, neither of two files of one version could go, and the key could not be deleted until the locks ended.
+#[test]
+fn a_hidden_file_of_a_version_that_is_locked_twice_becomes_another() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, fs) = (served.root(), &served.fs);
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    root.send_with("PUT", "/bucket", &[], &lock, b"").is(200);
+    let first = put(&root, "/bucket/k", b"first");
+    let before = fs.snapshot_create(b"/bucket", b"before").expect("a name");
+    let hold = b"<LegalHold><Status>ON</Status></LegalHold>";
+    let held = || {
+        root.send("PUT", "/bucket/k", &[("legal-hold", "")], hold)
+            .is(200);
+    };
+    held();
+    let below = put(&root, "/bucket/k/b", b"below");
+    root.send("DELETE", "/bucket/k/b", &[("versionId", &below)], b"")
+        .is(204);
+    fs.snapshot_restore(&before, b"/bucket", b"k", false, &mut Nobody)
+        .expect("it is brought back");
+    held();
+    served.resolve("/bucket/.s3~k");
+    root.delete("/bucket/k").is(204);
+    root.get("/bucket/k").fails(404, "NoSuchKey");
+    let ids: Vec<_> = list(&root, &[]).0.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+    assert!(ids.contains(&first) && ids[0] != ids[1], "{ids:?}");
+    for id in &ids {
+        assert_eq!(get(&root, "/bucket/k", id), b"first");
+        root.send("DELETE", "/bucket/k", &[("versionId", id)], b"")
+            .fails(403, "AccessDenied");
+    }
+    served.assert_clean();
+}
+
+/// The file that another of the version `null` hides was there again, or a second version `null`.
+#[test]
+fn a_hidden_null_version_goes_with_the_one_that_hides_it() {
+    for (is_current_null, done) in [
+        (true, "put"),
+        (true, "deleted"),
+        (false, "put"),
+        (false, "deleted"),
+    ] {
+        let what = format!("the current one is null: {is_current_null}, null is {done}");
+        let pool = Pool::new(64);
+        let served = pool.serve();
+        let (root, fs) = (served.root(), &served.fs);
+        root.put("/bucket", b"").is(200);
+        let bucket = served.resolve("/bucket").ino;
+        set(&root, "Enabled");
+        let kept = put(&root, "/bucket/a", b"kept");
+        let version = fs.snapshot_create(b"/bucket", b"version").expect("a name");
+        set(&root, "Suspended");
+        root.put("/bucket/a", b"null").is(200);
+        root.send("DELETE", "/bucket/a", &[("versionId", &kept)], b"")
+            .is(204);
+        let null = fs.snapshot_create(b"/bucket", b"null").expect("a name");
+        root.put("/bucket/a/b", b"below").is(200);
+        fs.unlink(served.resolve("/bucket/a").ino, b"b")
+            .expect("removed");
+        fs.rmdir(bucket, b"a").expect("empty");
+        let before = if is_current_null { &null } else { &version };
+        fs.snapshot_restore(before, b"/bucket", b"a", false, &mut Nobody)
+            .expect("it is brought back");
+        served.resolve("/bucket/.s3~a");
+        let mut wanted = Vec::new();
+        if done == "put" {
+            assert_eq!(put(&root, "/bucket/a", b"new"), "");
+            assert_eq!(get(&root, "/bucket/a", "null"), b"new", "{what}");
+            wanted.push("null".to_owned());
+        } else {
+            root.send("DELETE", "/bucket/a", &[("versionId", "null")], b"")
+                .is(204);
+        }
+        if !is_current_null {
+            wanted.push(kept.clone());
+            assert_eq!(get(&root, "/bucket/a", &kept), b"kept", "{what}");
+        }
+        let ids: Vec<_> = list(&root, &[]).0.into_iter().map(|(_, id)| id).collect();
+        assert_eq!(ids, wanted, "{what}");
+        for id in wanted {
+            root.send("DELETE", "/bucket/a", &[("versionId", &id)], b"")
+                .is(204);
+        }
+        root.get("/bucket/a").fails(404, "NoSuchKey");
+        assert_eq!(list(&root, &[]), (Vec::new(), Vec::new()), "{what}");
+        served.assert_clean();
+    }
+}
+
 /// One file of the version `null` went, another came back or stayed beside the marker.
 fn a_marker_takes_the_place_of_each(found: &str) {
     let pool = Pool::new(64);
