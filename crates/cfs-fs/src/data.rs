@@ -266,28 +266,25 @@ impl Core {
         Ok(())
     }
 
-    /// Puts what is pending of the file over its committed record.
-    pub(crate) fn overlay(&self, ino: Ino, record: &mut InodeRecord) {
+    /// The inode's committed record, which `read` gets, with what is pending of the file over it.
+    ///
+    /// # Errors
+    /// What `read` fails with.
+    pub(crate) fn overlaid(
+        &self,
+        ino: Ino,
+        read: impl FnOnce() -> Result<Option<InodeRecord>>,
+    ) -> Result<Option<InodeRecord>> {
         let Some(file) = self.known(ino) else {
-            return;
+            return read();
         };
+        // Before the record is read: what is committed in between would be neither in that record nor pending any more.
         let body = file.lock();
-        if body.identity.is_none() || (body.jobs.is_empty() && !body.is_dirty()) {
-            return;
+        let mut record = read()?;
+        if let Some(record) = &mut record {
+            body.overlay(record);
         }
-        let flying: u64 = body.jobs.iter().map(|flight| flight.job.bytes).sum();
-        let new = body.run_bytes + flying;
-        let allocated = record.allocated.get();
-        record.allocated = (allocated + new).min(body.size.max(allocated)).into();
-        record.size = body.size.into();
-        let stamp = body.visible_stamp();
-        if let Some(time) = stamp.time {
-            record.mtime = time.into();
-            record.ctime = time.into();
-        }
-        if stamp.kill_suid_sgid {
-            inode::kill_suid_sgid(record);
-        }
+        Ok(record)
     }
 
     /// Whether there is content of the file that is not in the tables yet.

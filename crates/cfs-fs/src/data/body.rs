@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use cfs_format::table::InodeRecord;
 use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 use cfs_store::{ChunkPin, NewChunk, Reservation};
@@ -31,6 +32,7 @@ use super::read::Readers;
 use super::windows::Windows;
 use crate::error::{FsError, Result};
 use crate::extent::Extent;
+use crate::inode;
 use crate::types::Time;
 use crate::views::Place;
 
@@ -417,6 +419,26 @@ impl Body {
             Stamp::default()
         } else {
             self.stamp
+        }
+    }
+
+    /// Puts what is pending over the committed record.
+    pub(crate) fn overlay(&self, record: &mut InodeRecord) {
+        if self.identity.is_none() || (self.jobs.is_empty() && !self.is_dirty()) {
+            return;
+        }
+        let flying: u64 = self.jobs.iter().map(|flight| flight.job.bytes).sum();
+        let new = self.run_bytes + flying;
+        let allocated = record.allocated.get();
+        record.allocated = (allocated + new).min(self.size.max(allocated)).into();
+        record.size = self.size.into();
+        let stamp = self.visible_stamp();
+        if let Some(time) = stamp.time {
+            record.mtime = time.into();
+            record.ctime = time.into();
+        }
+        if stamp.kill_suid_sgid {
+            inode::kill_suid_sgid(record);
         }
     }
 

@@ -6,13 +6,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cfs_format::Ino;
-use cfs_format::table::InodeRecord;
 use parking_lot::Mutex;
 
+use crate::Fs;
 use crate::command::Command;
 use crate::error::{FsError, Result};
 use crate::types::{AtimePolicy, Time};
-use crate::{Fs, inode};
 
 /// Age at which the oldest pending time is written.
 const WRITE_AFTER_MS: u64 = 30_000;
@@ -37,14 +36,12 @@ struct State {
 }
 
 impl PendingTimes {
-    /// Replaces the record's access time by the pending one.
-    pub(crate) fn overlay(&self, ino: Ino, record: &mut InodeRecord) {
+    /// The inode's pending access time.
+    pub(crate) fn get(&self, ino: Ino) -> Option<Time> {
         if self.count.load(Ordering::Acquire) == 0 {
-            return;
+            return None;
         }
-        if let Some(time) = self.state.lock().times.get(&ino) {
-            record.atime = (*time).into();
-        }
+        self.state.lock().times.get(&ino).copied()
     }
 
     pub(crate) fn forget(&self, ino: Ino) {
@@ -135,10 +132,11 @@ impl Fs {
             AtimePolicy::Strict => return Ok(true),
             AtimePolicy::Relatime => {}
         }
-        let Some(record) = inode::committed(&self.store, ino)? else {
-            return Ok(false);
+        let attr = match self.getattr(ino) {
+            Ok(attr) => attr,
+            Err(FsError::NotFound) => return Ok(false),
+            Err(error) => return Err(error),
         };
-        let attr = self.attr(ino, record);
         let now = Time::from_ns(now_ns);
         let recent = attr.atime.seconds.saturating_add(24 * 3600) > now.seconds;
         Ok(!recent || attr.atime <= attr.mtime || attr.atime <= attr.ctime)

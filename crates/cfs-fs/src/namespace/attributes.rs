@@ -55,10 +55,8 @@ impl Fs {
                 kill_suid_sgid: set.kill_suid_sgid || (changes_owner && set.mode.is_none()),
             }))
         })?;
-        let (ino, record) = outcome
-            .inode
-            .expect("a change of attributes reports its inode");
-        Ok(self.attr(ino, record))
+        let reported = outcome.inode;
+        self.attr_after(reported.expect("a change of attributes reports its inode"))
     }
 
     fn set_size(&self, ino: Ino, size: u64, kill_suid_sgid: bool) -> Result<()> {

@@ -54,8 +54,24 @@ impl Fs {
         if let Some(directory) = listed_by(ino) {
             return self.attr_of_list(ino, directory);
         }
-        let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
-        Ok(self.attr(ino, record))
+        // What is pending is looked at before the tables: it is in them before it leaves memory.
+        let atime = self.atimes.get(ino);
+        let record = self.files.overlaid(ino, || self.views.record(ino))?;
+        let mut attr = Attr::from_record(ino, &record.ok_or(FsError::NotFound)?);
+        attr.atime = atime.unwrap_or(attr.atime);
+        Ok(attr)
+    }
+
+    /// Attributes of an inode that a command has just reported.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn attr_after(&self, (ino, record): (Ino, InodeRecord)) -> Result<Attr> {
+        match self.getattr(ino) {
+            // Removed meanwhile.
+            Err(FsError::NotFound) => Ok(Attr::from_record(ino, &record)),
+            found => found,
+        }
     }
 
     /// Attributes of the directory that lists the snapshots of another: its, without the right to write.
@@ -115,17 +131,5 @@ impl Fs {
         let mut entry = directory::decode(parent, &bytes)?;
         entry.ino = beside(parent, Ino(entry.ino.get()))?.0.into();
         Ok(Some(entry))
-    }
-
-    /// Attributes from a record, with what is pending for the inode.
-    pub(crate) fn attr(&self, ino: Ino, mut record: InodeRecord) -> Attr {
-        if ino.view().is_some() {
-            return Attr::from_record(ino, &record);
-        }
-        if inode::kind(&record) == libc::S_IFREG {
-            self.files.overlay(ino, &mut record);
-        }
-        self.atimes.overlay(ino, &mut record);
-        Attr::from_record(ino, &record)
     }
 }

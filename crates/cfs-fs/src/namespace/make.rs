@@ -403,10 +403,8 @@ impl Fs {
 
     /// Attributes of the inode that a command was about.
     fn attr_of(&self, outcome: Outcome) -> Result<Attr> {
-        let (ino, record) = outcome
-            .inode
-            .expect("commands that make names report their inode");
-        Ok(self.attr(ino, record))
+        let reported = outcome.inode;
+        self.attr_after(reported.expect("commands that make names report their inode"))
     }
 
     /// Drops what is in memory of an inode that lost its last name and is not open.

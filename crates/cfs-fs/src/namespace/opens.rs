@@ -15,10 +15,11 @@ pub(crate) struct OpenCounts {
     shards: [Mutex<HashMap<Ino, State>>; SHARDS],
 }
 
+/// Both counts are never zero.
 enum State {
-    /// Never zero.
     Open(u32),
-    Removing,
+    /// A remover ends its removal only after it has let go of the writer lock, so the next one may have begun.
+    Removing(u32),
 }
 
 impl OpenCounts {
@@ -33,7 +34,7 @@ impl OpenCounts {
                 *count += 1;
                 Some(*count)
             }
-            State::Removing => None,
+            State::Removing(_) => None,
         }
     }
 
@@ -55,7 +56,7 @@ impl OpenCounts {
                 shard.remove(&ino);
                 true
             }
-            Some(State::Removing) | None => false,
+            Some(State::Removing(_)) | None => false,
         }
     }
 
@@ -72,11 +73,15 @@ impl OpenCounts {
 
     /// Keeps the inode from being opened, unless it is open: then false.
     pub(crate) fn begin_removal(&self, ino: Ino) -> bool {
-        let mut shard = self.shard(ino).lock();
-        match shard.get(&ino) {
-            Some(State::Open(_)) => false,
-            Some(State::Removing) | None => {
-                shard.insert(ino, State::Removing);
+        match self
+            .shard(ino)
+            .lock()
+            .entry(ino)
+            .or_insert(State::Removing(0))
+        {
+            State::Open(_) => false,
+            State::Removing(count) => {
+                *count += 1;
                 true
             }
         }
@@ -84,10 +89,34 @@ impl OpenCounts {
 
     /// Ends what a successful [`OpenCounts::begin_removal`] began.
     pub(crate) fn end_removal(&self, ino: Ino) {
-        let removed = self.shard(ino).lock().remove(&ino);
-        assert!(
-            matches!(removed, Some(State::Removing)),
-            "inode {ino} was opened while it was being removed"
-        );
+        let mut shard = self.shard(ino).lock();
+        match shard.get_mut(&ino) {
+            Some(State::Removing(count)) if *count > 1 => *count -= 1,
+            Some(State::Removing(_)) => {
+                shard.remove(&ino);
+            }
+            Some(State::Open(_)) | None => {
+                panic!("inode {ino} was opened while it was being removed")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removals_of_an_inode_may_overlap() {
+        let (counts, ino) = (OpenCounts::default(), Ino(7));
+        assert!(counts.begin_removal(ino));
+        assert!(counts.begin_removal(ino));
+        counts.end_removal(ino);
+        assert_eq!(counts.add(ino), None);
+        counts.end_removal(ino);
+        assert_eq!(counts.add(ino), Some(1));
+        assert!(!counts.begin_removal(ino));
+        assert!(counts.release(ino));
+        assert!(counts.begin_removal(ino));
     }
 }

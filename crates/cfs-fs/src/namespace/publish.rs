@@ -11,7 +11,7 @@ use cfs_format::Ino;
 use cfs_format::table::{InodeRecord, inode_flag, key, tag};
 
 use super::remove::{Nameless, Removal};
-use crate::clone::stays_with_origin;
+use crate::clone::{self, stays_with_origin};
 use crate::command::{Command, Publish, SetRecords};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Room};
@@ -124,19 +124,23 @@ impl Fs {
                 true => self.views.get(found.place, tag::XATTR, name)?,
             };
             let text = text.map(row::content).transpose()?;
-            return Ok((self.attr(ino, found.record), text));
+            return Ok((Attr::from_record(ino, &found.record), text));
         }
         let view = self.store.view();
         let get = |row: &[u8]| view.get(row).map_err(cfs_store::ReadError::from);
         let bytes = get(&key(ino, tag::INODE, &[]))?.ok_or(FsError::NotFound)?;
         let record = inode::decode(ino, &bytes)?;
+        if clone::is_gone(&record) {
+            return Err(FsError::NotFound);
+        }
         let text = match is_described(&record) {
             false => None,
             true => get(&key(ino, tag::XATTR, name))?
                 .map(row::content)
                 .transpose()?,
         };
-        Ok((self.attr(ino, record), text))
+        // Not with what has come since, which the text does not describe.
+        Ok((Attr::from_record(ino, &record), text))
     }
 
     /// Whether a clone has an inode from its origin still, as its records then are: what changes them copies the inode, which the
@@ -286,8 +290,7 @@ impl Fs {
         if published.is_some_and(|(_, record)| record.flags.get() & inode_flag::LOCKED != 0) {
             self.files.note_lock(ino)?;
         }
-        let (ino, record) = published.expect("publishing reports its inode");
-        Ok(self.attr(ino, record))
+        self.attr_after(published.expect("publishing reports its inode"))
     }
 }
 

@@ -181,9 +181,8 @@ impl Fs {
         };
         match found {
             Ok(()) => self.files.opened(ino),
-            Err(_) => {
-                self.opens.release(ino);
-            }
+            // Who wanted to remove it in between took it for open.
+            Err(_) => self.end_hold(ino)?,
         }
         found
     }

@@ -135,8 +135,8 @@ impl Fs {
             }))
         })?;
         self.views.load_junctions();
-        let (ino, record) = outcome.inode.expect("making a volume reports its root");
-        Ok(self.attr(ino, record))
+        let reported = outcome.inode;
+        self.attr_after(reported.expect("making a volume reports its root"))
     }
 
     /// The volume whose root has this path.

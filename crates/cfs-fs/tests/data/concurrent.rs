@@ -1,7 +1,7 @@
 //! Several threads on one file, and many files at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs_format::Ino;
@@ -13,6 +13,66 @@ fn create(fs: &Fs, name: &str) -> Ino {
     fs.create(Ino::ROOT, name.as_bytes(), 0o644, &Caller::default())
         .expect("create")
         .ino
+}
+
+/// A size and a mode that a caller has been told of never go back to what the tables had before them, while another thread
+/// commits them. The kernel would go on showing what it is told here.
+#[test]
+fn attributes_do_not_go_back_while_content_is_committed() {
+    const SPECIAL: u32 = libc::S_ISUID;
+    let pool = Pool::new(128);
+    let fs = pool.open_with(FsOptions::default());
+    let ino = create(&fs, "f");
+    let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let looking: Vec<_> = ["getattr", "chmod"]
+            .map(|how| {
+                let (fs, acknowledged, stop) = (&fs, &acknowledged, &stop);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let size = acknowledged.load(Ordering::SeqCst);
+                        let attr = match how {
+                            "getattr" => fs.getattr(ino),
+                            _ => fs.setattr(
+                                ino,
+                                &SetAttr {
+                                    mode: Some(0o600),
+                                    ..SetAttr::default()
+                                },
+                            ),
+                        };
+                        let attr = attr.expect(how);
+                        assert!(attr.size >= size, "{how}: {} after {size}", attr.size);
+                    }
+                })
+            })
+            .into();
+        for size in 1..3000 {
+            fs.write(ino, size - 1, b"x", false).expect("write");
+            acknowledged.store(size, Ordering::SeqCst);
+            fs.hand_over(ino);
+        }
+        stop.store(true, Ordering::Relaxed);
+        for thread in looking {
+            thread.join().expect("no attribute goes back");
+        }
+    });
+    // The same of set-user-id, which a write takes away.
+    for _ in 0..300 {
+        let set = SetAttr {
+            mode: Some(0o777 | SPECIAL),
+            ..SetAttr::default()
+        };
+        fs.setattr(ino, &set).expect("chmod");
+        fs.write(ino, 0, b"y", true).expect("write");
+        std::thread::scope(|scope| {
+            scope.spawn(|| fs.hand_over(ino));
+            for _ in 0..20 {
+                assert_eq!(fs.getattr(ino).expect("attributes").mode & SPECIAL, 0);
+            }
+        });
+    }
+    assert_clean(&fs);
 }
 
 /// Threads write records that check themselves, truncate, punch and read. Whatever is read is a record of the place
@@ -228,7 +288,7 @@ fn checkpoints_and_the_log_do_not_wait_for_each_other() {
         })
     };
     let mut threads: Vec<_> = (0..2)
-        .map(|_| repeat(|fs| fs.write_log(Duration::ZERO).expect("write the log")))
+        .map(|_| repeat(|fs| fs.write_log().expect("write the log")))
         .collect();
     threads.push(repeat(|fs| {
         fs.store().checkpoint().expect("checkpoint");
