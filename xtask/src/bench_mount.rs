@@ -45,23 +45,30 @@ pub struct Options {
 /// When a system does not mount or a workload fails. Everything is unmounted in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0, "at least one round");
-    let scratch = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let scratch = scratch.join(format!("cfs-bench-{}", std::process::id()));
+    in_scratch(options.scratch.as_deref(), |scratch| {
+        run_in(options, scratch)
+    })
+}
+
+/// Runs `bench` in a new directory below `parent`, or the system's temporary one, and removes it afterwards.
+///
+/// # Errors
+/// Those of `bench`, and when the directory cannot be made or removed.
+pub(crate) fn in_scratch(
+    parent: Option<&Path>,
+    bench: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    let scratch = parent.join(format!("cfs-bench-{}", std::process::id()));
     std::fs::create_dir_all(&scratch)?;
-    let result = run_in(options, &scratch);
+    let result = bench(&scratch);
     std::fs::remove_dir_all(&scratch).context("cleaning up")?;
     result
 }
 
 fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
-    let mut systems = Vec::new();
-    for name in &options.systems {
-        match System::start(name, scratch, options) {
-            Ok(system) => systems.push(system),
-            Err(error) => eprintln!("without {name}: {error:#}"),
-        }
-    }
-    ensure!(!systems.is_empty(), "no system to run");
+    let warm_mib = options.size_mib * 3 + 64;
+    let systems = System::start_all(&options.systems, scratch, options.cfs.as_deref(), warm_mib)?;
     let mut material = Material::new(options.size_mib << 20, options.files);
     let chosen: Vec<Workload> = WORKLOADS
         .into_iter()
@@ -142,16 +149,42 @@ fn print_table(systems: &[System], workloads: &[Workload], figures: &[Vec<Vec<f6
 }
 
 /// A directory that workloads can run in. Dropping it unmounts.
-struct System {
-    name: String,
-    root: PathBuf,
+pub(crate) struct System {
+    pub(crate) name: String,
+    pub(crate) root: PathBuf,
     /// The process that serves the mount, and whether a signal makes it unmount.
     server: Option<Child>,
     mounted: bool,
 }
 
 impl System {
-    fn start(name: &str, scratch: &Path, options: &Options) -> anyhow::Result<Self> {
+    /// Mounts the systems of these names in `scratch`, and says which do not mount. `warm_mib` is for the toy's memory.
+    ///
+    /// # Errors
+    /// When none does.
+    pub(crate) fn start_all(
+        names: &[String],
+        scratch: &Path,
+        cfs: Option<&Path>,
+        warm_mib: usize,
+    ) -> anyhow::Result<Vec<Self>> {
+        let mut systems = Vec::new();
+        for name in names {
+            match Self::start(name, scratch, cfs, warm_mib) {
+                Ok(system) => systems.push(system),
+                Err(error) => eprintln!("without {name}: {error:#}"),
+            }
+        }
+        ensure!(!systems.is_empty(), "no system to run");
+        Ok(systems)
+    }
+
+    fn start(
+        name: &str,
+        scratch: &Path,
+        cfs: Option<&Path>,
+        warm_mib: usize,
+    ) -> anyhow::Result<Self> {
         let root = scratch.join(name);
         let data = scratch.join(format!("{name}-data"));
         std::fs::create_dir_all(&root)?;
@@ -165,7 +198,6 @@ impl System {
         match name {
             "plain" => {}
             "toy" => {
-                let warm_mib = options.size_mib * 3 + 64;
                 let mut command = Command::new(own);
                 command
                     .arg("toyfs")
@@ -176,7 +208,7 @@ impl System {
             }
             "cfs" => {
                 let beside = own.with_file_name("cfs");
-                let binary = options.cfs.as_ref().unwrap_or(&beside);
+                let binary = cfs.unwrap_or(&beside);
                 ensure!(binary.is_file(), "{} does not exist", binary.display());
                 let mut command = Command::new(binary);
                 command.arg("mount").arg("--data").arg(&data).arg(&root);
@@ -253,7 +285,11 @@ fn device_of(path: &Path) -> anyhow::Result<u64> {
     Ok(rustix::fs::stat(path)?.st_dev)
 }
 
-fn checked(command: &mut Command) -> anyhow::Result<()> {
+/// Runs a program to its end.
+///
+/// # Errors
+/// When it cannot be started, or fails; with what it has said.
+pub(crate) fn checked(command: &mut Command) -> anyhow::Result<()> {
     let output = command
         .stdin(Stdio::null())
         .output()

@@ -6,6 +6,7 @@ mod bench_reclaim;
 mod bench_s3;
 mod bench_s3_bounds;
 mod bench_snapshot;
+mod bench_tree;
 mod layers;
 mod place;
 mod s3_client;
@@ -107,6 +108,8 @@ enum Bench {
     },
     /// What compaction costs those who use the mount meanwhile.
     Reclaim(bench_reclaim::Options),
+    /// Trees of source code: tar, cp -a, git clone, find, grep, rm -rf, beside the ceiling, gocryptfs and a plain directory.
+    Tree(bench_tree::Options),
     /// Snapshots: taking them, what they cost the present, reading them.
     Snapshot(bench_snapshot::Options),
     /// S3: PUT and GET of small and large objects, beside s3s-fs on the same disk.
@@ -156,6 +159,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Snapshot(options),
         } => bench_snapshot::run(&options),
+        Task::Bench {
+            bench: Bench::Tree(options),
+        } => bench_tree::run(&options),
         Task::Bench {
             bench: Bench::S3(options),
         } => bench_s3::run(&options),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cfs_format::{SEGMENT_BYTES, SegmentId};
 
-use crate::descriptors::{Descriptors, assert_writable, check_readable, failed, position};
+use crate::descriptors::{Descriptors, assert_writable, check_readable, failed, last_of, position};
 use crate::file::open_failed;
 use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
 
@@ -59,6 +59,7 @@ impl BlockDevice {
             });
         }
         let direct = OpenOptions::new()
+            .read(true)
             .write(true)
             .custom_flags(libc::O_DIRECT)
             .open(path)
@@ -91,8 +92,8 @@ impl Device for BlockDevice {
         self.descriptors.write(segment, offset, bytes)
     }
 
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        assert_writable(self.segment_count, segment, 0, 0);
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, last_of(first, count), 0, 0);
         Ok(())
     }
 

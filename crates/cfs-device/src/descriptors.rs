@@ -1,6 +1,7 @@
 //! What a file and a block device share: one descriptor through the page cache, one around it.
 //!
-//! Reads go through the page cache. Writes whose memory is block-aligned go around it, so that a segment is not copied
+//! Reads go through the page cache, but for long ones of whole blocks into block-aligned memory, which are a stream's and
+//! cost a multiple through it. Writes whose memory is block-aligned go around it, so that a segment is not copied
 //! and does not push out what readers keep there; the kernel drops the cached pages of the range when it writes
 //! directly, so both ways see the same bytes. Where direct I/O is refused, everything goes through the page cache.
 
@@ -12,6 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 
 use crate::DeviceError;
+
+/// Reads from this size on may go around the page cache, bytes.
+const DIRECT_READ_BYTES_MIN: usize = 64 << 10;
 
 pub(crate) struct Descriptors {
     pub(crate) cached: File,
@@ -38,7 +42,16 @@ impl Descriptors {
         let start = position(segment, offset);
         let mut done = 0;
         while done < buf.len() {
-            match self.cached.read_at(&mut buf[done..], start + done as u64) {
+            let rest = &mut buf[done..];
+            let is_long = rest.len() >= DIRECT_READ_BYTES_MIN;
+            let (file, is_direct) = match offset.is_multiple_of(BLOCK_BYTES) && is_long {
+                true => self.descriptor_for(rest),
+                false => (&self.cached, false),
+            };
+            match file.read_at(rest, start + done as u64) {
+                Err(error) if is_direct && error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.direct_refused.store(true, Ordering::Relaxed);
+                }
                 Ok(0) => {
                     buf[done..].fill(0);
                     break;
@@ -78,7 +91,7 @@ impl Descriptors {
         Ok(())
     }
 
-    /// The descriptor to write `rest` with, and whether it goes around the page cache.
+    /// The descriptor to read or write `rest` with, and whether it goes around the page cache.
     fn descriptor_for(&self, rest: &[u8]) -> (&File, bool) {
         let aligned = (rest.as_ptr() as usize).is_multiple_of(BLOCK_BYTES as usize)
             && rest.len().is_multiple_of(BLOCK_BYTES as usize);
@@ -153,6 +166,12 @@ pub(crate) fn check_readable(
     }
     let source = io::Error::new(io::ErrorKind::InvalidInput, "outside of the device");
     Err(failed("read", segment, offset, source))
+}
+
+/// The last of `count` segments from `first` on.
+pub(crate) fn last_of(first: SegmentId, count: u32) -> SegmentId {
+    assert!(count > 0, "at least one segment");
+    SegmentId(first.0 + count - 1)
 }
 
 /// Stops the process at a write that breaks the rules of [`crate::Device::write_at`].

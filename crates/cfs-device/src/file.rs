@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 use crate::descriptors::{
-    Descriptors, assert_writable, check_readable, failed, no_space_or_failed, position,
+    Descriptors, assert_writable, check_readable, failed, last_of, no_space_or_failed, position,
 };
 use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
 
@@ -94,6 +94,7 @@ impl FileDevice {
             }
         })?;
         let direct = OpenOptions::new()
+            .read(true)
             .write(true)
             .custom_flags(libc::O_DIRECT)
             .open(path)
@@ -161,13 +162,14 @@ impl Device for FileDevice {
         self.descriptors.write(segment, offset, bytes)
     }
 
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        assert_writable(self.segment_count, segment, 0, 0);
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
+        let last = last_of(first, count);
+        assert_writable(self.segment_count, last, 0, 0);
         let allocate = || {
             self.fallocate(
                 FallocateFlags::KEEP_SIZE,
-                position(segment, 0),
-                SEGMENT_BYTES.into(),
+                position(first, 0),
+                u64::from(count) * u64::from(SEGMENT_BYTES),
             )
         };
         let mut allocated = allocate();
@@ -181,8 +183,8 @@ impl Device for FileDevice {
             allocated = allocate();
         }
         allocated
-            .and_then(|()| self.grow_to_hold(segment))
-            .map_err(|source| no_space_or_failed("prepare", segment, 0, source))
+            .and_then(|()| self.grow_to_hold(last))
+            .map_err(|source| no_space_or_failed("prepare", first, 0, source))
     }
 
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {

@@ -81,11 +81,12 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::NoSpace`] only when the segment was not prepared; [`DeviceError::Io`] else.
     fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Makes sure that writes to the segment will find room on the host.
+    /// Makes sure that writes to the `count` segments from `first` on will find room on the host. One call for many holds
+    /// up writes once, where the host's file system keeps them out meanwhile.
     ///
     /// # Errors
-    /// [`DeviceError::NoSpace`] when there is none; nothing changed.
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError>;
+    /// [`DeviceError::NoSpace`] when there is too little; some of the segments may have been given room all the same.
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError>;
 
     /// Gives the room of `[offset, SEGMENT_BYTES)` of the segment back to the host; `offset` is a multiple of the
     /// block size. Offset 0 resets a zone.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 use parking_lot::Mutex;
 
-use crate::descriptors::{assert_writable, check_readable, failed};
+use crate::descriptors::{assert_writable, check_readable, failed, last_of};
 use crate::{Device, DeviceError, Geometry, HostSpace};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -310,18 +310,20 @@ impl Device for MemDevice {
         power.check(|| failed("write", segment, offset, no_power()))
     }
 
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        assert_writable(self.segment_count, segment, 0, 0);
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, last_of(first, count), 0, 0);
         let mut state = self.state.lock();
         let power = state.begin_call();
         if power == Power::Off {
-            return Err(failed("prepare", segment, 0, no_power()));
+            return Err(failed("prepare", first, 0, no_power()));
         }
-        if !state.has_room_for(segment) {
-            return Err(DeviceError::NoSpace { segment });
+        for segment in (first.0..first.0 + count).map(SegmentId) {
+            if !state.has_room_for(segment) {
+                return Err(DeviceError::NoSpace { segment });
+            }
+            state.change(segment, ChangeKind::Prepare);
         }
-        state.change(segment, ChangeKind::Prepare);
-        power.check(|| failed("prepare", segment, 0, no_power()))
+        power.check(|| failed("prepare", first, 0, no_power()))
     }
 
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {

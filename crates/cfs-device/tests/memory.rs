@@ -159,11 +159,11 @@ fn runs_full_and_gets_room_back() {
         prepared_segments_max: Some(2),
         ..FaultPlan::default()
     });
-    device.prepare(S0).unwrap();
-    device.prepare(S1).unwrap();
-    device.prepare(S1).unwrap();
+    device.prepare(S0, 1).unwrap();
+    device.prepare(S1, 1).unwrap();
+    device.prepare(S1, 1).unwrap();
     let third = SegmentId(2);
-    let error = device.prepare(third).unwrap_err();
+    let error = device.prepare(third, 1).unwrap_err();
     assert!(matches!(error, DeviceError::NoSpace { segment } if segment == third));
     device.write_at(third, 0, &[1; BLOCK]).unwrap_err();
     device.write_at(S1, 0, &[1; BLOCK]).unwrap();
@@ -171,7 +171,7 @@ fn runs_full_and_gets_room_back() {
     assert_eq!(space.allocated_bytes, 2 * u64::from(SEGMENT_BYTES));
     assert_eq!(space.available_bytes, 0);
     device.discard_from(S0, 0).unwrap();
-    device.prepare(third).unwrap();
+    device.prepare(third, 1).unwrap();
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn without_power_every_call_fails_and_what_was_under_way_is_in_doubt() {
             ..FaultPlan::default()
         });
         let results = [
-            device.prepare(S1).is_ok(),
+            device.prepare(S1, 1).is_ok(),
             device.write_at(S0, 0, &[2; BLOCK]).is_ok(),
             device.read_at(S0, 0, &mut [0; 8]).is_ok(),
             device.flush().is_ok(),

@@ -183,14 +183,18 @@ impl Fs {
             .and(kept)
     }
 
-    /// Waits until something changes, at most for `patience`, and hands the change to the pool's device without flushing
-    /// it. To be called by one thread over and over: what has been changed and closed then outlives this process,
-    /// though not the machine.
+    /// Waits until there is something for [`Fs::write_log`], at most for `patience`.
+    pub fn wait_for_changes(&self, patience: Duration) {
+        self.store.wait_for_commands(patience);
+    }
+
+    /// Hands all changes to the pool's device without flushing it. To be called by one thread over and over: what has been
+    /// changed and closed then outlives this process, though not the machine.
     ///
     /// # Errors
     /// The pool is, or goes, read-only.
-    pub fn write_log(&self, patience: Duration) -> Result<()> {
-        Ok(self.store.write_log(patience)?)
+    pub fn write_log(&self) -> Result<()> {
+        Ok(self.store.write_log()?)
     }
 
     /// Writes everything that is pending, and a checkpoint. The pool is then marked clean; later changes fail.

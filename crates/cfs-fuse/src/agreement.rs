@@ -10,7 +10,7 @@ use crate::abi::{
     InitIn, InitInExtension, InitOut, READ_BUFFER_BYTES_MIN, VERSION_MAJOR, VERSION_MINOR,
     VERSION_MINOR_MIN, VERSION_MINOR_MODIFIED, capability,
 };
-use crate::channel::Channel;
+use crate::channel::{Channel, Received};
 use crate::request::{Operation, Request};
 
 /// Bytes of the largest write that the kernel sends in one request: its limit unless `fs.fuse.max_pages_limit` is
@@ -62,8 +62,13 @@ pub(crate) struct Agreement {
 /// When the kernel is too old, the session ends instead, or the device fails.
 pub(crate) fn agree(channel: &Channel, buffer: &mut [u8]) -> io::Result<Agreement> {
     loop {
-        let Some(len) = channel.receive(buffer)? else {
-            return Err(io::Error::other("it was unmounted at once"));
+        let len = match channel.receive(buffer)? {
+            Received::Request(len) => len,
+            Received::Nothing => {
+                channel.wait()?;
+                continue;
+            }
+            Received::End => return Err(io::Error::other("it was unmounted at once")),
         };
         let request = Request::parse(&buffer[..len], false)
             .map_err(|error| io::Error::other(error.to_string()))?;

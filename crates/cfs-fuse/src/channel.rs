@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl;
 use zerocopy::IntoBytes;
@@ -17,15 +19,30 @@ use crate::abi::{
 };
 use crate::mountpoint::FUSE_DEVICE;
 
-/// One descriptor of a mounted session.
+/// One descriptor of a mounted session. Reading never waits.
 pub(crate) struct Channel {
     device: OwnedFd,
 }
 
+/// What a look for a request has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// A request of so many bytes.
+    Request(usize),
+    /// None is waiting.
+    Nothing,
+    /// The session has ended.
+    End,
+}
+
 impl Channel {
     /// Over a descriptor that a mount was made with.
-    pub(crate) fn new(device: OwnedFd) -> Self {
-        Self { device }
+    ///
+    /// # Errors
+    /// When its flags cannot be set.
+    pub(crate) fn new(device: OwnedFd) -> io::Result<Self> {
+        rustix::fs::fcntl_setfl(&device, OFlags::NONBLOCK)?;
+        Ok(Self { device })
     }
 
     /// Another descriptor of the same session, with a queue of its own for requests that are being answered.
@@ -39,26 +56,36 @@ impl Channel {
         // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the descriptor to join, through the pointer that it is given, and
         // writes nothing; `Setter` passes a pointer to the value it owns.
         unsafe { ioctl::ioctl(&device, ioctl::Setter::<CLONE, u32>::new(session)) }?;
-        Ok(Self {
-            device: device.into(),
-        })
+        Self::new(device.into())
     }
 
-    /// Waits for a request and reads it; returns its length, or `None` when the session has ended. `buffer` has room
-    /// for the largest.
+    /// Reads a request if there is one. `buffer` has room for the largest.
     ///
     /// # Errors
     /// When the device fails in another way. Nothing was taken from it.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
             match rustix::io::read(&self.device, &mut *buffer) {
-                Ok(len) => return Ok(Some(len)),
+                Ok(len) => return Ok(Received::Request(len)),
+                Err(Errno::AGAIN) => return Ok(Received::Nothing),
                 // ENOENT: whoever asked was killed before this was read.
-                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+                Err(Errno::INTR | Errno::NOENT) => {}
                 // Unmounted, or ended through /sys/fs/fuse.
-                Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(None),
+                Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(Received::End),
                 Err(errno) => return Err(errno.into()),
             }
+        }
+    }
+
+    /// Sleeps until there is a request, or the session has ended; now and then for less.
+    ///
+    /// # Errors
+    /// When the system cannot wait for the device.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
+        match rustix::event::poll(&mut device, None) {
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
     }
 

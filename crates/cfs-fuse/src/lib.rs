@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `abi` | the protocol's numbers and layouts |
 //! | `channel` | the descriptors: a request in, a reply or notification out |
+//! | `crew` | which threads wait for requests |
 //! | `request` | bytes to requests |
 //! | `agreement` | INIT |
 //! | `session` | threads, mounting, the end |
@@ -24,6 +25,7 @@ mod agreement;
 mod carrier;
 mod channel;
 mod convert;
+mod crew;
 mod directories;
 mod helper;
 mod lookups;

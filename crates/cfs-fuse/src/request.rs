@@ -6,6 +6,9 @@ use zerocopy::FromBytes;
 
 use crate::abi::{self, InHeader, opcode};
 
+/// Data up to here are read or written quickly, bytes.
+const QUICK_BYTES_MAX: u32 = 32 << 10;
+
 /// A request of the kernel.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
@@ -90,6 +93,25 @@ pub(crate) enum Operation<'a> {
     Init(abi::InitIn, abi::InitInExtension),
     /// One that is not known here, or not wanted.
     Other,
+}
+
+impl Operation<'_> {
+    /// Whether the answer may take long: for much data, for the disk, or for room. What only changes names or attributes
+    /// is written to the log by others, and does not.
+    pub(crate) fn may_wait(&self) -> bool {
+        match self {
+            Self::Read(read) => read.size > QUICK_BYTES_MAX,
+            Self::Write(_, data) => data.len() > QUICK_BYTES_MAX as usize,
+            Self::Flush
+            | Self::Fsync(_)
+            | Self::Syncfs
+            | Self::Fallocate(_)
+            | Self::Lseek(_)
+            | Self::CopyFileRange { .. } => true,
+            Self::Setattr(change) => change.valid & abi::set_attr::SIZE != 0,
+            _ => false,
+        }
+    }
 }
 
 /// The inodes of a BATCH_FORGET, with how many lookups of each are forgotten.

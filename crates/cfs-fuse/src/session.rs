@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::adapter::{Adapter, Answer};
 use crate::agreement::{self, Agreement, READ_AHEAD_BYTES, REQUEST_BYTES_MAX};
 use crate::channel::Channel;
+use crate::crew::{Crew, Streak};
 use crate::mountpoint::{self, Attached, MountError};
 use crate::request::{Request, RequestError};
 
@@ -116,7 +117,7 @@ fn start(
     attached: Attached,
     options: &MountOptions,
 ) -> io::Result<Mounted> {
-    let channel = Arc::new(Channel::new(attached.device));
+    let channel = Arc::new(Channel::new(attached.device)?);
     let mut buffer = vec![0; REQUEST_BYTES_MAX];
     let agreement = agreement::agree(&channel, &mut buffer)?;
     let entry = mountpoint::mounted_at(path)
@@ -165,7 +166,8 @@ impl Session {
         count: usize,
     ) -> io::Result<Self> {
         let adapter = Arc::new(Adapter::new(fs, agreement));
-        let mut threads = Vec::with_capacity(count);
+        let crew = Arc::new(Crew::new());
+        let mut threads = Vec::with_capacity(count + 1);
         for number in 0..count {
             let channel = match number {
                 0 => Arc::clone(channel),
@@ -177,12 +179,23 @@ impl Session {
                     }
                 },
             };
-            let adapter = Arc::clone(&adapter);
+            let (adapter, crew) = (Arc::clone(&adapter), Arc::clone(&crew));
             let thread = std::thread::Builder::new()
                 .name(format!("fuse {number}"))
-                .spawn(move || serve(&adapter, &channel, agreement))?;
+                .spawn(move || {
+                    let served = serve(&adapter, &channel, &crew, agreement);
+                    crew.end();
+                    served
+                })?;
             threads.push(thread);
         }
+        let watch = std::thread::Builder::new()
+            .name("fuse watch".to_owned())
+            .spawn(move || {
+                crew.keep_watch();
+                Ok(())
+            })?;
+        threads.push(watch);
         Ok(Self { adapter, threads })
     }
 
@@ -204,10 +217,19 @@ impl Session {
 }
 
 /// Answers requests until the session ends.
-fn serve(adapter: &Adapter, channel: &Channel, agreement: Agreement) -> io::Result<()> {
+fn serve(
+    adapter: &Adapter,
+    channel: &Channel,
+    crew: &Crew,
+    agreement: Agreement,
+) -> io::Result<()> {
     let mut buffer = vec![0; REQUEST_BYTES_MAX];
     let mut out = Vec::new();
-    while let Some(len) = channel.receive(&mut buffer)? {
+    let mut streak = Streak::default();
+    if !crew.join() {
+        return Ok(());
+    }
+    while let Some(len) = crew.receive(channel, &mut buffer, &mut streak)? {
         let request = match Request::parse(&buffer[..len], agreement.setxattr_ext) {
             Ok(request) => request,
             Err(error) => {
@@ -220,8 +242,10 @@ fn serve(adapter: &Adapter, channel: &Channel, agreement: Agreement) -> io::Resu
         };
         out.clear();
         let unique = request.header.unique;
+        let may_wait = request.operation.may_wait();
+        crew.begin_answer(may_wait, &streak);
         let sent = match adapter.answer(&request, &mut out) {
-            Answer::None => continue,
+            Answer::None => Ok(()),
             Answer::Body => channel.reply(unique, &[&out]),
             Answer::Error(errno) => channel.refuse(unique, errno),
         };
@@ -229,6 +253,9 @@ fn serve(adapter: &Adapter, channel: &Channel, agreement: Agreement) -> io::Resu
             let operation = crate::abi::opcode::name(request.header.opcode);
             tracing::error!(%error, operation, "the kernel refuses a reply");
             channel.refuse(unique, libc::EIO)?;
+        }
+        if !crew.end_answer(may_wait) {
+            break;
         }
     }
     Ok(())

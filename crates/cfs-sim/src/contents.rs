@@ -161,7 +161,7 @@ impl World {
         self.model.note_logged(node);
         if self.rng.one_in(2) {
             // What the thread that writes the log does.
-            fs.write_log(std::time::Duration::ZERO)?;
+            fs.write_log()?;
         }
         Ok(())
     }

@@ -89,8 +89,8 @@ impl Device for Counted {
     fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
         self.inner.write_at(segment, offset, bytes)
     }
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        self.inner.prepare(segment)
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
+        self.inner.prepare(first, count)
     }
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
         self.inner.discard_from(segment, offset)

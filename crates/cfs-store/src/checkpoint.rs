@@ -175,14 +175,17 @@ impl Store {
 
     /// Gives the room of up to `count` segments that nobody needs back to the host. Whether there are more.
     pub(crate) fn trim(&self, count: usize, is_idle: bool) -> Result<bool, WriteError> {
+        let mut has_more = true;
         for _ in 0..count {
             let mut space = self.pool.space.lock();
             let trimmed = space.trim_one(&*self.pool.device, is_idle);
-            if !trimmed.map_err(|error| self.pool.fail(&error))? {
-                return Ok(false);
+            has_more = trimmed.map_err(|error| self.pool.fail(&error))?;
+            if !has_more {
+                break;
             }
         }
-        Ok(true)
+        self.pool.space.lock().end_trim();
+        Ok(has_more)
     }
 
     /// A step of merging in both trees; false when there is none to do. Called by who holds `maintenance`.

@@ -209,13 +209,16 @@ impl Store {
         let Some(seq) = self.pool.space.lock().seq(segment) else {
             return Ok(false);
         };
-        let mut content = vec![0; SEGMENT_BYTES as usize];
-        if let Err(error) = self.pool.device.read_at(segment, 0, &mut content) {
-            tracing::warn!(%error, ?segment, "a segment cannot be read for compaction");
-            return Ok(false);
-        }
+        let content = match self.pool.read_segment(segment) {
+            Ok(content) => content,
+            Err(error) => {
+                tracing::warn!(%error, ?segment, "a segment cannot be read for compaction");
+                return Ok(false);
+            }
+        };
         let mut moves = Vec::new();
-        let copied = self.copy_live(segment, seq, &content, &mut moves);
+        let copied = self.copy_live(segment, seq, content.as_slice(), &mut moves);
+        self.pool.recycle(content);
         let targets: Vec<SegmentId> = moves.iter().map(|(to, _, _)| to.segment).collect();
         let moved = copied.and_then(|()| self.move_chunks(moves));
         let left = {

@@ -52,6 +52,9 @@ pub(crate) struct Lanes {
     open: RwLock<HashMap<SegmentId, usize>>,
 }
 
+/// Zeros that are written rather than begin another write: 256 KiB take a disk about as long as its latency.
+const GAP_WRITTEN_MAX: u32 = 256 << 10;
+
 /// Bytes that the footer of `count` entries takes at the end of a segment.
 fn footer_bytes(count: usize) -> u32 {
     (count * size_of::<FooterEntry>() + size_of::<FooterTrailer>()) as u32 + TAG_BYTES
@@ -182,10 +185,10 @@ impl Lanes {
         let footer_len = footer_bytes(open.entries.len());
         let footer_offset = SEGMENT_BYTES - footer_len;
         assert!(used <= footer_offset, "room for the footer was kept");
-        // The gap between the last record and the footer's first block is left unwritten.
+        // A short gap between the last record and the footer's first block is written along, a long one is left out.
         let tail_start = (footer_offset / BLOCK_BYTES * BLOCK_BYTES).max(open.written);
         let body_end = block_ceil(used).min(tail_start).max(open.written);
-        if body_end < tail_start {
+        if body_end + GAP_WRITTEN_MAX < tail_start {
             open.buffer.pad_to_multiple(BLOCK_BYTES as usize);
             self.pool.write(
                 open.segment,
@@ -267,6 +270,11 @@ impl Lanes {
             self.seal(&mut lane.lock())?;
         }
         Ok(())
+    }
+
+    /// Whether the segment is open, so that some of it may be in memory alone.
+    pub fn is_open(&self, segment: SegmentId) -> bool {
+        self.open.read().contains_key(&segment)
     }
 
     /// Copies a record out of an open segment; false when the segment is not open, so that it is on the device.

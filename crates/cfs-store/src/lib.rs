@@ -6,6 +6,7 @@
 //! | `space` | the segment table: free, promised, in use, waiting |
 //! | `lanes` | open data segments, one a worker |
 //! | `chunks` | chunks in and out, pins |
+//! | `stretch` | chunks that lie side by side, opened together |
 //! | `journal` | the log as it is written |
 //! | `log_reader` | the log as it is read back |
 //! | `runs` | the tables' blocks in segments |
@@ -47,6 +48,7 @@ mod scrub;
 mod sealed;
 mod space;
 mod store;
+mod stretch;
 mod sync;
 mod txn;
 mod verdicts;

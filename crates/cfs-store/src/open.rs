@@ -44,6 +44,9 @@ pub const POOL_BYTES_MIN: u64 = 64 * SEGMENT_BYTES as u64;
 /// A pool can be opened so often: the number is part of every [`SegmentSeq`].
 const INCARNATION_MAX: u32 = (1 << 24) - 1;
 
+/// A pool has one lane for so many of its segments at most.
+const SEGMENTS_A_LANE: u32 = 16;
+
 /// Block size of the tables, bytes before compression.
 const TABLE_BLOCK_BYTES: usize = 8 << 10;
 
@@ -87,8 +90,8 @@ impl Store {
             _ => return Err(FormatPoolError::Exists),
         }
         let zeros = vec![0; SEGMENT_BYTES as usize];
+        device.prepare(SegmentId(0), ANCHORS)?;
         for segment in 0..ANCHORS {
-            device.prepare(SegmentId(segment))?;
             device.write_at(SegmentId(segment), 0, &zeros)?;
         }
         device.flush()?;
@@ -342,10 +345,13 @@ impl Store {
                 }
             }
         };
-        let lanes = Arc::new(Lanes::new(Arc::clone(&pool), options.lanes));
+        // Each keeps a segment open, which a small pool has few of.
+        let lanes_max = pool.space.lock().segment_count() / SEGMENTS_A_LANE;
+        let lane_count = options.lanes.min(lanes_max as usize).max(1);
+        let lanes = Arc::new(Lanes::new(Arc::clone(&pool), lane_count));
         let last_checkpoint_ns = pool.host.now_ns();
         Ok(Self {
-            seal_lanes: (0..=options.lanes)
+            seal_lanes: (0..=lane_count)
                 .map(|_| Mutex::new(SealLane::new(&pool)))
                 .collect(),
             lanes,

@@ -55,7 +55,7 @@ pub(crate) struct Pool {
 }
 
 /// Segment buffers that are kept for reuse: first-touch memory is slow.
-const BUFFERS_KEPT: usize = 4;
+const BUFFERS_KEPT: usize = 6;
 
 impl Pool {
     pub fn new(
@@ -183,6 +183,20 @@ impl Pool {
         let mut buffers = self.buffers.lock();
         if buffers.len() < BUFFERS_KEPT {
             buffers.push(buffer);
+        }
+    }
+
+    /// Reads a whole segment as the device has it, past the host's page cache where that can be. To be given back with
+    /// [`Pool::recycle`].
+    pub fn read_segment(&self, segment: SegmentId) -> Result<AlignedBuf, DeviceError> {
+        let mut content = self.buffer();
+        content.resize(SEGMENT_BYTES as usize);
+        match self.device.read_at(segment, 0, content.as_mut_slice()) {
+            Ok(()) => Ok(content),
+            Err(error) => {
+                self.recycle(content);
+                Err(error)
+            }
         }
     }
 

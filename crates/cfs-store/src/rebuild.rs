@@ -135,7 +135,7 @@ pub trait Namespace {
         stage: MendStage,
     ) -> Result<RowChanges, ReadError>;
 
-    /// Adds up what there is when that has been changed.
+    /// Adds up what there is: before anything is mended, so that each volume has a record, and whenever something has been.
     ///
     /// # Errors
     /// The tables cannot be read.
@@ -435,6 +435,8 @@ impl Rebuild<'_> {
         if !self.index(&domains_of_log)? {
             return Ok(false);
         }
+        // Nobody can tell what the rows of a volume mean while its record is missing.
+        self.add_up(namespace)?;
         // What a checkpoint holds fits together, unless something of it is lost.
         if !self.lost.is_empty() {
             self.mend(namespace, MendStage::BeforeLog)?;
@@ -661,6 +663,11 @@ impl Rebuild<'_> {
             }
         }
         self.absorb(&self.store.meta_tree, &mut batch)?;
+        self.add_up(namespace)
+    }
+
+    /// Takes volumes, with their counters, and the next inode number from what the rows say.
+    fn add_up(&self, namespace: &mut dyn Namespace) -> Result<(), OpenError> {
         let summary = namespace.summarize(self.store)?;
         let newest = summary.volumes.iter();
         let newest = newest.map(|(_, volume)| Timestamp(volume.newest_snapshot.get()));

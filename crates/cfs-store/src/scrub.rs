@@ -353,12 +353,11 @@ impl Scrub<'_> {
     /// Reads a data segment and verifies what the index has in it. False when that is not all that is live there.
     fn walk(&mut self, segment: SegmentId, seq: SegmentSeq) -> bool {
         let store = self.store;
-        let mut content = vec![0; SEGMENT_BYTES as usize];
-        if store.pool.device.read_at(segment, 0, &mut content).is_err() {
+        let Ok(content) = store.pool.read_segment(segment) else {
             return false;
-        }
+        };
         let (mut verified_bytes, mut scratch, mut out) = (0, Vec::new(), Vec::new());
-        for found in store.records_in(seq, &content) {
+        for found in store.records_in(seq, content.as_slice()) {
             let fingerprint = Fingerprint(found.header.fingerprint);
             let record_len = RECORD_OVERHEAD + found.header.payload_len.get();
             let record = match store.chunk_record(&fingerprint) {
@@ -378,7 +377,7 @@ impl Scrub<'_> {
             };
             let start = found.offset as usize;
             let opened = open_record(
-                &content[start..start + record_len as usize],
+                &content.as_slice()[start..start + record_len as usize],
                 place,
                 &store.pool.ciphers.record_header,
                 |domain| store.domain_secret(domain),
@@ -390,6 +389,7 @@ impl Scrub<'_> {
                 self.report.chunks += 1;
             }
         }
+        store.pool.recycle(content);
         let space = store.pool.space.lock();
         let live_bytes = space.entry(segment).filter(|entry| entry.seq == seq);
         live_bytes.is_none_or(|entry| entry.live_bytes <= verified_bytes)

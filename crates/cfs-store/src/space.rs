@@ -24,6 +24,8 @@ pub(crate) const SEGMENT_PAYLOAD_BYTES: u64 = (SEGMENT_BYTES - 2 * BLOCK_BYTES) 
 const PREPARED_KEPT: usize = 8;
 /// As above, once nobody uses the pool.
 const PREPARED_KEPT_IDLE: usize = 2;
+/// While a pool grows a sixteenth of its segments more are kept prepared, at most so many: it asks the host seldom then.
+const PREPARED_AHEAD_MAX: usize = 24;
 /// Segments, at the end of the pool and beyond it, that are tried on a full host.
 const ROOM_SEARCHED: u32 = 256;
 /// Segments beyond the last one used that a process which was killed may have prepared: as many as hold twice the largest
@@ -115,6 +117,8 @@ pub(crate) struct Space {
     sparse: bool,
     /// Data segments whose record in the tables is out of date.
     changed: BTreeSet<u32>,
+    /// Something was promised since room was last given back.
+    grows: bool,
     /// While the log is replayed an empty segment may still get chunks from a later command.
     replaying: bool,
 }
@@ -155,6 +159,7 @@ impl Space {
             promised_bytes: 0,
             sparse,
             changed: BTreeSet::new(),
+            grows: false,
             replaying: true,
         }
     }
@@ -303,21 +308,18 @@ impl Space {
         device: &dyn Device,
         segment: SegmentId,
     ) -> Result<(), NoSpaceOr<DeviceError>> {
-        let mut prepared = device.prepare(segment);
+        let mut prepared = device.prepare(segment, 1);
         if matches!(prepared, Err(DeviceError::NoSpace { .. })) && !self.held.is_empty() {
             while let Some(index) = self.held.pop_first() {
                 device
                     .discard_from(SegmentId(index), 0)
                     .map_err(NoSpaceOr::Other)?;
             }
-            prepared = device.prepare(segment);
+            prepared = device.prepare(segment, 1);
         }
         match prepared {
             Ok(()) => {
-                self.entry_mut(segment);
-                self.free.insert(segment.0);
-                self.held.remove(&segment.0);
-                self.prepared.insert(segment.0);
+                self.note_prepared(segment, 1);
                 Ok(())
             }
             Err(DeviceError::NoSpace { .. }) => Err(NoSpaceOr::NoSpace(NoSpace {
@@ -326,6 +328,56 @@ impl Space {
             })),
             Err(error) => Err(NoSpaceOr::Other(error)),
         }
+    }
+
+    /// Prepares the next free segments that lie side by side, at most `count_max`, if the host has room for all of them. If
+    /// not, what room they had before is theirs still.
+    fn prepare_ahead(&mut self, device: &dyn Device, count_max: u32) -> Result<(), DeviceError> {
+        let Some(first) = self.pick() else {
+            return Ok(());
+        };
+        let count = self.run_len(first, count_max);
+        match device.prepare(first, count) {
+            Ok(()) => self.note_prepared(first, count),
+            Err(DeviceError::NoSpace { .. }) => {
+                let run = first.0..first.0 + count;
+                for index in run.filter(|index| !self.held.contains(index)) {
+                    device.discard_from(SegmentId(index), 0)?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn note_prepared(&mut self, first: SegmentId, count: u32) {
+        self.entry_mut(SegmentId(first.0 + count - 1));
+        for index in first.0..first.0 + count {
+            self.free.insert(index);
+            self.held.remove(&index);
+            self.prepared.insert(index);
+        }
+    }
+
+    /// How many segments from `first` on, at most `count_max`, could be prepared with it.
+    fn run_len(&self, first: SegmentId, count_max: u32) -> u32 {
+        let end = first.0.saturating_add(count_max).min(self.segment_count);
+        let used = self.entries.len() as u32;
+        let joins = |index: &u32| {
+            *index >= used || (self.free.contains(index) && !self.prepared.contains(index))
+        };
+        1 + (first.0 + 1..end).take_while(joins).count() as u32
+    }
+
+    /// Free segments that are kept prepared beside what is promised while the pool is in use.
+    fn kept(&self) -> usize {
+        let ahead = (self.entries.len() / 16).min(PREPARED_AHEAD_MAX);
+        PREPARED_KEPT + if self.grows { ahead } else { 0 }
+    }
+
+    /// What nobody needs has been given back; what is promised from now on makes the pool grow again.
+    pub fn end_trim(&mut self) {
+        self.grows = false;
     }
 
     /// On a host that is full: looks for a free segment that the host gave room to for an earlier process, which ended
@@ -374,8 +426,14 @@ impl Space {
             return Err(NoSpaceOr::NoSpace(self.no_space(bytes)));
         }
         if self.sparse {
-            let wanted = (self.promised_bytes + bytes).div_ceil(SEGMENT_PAYLOAD_BYTES) as usize
-                + PREPARED_KEPT;
+            let needed = (self.promised_bytes + bytes).div_ceil(SEGMENT_PAYLOAD_BYTES) as usize;
+            let wanted = needed + PREPARED_KEPT;
+            if self.prepared.len() < wanted {
+                let count_max = needed + self.kept() - self.prepared.len();
+                self.prepare_ahead(device, count_max as u32)
+                    .map_err(NoSpaceOr::Other)?;
+            }
+            // Without room for as many: one at a time, and no more than has to be.
             while self.prepared.len() < wanted {
                 let Some(segment) = self.pick() else {
                     break;
@@ -384,6 +442,7 @@ impl Space {
             }
         }
         self.promised_bytes += bytes;
+        self.grows = true;
         Ok(())
     }
 
@@ -425,7 +484,7 @@ impl Space {
         let kept = if is_idle {
             PREPARED_KEPT_IDLE
         } else {
-            PREPARED_KEPT
+            self.kept()
         };
         if self.prepared.len() > self.promised_segments() as usize + kept {
             return self.prepared.pop_last();
@@ -604,7 +663,7 @@ impl Space {
         let is_whole = !entry.hollow;
         *entry = FREE;
         self.free.insert(segment.0);
-        if is_whole && self.prepared.len() < PREPARED_KEPT {
+        if is_whole && self.prepared.len() < self.kept() {
             self.prepared.insert(segment.0);
         } else {
             self.held.insert(segment.0);

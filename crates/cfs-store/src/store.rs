@@ -26,7 +26,7 @@ use crate::verdicts::Verdicts;
 /// How a store uses memory and threads.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Workers that may call [`Store::put_chunk`] at the same time without waiting for each other.
+    /// Workers that may call [`Store::put_chunk`] at the same time without waiting for each other; a small pool has fewer.
     pub lanes: usize,
     /// Budget of the tables' block cache, bytes.
     pub block_cache_bytes: u64,
@@ -353,15 +353,18 @@ impl Store {
         self.sync_to(self.journal().last_lsn())
     }
 
-    /// Waits until a command is committed, at most for `patience`, and writes what is committed to the device without
-    /// flushing it. To be called by one thread over and over: what is committed then outlives this process.
+    /// Waits until a command is committed that [`Store::write_log`] has not written, at most for `patience`.
+    pub fn wait_for_commands(&self, patience: Duration) {
+        self.journal().wait_for_commands(patience);
+    }
+
+    /// Writes what is committed to the device without flushing it. To be called by one thread over and over: what is
+    /// committed then outlives this process.
     ///
     /// # Errors
     /// The pool is, or goes, read-only.
-    pub fn write_log(&self, patience: Duration) -> Result<(), WriteError> {
-        let journal = self.journal();
-        journal.wait_for_commands(patience);
-        journal.write_out()
+    pub fn write_log(&self) -> Result<(), WriteError> {
+        self.journal().write_out()
     }
 
     /// Returns when `lsn` is durable.

@@ -453,25 +453,31 @@ pub fn new_slot(secret: &Secret) -> KeySlot {
 /// and little to touch for the first time, which costs more than opening a chunk.
 const HOT_BYTES_ONE_COMMAND: u64 = 128 << 20;
 
+/// Memory for accepted data where a command writes them as fast as it can: what the processor's caches may still have when it
+/// is sealed, and little to touch for the first time.
+const DIRTY_BYTES_ONE_COMMAND: u64 = 32 << 20;
+
 fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    // While one waits for the device, another has its core.
+    let sealing_threads = cores * 2;
     let defaults = FsOptions::default();
     let memory = memory::usable_bytes();
     let store = StoreOptions {
-        lanes: cores,
+        lanes: sealing_threads,
         accept_log_loss: usage.accept_log_loss,
         ..StoreOptions::default()
     };
     let fs = FsOptions {
-        dirty_bytes_max: usage
-            .budgets
-            .dirty_bytes
-            .unwrap_or(defaults.dirty_bytes_max.min(memory / 4)),
+        dirty_bytes_max: usage.budgets.dirty_bytes.unwrap_or(match usage.serves {
+            true => defaults.dirty_bytes_max.min(memory / 4),
+            false => DIRTY_BYTES_ONE_COMMAND.min(memory / 4),
+        }),
         hot_bytes: usage.budgets.hot_bytes.unwrap_or(match usage.serves {
             true => memory / 8,
             false => (memory / 8).min(HOT_BYTES_ONE_COMMAND),
         }),
-        seal_threads: cores,
+        seal_threads: sealing_threads,
         atime: usage.atime,
         list_snapshots: usage.list_snapshots,
         ..defaults

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cfs_fs::{AtimePolicy, Fs};
 use cfs_fuse::{MountError, MountOptions, Mounted, SessionError, UnmountError};
@@ -29,8 +29,12 @@ use crate::s3::S3At;
 
 /// How often background work is looked for.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a change may stay in this process alone.
+/// How long a change may stay in this process alone, while writing the log is quick.
 const LOG_PERIOD: Duration = Duration::from_millis(2);
+/// The log is written a part of the time at most, one in this many: each time cuts what streams write into smaller pieces.
+const LOG_SHARE: u32 = 8;
+/// How long a change may stay in this process alone at most.
+const LOG_PERIOD_MAX: Duration = Duration::from_millis(10);
 /// How long the kernel may take to end a session that was unmounted.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -282,14 +286,20 @@ impl Ticker {
         let (stop, stopped) = bounded::<()>(0);
         let log = {
             let (fs, stopped) = (Arc::clone(&fs), stopped.clone());
-            repeat("log", LOG_PERIOD, stopped, move || fs.write_log(TICK))
+            repeat("log", stopped, move || {
+                fs.wait_for_changes(TICK);
+                let start = Instant::now();
+                let written = fs.write_log();
+                let pause = (start.elapsed() * (LOG_SHARE - 1)).clamp(LOG_PERIOD, LOG_PERIOD_MAX);
+                (written, pause)
+            })
         };
         let mut memory = Trimmer::default();
-        let background = repeat("background", TICK, stopped, move || {
+        let background = repeat("background", stopped, move || {
             let ticked = fs.tick();
             let dirty_bytes = fs.dirty_bytes();
             memory.trim(fs.hot_bytes() + dirty_bytes, dirty_bytes);
-            ticked
+            (ticked, TICK)
         });
         Self {
             stop: Some(stop),
@@ -298,17 +308,19 @@ impl Ticker {
     }
 }
 
-/// A thread that does `work` over and over, with a pause of `period`, until `stopped` is closed.
+/// A thread that does `work` over and over, with the pause that it asks for, until `stopped` is closed.
 fn repeat(
     name: &'static str,
-    period: Duration,
     stopped: Receiver<()>,
-    mut work: impl FnMut() -> cfs_fs::Result<()> + Send + 'static,
+    mut work: impl FnMut() -> (cfs_fs::Result<()>, Duration) + Send + 'static,
 ) -> JoinHandle<()> {
     let run = move || {
         let mut said = String::new();
-        while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
-            let text = match work() {
+        let mut pause = Duration::ZERO;
+        while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            let (done, next_pause) = work();
+            pause = next_pause;
+            let text = match done {
                 Ok(()) => String::new(),
                 Err(error) => error.to_string(),
             };

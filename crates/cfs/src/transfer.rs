@@ -27,6 +27,8 @@ use pool_path::PoolPath;
 const WORKERS_MAX: u16 = 256;
 /// Jobs that the walk may be ahead of the workers.
 const JOBS_WAITING_MAX: usize = 4096;
+/// Between looks at whether the workers have done half of what waits.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Bytes that one read or write moves.
@@ -229,6 +231,13 @@ impl<'a> Run<'a> {
             }
             drop(receiver);
             walk(&|job| {
+                // One that is full is left to become half empty: waking this thread for each job costs more than a small
+                // file does.
+                if sender.is_full() {
+                    while sender.len() > JOBS_WAITING_MAX / 2 {
+                        std::thread::sleep(FULL_PAUSE);
+                    }
+                }
                 sender
                     .send(job)
                     .expect("workers take jobs for as long as there is a sender");

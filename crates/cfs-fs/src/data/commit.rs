@@ -21,6 +21,9 @@ use crate::{apply, inode};
 /// A job up to this size is sealed by the caller that waits for it, bytes.
 const INLINE_SEAL_BYTES_MAX: u64 = 512 << 10;
 
+/// A job up to this size is sealed by the caller that does not wait for it, bytes.
+const PASSING_SEAL_BYTES_MAX: u64 = 64 << 10;
+
 /// Extents that one command cuts off at most; the rest is cut in commands before it.
 const TRUNCATE_EXTENTS_MAX: usize = 16 << 10;
 
@@ -36,10 +39,18 @@ impl Core {
 
     /// As [`Core::dispatch`], for a caller that will wait: what is small is done here.
     pub(super) fn dispatch_for_waiter(&self, file: &Arc<FileState>, jobs: Vec<Arc<Job>>) {
+        self.dispatch_or_run(file, jobs, INLINE_SEAL_BYTES_MAX);
+    }
+
+    /// As [`Core::dispatch`], for a caller that has other things to do soon: what takes no longer than waking a thread is
+    /// done here.
+    pub(super) fn dispatch_for_passer(&self, file: &Arc<FileState>, jobs: Vec<Arc<Job>>) {
+        self.dispatch_or_run(file, jobs, PASSING_SEAL_BYTES_MAX);
+    }
+
+    fn dispatch_or_run(&self, file: &Arc<FileState>, jobs: Vec<Arc<Job>>, run_bytes_max: u64) {
         match &jobs[..] {
-            [job] if job.bytes <= INLINE_SEAL_BYTES_MAX => {
-                self.run(file, job, self.callers_lane());
-            }
+            [job] if job.bytes <= run_bytes_max => self.run(file, job, self.callers_lane()),
             _ => self.dispatch(file, jobs),
         }
     }

@@ -9,12 +9,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cfs_format::Fingerprint;
 use cfs_store::{CHUNK_BYTES_MAX, ReadError, Store};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult};
 use quick_cache::{OptionsBuilder, Weighter};
 
 /// The content of a chunk.
@@ -38,8 +39,11 @@ const SHARDS_MAX: u64 = 32;
 /// How long nobody may ask for chunks before their memory is given up, nanoseconds.
 const IDLE_NS: u64 = 60_000_000_000;
 
-/// Chunks that wait to be opened ahead at most; more are not asked for.
-const QUEUE_LEN_MAX: usize = 256;
+/// Content that one thread opens ahead in one go, bytes: enough for a long read, little enough for several threads.
+const BATCH_BYTES: u32 = 1 << 20;
+
+/// Batches that wait to be opened ahead at most; more are not asked for.
+const QUEUE_LEN_MAX: usize = 64;
 
 /// Memory for chunks that has been touched.
 #[derive(Default)]
@@ -156,7 +160,7 @@ struct Idle {
 }
 
 enum Task {
-    Open(Fingerprint, u32),
+    Open(Vec<(Fingerprint, u32)>),
     Stop,
 }
 
@@ -219,10 +223,7 @@ impl HotArea {
             if chunk_len as usize > CHUNK_BYTES_MAX {
                 return Err(wrong_length());
             }
-            let mut opened = Opened {
-                bytes: self.spare.take(chunk_len as usize),
-                home: Arc::clone(&self.spare),
-            };
+            let mut opened = self.opened(self.spare.take(chunk_len as usize));
             store.read_chunk(fingerprint, &mut opened.bytes)?;
             Ok(Arc::new(opened))
         })?;
@@ -231,6 +232,45 @@ impl HotArea {
         } else {
             Err(wrong_length())
         }
+    }
+
+    fn opened(&self, bytes: Vec<u8>) -> Opened {
+        Opened {
+            bytes,
+            home: Arc::clone(&self.spare),
+        }
+    }
+
+    /// Opens chunks that are wanted soon, and that nobody is opening. A failure is met again, and reported, by who reads.
+    fn open_together(&self, store: &Store, wanted: &[(Fingerprint, u32)]) {
+        self.uses.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        let mut fingerprints = Vec::with_capacity(wanted.len());
+        // Who asks for one of these meanwhile waits for it.
+        let mut places = Vec::with_capacity(wanted.len());
+        for (fingerprint, chunk_len) in wanted {
+            if *chunk_len as usize <= CHUNK_BYTES_MAX
+                && let GuardResult::Guard(guard) = self
+                    .cache
+                    .get_value_or_guard(fingerprint, Some(Duration::ZERO))
+            {
+                fingerprints.push(*fingerprint);
+                places.push((*chunk_len as usize, Some(guard)));
+            }
+        }
+        let lens: Vec<usize> = places.iter().map(|(len, _)| *len).collect();
+        store.read_chunks(
+            &fingerprints,
+            |index| self.spare.take(lens[index]),
+            |index, bytes| {
+                let opened = self.opened(bytes);
+                if opened.len() == lens[index]
+                    && let Some(guard) = places[index].1.take()
+                {
+                    // It may have been let go of meanwhile.
+                    let _ = guard.insert(Arc::new(opened));
+                }
+            },
+        );
     }
 
     /// Gives up all memory if nobody has asked for a chunk for a while. Called now and then.
@@ -257,20 +297,34 @@ impl HotArea {
         self.cache.contains_key(fingerprint)
     }
 
-    /// Asks for a chunk to be opened ahead. Nothing happens without threads, or when they have enough to do.
-    pub(super) fn open_ahead(&self, fingerprint: Fingerprint, chunk_len: u32) {
-        if self.thread_count > 0 {
-            let _ = self.sender.try_send(Task::Open(fingerprint, chunk_len));
+    /// Asks for chunks, given with their lengths, to be opened ahead, several by a thread. Nothing happens without threads,
+    /// or when they have enough to do.
+    pub(super) fn open_ahead(&self, chunks: impl Iterator<Item = (Fingerprint, u32)>) {
+        if self.thread_count == 0 {
+            return;
+        }
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        for (fingerprint, chunk_len) in chunks {
+            if self.contains(&fingerprint) {
+                continue;
+            }
+            batch.push((fingerprint, chunk_len));
+            batch_bytes += chunk_len;
+            if batch_bytes >= BATCH_BYTES {
+                let _ = self.sender.try_send(Task::Open(std::mem::take(&mut batch)));
+                batch_bytes = 0;
+            }
+        }
+        if !batch.is_empty() {
+            let _ = self.sender.try_send(Task::Open(batch));
         }
     }
 
     fn work(&self, store: &Store) {
         for task in &self.receiver {
             match task {
-                // A failure is met again, and reported, by who reads.
-                Task::Open(fingerprint, chunk_len) => {
-                    let _ = self.get(store, &fingerprint, chunk_len);
-                }
+                Task::Open(chunks) => self.open_together(store, &chunks),
                 Task::Stop => return,
             }
         }

@@ -204,7 +204,7 @@ impl Core {
         if !jobs.is_empty() {
             self.note_taken(&mut body);
             drop(body);
-            self.dispatch_for_waiter(&file, jobs);
+            self.dispatch_for_passer(&file, jobs);
         }
     }
 

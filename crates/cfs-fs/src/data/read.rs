@@ -185,9 +185,11 @@ impl Core {
             }
             let is_last = attempt == UNLOCKED_PLANS;
             let locked = is_last.then_some(body);
-            for extent in ahead {
-                self.ask_ahead(&extent.fingerprint, extent.chunk_len);
-            }
+            self.hot.open_ahead(
+                ahead
+                    .iter()
+                    .map(|extent| (extent.fingerprint, extent.chunk_len)),
+            );
             let result = self.fetch(&fetches, out);
             drop(locked);
             left.iter()
@@ -200,17 +202,11 @@ impl Core {
         unreachable!("the last plan returns")
     }
 
-    fn ask_ahead(&self, fingerprint: &Fingerprint, chunk_len: u32) {
-        if !self.hot.contains(fingerprint) {
-            self.hot.open_ahead(*fingerprint, chunk_len);
-        }
-    }
-
     fn fetch(&self, fetches: &[Fetch], out: &mut [u8]) -> std::result::Result<(), ReadError> {
         // The others are opened by other threads while this one opens the first.
-        for fetch in fetches.iter().skip(1) {
-            self.ask_ahead(&fetch.fingerprint, fetch.chunk_len);
-        }
+        let others = fetches.iter().skip(1);
+        self.hot
+            .open_ahead(others.map(|fetch| (fetch.fingerprint, fetch.chunk_len)));
         for fetch in fetches {
             let content = self
                 .hot

@@ -61,7 +61,7 @@ fn run(world: &Arc<World>) {
     let logger = Arc::clone(world);
     threads.push(thread::spawn(move || {
         for _ in 0..COMMANDS {
-            if let Err(error) = logger.store.write_log(Duration::ZERO) {
+            if let Err(error) = logger.store.write_log() {
                 assert!(fails, "{error}");
             }
         }

@@ -38,8 +38,8 @@ impl Device for Stepped {
     fn write_at(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> Result<(), DeviceError> {
         self.step().write_at(segment, offset, bytes)
     }
-    fn prepare(&self, segment: SegmentId) -> Result<(), DeviceError> {
-        self.step().prepare(segment)
+    fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
+        self.step().prepare(first, count)
     }
     fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
         self.step().discard_from(segment, offset)

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cfs_device::{Device, FaultPlan, MemDevice};
 use cfs_format::superblock::ChunkParams;
@@ -154,7 +153,7 @@ fn padding_leaves_room_for_the_footer() {
             ..Shape::default()
         };
         put(&store, slot, &content, shape).expect("a chunk");
-        store.write_log(Duration::ZERO).expect("written");
+        store.write_log().expect("written");
     }
     check_counts(&store);
     let mut full = 0;

@@ -4,3 +4,4 @@ mod crash;
 mod reclaim;
 mod rot;
 mod support;
+mod together;

@@ -24,6 +24,7 @@ use crate::serve::Ticker;
 const STEP: Duration = Duration::from_secs(4);
 const SMALL_STEP: Duration = Duration::from_secs(2);
 const WRITE_BYTES: usize = 1 << 20;
+const SMALL_BYTES: u64 = 4096;
 /// A changed byte in each of these makes all chunks new.
 const CHANGE_EVERY: usize = 16 << 10;
 
@@ -190,7 +191,7 @@ pub(super) fn measure(
     paths.push(Path {
         name: "write 4 KiB and fsync",
         unit: "1/s",
-        measured: synced_writes(pool.fs(), &step)?,
+        measured: synced_writes(pool.fs(), &step, room)?,
         limit: Some(1.0 / limits.disk.flush_seconds.max(1e-9)),
         limited_by: Some("a flush of the disk"),
     });
@@ -198,7 +199,7 @@ pub(super) fn measure(
     paths.push(Path {
         name: "make files of 4 KiB",
         unit: "1/s",
-        measured: small_files(pool.fs(), &step)?,
+        measured: small_files(pool.fs(), &step, room)?,
         limit: None,
         limited_by: None,
     });
@@ -314,21 +315,28 @@ fn create(fs: &Fs, name: &str) -> Result<Ino> {
         .map_err(failed)
 }
 
-/// Writes of 4 KiB, each made durable, a second: the median.
-fn synced_writes(fs: &Fs, clock: &Clock) -> Result<f64> {
+/// Content of 4 KiB that is nowhere else.
+fn small_content(numbers: &mut parts::Numbers) -> Vec<u8> {
+    (0..SMALL_BYTES / 8)
+        .flat_map(|_| numbers.next().to_le_bytes())
+        .collect()
+}
+
+/// Writes of 4 KiB, each made durable, a second: the median of at least one, and of not more than `bytes` hold.
+fn synced_writes(fs: &Fs, clock: &Clock, bytes: u64) -> Result<f64> {
     let ino = create(fs, "synced")?;
     let mut numbers = parts::Numbers::new(7);
     let mut times = Vec::new();
+    let mut offset = 0;
     loop {
-        let data: Vec<u8> = (0..512)
-            .flat_map(|_| numbers.next().to_le_bytes())
-            .collect();
+        let data = small_content(&mut numbers);
         let started = Instant::now();
-        fs.write(ino, times.len() as u64 * 4096, &data, false)
+        fs.write(ino, offset, &data, false)
             .and_then(|_| fs.fsync(ino, true))
             .map_err(failed)?;
         times.push(started.elapsed());
-        if !clock.is_running() {
+        offset += SMALL_BYTES;
+        if !clock.is_running() || offset >= bytes {
             break;
         }
     }
@@ -336,14 +344,12 @@ fn synced_writes(fs: &Fs, clock: &Clock) -> Result<f64> {
     Ok(1.0 / times[times.len() / 2].as_secs_f64().max(1e-9))
 }
 
-/// Files of 4 KiB made a second, all durable at the end.
-fn small_files(fs: &Fs, clock: &Clock) -> Result<f64> {
+/// Files of 4 KiB made a second, not more than `bytes` hold, all durable at the end.
+fn small_files(fs: &Fs, clock: &Clock, bytes: u64) -> Result<f64> {
     let mut numbers = parts::Numbers::new(9);
     let mut count = 0_u64;
-    while clock.is_running() {
-        let data: Vec<u8> = (0..512)
-            .flat_map(|_| numbers.next().to_le_bytes())
-            .collect();
+    while clock.is_running() && count * SMALL_BYTES < bytes {
+        let data = small_content(&mut numbers);
         let ino = create(fs, &format!("small {count}"))?;
         fs.write(ino, 0, &data, false).map_err(failed)?;
         count += 1;
@@ -365,5 +371,41 @@ fn drop_page_cache(pool: &HostPath) {
     });
     if let Err(error) = dropped {
         tracing::warn!(%error, "the host's page cache could not be emptied: reads may be too quick");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn small_writes_end_where_their_room_does() {
+        const COUNT: u64 = 40;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let args = BenchArgs {
+            dir: dir.path().to_owned(),
+            cipher: None,
+            codec: None,
+            seconds: 1,
+            json: false,
+        };
+        let clock = Clock {
+            stop: Arc::new(AtomicBool::new(false)),
+            started: Instant::now(),
+            limit: Duration::from_secs(2),
+        };
+        let pool = Running::open(dir.path(), &args).expect("a pool");
+        let fs = pool.fs();
+        assert!(synced_writes(fs, &clock, COUNT * SMALL_BYTES).expect("written") > 0.0);
+        assert!(small_files(fs, &clock, COUNT * SMALL_BYTES).expect("made") > 0.0);
+        let synced = fs.resolve(b"/synced").expect("there");
+        assert_eq!(synced.size, COUNT * SMALL_BYTES);
+        let names = fs.names_from(Ino::ROOT, b"small ", usize::MAX);
+        let small = names.expect("listed").into_iter();
+        let small = small.filter(|it| it.name.starts_with(b"small "));
+        assert_eq!(small.count() as u64, COUNT);
+        pool.close().expect("closed");
     }
 }

@@ -1,0 +1,373 @@
+//! Which of the session's threads wait for the kernel's next request, and how.
+//!
+//! Waking a thread costs more than most requests do, on a virtual machine several times as much. So one thread receives
+//! and answers what is quick by itself, with no other one woken for it; and after each request it asks for the next one over
+//! and over for a while before it sleeps, as long as that pays: a program that works on many small files asks again within
+//! tens of microseconds. Before it answers what may wait (for the disk, for room, for much data), and when requests pile
+//! up, it calls another thread, which then receives.
+//!
+//! Invariants:
+//! - `receiving` counts the threads that wait for a request, and those that have been called for it.
+//! - When it is 0, all threads that are not parked are answering; the watch calls another one if none of them comes back soon.
+//! - Of the receiving threads one never parks.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::channel::{Channel, Received};
+
+/// How long is asked for the next request before a thread sleeps.
+const ASKING: Duration = Duration::from_micros(100);
+/// Most credit that asking has; each success adds one and each failure takes some.
+const CREDIT_MAX: i32 = 16;
+const CREDIT_LOST: i32 = 2;
+/// Without credit it is tried once in so many times.
+const TRIED_ONCE_IN: u64 = 16;
+/// Requests that were there already when a thread came for them, in a row, before another thread is called.
+const PILED_UP: u32 = 4;
+/// How long no thread may be receiving, when there are others to call.
+const WATCH: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub(crate) struct Crew {
+    receiving: AtomicUsize,
+    /// Requests that were taken.
+    taken: AtomicU64,
+    /// What asking again has been worth of late.
+    credit: AtomicI32,
+    /// There is a processor left for others while a thread asks.
+    may_ask: bool,
+    /// Nothing has happened for a while, so that the watch sleeps.
+    unwatched: AtomicBool,
+    bench: Mutex<Bench>,
+    called: Condvar,
+    watch: Condvar,
+}
+
+/// The threads that do nothing.
+#[derive(Default)]
+struct Bench {
+    parked: usize,
+    /// How many of them have been called and are still on their way.
+    calls: usize,
+    ended: bool,
+}
+
+/// What a thread remembers from request to request.
+#[derive(Default)]
+pub(crate) struct Streak {
+    at_once: u32,
+}
+
+impl Crew {
+    pub(crate) fn new() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            receiving: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
+            credit: AtomicI32::new(CREDIT_MAX / 2),
+            may_ask: processors > 1,
+            unwatched: AtomicBool::new(false),
+            bench: Mutex::default(),
+            called: Condvar::new(),
+            watch: Condvar::new(),
+        }
+    }
+
+    /// A thread begins, or has answered something that may have waited. Returns when it is to receive; false when the
+    /// session has ended.
+    pub(crate) fn join(&self) -> bool {
+        self.receiving
+            .compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+            || self.park()
+    }
+
+    /// A thread that receives takes a request; `None` when the session has ended. It still counts as receiving.
+    ///
+    /// # Errors
+    /// When the device fails. Nothing was taken from it.
+    pub(crate) fn receive(
+        &self,
+        channel: &Channel,
+        buffer: &mut [u8],
+        streak: &mut Streak,
+    ) -> io::Result<Option<usize>> {
+        loop {
+            let mut received = channel.receive(buffer)?;
+            streak.at_once = match received {
+                Received::Nothing => 0,
+                _ => streak.at_once + 1,
+            };
+            if matches!(received, Received::Nothing) && self.is_worth_asking() {
+                received = self.ask(channel, buffer)?;
+            }
+            match received {
+                Received::Request(len) => {
+                    self.taken.fetch_add(1, Ordering::SeqCst);
+                    self.wake_watch();
+                    return Ok(Some(len));
+                }
+                Received::End => return Ok(None),
+                Received::Nothing if self.leave_to_others() => {
+                    if !self.park() {
+                        return Ok(None);
+                    }
+                }
+                Received::Nothing => channel.wait()?,
+            }
+        }
+    }
+
+    /// Something has happened: see [`Crew::unwatched`].
+    fn wake_watch(&self) {
+        if self.unwatched.load(Ordering::SeqCst) {
+            let _bench = self.bench.lock();
+            self.unwatched.store(false, Ordering::SeqCst);
+            self.watch.notify_one();
+        }
+    }
+
+    fn is_worth_asking(&self) -> bool {
+        self.may_ask
+            && (self.credit.load(Ordering::Relaxed) > 0
+                || self
+                    .taken
+                    .load(Ordering::Relaxed)
+                    .is_multiple_of(TRIED_ONCE_IN))
+    }
+
+    /// Asks for a request over and over for a while. Whoever else wants this processor gets it in between.
+    fn ask(&self, channel: &Channel, buffer: &mut [u8]) -> io::Result<Received> {
+        let start = Instant::now();
+        while start.elapsed() < ASKING {
+            std::thread::yield_now();
+            let received = channel.receive(buffer)?;
+            if !matches!(received, Received::Nothing) {
+                let credit = self.credit.load(Ordering::Relaxed);
+                self.credit
+                    .store((credit + 1).min(CREDIT_MAX), Ordering::Relaxed);
+                return Ok(received);
+            }
+        }
+        let credit = self.credit.load(Ordering::Relaxed);
+        self.credit
+            .store((credit - CREDIT_LOST).max(0), Ordering::Relaxed);
+        Ok(Received::Nothing)
+    }
+
+    /// The thread goes to answer what it has taken, and receives no longer.
+    pub(crate) fn begin_answer(&self, may_wait: bool, streak: &Streak) {
+        if (may_wait || streak.at_once >= PILED_UP) && self.receiving.load(Ordering::SeqCst) == 1 {
+            self.call();
+        }
+        self.receiving.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// It has answered; false when the session has ended.
+    pub(crate) fn end_answer(&self, may_wait: bool) -> bool {
+        if may_wait {
+            return self.join();
+        }
+        self.receiving.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
+    /// Stops receiving if another thread does; false if this is the last one.
+    fn leave_to_others(&self) -> bool {
+        self.receiving
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+                (count > 1).then(|| count - 1)
+            })
+            .is_ok()
+    }
+
+    /// Has a parked thread receive, if there is one.
+    fn call(&self) {
+        let mut bench = self.bench.lock();
+        if bench.parked > bench.calls {
+            bench.calls += 1;
+            self.receiving.fetch_add(1, Ordering::SeqCst);
+            self.called.notify_one();
+        }
+    }
+
+    /// Returns when the thread has been called, or false when the session has ended.
+    fn park(&self) -> bool {
+        let mut bench = self.bench.lock();
+        bench.parked += 1;
+        // Whoever received at the last look may have gone to answer since and found nobody to call: the watch sees to that.
+        while bench.calls == 0 && !bench.ended {
+            self.called.wait(&mut bench);
+        }
+        bench.parked -= 1;
+        if bench.ended {
+            return false;
+        }
+        bench.calls -= 1;
+        true
+    }
+
+    /// Calls a thread whenever none has been receiving for a while, until the session ends. For a thread of its own.
+    pub(crate) fn keep_watch(&self) {
+        let mut bench = self.bench.lock();
+        while !bench.ended {
+            let before = self.taken.load(Ordering::SeqCst);
+            self.watch.wait_for(&mut bench, WATCH);
+            let is_idle = || self.taken.load(Ordering::SeqCst) == before;
+            if !is_idle() {
+                continue;
+            }
+            if self.receiving.load(Ordering::SeqCst) > 0 {
+                self.unwatched.store(true, Ordering::SeqCst);
+                // A request that was taken before that was seen wakes nobody, and is seen here.
+                while self.unwatched.load(Ordering::SeqCst) && is_idle() && !bench.ended {
+                    self.watch.wait(&mut bench);
+                }
+                self.unwatched.store(false, Ordering::SeqCst);
+            } else if bench.parked > bench.calls {
+                bench.calls += 1;
+                self.receiving.fetch_add(1, Ordering::SeqCst);
+                self.called.notify_one();
+            }
+        }
+    }
+
+    /// The session has ended, or broken: whoever is parked, or watches, returns.
+    pub(crate) fn end(&self) {
+        self.bench.lock().ended = true;
+        self.called.notify_all();
+        self.watch.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const COUNT: usize = 3;
+    /// Stands for the end of the session, which only a mount's device has.
+    const END: u8 = b'.';
+
+    /// A session of `COUNT` threads whose kernel is this test. A message is the request and tells how it is answered.
+    struct Session {
+        kernel: UnixDatagram,
+        crew: Arc<Crew>,
+        answered: Receiver<u8>,
+        /// Lets go of those who are held up.
+        release: Sender<()>,
+        threads: Vec<std::thread::JoinHandle<()>>,
+    }
+
+    impl Session {
+        fn start() -> Self {
+            let (kernel, device) = UnixDatagram::pair().expect("a pair");
+            let device = Arc::new(Channel::new(device.into()).expect("a channel"));
+            let crew = Arc::new(Crew::new());
+            let (answers, answered) = channel();
+            let (release, held) = channel::<()>();
+            let held = Arc::new(Mutex::new(held));
+            let mut threads: Vec<_> = (0..COUNT)
+                .map(|_| {
+                    let (crew, device) = (Arc::clone(&crew), Arc::clone(&device));
+                    let (answers, held) = (answers.clone(), Arc::clone(&held));
+                    std::thread::spawn(move || {
+                        let (mut buffer, mut streak) = ([0; 8], Streak::default());
+                        let mut goes_on = crew.join();
+                        while goes_on {
+                            let taken = crew.receive(&device, &mut buffer, &mut streak);
+                            let Some(_) = taken.expect("the device works") else {
+                                return;
+                            };
+                            if buffer[0] == END {
+                                return;
+                            }
+                            let may_wait = buffer[0].is_ascii_uppercase();
+                            crew.begin_answer(may_wait, &streak);
+                            if buffer[0].eq_ignore_ascii_case(&b'h') {
+                                let _ = held.lock().recv();
+                            }
+                            answers.send(buffer[0]).expect("the test listens");
+                            goes_on = crew.end_answer(may_wait);
+                        }
+                    })
+                })
+                .collect();
+            let watching = Arc::clone(&crew);
+            threads.push(std::thread::spawn(move || watching.keep_watch()));
+            Self {
+                kernel,
+                crew,
+                answered,
+                release,
+                threads,
+            }
+        }
+
+        fn ask(&self, request: u8) {
+            self.kernel.send(&[request]).expect("sent");
+        }
+
+        fn expect(&self, answer: u8) {
+            let answered = self.answered.recv_timeout(PATIENCE).expect("an answer");
+            assert_eq!(answered, answer);
+        }
+
+        fn end(self) {
+            self.crew.end();
+            // Whoever sleeps in the kernel is woken; as many may as there are.
+            (0..COUNT).for_each(|_| self.ask(END));
+            for thread in self.threads {
+                thread.join().expect("a thread ends in order");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_held_up_holds_up_nobody_else() {
+        for held in [b'h', b'H'] {
+            let session = Session::start();
+            for _ in 1..COUNT {
+                session.ask(held);
+                for _ in 0..100 {
+                    session.ask(b'q');
+                    session.expect(b'q');
+                }
+                std::thread::sleep(3 * WATCH);
+            }
+            session.ask(b'q');
+            session.expect(b'q');
+            for _ in 1..COUNT {
+                session.release.send(()).expect("somebody is held up");
+                session.expect(held);
+            }
+            session.end();
+        }
+    }
+
+    #[test]
+    fn slow_and_quick_requests_all_get_answers() {
+        let session = Session::start();
+        let mut state = 7_u32;
+        for _ in 0..5000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let together = 1 + (state >> 28);
+            for bit in 0..together {
+                session.ask(if state >> bit & 1 == 0 { b'q' } else { b'Q' });
+            }
+            for _ in 0..together {
+                let answered = session.answered.recv_timeout(PATIENCE);
+                assert!(answered.is_ok_and(|answer| answer.eq_ignore_ascii_case(&b'q')));
+            }
+        }
+        session.end();
+    }
+}
