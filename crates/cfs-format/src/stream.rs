@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian as le
 pub const STREAM_MAGIC: [u8; 8] = *b"cfs-send";
 
 /// The version that this build writes and reads.
-pub const STREAM_VERSION: u16 = 1;
+pub const STREAM_VERSION: u16 = 2;
 
 /// Longest frame, bytes, with its tag.
 pub const FRAME_BYTES_MAX: u32 = 16 << 20;

@@ -1,7 +1,7 @@
 //! Sending snapshots to other pools, and receiving them.
 //!
-//! Both pools have the secret of the dedup domain; so chunks travel as they are stored. All else travels in frames that
-//! only who has the secret can make or open. `docs/format/stream.md` tells the messages.
+//! Both pools have the secret of the dedup domain, or one keeps what it cannot read; so chunks travel as they are stored. All
+//! else travels in frames that only who has a key from that secret can make or open. `docs/format/stream.md` tells the messages.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -9,8 +9,14 @@
 //! | `send` | what a snapshot shows, or what is different from an earlier one, as messages |
 //! | `receive` | names and attributes from messages |
 //! | `arrival` | content from messages |
+//! | `outgoing` | a stream on its way out, and chunks that the other side lacks |
+//! | `keep` | what comes, kept as it is by a pool that cannot read it |
+//! | `keys` | which of the two a pool does |
 
 mod arrival;
+mod keep;
+pub(crate) mod keys;
+mod outgoing;
 mod receive;
 mod send;
 pub mod wire;
@@ -34,7 +40,7 @@ pub enum StreamError {
     #[error("this is no stream of cfs: {0}")]
     NotAStream(&'static str),
     /// The stream is of a version that this build does not know.
-    #[error("the stream has version {0}, and this cfs knows version 1")]
+    #[error("the stream has version {0}, and this cfs knows version 2")]
     Version(u16),
     /// A frame does not open: it is damaged, or was made for a pool with another secret.
     #[error("frame {0} of the stream is damaged, or the stream is not for this pool")]

@@ -35,7 +35,7 @@ macro_rules! opaque_debug {
     )*};
 }
 
-opaque_debug!(MasterKey, ClusterKey, DomainSecret, FileKey);
+opaque_debug!(MasterKey, ClusterKey, DomainSecret, PassageKey, FileKey);
 
 /// What the user's passphrase or key file turns into. It wraps the cluster key and does nothing else.
 pub struct MasterKey {
@@ -138,10 +138,15 @@ impl DomainSecret {
         Fingerprint(*blake3::keyed_hash(&self.fingerprint, data).as_bytes())
     }
 
-    /// The key of one direction of a stream between pools.
-    pub(crate) fn stream_key(&self, salts: &[[u8; 32]; 2]) -> Secret {
-        let key = derive("ClaudeFS 2026-11 stream", &self.root);
-        keyed(&key, &[&salts[0], &salts[1]])
+    /// The key of what a stream says about a tree.
+    pub(crate) fn stream_key(&self, salt: &[u8; 32]) -> Secret {
+        keyed(&derive("ClaudeFS 2026-11 stream", &self.root), &[salt])
+    }
+
+    /// The key that a pool has which keeps snapshots without being able to read them.
+    #[must_use]
+    pub fn passage(&self) -> PassageKey {
+        PassageKey(derive("ClaudeFS 2026-11 stream passage", &self.root))
     }
 
     /// The secret itself, for who makes another pool with it.
@@ -153,6 +158,28 @@ impl DomainSecret {
     /// The key of the one chunk with this name, salt, creation time and key epoch, given as their bytes in that order.
     pub(crate) fn chunk_key(&self, name_to_epoch: &[&[u8]]) -> Secret {
         keyed(&self.chunk, name_to_epoch)
+    }
+}
+
+/// With this, frames of streams are made and opened. It names and opens no chunk, and nothing that tells of a tree.
+pub struct PassageKey(Secret);
+
+impl PassageKey {
+    /// The key with these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The key itself, for the pool that is to have it.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The key of one direction of a stream between pools.
+    pub(crate) fn stream_key(&self, salts: &[[u8; 32]; 2]) -> Secret {
+        keyed(&self.0, &[&salts[0], &salts[1]])
     }
 }
 

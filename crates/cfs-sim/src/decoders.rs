@@ -15,6 +15,7 @@ use cfs_format::stream::{STREAM_MAGIC, STREAM_VERSION, StreamHead};
 use cfs_format::superblock::Superblock;
 use cfs_format::table::{split_key, tag};
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_fs::stream::wire::{self, Message, Sealed};
 use cfs_fs::{Caller, Fs, SetAttr, XattrFlags};
 use cfs_kv::{
     Batch, BlockCache, BlockPtr, RunError, RunReason, RunStore, RunWriter, Tree, TreeOptions,
@@ -779,7 +780,11 @@ fn command(input: &[u8]) {
     }
 }
 
-/// Messages of a stream, each with its length in front: a valid one, of a small volume.
+/// Set in the length of a message that is sealed twice.
+const TREE_MESSAGE: u32 = 1 << 31;
+
+/// Messages of a stream, each with its length in front: a valid one, of a small volume. Of the messages that are sealed within
+/// others, what is in them.
 fn stream_seeds() -> Vec<Vec<u8>> {
     let fs = small_pool();
     let caller = Caller::default();
@@ -799,19 +804,43 @@ fn stream_seeds() -> Vec<Vec<u8>> {
         .expect("a vector takes all");
     let (head, mut frames) = sent.split_at(size_of::<StreamHead>());
     let head = StreamHead::read_from_bytes(head).expect("a head");
-    let secret = fs.store().domain_secret(DomainId::DEFAULT);
-    let secret = secret.expect("the first domain");
-    let mut cipher = StreamCipher::sender(&secret, fs.store().cipher(), &head.salt);
+    let secret = first_secret(&fs);
+    let mut cipher = StreamCipher::sender(&secret.passage(), fs.store().cipher(), &head.salt);
+    let mut tree = None;
     let mut plain = Vec::new();
+    let mut put = |flag: u32, message: &[u8]| {
+        plain.extend_from_slice(&(message.len() as u32 | flag).to_le_bytes());
+        plain.extend_from_slice(message);
+    };
     while let Some((len, rest)) = frames.split_first_chunk::<4>() {
         let (frame, rest) = rest.split_at(u32::from_le_bytes(*len) as usize);
         let mut frame = frame.to_vec();
         let message = cipher.open(&mut frame).expect("just sealed");
-        plain.extend_from_slice(&(message.len() as u32).to_le_bytes());
-        plain.extend_from_slice(message);
+        match wire::decode(message).expect("just made") {
+            Message::Part(mut part) => {
+                let mut opening =
+                    StreamCipher::tree(&secret, fs.store().cipher(), &part.opening.salt);
+                opening
+                    .open(&mut part.opening.about)
+                    .expect("sealed for it");
+                tree = Some(opening);
+                put(0, message);
+            }
+            Message::Sealed(mut sealed) => {
+                let tree = tree.as_mut().expect("a part has begun");
+                let message = tree.open(&mut sealed.message).expect("sealed for it");
+                put(TREE_MESSAGE, message);
+            }
+            _ => put(0, message),
+        }
         frames = rest;
     }
     vec![plain]
+}
+
+fn first_secret(fs: &Fs) -> Arc<DomainSecret> {
+    let secret = fs.store().domain_secret(DomainId::DEFAULT);
+    secret.expect("the first domain")
 }
 
 fn small_pool() -> Arc<Fs> {
@@ -835,8 +864,7 @@ impl cfs_fs::RestoreObserver for Nobody {
 /// Seals the messages, has a pool receive them, and looks at its tables.
 fn stream(input: &[u8]) {
     let fs = small_pool();
-    let secret = fs.store().domain_secret(DomainId::DEFAULT);
-    let secret = secret.expect("the first domain");
+    let secret = first_secret(&fs);
     let head = StreamHead {
         magic: STREAM_MAGIC,
         version: STREAM_VERSION.into(),
@@ -844,14 +872,29 @@ fn stream(input: &[u8]) {
         reserved: [0; 5],
         salt: [9; 32],
     };
-    let mut cipher = StreamCipher::sender(&secret, fs.store().cipher(), &head.salt);
+    let cipher = fs.store().cipher();
+    let mut frames = StreamCipher::sender(&secret.passage(), cipher, &head.salt);
+    let mut tree = StreamCipher::tree(&secret, cipher, &[0; 32]);
     let mut sent = head.as_bytes().to_vec();
     let mut rest = input;
     while let Some((len, behind)) = rest.split_first_chunk::<4>() {
-        let len = (u32::from_le_bytes(*len) as usize).min(behind.len());
+        let len = u32::from_le_bytes(*len);
+        let is_sealed_twice = len & TREE_MESSAGE != 0;
+        let len = ((len & !TREE_MESSAGE) as usize).min(behind.len());
         let (message, behind) = behind.split_at(len);
         let mut frame = message.to_vec();
-        cipher.seal(&mut frame, 0);
+        if is_sealed_twice {
+            tree.seal(&mut frame, 0);
+            let chunks = Vec::new();
+            let message = frame;
+            frame = postcard::to_stdvec(&Message::Sealed(Sealed { chunks, message }))
+                .expect("a vector takes all");
+        } else if let Ok(Message::Part(part)) = wire::decode(message) {
+            tree = StreamCipher::tree(&secret, cipher, &part.opening.salt);
+            // What the part is about was sealed first.
+            tree.seal(&mut Vec::new(), 0);
+        }
+        frames.seal(&mut frame, 0);
         sent.extend_from_slice(&(frame.len() as u32).to_le_bytes());
         sent.extend_from_slice(&frame);
         rest = behind;

@@ -306,8 +306,13 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             (args, Request::User(request))
         }
         AdminCommand::Key {
-            command: KeyCommand::Replica { file, existing },
-        } => return replica_key(&file, existing, environment),
+            command:
+                KeyCommand::Replica {
+                    file,
+                    store_only,
+                    existing,
+                },
+        } => return replica_key(&file, store_only, existing, environment),
         AdminCommand::Key {
             command: KeyCommand::Create { name, key, report },
         } => {
@@ -457,13 +462,22 @@ fn init(args: InitArgs, environment: Environment) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn replica_key(file: &Path, existing: ExistingArgs, environment: Environment) -> Result<ExitCode> {
+fn replica_key(
+    file: &Path,
+    store_only: bool,
+    existing: ExistingArgs,
+    environment: Environment,
+) -> Result<ExitCode> {
     let dir = DataDir::at(&existing.data)?;
     let given = KeyGiven::new(existing.key, environment);
-    let answer = client::ask(&dir, Request::ReplicaKey, |request, reporter| {
-        let pool = pool::open(&dir, given, Use::default())?;
-        client::on_own_pool(pool, request, reporter)
-    })?;
+    let answer = client::ask(
+        &dir,
+        Request::ReplicaKey { store_only },
+        |request, reporter| {
+            let pool = pool::open(&dir, given, Use::default())?;
+            client::on_own_pool(pool, request, reporter)
+        },
+    )?;
     match answer {
         Answer::ReplicaKey { text } => replica::write(file, &text).map(|()| ExitCode::SUCCESS),
         _ => Err(Failure::new(

@@ -1,7 +1,8 @@
 //! The file from which a pool is made that can receive what another one sends.
 //!
 //! It holds the secret of that pool's first dedup domain, and its cipher: with both, sealed chunks of the one are sealed
-//! chunks of the other. All other keys of the new pool are its own, so no nonce is ever used by both.
+//! chunks of the other. All other keys of the new pool are its own, so no nonce is ever used by both. Or it holds, in place
+//! of the secret, the passage key: the new pool then keeps what it receives, and cannot read it.
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,8 +21,30 @@ const FILE_BYTES_MAX: u64 = 1024;
 pub struct ReplicaKey {
     /// The cipher of the pool.
     pub cipher: Cipher,
-    /// The secret.
-    pub secret: Zeroizing<[u8; 32]>,
+    /// What the new pool can do.
+    pub role: Role,
+    /// The secret, or the passage key.
+    pub key: Zeroizing<[u8; 32]>,
+}
+
+/// What a pool can do with what it receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Show it.
+    Reads,
+    /// Hand it out again.
+    Keeps,
+}
+
+impl Role {
+    const ALL: [Self; 2] = [Self::Reads, Self::Keeps];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reads => "secret ",
+            Self::Keeps => "passage ",
+        }
+    }
 }
 
 impl ReplicaKey {
@@ -30,9 +53,10 @@ impl ReplicaKey {
         let hex =
             |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
         let body = Zeroizing::new(format!(
-            "{FIRST_LINE}\ncipher {}\nsecret {}\n",
+            "{FIRST_LINE}\ncipher {}\n{}{}\n",
             self.cipher.number(),
-            &*Zeroizing::new(hex(&*self.secret))
+            self.role.word(),
+            &*Zeroizing::new(hex(&*self.key))
         ));
         let check = blake3::hash(body.as_bytes());
         Zeroizing::new(format!("{}check {}\n", &*body, hex(&check.as_bytes()[..8])))
@@ -45,19 +69,19 @@ impl ReplicaKey {
             return None;
         }
         let cipher = lines.next()?.strip_prefix("cipher ")?.parse().ok()?;
-        let digits = lines.next()?.strip_prefix("secret ")?.as_bytes();
-        let mut secret = Zeroizing::new([0; 32]);
+        let line = lines.next()?;
+        let said = |role: Role| Some((role, line.strip_prefix(role.word())?.as_bytes()));
+        let (role, digits) = Role::ALL.into_iter().find_map(said)?;
+        let mut key = Zeroizing::new([0; 32]);
         if digits.len() != 64 {
             return None;
         }
-        for (byte, pair) in secret.iter_mut().zip(digits.chunks(2)) {
+        for (byte, pair) in key.iter_mut().zip(digits.chunks(2)) {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
         }
-        let key = Self {
-            cipher: Cipher::from_number(cipher)?,
-            secret,
-        };
-        (*key.render() == text).then_some(key)
+        let cipher = Cipher::from_number(cipher)?;
+        let found = Self { cipher, role, key };
+        (*found.render() == text).then_some(found)
     }
 
     /// Reads a file.
@@ -107,19 +131,25 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_damage_is_seen() {
-        let key = ReplicaKey {
-            cipher: Cipher::Aes256Gcm,
-            secret: Zeroizing::new(std::array::from_fn(|at| at as u8 * 7)),
-        };
-        let text = key.render();
-        let read = ReplicaKey::parse(&text).expect("a key");
-        assert_eq!((read.cipher, *read.secret), (key.cipher, *key.secret));
-        for at in 0..text.len() {
-            let mut damaged = text.as_bytes().to_vec();
-            damaged[at] ^= 1;
-            let damaged = String::from_utf8(damaged).expect("text still");
-            assert!(ReplicaKey::parse(&damaged).is_none(), "byte {at}");
-            assert!(ReplicaKey::parse(&text[..at]).is_none(), "{at} bytes");
+        for role in Role::ALL {
+            let key = ReplicaKey {
+                cipher: Cipher::Aes256Gcm,
+                role,
+                key: Zeroizing::new(std::array::from_fn(|at| at as u8 * 7)),
+            };
+            let text = key.render();
+            let read = ReplicaKey::parse(&text).expect("a key");
+            assert_eq!(
+                (read.cipher, read.role, *read.key),
+                (key.cipher, role, *key.key)
+            );
+            for at in 0..text.len() {
+                let mut damaged = text.as_bytes().to_vec();
+                damaged[at] ^= 1;
+                let damaged = String::from_utf8(damaged).expect("text still");
+                assert!(ReplicaKey::parse(&damaged).is_none(), "byte {at}");
+                assert!(ReplicaKey::parse(&text[..at]).is_none(), "{at} bytes");
+            }
         }
     }
 }

@@ -10,15 +10,19 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
+use std::sync::Arc;
 
 use cfs_format::table::{LOCK_NAME, tag};
 use cfs_format::{DomainId, Ino};
 use cfs_seal::block::Cipher;
+use cfs_seal::keys::DomainSecret;
 
 use super::arrival::Waiting;
+use super::keep::Keeping;
+use super::keys::Role;
 use super::wire::{
-    Body, FrameReader, FrameWriter, Hello, Message, Name, Node, Reply, answerer_cipher, read_head,
-    sender_cipher,
+    About, Body, FrameReader, FrameWriter, Hello, Message, Name, Node, Opening, Part, Reply,
+    TreeMessage, TreeReader, answerer_cipher, read_head, sender_cipher,
 };
 use super::{Result, StreamError};
 use crate::command::{Command, Make, VolumeCreate};
@@ -93,6 +97,8 @@ pub struct Received {
     pub name: Vec<u8>,
     /// It was here already.
     pub had_all: bool,
+    /// It is kept as it came: this pool cannot read it, and tells no inodes.
+    pub kept: bool,
     /// Inodes that came.
     pub inodes: u64,
     /// Chunks that came.
@@ -111,11 +117,27 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// What comes, whoever takes it.
+pub(super) struct Coming<'a, 'r> {
+    pub frames: &'a mut FrameReader<'r>,
+    pub replies: &'a mut FrameWriter<'r>,
+    pub hello: &'a Hello,
+    pub first: Part,
+}
+
 struct Receiving<'a> {
     fs: &'a Fs,
     root: Ino,
-    root_there: u64,
+    hello: &'a Hello,
+    secret: &'a DomainSecret,
+    /// The snapshot that the part that is coming goes on from, by its timestamp there, and the one that it leads to.
+    base: Option<u64>,
+    at: Option<u64>,
+    /// Of the part that is coming.
+    tree: Option<TreeReader>,
     domain: DomainId,
+    /// The target when the part began.
+    root_before: Attr,
     staging: Ino,
     /// Numbers there to inodes here.
     here: HashMap<u64, Ino>,
@@ -147,14 +169,12 @@ impl Fs {
         observer: &mut dyn RestoreObserver,
     ) -> Result<Received> {
         let head = read_head(input)?;
-        let secret = self
-            .store
-            .domain_secret(DomainId::DEFAULT)
-            .ok_or_else(|| FsError::damaged("the first dedup domain is missing"))?;
+        let role = self.role()?;
+        let passage = role.passage();
         if Cipher::from_number(head.cipher) != Some(self.store.cipher()) {
             return Err(StreamError::NotAStream("of a pool with this cipher"));
         }
-        let mut frames = FrameReader::new(input, sender_cipher(&secret, &head));
+        let mut frames = FrameReader::new(input, sender_cipher(&passage, &head));
         let Message::Hello(hello) = frames.get()? else {
             return Err(StreamError::Contradiction(
                 "it does not begin with a greeting",
@@ -162,12 +182,12 @@ impl Fs {
         };
         let mut salt = [0; 32];
         self.host.fill_random(&mut salt);
-        let cipher = answerer_cipher(&secret, &head, &salt);
+        let cipher = answerer_cipher(&passage, &head, &salt);
         let mut replies = FrameWriter::new(replies, cipher);
         if hello.waits {
             replies.plain(&salt)?;
         }
-        let result = self.receive_all(path, &hello, &mut frames, &mut replies, observer);
+        let result = self.receive_all(path, &role, &hello, &mut frames, &mut replies, observer);
         if hello.waits {
             // The sender is told, if it can be.
             match &result {
@@ -180,27 +200,42 @@ impl Fs {
         result
     }
 
-    fn receive_all(
+    fn receive_all<'r>(
         &self,
         path: Option<&[u8]>,
+        role: &Role,
         hello: &Hello,
-        frames: &mut FrameReader<'_>,
-        replies: &mut FrameWriter<'_>,
+        frames: &mut FrameReader<'r>,
+        replies: &mut FrameWriter<'r>,
         observer: &mut dyn RestoreObserver,
     ) -> Result<Received> {
-        let path = path.unwrap_or(&hello.path);
         crate::directory::check_name(&hello.name)?;
         check_snapshot_name(&hello.name)?;
-        let root = self.target(path, hello)?;
+        let about = match role {
+            Role::Reads(secret) => Some(self.open_part(secret, hello, &hello.opening, 0)?.1),
+            Role::Keeps(_) => None,
+        };
+        let default = match &about {
+            Some(about) => about.path.clone(),
+            None => default_path(hello),
+        };
+        let path = path.unwrap_or(&default);
+        let root = self.target(path, hello, about.as_ref())?;
         let _turn = self.take_turn(root)?;
         let had = self.received_snapshots(root)?;
         let of = |there: u64| had.iter().find(|(_, it)| *it == there).map(|(it, _)| it);
-        let has = hello.bases.iter().copied().find(|base| of(*base).is_some());
+        let mut has = hello.bases.iter().copied().find(|base| of(*base).is_some());
+        if let (Role::Keeps(_), Some(base)) = (role, has.and_then(of))
+            && self.is_long_chain(base)?
+        {
+            has = None;
+        }
         let complete = of(hello.timestamp).is_some();
         let mut received = Received {
             path: path.to_vec(),
             name: hello.name.clone(),
             had_all: complete,
+            kept: about.is_none(),
             ..Received::default()
         };
         if hello.waits {
@@ -223,13 +258,13 @@ impl Fs {
                 "it has another snapshot {name} here already"
             )));
         }
-        let Message::Base(base) = frames.get()? else {
+        let Message::Part(first) = frames.get()? else {
             return Err(StreamError::Contradiction(
                 "it does not say from where it goes on",
             ));
         };
-        let base = match base {
-            None if !had.is_empty() => {
+        let base = match first.base {
+            None if !had.is_empty() && about.is_some() => {
                 return Err(StreamError::Target(
                     "it holds snapshots that were received; send what is new since one of them"
                         .to_owned(),
@@ -245,29 +280,33 @@ impl Fs {
                 }
             },
         };
-        self.go_back(root, path, hello.timestamp, base.as_ref(), observer)?;
-        let staging = self.mkdir(root, STAGING, 0o700, &ROOT)?.ino;
-        let mut receiving = Receiving {
-            fs: self,
-            root,
-            // Nodes and names have numbers without the clone that the directory may be in.
-            root_there: Ino(hello.directory).base().0,
-            domain: DomainId(hello.domain),
-            staging,
-            here: HashMap::new(),
-            staged: HashMap::new(),
-            waiting: Waiting::default(),
-            open: None,
-            directories: Vec::new(),
-            moves: Vec::new(),
-            has_moved: false,
+        let is_known = !had.is_empty();
+        self.go_back(
+            (root, path, is_known),
+            hello.timestamp,
+            base.as_ref(),
             observer,
-            received: Received::default(),
+        )?;
+        let coming = Coming {
+            frames,
+            replies,
+            hello,
+            first,
         };
-        receiving.look()?;
-        receiving.messages(frames, replies)?;
-        received.inodes = receiving.received.inodes;
-        received.chunks = receiving.received.chunks;
+        match role {
+            Role::Reads(secret) => {
+                let domain = about.map_or(DomainId::DEFAULT, |about| DomainId(about.domain));
+                let done = Receiving::run(self, (root, domain), secret, coming, observer)?;
+                (received.inodes, received.chunks) = (done.inodes, done.chunks);
+            }
+            Role::Keeps(_) => {
+                let mut earlier = had;
+                earlier.extend(self.arrived(root).into_iter().map(|it| (it, 0)));
+                earlier.reverse();
+                let earlier = earlier.into_iter().map(|(it, _)| it).collect();
+                received.chunks = Keeping::run(self, root, earlier, coming, observer)?;
+            }
+        }
         if self.resolve(path)?.ino != root {
             return Err(StreamError::Target(
                 "it was moved while it was received".to_owned(),
@@ -282,6 +321,23 @@ impl Fs {
         Ok(received)
     }
 
+    /// Opens a part of the stream that begins with this greeting.
+    fn open_part(
+        &self,
+        secret: &DomainSecret,
+        hello: &Hello,
+        opening: &Opening,
+        frame: u64,
+    ) -> Result<(TreeReader, About)> {
+        let (tree, about) = TreeReader::begin(secret, self.store.cipher(), opening, frame)?;
+        let is_same = (about.pool, about.directory) == (hello.pool, hello.directory);
+        let is_last = *opening == hello.opening;
+        if !is_same || is_last && (about.timestamp, &about.name) != (hello.timestamp, &hello.name) {
+            return Err(StreamError::Contradiction("a part is about something else"));
+        }
+        Ok((tree, about))
+    }
+
     fn take_turn(&self, root: Ino) -> Result<Turn<'_>> {
         if !self.receiving.lock().insert(root) {
             return Err(StreamError::Target(
@@ -291,11 +347,11 @@ impl Fs {
         Ok(Turn { fs: self, root })
     }
 
-    /// Makes the target what the snapshot was that the stream goes on from; without one, empty.
+    /// Makes the target what the snapshot was that the stream goes on from; without one, empty, unless it is not known to
+    /// hold what was received.
     fn go_back(
         &self,
-        root: Ino,
-        path: &[u8],
+        (root, path, is_known): (Ino, &[u8], bool),
         timestamp: u64,
         base: Option<&Snapshot>,
         observer: &mut dyn RestoreObserver,
@@ -310,7 +366,7 @@ impl Fs {
                 self.take_snapshot(path, &name)?;
             }
             Some(_) => {}
-            None if base.is_none() && !self.names_from(root, b"", 1)?.is_empty() => {
+            None if !is_known && !self.names_from(root, b"", 1)?.is_empty() => {
                 return Err(StreamError::Target(
                     "it holds files, and no snapshot that was received; remove them first"
                         .to_owned(),
@@ -347,14 +403,21 @@ impl Fs {
         Ok(self.set_records(root, change)?)
     }
 
-    /// Deletes the snapshots that hold what has come of streams that were cut off, but not of that with this timestamp.
+    /// Snapshots that hold what has come of streams that were cut off.
+    fn arrived(&self, root: Ino) -> Vec<Arc<Snapshot>> {
+        let mut all = self.views.all();
+        all.retain(|snapshot| snapshot.directory == root && holds_arrivals(snapshot));
+        all
+    }
+
+    /// Deletes those, but not of the stream with this timestamp.
     fn drop_arrived(&self, root: Ino, but: Option<u64>) -> Result<()> {
         let kept = but.map(|but| [ARRIVED, format!("{but:x}-").as_bytes()].concat());
-        for snapshot in self.views.all() {
+        for snapshot in self.arrived(root) {
             let is_kept = kept
                 .as_ref()
                 .is_some_and(|kept| snapshot.name.starts_with(kept));
-            if snapshot.directory == root && holds_arrivals(&snapshot) && !is_kept {
+            if !is_kept {
                 self.snapshot_delete(&snapshot)?;
             }
         }
@@ -400,51 +463,71 @@ impl Fs {
     }
 
     /// Snapshots of the target that were received, each with its timestamp there.
-    fn received_snapshots(&self, root: Ino) -> Result<Vec<(std::sync::Arc<Snapshot>, u64)>> {
+    fn received_snapshots(&self, root: Ino) -> Result<Vec<(Arc<Snapshot>, u64)>> {
         let mut found = Vec::new();
         for snapshot in self.views.all() {
-            if snapshot.directory != root {
-                continue;
-            }
-            let shown = root.in_view(snapshot.view).ok_or(FsError::TooLarge)?;
-            let place = self.views.place(shown)?;
-            if place.ino != root {
-                // A clone of what was received, and not changed when the snapshot was taken.
-                continue;
-            }
-            let Some(value) = self.views.get(place, tag::XATTR, RECEIVED)? else {
-                continue;
-            };
-            let value = row::content(value)?;
-            // One that was taken here later shows the same, and has another name.
-            if let Some((there, name)) = value.split_first_chunk::<8>()
-                && name == snapshot.name
+            if snapshot.directory == root
+                && let Some(there) = self.received_as(&snapshot)?
             {
-                found.push((snapshot, u64::from_le_bytes(*there)));
+                found.push((snapshot, there));
             }
         }
         Ok(found)
     }
 
+    /// The timestamp there of a snapshot that was received; of any other none.
+    pub(super) fn received_as(&self, snapshot: &Snapshot) -> Result<Option<u64>> {
+        let root = snapshot.directory;
+        let shown = root.in_view(snapshot.view).ok_or(FsError::TooLarge)?;
+        let place = self.views.place(shown)?;
+        if place.ino != root {
+            // A clone of what was received, and not changed when the snapshot was taken.
+            return Ok(None);
+        }
+        let Some(value) = self.views.get(place, tag::XATTR, RECEIVED)? else {
+            return Ok(None);
+        };
+        let value = row::content(value)?;
+        // One that was taken here later shows the same, and has another name.
+        Ok(value
+            .split_first_chunk::<8>()
+            .filter(|(_, name)| *name == snapshot.name)
+            .map(|(there, _)| u64::from_le_bytes(*there)))
+    }
+
+    /// Pool and directory of which the directory of a snapshot that was received is a replica.
+    pub(super) fn origin(&self, directory: Ino) -> Result<Option<([u8; 16], u64)>> {
+        let origin = self.record(directory, ORIGIN)?;
+        let origin = origin.map(<[u8; 24]>::try_from).transpose();
+        let origin = origin.map_err(|_| FsError::damaged("what a replica is of"))?;
+        Ok(origin.map(|bytes| {
+            let (pool, directory) = bytes.split_at(16);
+            let directory = directory.try_into().expect("8 bytes are left");
+            let pool = pool.try_into().expect("16 bytes");
+            (pool, u64::from_le_bytes(directory))
+        }))
+    }
+
     /// The directory that receives.
-    fn target(&self, path: &[u8], hello: &Hello) -> Result<Ino> {
+    fn target(&self, path: &[u8], hello: &Hello, about: Option<&About>) -> Result<Ino> {
         let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
         let shown = String::from_utf8_lossy(path).into_owned();
-        let domain = DomainId(hello.domain);
+        let domain = about.map_or(DomainId::DEFAULT, |about| DomainId(about.domain));
+        let secret = about.map(|about| about.domain_secret);
         let known = self.store.domain_secret(domain);
-        let is_ours = known
-            .as_ref()
-            .map(|secret| *secret.expose() == hello.domain_secret);
-        if is_ours == Some(false) {
+        if let (Some(known), Some(secret)) = (&known, &secret)
+            && known.expose() != secret
+        {
             return Err(StreamError::Target(format!(
                 "dedup domain {domain} of this pool has another secret"
             )));
         }
+        let new_secret = secret.filter(|_| known.is_none());
         self.check_above(path)?;
         let attr = match self.resolve(path) {
             Ok(attr) => attr,
             Err(FsError::NotFound) => {
-                return self.make_target(path, hello, is_ours.is_none(), &origin);
+                return self.make_target(path, domain, new_secret, &origin);
             }
             Err(error) => return Err(error.into()),
         };
@@ -458,7 +541,7 @@ impl Fs {
             && self.names_from(attr.ino, b"", 1)?.is_empty()
             && self.record(attr.ino, ORIGIN)?.is_none();
         let volume = self.store.volume(attr.volume);
-        if !is_empty || volume.is_none_or(|volume| volume.domain.get() != hello.domain) {
+        if !is_empty || volume.is_none_or(|volume| volume.domain.get() != domain.0) {
             return Err(StreamError::Target(format!(
                 "{shown} is here already, and is no replica of what is sent; nothing was changed"
             )));
@@ -489,8 +572,8 @@ impl Fs {
     fn make_target(
         &self,
         path: &[u8],
-        hello: &Hello,
-        is_new_domain: bool,
+        domain: DomainId,
+        new_secret: Option<[u8; 32]>,
         origin: &[u8],
     ) -> Result<Ino> {
         let (parent, name) = self.resolve_parent(path).map_err(|error| {
@@ -509,8 +592,7 @@ impl Fs {
         let _room = self.admit_growth(name.len())?;
         let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());
         let salts = (self.salt(), self.salt());
-        let domain = DomainId(hello.domain);
-        let secret = cfs_seal::keys::DomainSecret::from_bytes(hello.domain_secret);
+        let new_secret = new_secret.map(DomainSecret::from_bytes);
         self.execute(|_, now| {
             let volume = self.views.free_volume(cfs_format::VolumeId(u32::MAX));
             Ok(Command::VolumeCreate(VolumeCreate {
@@ -530,7 +612,9 @@ impl Fs {
                 volume: volume.ok_or(FsError::TooManyLinks)?,
                 root,
                 domain,
-                new_secret: is_new_domain.then(|| self.store.stored_secret(domain, &secret)),
+                new_secret: new_secret
+                    .as_ref()
+                    .map(|secret| self.store.stored_secret(domain, secret)),
                 quota_bytes: 0,
                 quota_inodes: 0,
                 salt: salts.1,
@@ -542,11 +626,82 @@ impl Fs {
     }
 }
 
-impl Receiving<'_> {
+/// Where what a pool keeps goes if nobody says: the path there is sealed.
+fn default_path(hello: &Hello) -> Vec<u8> {
+    let [a, b, c, d, ..] = hello.pool;
+    format!("/{a:02x}{b:02x}{c:02x}{d:02x}-{}", hello.directory).into_bytes()
+}
+
+impl<'a> Receiving<'a> {
+    /// Receives all parts.
+    fn run(
+        fs: &'a Fs,
+        (root, domain): (Ino, DomainId),
+        secret: &'a DomainSecret,
+        coming: Coming<'a, '_>,
+        observer: &'a mut dyn RestoreObserver,
+    ) -> Result<Received> {
+        let Coming {
+            frames,
+            replies,
+            hello,
+            first,
+        } = coming;
+        let mut receiving = Receiving {
+            fs,
+            root,
+            hello,
+            secret,
+            base: None,
+            at: first.base,
+            tree: None,
+            domain,
+            root_before: fs.getattr(root)?,
+            // Made when a part begins.
+            staging: root,
+            here: HashMap::new(),
+            staged: HashMap::new(),
+            waiting: Waiting::default(),
+            open: None,
+            directories: Vec::new(),
+            moves: Vec::new(),
+            has_moved: false,
+            observer,
+            received: Received::default(),
+        };
+        receiving.part(&first, frames.messages)?;
+        receiving.messages(frames, replies)?;
+        Ok(receiving.received)
+    }
+
+    /// A part begins.
+    fn part(&mut self, part: &Part, frame: u64) -> Result<()> {
+        if self.tree.is_some() || part.base != self.at {
+            return Err(StreamError::Contradiction(
+                "a part that does not follow on the one before",
+            ));
+        }
+        let (tree, about) = self
+            .fs
+            .open_part(self.secret, self.hello, &part.opening, frame)?;
+        if about.timestamp != part.timestamp || DomainId(about.domain) != self.domain {
+            return Err(StreamError::Contradiction("a part is about something else"));
+        }
+        self.tree = Some(tree);
+        (self.base, self.at) = (part.base, Some(part.timestamp));
+        self.root_before = self.fs.getattr(self.root)?;
+        self.staging = self.fs.mkdir(self.root, STAGING, 0o700, &ROOT)?.ino;
+        (self.here, self.staged) = (HashMap::new(), HashMap::new());
+        self.has_moved = false;
+        self.look()
+    }
+
     /// Finds what has been received before.
     fn look(&mut self) -> Result<()> {
         let mut waiting = vec![self.root];
-        self.here.insert(self.root_there, self.root);
+        // Nodes and names have numbers without the clone that the directory may be in.
+        let root_there = Ino(self.hello.directory).base().0;
+        self.here.insert(root_there, self.root);
         while let Some(directory) = waiting.pop() {
             for entry in self.fs.names_from(directory, b"", usize::MAX)? {
                 let there = self.fs.record(entry.ino, NUMBER)?;
@@ -572,26 +727,16 @@ impl Receiving<'_> {
             }
             let before = frames.messages;
             match frames.get()? {
-                Message::Hello(_) | Message::Base(_) => {
+                Message::Hello(_) => {
                     return Err(StreamError::Contradiction("a second beginning"));
                 }
-                Message::Node(node) => self.node(node)?,
-                Message::Names(names) => {
-                    self.close()?;
-                    for name in names {
-                        self.name(&name)?;
-                    }
-                }
-                Message::Moves(names) => {
-                    self.close()?;
-                    self.moves.extend(names);
-                }
-                Message::Gone(names) => {
-                    self.close()?;
-                    self.move_directories()?;
-                    for name in names {
-                        self.gone(&name)?;
-                    }
+                Message::Part(part) => self.part(&part, before)?,
+                Message::Sealed(sealed) => {
+                    let tree = self.tree.as_mut();
+                    let tree = tree.ok_or(StreamError::Contradiction("a message of no part"))?;
+                    let number = tree.messages;
+                    let message = tree.open(sealed.message, before)?;
+                    self.tree_message(message, number)?;
                 }
                 Message::Query(wanted) => {
                     let known = self.waiting.known(self.fs, &wanted)?;
@@ -602,22 +747,73 @@ impl Receiving<'_> {
                     self.received.chunks += 1;
                     self.waiting.chunk(self.fs, self.domain, &chunk)?;
                 }
-                Message::Extents(extents) => {
-                    let ino = self.local(extents.ino)?;
-                    if self.open.as_ref().is_none_or(|(open, _)| *open != ino) {
-                        return Err(StreamError::Contradiction("content of another file"));
-                    }
-                    self.waiting.extents(self.fs, ino, self.domain, &extents)?;
-                }
                 Message::End(end) => {
-                    if end.messages != before {
+                    let is_all = self.at == Some(self.hello.timestamp) && self.tree.is_none();
+                    if end.messages != before || !is_all {
                         return Err(StreamError::Contradiction("messages are missing"));
                     }
-                    return self.end();
+                    return Ok(());
                 }
-                Message::Failed(reason) => return Err(StreamError::Peer(reason)),
+                Message::Failed => {
+                    return Err(StreamError::Peer("it gave up".to_owned()));
+                }
             }
         }
+    }
+
+    /// `number` is that of the message in its part. What the part is about has 0, and was opened with it.
+    fn tree_message(&mut self, message: TreeMessage, number: u64) -> Result<()> {
+        match message {
+            TreeMessage::Base(base) if number == 1 => {
+                if base != self.base {
+                    return Err(StreamError::Contradiction(
+                        "a part that does not follow on the one before",
+                    ));
+                }
+            }
+            TreeMessage::Failed(reason) => return Err(StreamError::Peer(reason)),
+            _ if number == 1 => {
+                return Err(StreamError::Contradiction(
+                    "it does not say from where it goes on",
+                ));
+            }
+            TreeMessage::About(_) | TreeMessage::Base(_) => {
+                return Err(StreamError::Contradiction("a second beginning"));
+            }
+            TreeMessage::Node(node) => self.node(node)?,
+            TreeMessage::Names(names) => {
+                self.close()?;
+                for name in names {
+                    self.name(&name)?;
+                }
+            }
+            TreeMessage::Moves(names) => {
+                self.close()?;
+                self.moves.extend(names);
+            }
+            TreeMessage::Gone(names) => {
+                self.close()?;
+                self.move_directories()?;
+                for name in names {
+                    self.gone(&name)?;
+                }
+            }
+            TreeMessage::Extents(extents) => {
+                let ino = self.local(extents.ino)?;
+                if self.open.as_ref().is_none_or(|(open, _)| *open != ino) {
+                    return Err(StreamError::Contradiction("content of another file"));
+                }
+                self.waiting.extents(self.fs, ino, self.domain, &extents)?;
+            }
+            TreeMessage::End(end) => {
+                if end.messages != number {
+                    return Err(StreamError::Contradiction("messages are missing"));
+                }
+                self.tree = None;
+                return self.end();
+            }
+        }
+        Ok(())
     }
 
     fn local(&self, there: u64) -> Result<Ino> {
@@ -825,6 +1021,13 @@ impl Receiving<'_> {
         self.close()?;
         self.move_directories()?;
         self.remove(self.root, STAGING)?;
+        // Its names changed on the way; if it has changed itself, it is among those that follow.
+        let set = SetAttr {
+            mtime: Some(SetTime::At(self.root_before.mtime)),
+            ctime: Some(self.root_before.ctime),
+            ..SetAttr::default()
+        };
+        self.fs.setattr(self.root, &set)?;
         for (ino, node) in std::mem::take(&mut self.directories) {
             if inode::committed(&self.fs.store, ino)?.is_some() {
                 self.attributes(ino, &node)?;

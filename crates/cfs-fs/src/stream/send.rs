@@ -12,10 +12,12 @@ use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::keys::FileKey;
 use zerocopy::IntoBytes;
 
+use super::keys::Role;
+use super::outgoing::Outgoing;
 use super::receive::record_stays;
 use super::wire::{
-    Body, Chunk, End, Extents, FrameReader, FrameWriter, Hello, Message, Name, Node, Reply,
-    WireExtent, answerer_cipher, head, sender_cipher, write_head,
+    About, Body, Chunk, Extents, Hello, Message, Name, Node, Part, Sealed, TreeMessage, TreeWriter,
+    WireExtent,
 };
 use super::{Result, StreamError};
 use crate::error::FsError;
@@ -43,37 +45,20 @@ pub struct Sent {
     pub had_all: bool,
 }
 
-/// Replies of a receiver; there are none when a stream is kept.
-struct Replies<'r> {
-    reader: FrameReader<'r>,
-}
-
-impl Replies<'_> {
-    fn get(&mut self) -> Result<Reply> {
-        match self.reader.get()? {
-            Reply::Failed(reason) => Err(StreamError::Peer(reason)),
-            reply => Ok(reply),
-        }
-    }
-}
-
-struct Sending<'a, 'w> {
+struct Sending<'a, 'w, 'r> {
     fs: &'a Fs,
     now: &'a Snapshot,
     base: Option<&'a Snapshot>,
     /// Inodes that the base shows.
     known: HashSet<Ino>,
-    /// Chunks that the receiver has because the base shows them, or they were sent; the first half of each fingerprint.
-    had: HashSet<u128>,
     /// Inodes with several names that were sent.
     linked: HashSet<Ino>,
     names: Vec<Name>,
     moves: Vec<Name>,
     gone: Vec<Name>,
     file_domain: std::sync::Arc<cfs_seal::keys::DomainSecret>,
-    out: FrameWriter<'w>,
-    replies: Option<Replies<'w>>,
-    sent: Sent,
+    tree: TreeWriter,
+    out: Outgoing<'w, 'r>,
     goes_on: &'a dyn Fn(&Sent) -> bool,
 }
 
@@ -98,10 +83,16 @@ impl Fs {
                 "it is not an earlier one of the same directory".to_owned(),
             ));
         }
-        let secret = self
-            .store
-            .domain_secret(DomainId::DEFAULT)
-            .ok_or_else(|| FsError::damaged("the first dedup domain is missing"))?;
+        let (passage, secret) = match self.role()? {
+            Role::Reads(secret) => (secret.passage(), secret),
+            Role::Keeps(passage) => {
+                if self.is_kept(snapshot)? {
+                    return self.send_kept(snapshot, base, &passage, out, replies, goes_on);
+                }
+                let own = self.first_secret()?;
+                (own.passage(), own)
+            }
+        };
         let volume = self
             .store
             .volume(snapshot.volume)
@@ -111,11 +102,6 @@ impl Fs {
             .store
             .domain_secret(domain)
             .ok_or_else(|| FsError::damaged("the dedup domain of a volume is missing"))?;
-        let mut salt = [0; 32];
-        self.host.fill_random(&mut salt);
-        let head = head(self.store.cipher(), salt);
-        let mut frames = FrameWriter::new(out, sender_cipher(&secret, &head));
-        write_head(&mut frames, &head)?;
         let mut earlier: Vec<_> = match (base, replies.is_some()) {
             (Some(base), _) => vec![std::sync::Arc::new(base.clone())],
             (None, true) => self.views.all(),
@@ -124,85 +110,85 @@ impl Fs {
         earlier
             .retain(|it| it.directory == snapshot.directory && it.timestamp < snapshot.timestamp);
         earlier.reverse();
-        frames.put(&Message::Hello(Hello {
+        let about = About {
             pool: self.store.superblock().pool_uuid,
             directory: snapshot.directory.0,
             path: snapshot.path.clone(),
             name: snapshot.name.clone(),
             timestamp: snapshot.timestamp.0,
-            bases: earlier.iter().map(|it| it.timestamp.0).collect(),
             domain: domain.0,
             domain_secret: *file_domain.expose(),
-            waits: replies.is_some(),
-        }))?;
-        frames.flush()?;
-        let mut had_all = false;
-        let mut chosen = base.cloned();
-        let replies = match replies {
-            None => None,
-            Some(input) => {
-                let mut answer_salt = [0; 32];
-                input.read_exact(&mut answer_salt)?;
-                let cipher = answerer_cipher(&secret, &head, &answer_salt);
-                let mut replies = Replies {
-                    reader: FrameReader::new(input, cipher),
-                };
-                let Reply::Have {
-                    base: has,
-                    complete,
-                } = replies.get()?
-                else {
-                    return Err(StreamError::Contradiction("another reply than asked for"));
-                };
-                had_all = complete;
-                chosen = match has {
-                    None => None,
-                    Some(has) => {
-                        let found = earlier.iter().find(|it| it.timestamp.0 == has);
-                        let found = found.ok_or(StreamError::Contradiction("an unknown base"))?;
-                        Some(Snapshot::clone(found))
-                    }
-                };
-                Some(replies)
-            }
         };
+        let mut salt = [0; 32];
+        self.host.fill_random(&mut salt);
+        let (tree, opening) = TreeWriter::begin(&secret, self.store.cipher(), salt, about);
+        let hello = Hello {
+            pool: self.store.superblock().pool_uuid,
+            directory: snapshot.directory.0,
+            name: snapshot.name.clone(),
+            timestamp: snapshot.timestamp.0,
+            bases: earlier.iter().map(|it| it.timestamp.0).collect(),
+            opening: opening.clone(),
+            waits: replies.is_some(),
+        };
+        let (out, has) = Outgoing::begin(self, &passage, out, replies, hello)?;
+        let mut chosen = base.cloned();
+        if let Some(has) = has {
+            if has.complete {
+                return Ok(out.had_all());
+            }
+            chosen = match has.base {
+                None => None,
+                Some(has) => {
+                    let found = earlier.iter().find(|it| it.timestamp.0 == has);
+                    let found = found.ok_or(StreamError::Contradiction("an unknown base"))?;
+                    Some(Snapshot::clone(found))
+                }
+            };
+        }
         let mut sending = Sending {
             fs: self,
             now: snapshot,
             base: chosen.as_ref(),
             known: HashSet::new(),
-            had: HashSet::new(),
             linked: HashSet::new(),
             names: Vec::new(),
             moves: Vec::new(),
             gone: Vec::new(),
             file_domain,
-            out: frames,
-            replies,
-            sent: Sent {
-                had_all,
-                ..Sent::default()
-            },
+            tree,
+            out,
             goes_on,
         };
-        if !had_all {
-            let told = sending.all();
-            if let Err(error) = &told {
-                // The receiver is told, if it can be.
-                let _ = sending.out.put(&Message::Failed(error.to_string()));
-                let _ = sending.out.flush();
-            }
-            told?;
+        let part = Part {
+            opening,
+            base: sending.base.map(|base| base.timestamp.0),
+            timestamp: snapshot.timestamp.0,
+        };
+        if let Err(error) = sending.all(part) {
+            // The receiver is told, if it can be.
+            let _ = sending.tell(TreeMessage::Failed(error.to_string()));
+            sending.out.fail();
+            return Err(error);
         }
-        sending.sent.bytes = sending.out.bytes;
-        Ok(sending.sent)
+        Ok(sending.out.sent)
     }
 }
 
-impl Sending<'_, '_> {
-    fn all(&mut self) -> Result<()> {
-        let base = self.base.map(|base| base.timestamp.0);
-        self.out.put(&Message::Base(base))?;
+impl Sending<'_, '_, '_> {
+    /// Sends a message that refers to no chunk.
+    fn tell(&mut self, message: TreeMessage) -> Result<()> {
+        let sealed = Sealed {
+            chunks: Vec::new(),
+            message: self.tree.seal(&message),
+        };
+        self.out.put(&Message::Sealed(sealed))
+    }
+
+    fn all(&mut self, part: Part) -> Result<()> {
+        let base = part.base;
+        self.out.put(&Message::Part(part))?;
+        self.tell(TreeMessage::Base(base))?;
         let root_then = match self.base {
             None => None,
             Some(base) => {
@@ -215,32 +201,27 @@ impl Sending<'_, '_> {
         self.node(root)?;
         let mut waiting = vec![(root_then, root)];
         while let Some((then, now)) = waiting.pop() {
-            if !(self.goes_on)(&self.sent) {
+            if !(self.goes_on)(&self.out.sent) {
                 return Err(StreamError::Io(std::io::ErrorKind::Interrupted.into()));
             }
             self.directory(then, now, &mut waiting)?;
         }
         self.tell_names()?;
         for name in batches(std::mem::take(&mut self.moves)) {
-            self.out.put(&Message::Moves(name))?;
+            self.tell(TreeMessage::Moves(name))?;
         }
         for name in batches(std::mem::take(&mut self.gone)) {
-            self.out.put(&Message::Gone(name))?;
+            self.tell(TreeMessage::Gone(name))?;
         }
-        let messages = self.out.messages;
-        self.out.put(&Message::End(End { messages }))?;
-        self.out.flush()?;
-        if let Some(replies) = &mut self.replies
-            && replies.get()? != Reply::Done
-        {
-            return Err(StreamError::Contradiction("another reply than asked for"));
-        }
-        Ok(())
+        let message = self.tree.seal_end();
+        let chunks = Vec::new();
+        self.out.put(&Message::Sealed(Sealed { chunks, message }))?;
+        self.out.end()
     }
 
     /// Notes what the base shows, inodes and, where nobody can be asked, chunks.
     fn walk_base(&mut self, root: Ino) -> Result<()> {
-        let asks = self.replies.is_some();
+        let asks = self.out.asks();
         let mut waiting = vec![root];
         self.known.insert(number(root));
         while let Some(directory) = waiting.pop() {
@@ -251,9 +232,9 @@ impl Sending<'_, '_> {
                 match kind {
                     libc::S_IFDIR => waiting.push(ino),
                     libc::S_IFREG if !asks => {
-                        for extent in self.extents(ino, 0, u64::MAX)? {
-                            self.had.insert(short(&extent.fingerprint));
-                        }
+                        let extents = self.extents(ino, 0, u64::MAX)?;
+                        let chunks = extents.iter().map(|extent| &extent.fingerprint);
+                        self.out.note_had(chunks);
                     }
                     _ => {}
                 }
@@ -311,7 +292,7 @@ impl Sending<'_, '_> {
     fn tell_names(&mut self) -> Result<()> {
         if !self.names.is_empty() {
             let names = std::mem::take(&mut self.names);
-            self.out.put(&Message::Names(names))?;
+            self.tell(TreeMessage::Names(names))?;
         }
         Ok(())
     }
@@ -336,7 +317,7 @@ impl Sending<'_, '_> {
         if record.nlink.get() > 1 && kind != libc::S_IFDIR && !self.linked.insert(ino) {
             return Ok(());
         }
-        self.sent.inodes += 1;
+        self.out.sent.inodes += 1;
         let place = fs.views.place(now)?;
         let mut xattrs = Vec::new();
         if record.flags.get() & inode_flag::XATTRS != 0 {
@@ -358,7 +339,7 @@ impl Sending<'_, '_> {
             }
             false => Body::Follows,
         };
-        self.out.put(&Message::Node(Node {
+        self.tell(TreeMessage::Node(Node {
             ino: ino.0,
             mode: record.mode.get(),
             uid: record.uid.get(),
@@ -423,35 +404,7 @@ impl Sending<'_, '_> {
         let mut wanted: Vec<Fingerprint> = run.iter().map(|extent| extent.fingerprint).collect();
         wanted.sort_unstable_by_key(|fingerprint| fingerprint.0);
         wanted.dedup();
-        match &mut self.replies {
-            None => wanted.retain(|it| self.had.insert(short(it))),
-            Some(replies) if !wanted.is_empty() => {
-                self.out.put(&Message::Query(wanted.clone()))?;
-                self.out.flush()?;
-                let Reply::Known(known) = replies.get()? else {
-                    return Err(StreamError::Contradiction("another reply than asked for"));
-                };
-                if known.len() != wanted.len() {
-                    return Err(StreamError::Contradiction("a reply of another length"));
-                }
-                let mut known = known.into_iter();
-                wanted.retain(|_| known.next() == Some(false));
-            }
-            Some(_) => {}
-        }
-        for fingerprint in wanted {
-            let mut payload = Vec::new();
-            let header = self.fs.store.read_sealed(&fingerprint, &mut payload);
-            let header = header.map_err(FsError::from)?;
-            self.sent.chunks += 1;
-            self.sent.chunk_bytes += (size_of_val(&header) + payload.len()) as u64;
-            self.out.put(&Message::Chunk(Chunk {
-                header: header.as_bytes().to_vec(),
-                payload,
-            }))?;
-        }
-        self.sent.bytes = self.out.bytes;
-        self.out.put(&Message::Extents(Extents {
+        let extents = Extents {
             ino: ino.0,
             from,
             to,
@@ -465,7 +418,18 @@ impl Sending<'_, '_> {
                     fingerprint: extent.fingerprint,
                 })
                 .collect(),
-        }))
+        };
+        let sealed = Sealed {
+            chunks: wanted,
+            message: self.tree.seal(&TreeMessage::Extents(extents)),
+        };
+        let store = &self.fs.store;
+        self.out.put_sealed(sealed, |fingerprint| {
+            let mut payload = Vec::new();
+            let header = store.read_sealed(fingerprint, &mut payload);
+            let header = header.map_err(FsError::from)?.as_bytes().to_vec();
+            Ok(Chunk { header, payload })
+        })
     }
 }
 
@@ -508,14 +472,6 @@ fn batches(mut names: Vec<Name>) -> Vec<Vec<Name>> {
         all.push(std::mem::replace(&mut names, rest));
     }
     all
-}
-
-fn short(fingerprint: &Fingerprint) -> u128 {
-    let (half, _) = fingerprint
-        .0
-        .split_first_chunk::<16>()
-        .expect("a fingerprint has 32 bytes");
-    u128::from_le_bytes(*half)
 }
 
 /// The number that an inode has whoever shows it.

@@ -1,11 +1,13 @@
 //! The messages of a stream, and frames of them: a length in clear, then the sealed message.
+//!
+//! What tells of the tree is sealed once more within its frame, under the domain's secret: see [`TreeMessage`].
 
 use std::io::{Read, Write};
 
 use cfs_format::Fingerprint;
 use cfs_format::stream::{FRAME_BYTES_MAX, STREAM_MAGIC, STREAM_VERSION, StreamHead};
 use cfs_seal::block::Cipher;
-use cfs_seal::keys::DomainSecret;
+use cfs_seal::keys::{DomainSecret, PassageKey};
 use cfs_seal::stream::StreamCipher;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
@@ -13,12 +15,32 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{Result, StreamError};
 use crate::types::Time;
 
-/// What the sender says. **The order of variants and fields is the format.**
+/// What the sender says. Who has the passage key can read it: a pool that keeps snapshots without being able to read them.
+/// **The order of variants and fields is the format.**
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
     /// What is to come; always the first.
     Hello(Hello),
-    /// The snapshot that it goes on from, by its timestamp there; `None` when everything comes.
+    /// What follows leads from one snapshot to another.
+    Part(Part),
+    /// A [`TreeMessage`].
+    Sealed(Sealed),
+    /// Which of these chunks does the receiver have?
+    Query(Vec<Fingerprint>),
+    /// A chunk.
+    Chunk(Chunk),
+    /// That was all.
+    End(End),
+    /// The sender gave up.
+    Failed,
+}
+
+/// What the sender says to who has the domain's secret. **The order of variants and fields is the format.**
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TreeMessage {
+    /// What a part is about; in its [`Opening`].
+    About(About),
+    /// Again what [`Part::base`] says; the first of a part.
     Base(Option<u64>),
     /// An inode that is new or has changed.
     Node(Node),
@@ -28,15 +50,11 @@ pub enum Message {
     Moves(Vec<Name>),
     /// Names that are gone, if they still stand for these inodes.
     Gone(Vec<Name>),
-    /// Which of these chunks does the receiver have?
-    Query(Vec<Fingerprint>),
-    /// A chunk.
-    Chunk(Chunk),
     /// Content of the inode before.
     Extents(Extents),
-    /// That was all.
+    /// The part is complete.
     End(End),
-    /// The sender gave up.
+    /// Why the sender gives up.
     Failed(String),
 }
 
@@ -61,27 +79,71 @@ pub enum Reply {
 /// See [`Message::Hello`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// UUID of the sending pool.
+    /// UUID of the pool that the snapshot was taken in.
     pub pool: [u8; 16],
     /// The directory's inode there.
     pub directory: u64,
-    /// Its path there when the snapshot was taken.
-    pub path: Vec<u8>,
     /// The snapshot's name.
     pub name: Vec<u8>,
     /// The snapshot's timestamp there.
     pub timestamp: u64,
     /// Timestamps of snapshots that the stream can go on from, newest first.
     pub bases: Vec<u64>,
-    /// The dedup domain of its chunks.
-    pub domain: u16,
-    /// The domain's secret.
-    pub domain_secret: [u8; 32],
+    /// Of the last part.
+    pub opening: Opening,
     /// The sender waits for replies.
     pub waits: bool,
 }
 
-/// See [`Message::Node`].
+/// How a part is sealed, and what it is about.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Opening {
+    /// Goes into the key of the part's messages.
+    pub salt: [u8; 32],
+    /// The first of them, [`TreeMessage::About`], sealed.
+    pub about: Vec<u8>,
+}
+
+/// See [`Message::Part`]. Its sealed messages follow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its key, and what it is about.
+    pub opening: Opening,
+    /// The snapshot that it goes on from, by its timestamp there; `None` when everything comes.
+    pub base: Option<u64>,
+    /// Timestamp there of the snapshot that it leads to.
+    pub timestamp: u64,
+}
+
+/// See [`Message::Sealed`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Chunks that it refers to, which came before it or are here.
+    pub chunks: Vec<Fingerprint>,
+    /// The message, sealed.
+    pub message: Vec<u8>,
+}
+
+/// See [`TreeMessage::About`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// As in [`Hello`].
+    pub pool: [u8; 16],
+    /// As in [`Hello`].
+    pub directory: u64,
+    /// The directory's path there when the snapshot was taken.
+    pub path: Vec<u8>,
+    /// The snapshot's name.
+    pub name: Vec<u8>,
+    /// The snapshot's timestamp there.
+    pub timestamp: u64,
+    /// The dedup domain of its chunks.
+    pub domain: u16,
+    /// The domain's secret.
+    pub domain_secret: [u8; 32],
+}
+
+/// See [`TreeMessage::Node`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// Its number there.
@@ -135,7 +197,7 @@ pub struct Chunk {
     pub payload: Vec<u8>,
 }
 
-/// See [`Message::Extents`].
+/// See [`TreeMessage::Extents`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Extents {
     /// The file.
@@ -163,10 +225,10 @@ pub struct WireExtent {
     pub fingerprint: Fingerprint,
 }
 
-/// See [`Message::End`].
+/// See [`Message::End`] and [`TreeMessage::End`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// Messages before this one.
+    /// Messages before this one, of the stream or of the part.
     pub messages: u64,
 }
 
@@ -306,18 +368,96 @@ pub(super) fn write_head(out: &mut FrameWriter<'_>, head: &StreamHead) -> Result
     out.plain(head.as_bytes())
 }
 
+fn cipher_of(head: &StreamHead) -> Cipher {
+    Cipher::from_number(head.cipher).expect("looked at when it was read")
+}
+
 /// The cipher of the frames behind a head.
-pub(super) fn sender_cipher(secret: &DomainSecret, head: &StreamHead) -> StreamCipher {
-    let cipher = Cipher::from_number(head.cipher).expect("looked at when it was read");
-    StreamCipher::sender(secret, cipher, &head.salt)
+pub(super) fn sender_cipher(passage: &PassageKey, head: &StreamHead) -> StreamCipher {
+    StreamCipher::sender(passage, cipher_of(head), &head.salt)
 }
 
 /// The cipher of the replies to what is behind a head.
 pub(super) fn answerer_cipher(
-    secret: &DomainSecret,
+    passage: &PassageKey,
     head: &StreamHead,
     salt: &[u8; 32],
 ) -> StreamCipher {
-    let cipher = Cipher::from_number(head.cipher).expect("looked at when it was read");
-    StreamCipher::answerer(secret, cipher, &head.salt, salt)
+    StreamCipher::answerer(passage, cipher_of(head), &head.salt, salt)
+}
+
+/// Seals the messages of a part.
+pub(super) struct TreeWriter {
+    cipher: StreamCipher,
+    messages: u64,
+}
+
+impl TreeWriter {
+    /// Begins a part with what it is about.
+    pub(super) fn begin(
+        secret: &DomainSecret,
+        cipher: Cipher,
+        salt: [u8; 32],
+        about: About,
+    ) -> (Self, Opening) {
+        let mut writer = Self {
+            cipher: StreamCipher::tree(secret, cipher, &salt),
+            messages: 0,
+        };
+        let about = writer.seal(&TreeMessage::About(about));
+        (writer, Opening { salt, about })
+    }
+
+    /// The message, sealed.
+    pub(super) fn seal(&mut self, message: &TreeMessage) -> Vec<u8> {
+        let mut bytes = postcard::to_stdvec(message).expect("a vector takes any number of bytes");
+        self.cipher.seal(&mut bytes, 0);
+        self.messages += 1;
+        bytes
+    }
+
+    /// The last message.
+    pub(super) fn seal_end(&mut self) -> Vec<u8> {
+        let messages = self.messages;
+        self.seal(&TreeMessage::End(End { messages }))
+    }
+}
+
+/// Opens the messages of a part.
+pub(super) struct TreeReader {
+    cipher: StreamCipher,
+    pub messages: u64,
+}
+
+impl TreeReader {
+    /// Opens a part.
+    ///
+    /// # Errors
+    /// [`StreamError::Forged`] with the frame's number, when it was not sealed under this secret.
+    pub(super) fn begin(
+        secret: &DomainSecret,
+        cipher: Cipher,
+        opening: &Opening,
+        frame: u64,
+    ) -> Result<(Self, About)> {
+        let mut reader = Self {
+            cipher: StreamCipher::tree(secret, cipher, &opening.salt),
+            messages: 0,
+        };
+        match reader.open(opening.about.clone(), frame)? {
+            TreeMessage::About(about) => Ok((reader, about)),
+            _ => Err(StreamError::Contradiction("a part that is about nothing")),
+        }
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`StreamError::Forged`] with the frame's number, [`StreamError::Contradiction`].
+    pub(super) fn open(&mut self, mut message: Vec<u8>, frame: u64) -> Result<TreeMessage> {
+        let plain = self.cipher.open(&mut message);
+        let plain = plain.map_err(|_| StreamError::Forged(frame))?;
+        self.messages += 1;
+        decode(plain)
+    }
 }

@@ -3,6 +3,7 @@
 mod check;
 mod clones;
 mod crash;
+mod kept;
 mod locks;
 mod model;
 mod namespace;

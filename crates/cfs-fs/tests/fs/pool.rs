@@ -56,6 +56,9 @@ impl Rng {
     }
 }
 
+/// Of the first dedup domain.
+pub const SECRET: [u8; 32] = [3; 32];
+
 pub struct Pool {
     pub device: Arc<MemDevice>,
     pub host: Arc<TestHost>,
@@ -68,6 +71,12 @@ pub fn master_key() -> MasterKey {
 impl Pool {
     /// A formatted pool of so many segments.
     pub fn new(segment_count: u32) -> Self {
+        // The same for all, so that each can be a replica of any other.
+        Self::with_secret(segment_count, SECRET)
+    }
+
+    /// The same, with this secret of its first dedup domain.
+    pub fn with_secret(segment_count: u32, domain_secret: [u8; 32]) -> Self {
         let pool = Self {
             device: Arc::new(MemDevice::new(segment_count)),
             host: Arc::new(TestHost(AtomicU64::new(1_700_000_000_000_000_000))),
@@ -85,8 +94,7 @@ impl Pool {
                 algorithm: 1.into(),
             },
             pool_bytes_max: 0,
-            // The same for all, so that each can be a replica of any other.
-            domain_secret: Some([3; 32]),
+            domain_secret: Some(domain_secret),
         };
         let (device, host): (Arc<dyn Device>, Arc<dyn Host>) =
             (pool.device.clone(), pool.host.clone());

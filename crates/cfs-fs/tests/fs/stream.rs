@@ -13,7 +13,7 @@ use cfs_fs::{
 
 use crate::pool::{Pool, Rng, assert_clean};
 
-struct Nobody;
+pub struct Nobody;
 
 impl RestoreObserver for Nobody {
     fn inode_changed(&mut self, _: Ino) {}
@@ -75,7 +75,7 @@ fn tree(fs: &Fs, root: Ino) -> Tree {
 }
 
 /// Snapshots that lists tell of.
-fn shown(fs: &Fs) -> usize {
+pub fn shown(fs: &Fs) -> usize {
     let mut all = fs.snapshots(None).expect("listed");
     all.retain(|snapshot| !holds_arrivals(snapshot));
     all.len()
@@ -92,7 +92,7 @@ fn send(fs: &Fs, name: &str, base: Option<&str>) -> (Vec<u8>, Sent) {
     (out, sent)
 }
 
-fn receive(fs: &Fs, mut bytes: &[u8]) -> Result<Received, StreamError> {
+pub fn receive(fs: &Fs, mut bytes: &[u8]) -> Result<Received, StreamError> {
     fs.receive(None, &mut bytes, &mut std::io::sink(), &mut Nobody)
 }
 
@@ -112,7 +112,7 @@ fn replicate(from: &Fs, to: &Fs, name: &str) -> (Sent, Received) {
     })
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let mut bytes: Vec<u8> = (0..len.div_ceil(8))
         .flat_map(|_| rng.next().to_le_bytes())
@@ -121,20 +121,20 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) -> Ino {
+pub fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) -> Ino {
     let made = fs.create(parent, name.as_bytes(), 0o640, &Caller::default());
     let ino = made.expect("made").ino;
     fs.write(ino, 0, content, false).expect("written");
     ino
 }
 
-fn mkdir(fs: &Fs, parent: Ino, name: &str) -> Ino {
+pub fn mkdir(fs: &Fs, parent: Ino, name: &str) -> Ino {
     let made = fs.mkdir(parent, name.as_bytes(), 0o750, &Caller::default());
     made.expect("made").ino
 }
 
 /// A volume with some of everything, and a snapshot `one`.
-fn source(pool: &Pool) -> std::sync::Arc<Fs> {
+pub fn source(pool: &Pool) -> std::sync::Arc<Fs> {
     let fs = pool.open();
     let options = VolumeOptions::default();
     let root = fs
@@ -161,7 +161,7 @@ fn source(pool: &Pool) -> std::sync::Arc<Fs> {
 }
 
 /// Changes a little of everything, and takes a snapshot `two`.
-fn change(fs: &Fs) {
+pub fn change(fs: &Fs) {
     let ino = |path: &str| fs.resolve(path.as_bytes()).expect("there").ino;
     let root = ino("/v");
     let flags = RenameFlags::default;
@@ -190,7 +190,7 @@ fn change(fs: &Fs) {
     fs.snapshot_create(b"/v", b"two").expect("taken");
 }
 
-fn same(from: &Fs, to: &Fs, (at, path): (&str, &str), name: &str) {
+pub fn same(from: &Fs, to: &Fs, (at, path): (&str, &str), name: &str) {
     let shown = |fs: &Fs, path: &str| {
         let path = format!("{path}/.snapshots/{name}");
         tree(fs, fs.resolve(path.as_bytes()).expect("there").ino)
@@ -239,6 +239,21 @@ fn what_is_received_is_what_was_sent() {
         "{refused:?}"
     );
     assert_eq!(shown(&other), 0);
+}
+
+/// Also where only what is below it has changed.
+#[test]
+fn the_directory_itself_keeps_its_times() {
+    let (from, to) = (Pool::new(64), Pool::new(64));
+    let (source, target) = (source(&from), to.open());
+    replicate(&source, &target, "one");
+    let big = source.resolve(b"/v/big").expect("there").ino;
+    source.write(big, 0, b"changed", false).expect("written");
+    source.snapshot_create(b"/v", b"two").expect("taken");
+    from.sleep_ms(5000);
+    to.sleep_ms(5000);
+    replicate(&source, &target, "two");
+    same(&source, &target, ("/v", "/copy"), "two");
 }
 
 #[test]

@@ -102,7 +102,10 @@ pub enum Request {
     /// Send a snapshot, or receive one.
     Stream(StreamRequest),
     /// What a pool is made with that is to receive.
-    ReplicaKey,
+    ReplicaKey {
+        /// It is to keep what it cannot read.
+        store_only: bool,
+    },
     /// Print a structure.
     Debug(DebugTarget),
     /// Users of the S3 face.

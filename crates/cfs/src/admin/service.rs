@@ -33,7 +33,7 @@ use crate::bytes::count;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
 use crate::pool::{Pool, cipher_name, master_key, new_slot};
-use crate::replica::ReplicaKey;
+use crate::replica::{ReplicaKey, Role};
 use crate::transfer::export::export;
 use crate::transfer::import::{Excluded, import};
 use crate::transfer::{KernelCaches, Run};
@@ -197,7 +197,7 @@ impl Service {
                 let (pool, caches) = (&self.pool, self.kernel_caches());
                 streams::perform(&pool.fs, &pool.dir, &request, caches, reporter)
             }
-            Request::ReplicaKey => self.replica_key(),
+            Request::ReplicaKey { store_only } => self.replica_key(store_only),
             Request::Volume(request) => {
                 volumes::perform(&self.pool.fs, &request, self.kernel_caches(), reporter)
             }
@@ -490,14 +490,30 @@ impl Service {
         }))
     }
 
-    fn replica_key(&self) -> Result<Answer> {
+    fn replica_key(&self, store_only: bool) -> Result<Answer> {
         let store = self.pool.fs.store();
         let secret = store
             .domain_secret(DomainId::DEFAULT)
             .ok_or_else(|| Failure::new(Code::Pool, "the first dedup domain is missing"))?;
+        let kept = self.pool.fs.keeps().map_err(|error| {
+            Failure::new(Code::Pool, format!("the key of what it keeps: {error}"))
+        })?;
+        let (role, key) = match (kept, store_only) {
+            (Some(passage), true) => (Role::Keeps, *passage.expose()),
+            (None, true) => (Role::Keeps, *secret.passage().expose()),
+            (None, false) => (Role::Reads, *secret.expose()),
+            (Some(_), false) => {
+                return Err(Failure::new(
+                    Code::Usage,
+                    "this pool keeps snapshots that it cannot read, and has no key that could",
+                )
+                .hint("take the key of a replica that can read them from the pool that they came from; with --store-only another pool can be made that keeps them"));
+            }
+        };
         let key = ReplicaKey {
             cipher: store.cipher(),
-            secret: Zeroizing::new(*secret.expose()),
+            role,
+            key: Zeroizing::new(key),
         };
         Ok(Answer::ReplicaKey {
             text: key.render().to_string(),

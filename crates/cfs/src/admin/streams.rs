@@ -192,6 +192,13 @@ fn failure(error: &StreamError) -> Failure {
 fn sent_line(named: &Named, sent: &Sent) -> String {
     match sent.had_all {
         true => format!("{}: the other side has it", named.sentence()),
+        false if sent.inodes == 0 => format!(
+            "{}: {} sent, of it {} in {} chunks",
+            named.sentence(),
+            show(sent.bytes),
+            show(sent.chunk_bytes),
+            count(sent.chunks)
+        ),
         false => format!(
             "{}: {} sent, of it {} in {} chunks; {} inodes",
             named.sentence(),
@@ -208,6 +215,10 @@ fn received_line(received: &Received) -> String {
     let name = printable(&String::from_utf8_lossy(&received.name));
     match received.had_all {
         true => format!("snapshot {name} of {path} is here already"),
+        false if received.kept => format!(
+            "snapshot {name} received as {path}, sealed: {} chunks",
+            count(received.chunks)
+        ),
         false => format!(
             "snapshot {name} of {path} received: {} chunks, {} inodes",
             count(received.chunks),

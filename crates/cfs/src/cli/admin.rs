@@ -241,12 +241,19 @@ pub enum KeyCommand {
 The file holds the secret that names and seals this pool's chunks: who has it and a copy of the pool's chunks can read
 them. Take it to the other machine, make the pool there, and delete it.
 
+With --store-only it holds a key that lets the other pool take snapshots, keep them, and hand them out again, and
+neither names nor opens anything in them. What such a pool learns: names and times of snapshots, how many files and
+chunks change, and how long chunks are.
+
 Example:
   cfs admin key replica replica.key --data /srv/pool
   cfs init --data /srv/copy --replica-of replica.key && rm replica.key")]
     Replica {
         /// The file, which must not be there
         file: PathBuf,
+        /// For a pool that keeps snapshots without being able to read them
+        #[arg(long)]
+        store_only: bool,
         /// Where the pool is.
         #[command(flatten)]
         existing: ExistingArgs,

@@ -11,7 +11,7 @@ use cfs_format::superblock::{CHUNKER_GEAR, ChunkParams, KeySlot};
 use cfs_format::{SEGMENT_BYTES, SegmentId};
 use cfs_fs::Fs;
 use cfs_seal::block::Cipher;
-use cfs_seal::keys::{ClusterKey, render_key_file, wrap_cluster_key};
+use cfs_seal::keys::{ClusterKey, PassageKey, render_key_file, wrap_cluster_key};
 use cfs_store::{FormatPoolError, Host, POOL_BYTES_MIN, Store, StoreOptions};
 use zeroize::Zeroizing;
 
@@ -24,7 +24,7 @@ use crate::datadir::{Config, Contents, DataDir};
 use crate::failure::{Code, Failure, Result};
 use crate::host::System;
 use crate::keys::{KeyGiven, Secret};
-use crate::replica::ReplicaKey;
+use crate::replica::{ReplicaKey, Role};
 
 pub(super) fn create(
     dir: &DataDir,
@@ -232,7 +232,9 @@ fn format(
             algorithm: CHUNKER_GEAR.into(),
         },
         pool_bytes_max: first_run.pool_size.unwrap_or(0),
-        domain_secret: replica.map(|replica| *replica.secret),
+        domain_secret: replica
+            .filter(|replica| replica.role == Role::Reads)
+            .map(|replica| *replica.key),
     };
     Store::format(
         device,
@@ -262,6 +264,12 @@ fn format(
         codec_level,
     };
     Fs::format(&store, &*host, &options).map_err(|error| failed(&error))?;
+    if let Some(replica) = replica
+        && replica.role == Role::Keeps
+    {
+        let passage = PassageKey::from_bytes(*replica.key);
+        Fs::format_to_keep(&store, &passage).map_err(|error| failed(&error))?;
+    }
     store.close().map_err(|error| failed(&error))
 }
 

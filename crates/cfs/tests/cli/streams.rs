@@ -214,3 +214,110 @@ fn pools_that_are_served_replicate() {
         server.stop();
     }
 }
+
+#[test]
+fn a_pool_that_only_stores_gives_back_what_it_cannot_read() {
+    let scratch = Scratch::new();
+    let (data, kept, back) = (
+        scratch.path("pool"),
+        scratch.path("kept"),
+        scratch.path("back"),
+    );
+    let source = scratch.path("home");
+    plant(&source, 7);
+    let (key, sealed) = (scratch.path("replica.key"), scratch.path("sealed.key"));
+    let snapshot = |name: &str| {
+        cfs!("import", source, "/", "--data", data).ok();
+        cfs!(
+            "admin", "snapshot", "create", "/home", "--name", name, "--data", data
+        )
+        .ok();
+    };
+    snapshot("one");
+    cfs!(
+        "admin",
+        "key",
+        "replica",
+        "--store-only",
+        sealed,
+        "--data",
+        data
+    )
+    .ok();
+    cfs!("init", "--data", kept, "--replica-of", sealed).ok();
+    let server = Server::start(&kept, None);
+    cfs!(
+        "replicate",
+        "/home@one",
+        kept,
+        "--path",
+        "/sealed",
+        "--data",
+        data
+    )
+    .ok();
+    fs::write(source.join("new"), noise(4711, 300_000)).expect("a file");
+    snapshot("two");
+    // Without a path it goes to one of its own.
+    let done = cfs!("replicate", "/home@two", kept, "--data", data).ok();
+    assert!(done.stderr.contains("received as /"), "{done:?}");
+    let done = cfs!(
+        "replicate",
+        "/home@two",
+        kept,
+        "--path",
+        "/sealed",
+        "--data",
+        data
+    )
+    .ok();
+    assert!(done.stderr.contains("sealed: "), "{done:?}");
+    server.stop();
+    cfs!("admin", "fsck", "--data", kept).ok();
+    cfs!("admin", "scrub", "--data", kept).ok();
+    cfs!("admin", "key", "replica", key, "--data", kept).refused(2, "cannot read");
+
+    // The first pool is lost; what is left is its key.
+    cfs!("admin", "key", "replica", key, "--data", data).ok();
+    fs::remove_dir_all(&data).expect("removed");
+    cfs!("init", "--data", back, "--replica-of", key).ok();
+    cfs!(
+        "admin", "snapshot", "delete", "/sealed", "--name", "one", "--data", kept
+    )
+    .ok();
+    cfs!("replicate", "/sealed@two", back, "--data", kept).ok();
+    let exported = scratch.path("exported");
+    cfs!(
+        "export",
+        "/home/.snapshots/two",
+        exported,
+        "-T",
+        "--data",
+        back
+    )
+    .ok();
+    assert_same(&source, &exported);
+    // Another one that only stores.
+    let (again, third) = (scratch.path("again.key"), scratch.path("third"));
+    cfs!(
+        "admin",
+        "key",
+        "replica",
+        again,
+        "--store-only",
+        "--data",
+        kept
+    )
+    .ok();
+    cfs!("init", "--data", third, "--replica-of", again).ok();
+    cfs!(
+        "replicate",
+        "/sealed@two",
+        third,
+        "--path",
+        "/sealed",
+        "--data",
+        kept
+    )
+    .ok();
+}
