@@ -199,9 +199,12 @@ impl Face {
         Ok(None)
     }
 
-    fn older_null(&self, bucket: &BucketAt, key: &str) -> Result<Option<Older>, FsError> {
+    /// The files in the tree that are the version `null` of a key, the newest first: more than one where a snapshot that was
+    /// restored has brought it back before the key was put.
+    fn older_nulls(&self, bucket: &BucketAt, key: &str) -> Result<Vec<Older>, FsError> {
+        let mut found = Vec::new();
         let Some(tree) = self.versions_tree(bucket)? else {
-            return Ok(None);
+            return Ok(found);
         };
         let prefix = in_tree(key, "");
         let mut walk = Walk::new(&self.fs, tree, prefix.as_bytes(), b"")?;
@@ -210,16 +213,32 @@ impl Face {
                 && let Ok(path) = String::from_utf8(path)
             {
                 let id = NULL_VERSION.to_owned();
-                return Ok(Some(Older { ino, path, id }));
+                found.push(Older { ino, path, id });
             }
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// The same as the places that they have, with their keys in the tree.
+    fn null_places(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+    ) -> Result<Vec<(Place, Option<String>)>, FsError> {
+        let mut places = Vec::new();
+        if let Some(tree) = self.versions_tree(bucket)? {
+            for older in self.older_nulls(bucket, key)? {
+                let place = self.find(tree, &older.path)?;
+                places.extend(place.map(|place| (place, Some(older.path))));
+            }
+        }
+        Ok(places)
     }
 
     /// A version in the tree.
     fn find_older(&self, bucket: &BucketAt, key: &str, id: &str) -> Result<Option<Older>, FsError> {
         if id == NULL_VERSION {
-            return self.older_null(bucket, key);
+            return Ok(self.older_nulls(bucket, key)?.into_iter().next());
         }
         let Some(tree) = self.versions_tree(bucket)? else {
             return Ok(None);
@@ -445,13 +464,7 @@ impl Face {
         if bucket.record.versioning != Some(Versioning::Suspended) {
             return Ok(None);
         }
-        let mut found = Vec::new();
-        if let Some(tree) = self.versions_tree(bucket)?
-            && let Some(older) = self.older_null(bucket, key)?
-            && let Some(place) = self.find(tree, &older.path)?
-        {
-            found.push((place, Some(older.path)));
-        }
+        let mut found = self.null_places(bucket, key)?;
         if let Some((hidden, _)) = self.hidden(bucket, key, current, Room::Free)?
             && self.version_of(hidden.ino)? == NULL_VERSION
         {
@@ -544,14 +557,13 @@ impl Face {
                         arrangement.moves.push(moved(found, to));
                     }
                 }
-                if state == Versioning::Suspended
-                    && let Some(older) = self.older_null(bucket, key)?
-                {
-                    // Only the current one hides it.
+                if state == Versioning::Suspended {
+                    // Only the current one hides them.
                     let current = place.as_ref().map(|place| place.ino);
                     let is_hidden = replaced.first().is_some_and(|it| Some(it.ino) == current);
                     let at = usize::from(is_hidden);
-                    replaced.splice(at..at, self.find(tree, &older.path)?);
+                    let older = self.null_places(bucket, key)?.into_iter();
+                    replaced.splice(at..at, older.map(|(place, _)| place));
                 }
                 // One can go in the step. Nobody misses the others, which it hides, before.
                 for hidden in replaced.iter().skip(1) {
@@ -588,6 +600,40 @@ impl Face {
         })
     }
 
+    /// The files that are a version of a key, with the key in the tree of who is there; the first hides the others. The version
+    /// `null` may have several, another a second one with the plain name of its key.
+    fn files_of(
+        &self,
+        bucket: &BucketAt,
+        key: &str,
+        id: &str,
+        current: Option<&Place>,
+    ) -> Result<Vec<(Place, Option<String>)>, FsError> {
+        self.tell_apart(bucket, key, current, Room::Reserve)?;
+        let hidden = self.hidden(bucket, key, current, Room::Reserve)?;
+        let mut files = Vec::new();
+        if let Some(current) = current
+            && self.version_of(current.ino)? == id
+        {
+            files.push((current.clone(), None));
+        }
+        if id == NULL_VERSION {
+            files.extend(self.null_places(bucket, key)?);
+        } else if files.is_empty()
+            && let Some(tree) = self.versions_tree(bucket)?
+            && let Some(older) = self.find_older(bucket, key, id)?
+            && let Some(place) = self.find(tree, &older.path)?
+        {
+            files.push((place, Some(older.path)));
+        }
+        if let Some((hidden, _)) = hidden
+            && self.version_of(hidden.ino)? == id
+        {
+            files.push((hidden, None));
+        }
+        Ok(files)
+    }
+
     /// Removes a version for good. If it was the newest, the one before it becomes current in the same step, unless that
     /// is a marker. The key is locked. Not durable yet.
     ///
@@ -606,42 +652,37 @@ impl Face {
                 is_marker: false,
             };
             let mut current = self.find(bucket.ino(), key)?;
-            self.tell_apart(bucket, key, current.as_ref(), Room::Reserve)?;
-            let hidden = self.hidden(bucket, key, current.as_ref(), Room::Reserve)?;
-            let tree = self.versions_tree(bucket)?;
-            let mut path = None;
-            let is_current = match &current {
-                Some(place) => self.version_of(place.ino)? == id,
-                None => false,
-            };
-            // Of one version two times, the one that nobody sees goes before.
-            if is_current
-                && let Some((hidden, _)) = hidden
-                && self.version_of(hidden.ino)? == id
-            {
+            let mut files = self.files_of(bucket, key, id, current.as_ref())?;
+            if files.is_empty() {
+                return Ok(deleted);
+            }
+            let now = self.fs.now_ms();
+            for (place, _) in &files {
+                let lock = self.fs.lock(place.ino)?;
+                if lock.is_some_and(|lock| lock.protects(now, bypass_governance)) {
+                    return Err(FsError::Locked);
+                }
+            }
+            // One can go in the step. Those that it hides nobody misses before.
+            for (place, path) in files.drain(1..) {
                 let arrangement = Arrangement {
-                    remove: Some(hidden.named()),
+                    remove: Some(place.named()),
                     bypass_governance,
                     room: Room::Reserve,
                     ..Arrangement::default()
                 };
                 self.arrange(bucket.ino(), key, arrangement)?;
+                self.inode_changed(place.ino);
+                self.prune_at(bucket, key, path.as_deref())?;
             }
-            let goes = match is_current {
-                true => current.take(),
-                false => match (tree, self.find_older(bucket, key, id)?) {
-                    (Some(tree), Some(older)) => {
-                        deleted.is_marker = self.is_marker(older.ino)?;
-                        let place = self.find(tree, &older.path)?;
-                        path = Some(older.path);
-                        place
-                    }
-                    _ => self.shadowed(bucket, key, id)?,
-                },
-            };
-            let Some(goes) = goes else {
-                return Ok(deleted);
-            };
+            let (goes, path) = files.remove(0);
+            let tree = self.versions_tree(bucket)?;
+            let is_current = current.as_ref() == Some(&goes);
+            if is_current {
+                current = None;
+            } else if path.is_some() {
+                deleted.is_marker = self.is_marker(goes.ino)?;
+            }
             let mut arrangement = Arrangement {
                 remove: Some(goes.named()),
                 bypass_governance,
