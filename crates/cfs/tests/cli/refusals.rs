@@ -5,10 +5,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, mount, mount_remount};
+use rustix::mount::{MountFlags, mount_remount};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, as_root, can_mount, command, is_root, run};
+use crate::support::{
+    Scratch, Server, as_root, as_root_with_tmpfs, can_mount, command, is_root, run,
+};
 use crate::trees::state;
 
 /// Runs `check`, after which the directory must be what it was.
@@ -257,15 +259,6 @@ fn hosts_that_are_read_only() {
             cfs!("admin", "status", "--data", data).refused(7, "read-only");
         });
     }
-}
-
-fn as_root_with_tmpfs(path: &Path, options: &str) -> bool {
-    let options = std::ffi::CString::new(options).expect("no zeros");
-    let mounted = mount("tmpfs", path, "tmpfs", MountFlags::empty(), &*options);
-    if let Err(errno) = mounted {
-        eprintln!("SKIPPED: a tmpfs cannot be mounted here: {errno}");
-    }
-    mounted.is_ok()
 }
 
 #[test]
