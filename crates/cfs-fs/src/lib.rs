@@ -25,6 +25,7 @@ mod lock;
 mod namespace;
 mod rebuild;
 pub mod recount;
+mod rest;
 mod row;
 pub mod stream;
 mod types;
@@ -83,6 +84,7 @@ pub struct Fs {
     pub(crate) swept: Mutex<Option<(cfs_format::VolumeId, cfs_format::Ino)>>,
     /// Directories that streams are being received into.
     pub(crate) receiving: Mutex<HashSet<cfs_format::Ino>>,
+    pub(crate) rest: Mutex<rest::Seen>,
 }
 
 /// Why a pool could not be opened. Nothing changed, but for what recovery itself writes.
@@ -148,6 +150,7 @@ impl Fs {
             schedule: Mutex::default(),
             swept: Mutex::default(),
             receiving: Mutex::default(),
+            rest: Mutex::default(),
         });
         fs.queue_orphans()?;
         Ok(fs)
@@ -161,8 +164,8 @@ impl Fs {
 
     /// Does background work that is due, a bounded amount of it: writes aged dirty data and access times, removes
     /// inodes without a name and history that no snapshot needs, takes snapshots that are due, re-chunks fragmented files,
-    /// then the store's own, and recounts references. Called by one thread about every
-    /// 100 ms.
+    /// then the store's own, and recounts references. Called by one thread about every 100 ms, and about every second
+    /// while the file system [rests](Fs::rests).
     ///
     /// # Errors
     /// The first failure; the rest of the work stays due.
@@ -183,9 +186,14 @@ impl Fs {
             .and(kept)
     }
 
-    /// Waits until there is something for [`Fs::write_log`], at most for `patience`.
+    /// Waits until there is something for [`Fs::write_log`], at most for `patience`, or until [`Fs::end_wait`].
     pub fn wait_for_changes(&self, patience: Duration) {
         self.store.wait_for_commands(patience);
+    }
+
+    /// Who is in [`Fs::wait_for_changes`], or comes there next, returns at once.
+    pub fn end_wait(&self) {
+        self.store.end_wait();
     }
 
     /// Hands all changes to the pool's device without flushing it. To be called by one thread over and over: what has been

@@ -90,7 +90,8 @@ impl Lock {
     }
 
     /// Whether it protects at a time, against who may bypass governance or may not.
-    pub(crate) fn protects(&self, now_ms: u64, bypass: bool) -> bool {
+    #[must_use]
+    pub fn protects(&self, now_ms: u64, bypass: bool) -> bool {
         let is_retained = self.retention.is_some_and(|(mode, until)| {
             until > now_ms && !(bypass && mode == RetentionMode::Governance)
         });

@@ -20,6 +20,7 @@ use crate::access::{Access, Auth, Peer};
 use crate::api::Operations;
 use crate::bodies::{self, Budget, FORM_FILE_BYTES_MAX, XML_BYTES_MAX};
 use crate::cors;
+use crate::errors;
 use crate::face::Face;
 use crate::hosts::Hosts;
 use crate::iam;
@@ -378,7 +379,7 @@ fn error(error: S3Error) -> Response<Body> {
     })
 }
 
-/// Puts the number of a request into the headers, and into what is said of an error.
+/// Puts the number of a request into the headers, and into what is said of an error, which has a message then.
 async fn name_request(response: &mut Response<Body>, id: &str) {
     let Ok(value) = HeaderValue::from_str(id) else {
         return;
@@ -391,9 +392,20 @@ async fn name_request(response: &mut Response<Body>, id: &str) {
         && let Some(text) = response.body().bytes()
         && let Some(head) = text.strip_suffix(b"</Error>")
     {
-        let tail = format!("<RequestId>{id}</RequestId><HostId>cfs</HostId></Error>");
+        let message = message_of(head).unwrap_or_default();
+        let tail = format!("{message}<RequestId>{id}</RequestId><HostId>cfs</HostId></Error>");
         let body = [head, tail.as_bytes()].concat();
         response.headers_mut().remove(http::header::CONTENT_LENGTH);
         *response.body_mut() = Body::from(body);
     }
+}
+
+/// The message that is missing in what is said of an error. Ours may have none, and those of `s3s` often do.
+fn message_of(said: &[u8]) -> Option<String> {
+    let said = str::from_utf8(said).ok()?;
+    if said.contains("<Message>") {
+        return None;
+    }
+    let (code, _) = said.split_once("<Code>")?.1.split_once("</Code>")?;
+    Some(format!("<Message>{}</Message>", errors::words(code)))
 }

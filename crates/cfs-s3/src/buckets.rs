@@ -1,7 +1,7 @@
 //! Buckets: directories in the root directory.
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, FsError, RecordChange, Room};
+use cfs_fs::{Attr, FsError, RecordChange, Room, Volume};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::errors::from_fs;
@@ -38,6 +38,19 @@ impl BucketAt {
     }
 }
 
+/// S3 does not remove volumes, which have quotas and snapshots that it does not show.
+fn volume_stays(volume: &Volume) -> S3Error {
+    let path = String::from_utf8_lossy(&volume.path);
+    let kind = match volume.is_clone() {
+        true => "clone",
+        false => "volume",
+    };
+    s3_error!(
+        InvalidBucketState,
+        "{path} is a {kind}, which `cfs admin volume delete {path}` removes, and S3 does not"
+    )
+}
+
 /// Whether a directory of this name can be a bucket that is there already; a new one has to meet S3's own rules.
 fn may_be_bucket(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
@@ -53,7 +66,10 @@ impl Face {
             .find_bucket(name)?
             .ok_or_else(|| s3_error!(NoSuchBucket, "there is no bucket {name}"))?;
         match expected {
-            Some(expected) if expected != bucket.owner() => Err(S3ErrorCode::AccessDenied.into()),
+            Some(expected) if expected != bucket.owner() => Err(s3_error!(
+                AccessDenied,
+                "the bucket is not of whom the request expects"
+            )),
             _ => Ok(bucket),
         }
     }
@@ -241,12 +257,19 @@ impl Face {
     /// Removes a bucket without objects, and the empty directories in it, durably.
     ///
     /// # Errors
-    /// `BucketNotEmpty`, also when there is something in it that is no object.
+    /// `BucketNotEmpty`, also when there is something in it that is no object; `InvalidBucketState` for the root of a volume,
+    /// and when there is one in it.
     pub(crate) fn delete_bucket(&self, bucket: &BucketAt) -> S3Result<()> {
         let _lock = self.lock(Ino::ROOT, &bucket.name);
         let mut walk = Walk::new(&self.fs, bucket.ino(), b"", b"").map_err(from_fs)?;
         if walk.next().map_err(from_fs)?.is_some() {
             return Err(S3ErrorCode::BucketNotEmpty.into());
+        }
+        let path = format!("/{}", bucket.name).into_bytes();
+        match self.fs.volume(&path) {
+            Ok(volume) => return Err(volume_stays(&volume)),
+            Err(FsError::NotFound) => {}
+            Err(error) => return Err(from_fs(error)),
         }
         self.end_uploads(bucket)?;
         let busy = |error: FsError| match error {
@@ -263,7 +286,10 @@ impl Face {
                 None => {
                     let (_, name) = below.pop().expect("the loop saw it");
                     if let Some((parent, _)) = below.last() {
-                        self.fs.rmdir(*parent, &name).map_err(busy)?;
+                        self.fs.rmdir(*parent, &name).map_err(|error| match error {
+                            FsError::Volume => self.volume_in(&path, &below, &name),
+                            error => busy(error),
+                        })?;
                         self.name_changed(*parent, &name);
                     }
                 }
@@ -275,6 +301,16 @@ impl Face {
         self.make_durable()?;
         self.name_changed(Ino::ROOT, bucket.name.as_bytes());
         Ok(())
+    }
+
+    /// There is a volume in a bucket that was to be removed.
+    fn volume_in(&self, bucket: &[u8], below: &[(Ino, Vec<u8>)], name: &[u8]) -> S3Error {
+        let names = below.iter().skip(1).map(|(_, name)| &name[..]);
+        let parts: Vec<_> = [bucket].into_iter().chain(names).chain([name]).collect();
+        match self.fs.volume(&parts.join(&b'/')) {
+            Ok(volume) => volume_stays(&volume),
+            Err(error) => from_fs(error),
+        }
     }
 
     /// Changes records of a bucket, durably.

@@ -11,7 +11,7 @@ use s3s::dto::BucketLifecycleConfiguration;
 use s3s::{S3ErrorCode, S3Result};
 
 use crate::buckets::BucketAt;
-use crate::errors::from_fs;
+use crate::errors::{self, from_fs};
 use crate::face::{Face, Watcher};
 use crate::lifecycle::{DAY_MS, Due, Rules, Subject};
 use crate::listing::{Peeked, peek_older};
@@ -114,10 +114,8 @@ impl Lifecycle {
         pass: &Pass,
         tell: &mut dyn FnMut(&Expired) -> bool,
     ) -> Result<Tally, String> {
-        let told = |error: s3s::S3Error| match error.message() {
-            Some(message) => format!("{}: {message}", error.code().as_str()),
-            None => error.code().as_str().to_owned(),
-        };
+        let told =
+            |error: s3s::S3Error| format!("{}: {}", error.code().as_str(), errors::message(&error));
         self.0.expire(pass, tell).map_err(told)
     }
 }

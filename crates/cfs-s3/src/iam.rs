@@ -24,6 +24,7 @@ use s3s::{Body, S3Error, S3ErrorCode};
 use self::shown::{Shown, escaped};
 use crate::access::{Peer, TOKEN_HEADER, facts_of_request};
 use crate::answer::From;
+use crate::errors;
 use crate::face::{Face, blocking};
 use crate::policy::{Asked, Facts, Verdict, Who};
 use crate::principal::Principal;
@@ -108,7 +109,7 @@ impl std::convert::From<UserError> for Refused {
 impl std::convert::From<S3Error> for Refused {
     fn from(error: S3Error) -> Self {
         let status = error.status_code().unwrap_or(StatusCode::BAD_REQUEST);
-        let message = error.message().unwrap_or_default().to_owned();
+        let message = errors::message(&error);
         let code = match error.code() {
             S3ErrorCode::InvalidAccessKeyId | S3ErrorCode::InvalidToken => "InvalidClientTokenId",
             S3ErrorCode::ExpiredToken => "ExpiredToken",

@@ -183,6 +183,7 @@ impl Store {
             if !has_more {
                 break;
             }
+            self.pace.note_step();
         }
         self.pool.space.lock().end_trim();
         Ok(has_more)
@@ -511,8 +512,8 @@ impl Store {
         Ok((manifest, segments))
     }
 
-    /// Does background work that is due, a bounded amount of it. To be called by one thread about ten times a second,
-    /// or by a simulation.
+    /// Does background work that is due, a bounded amount of it. To be called by one thread about ten times a second, as
+    /// long as [`Store::activity`] changes, or by a simulation.
     ///
     /// # Errors
     /// The pool is, or goes, read-only, or has no room for tables.
@@ -565,6 +566,7 @@ impl Store {
             if !self.drop_dead_chunks()? {
                 break;
             }
+            self.pace.note_step();
         }
         Ok(())
     }
@@ -594,6 +596,7 @@ impl Store {
             || (age > CHECKPOINT_AFTER_NS && journal.last_lsn() > maintenance.checkpoint_lsn)
             || (pending > 0 && (age > for_space_after || is_low));
         if must || (frees && age > for_space_after) {
+            self.pace.note_step();
             match self.checkpoint_now(&mut maintenance) {
                 Ok(()) => {
                     maintenance.merges_wait = false;
@@ -613,7 +616,10 @@ impl Store {
                 break;
             }
             match self.compact_step(for_room) {
-                Ok(true) => maintenance.has_merged = true,
+                Ok(true) => {
+                    maintenance.has_merged = true;
+                    self.pace.note_step();
+                }
                 Ok(false) => break,
                 // The next checkpoint frees what this merge has written, and perhaps more.
                 Err(RunError::NoSpace) => maintenance.merges_wait = true,

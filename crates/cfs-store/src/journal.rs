@@ -56,6 +56,8 @@ struct Queue {
     next_lsn: u64,
     /// Whether [`Journal::wait_for_commands`] waits for the first one.
     awaited: bool,
+    /// Whether who waits is to return all the same.
+    called: bool,
 }
 
 struct Writer {
@@ -111,6 +113,7 @@ impl Journal {
                 ends: Vec::new(),
                 next_lsn,
                 awaited: false,
+                called: false,
             }),
             arrival: Condvar::new(),
             writer: Mutex::new(writer),
@@ -145,13 +148,20 @@ impl Journal {
         Lsn(lsn)
     }
 
-    /// Returns when commands are queued, or after `patience`.
+    /// Returns when commands are queued, or after `patience`, or when [`Journal::end_wait`] has been called.
     pub fn wait_for_commands(&self, patience: Duration) {
         let mut queue = self.queue.lock();
-        if queue.bytes.is_empty() {
+        if queue.bytes.is_empty() && !queue.called {
             queue.awaited = true;
             self.arrival.wait_for(&mut queue, patience);
         }
+        queue.called = false;
+    }
+
+    /// Lets who waits for commands, or does so next, go.
+    pub fn end_wait(&self) {
+        self.queue.lock().called = true;
+        self.arrival.notify_all();
     }
 
     /// The newest command's LSN.

@@ -27,6 +27,8 @@ pub(crate) enum Load {
 #[derive(Default)]
 pub(crate) struct Pace {
     uses: AtomicU64,
+    /// Steps of background work.
+    steps: AtomicU64,
     state: Mutex<PaceState>,
 }
 
@@ -43,6 +45,16 @@ impl Pace {
     /// Somebody uses the pool.
     pub fn note_use(&self) {
         self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Background work has found something to do.
+    pub fn note_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Uses and steps until now.
+    pub fn count(&self) -> u64 {
+        self.uses.load(Ordering::Relaxed) + self.steps.load(Ordering::Relaxed)
     }
 
     /// Called once a tick: whether the pool is in use, and fills the purse.
@@ -84,6 +96,7 @@ impl Pace {
 
     /// Work has read and written so much.
     pub fn spend(&self, bytes: u64) {
+        self.note_step();
         // Debts are bounded, so that work for a full pool, which does not ask, does not forbid all other for long.
         let floor = -4 * i64::from(SEGMENT_BYTES);
         let mut state = self.state.lock();

@@ -338,6 +338,12 @@ impl Store {
         self.pace.load() == crate::pace::Load::Idle
     }
 
+    /// A number that grows with each command, each chunk that is put or read, and each step of background work.
+    #[must_use]
+    pub fn activity(&self) -> u64 {
+        self.pace.count() + self.journal().last_lsn().0
+    }
+
     /// Whether the last process that had the pool ended without closing it.
     #[must_use]
     pub fn was_unclean(&self) -> bool {
@@ -353,9 +359,15 @@ impl Store {
         self.sync_to(self.journal().last_lsn())
     }
 
-    /// Waits until a command is committed that [`Store::write_log`] has not written, at most for `patience`.
+    /// Waits until a command is committed that [`Store::write_log`] has not written, at most for `patience`, or until
+    /// [`Store::end_wait`].
     pub fn wait_for_commands(&self, patience: Duration) {
         self.journal().wait_for_commands(patience);
+    }
+
+    /// Who is in [`Store::wait_for_commands`], or comes there next, returns at once.
+    pub fn end_wait(&self) {
+        self.journal().end_wait();
     }
 
     /// Writes what is committed to the device without flushing it. To be called by one thread over and over: what is

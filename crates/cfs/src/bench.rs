@@ -8,6 +8,7 @@ mod disk;
 mod parts;
 mod pool;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -112,10 +113,23 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn below(dir: &Path) -> Result<Self> {
+        match std::fs::metadata(dir) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(no_directory(dir, "is no directory")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(no_directory(dir, "does not exist"));
+            }
+            Err(error) => return Err(Failure::host("look at", dir, &error)),
+        }
         let path = dir.join(format!("cfs-bench-{}", std::process::id()));
-        std::fs::create_dir(&path).map_err(|e| Failure::host("create", &path, &e))?;
+        std::fs::create_dir(&path).map_err(|e| Failure::host("make a directory in", dir, &e))?;
         Ok(Self(path))
     }
+}
+
+fn no_directory(dir: &Path, what: &str) -> Failure {
+    Failure::new(Code::Usage, format!("{} {what}", dir.display()))
+        .hint("give a directory on the disk that is to be measured")
 }
 
 impl Drop for Scratch {
@@ -147,13 +161,13 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 fn measure(args: &BenchArgs, session: &Session, scratch: &Path) -> Result<Report> {
-    let room = disk::room(scratch)?;
+    let room = disk::room(&args.dir)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let cipher = crate::pool::cipher_of_new(args.cipher);
     let codec = args.codec.unwrap_or_default();
     let data = parts::Samples::new();
     let parts = parts::measure(session, &data, cipher, codec)?;
-    let disk = disk::measure(session, scratch, room)?;
+    let disk = disk::measure(session, &args.dir, scratch, room)?;
     let limits = pool::Limits {
         parts: &parts,
         disk: &disk,

@@ -108,7 +108,7 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         Command::Send(args) => {
             start_log(log, "warn")?;
             send(
-                &args.snapshot,
+                path_at_name(&args.snapshot)?,
                 args.from,
                 Far::Output,
                 args.existing,
@@ -121,9 +121,11 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         }
         Command::Replicate(args) => {
             start_log(log, "warn")?;
+            let named = path_at_name(&args.snapshot)?;
+            args.path.as_deref().map(pool_path).transpose()?;
             let receiver = start_receiver(&args.target, args.path.as_deref())?;
             let far = Far::Process(receiver);
-            send(&args.snapshot, None, far, args.existing, environment)
+            send(named, None, far, args.existing, environment)
         }
         Command::Admin { command } => {
             start_log(log, "warn")?;
@@ -274,7 +276,7 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         AdminCommand::Clone(args) => {
             let request = VolumeRequest::Clone {
                 named: path_at_name(&args.snapshot)?,
-                path: AnyPath::from(&*args.path),
+                path: pool_path(&args.path)?,
                 quota_bytes: args.quota_bytes.unwrap_or(0),
                 quota_inodes: args.quota_inodes.unwrap_or(0),
                 owner: owner(),
@@ -361,25 +363,26 @@ fn given_key(args: GivenKeyArgs) -> Result<Option<GivenKey>> {
 }
 
 fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCode> {
-    let named = |path: &Path, name: &std::ffi::OsStr| Named {
-        path: AnyPath::from(path),
-        name: AnyPath::from(Path::new(name)),
-        id: None,
+    let named = |path: &Path, name: &std::ffi::OsStr| -> Result<Named> {
+        Ok(Named {
+            path: pool_path(path)?,
+            name: AnyPath::from(Path::new(name)),
+            id: None,
+        })
     };
-    let of = |args: SnapshotArgs, request: fn(Named) -> SnapshotRequest| {
+    let of = |args: SnapshotArgs, request: fn(Named) -> SnapshotRequest| -> Result<_> {
+        // Without an id there is a path.
+        let path = args.path.unwrap_or_else(|| PathBuf::from("/"));
         let named = Named {
             id: args.id,
-            ..named(
-                &args.path.unwrap_or_default(),
-                &args.name.or(args.named).unwrap_or_default(),
-            )
+            ..named(&path, &args.name.or(args.named).unwrap_or_default())?
         };
-        (args.existing, request(named), false)
+        Ok((args.existing, request(named), false))
     };
     let (existing, request, json) = match command {
         SnapshotCommand::Create { snapshot, json } => {
             let name = snapshot.name.or(snapshot.named);
-            let named = named(&snapshot.path, &name.unwrap_or_default());
+            let named = named(&snapshot.path, &name.unwrap_or_default())?;
             (snapshot.existing, SnapshotRequest::Create(named), json)
         }
         SnapshotCommand::Policy {
@@ -389,7 +392,7 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
             report,
         } => {
             let request = SnapshotRequest::Policy {
-                path: path.as_deref().map(AnyPath::from),
+                path: path.as_deref().map(pool_path).transpose()?,
                 change: match policy {
                     Some(policy) => PolicyChange::Set(policy),
                     None if remove => PolicyChange::Remove,
@@ -398,11 +401,11 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
             };
             (report.existing, request, report.json)
         }
-        SnapshotCommand::Delete(args) => of(args, SnapshotRequest::Delete),
-        SnapshotCommand::Hold(args) => of(args, SnapshotRequest::Hold),
-        SnapshotCommand::Release(args) => of(args, SnapshotRequest::Release),
+        SnapshotCommand::Delete(args) => of(args, SnapshotRequest::Delete)?,
+        SnapshotCommand::Hold(args) => of(args, SnapshotRequest::Hold)?,
+        SnapshotCommand::Release(args) => of(args, SnapshotRequest::Release)?,
         SnapshotCommand::List { path, with, report } => {
-            let path = path.as_deref().map(AnyPath::from);
+            let path = path.as_deref().map(pool_path).transpose()?;
             let with = with.iter().map(|name| AnyPath::from(Path::new(name)));
             let with = with.collect();
             let request = SnapshotRequest::List { path, with };
@@ -415,7 +418,7 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
             report,
         } => {
             let request = SnapshotRequest::Diff {
-                named: named(&path, &name),
+                named: named(&path, &name)?,
                 to: to.map(|name| AnyPath::from(Path::new(&name))),
                 json: report.json,
             };
@@ -429,7 +432,7 @@ fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCo
             report,
         } => {
             let request = SnapshotRequest::Restore {
-                named: named(&path, &name),
+                named: named(&path, &name)?,
                 below: below.iter().map(|path| AnyPath::from(&**path)).collect(),
                 delete,
             };
@@ -498,12 +501,24 @@ fn path_at_name(given: &OsStr) -> Result<Named> {
         )
         .hint("PATH is that of a directory from the pool's root, NAME that of its snapshot"));
     };
-    let part = |bytes: &[u8]| AnyPath::from(Path::new(OsStr::from_bytes(bytes)));
+    let part = |bytes| Path::new(OsStr::from_bytes(bytes));
     Ok(Named {
-        path: part(&bytes[..at]),
-        name: part(&bytes[at + 1..]),
+        path: pool_path(part(&bytes[..at]))?,
+        name: AnyPath::from(part(&bytes[at + 1..])),
         id: None,
     })
+}
+
+/// The path of a directory in the pool. Commands have no working directory there, so it must start at the root.
+fn pool_path(given: &Path) -> Result<AnyPath> {
+    match given.is_absolute() {
+        true => Ok(AnyPath::from(given)),
+        false => Err(Failure::new(
+            Code::Usage,
+            format!("{} is no path from the pool's root", given.display()),
+        )
+        .hint(format!("write /{}", given.display()))),
+    }
 }
 
 /// Owner and group of what is made for who asks.
@@ -516,13 +531,12 @@ fn owner() -> (u32, u32) {
 
 /// Sends a snapshot to where `far` says.
 fn send(
-    snapshot: &OsStr,
+    named: Named,
     from: Option<OsString>,
     far: Far,
     existing: ExistingArgs,
     environment: Environment,
 ) -> Result<ExitCode> {
-    let named = path_at_name(snapshot)?;
     let dir = DataDir::at(&existing.data)?;
     let waits = matches!(far, Far::Process(_));
     let bridge = Bridge::start(&dir, far)?;
@@ -536,10 +550,11 @@ fn send(
 }
 
 fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
+    let path = args.path.as_deref().map(pool_path).transpose()?;
     let dir = DataDir::at(&args.existing.data)?;
     let bridge = Bridge::start(&dir, Far::Input)?;
     let request = Request::Stream(StreamRequest::Receive {
-        path: args.path.as_deref().map(AnyPath::from),
+        path,
         socket: bridge.name(),
     });
     through(bridge, args.existing, environment, request)
@@ -594,7 +609,7 @@ fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> 
             existing,
         } => {
             let request = VolumeRequest::Create {
-                path: AnyPath::from(&*path),
+                path: pool_path(&path)?,
                 quota_bytes: quota_bytes.unwrap_or(0),
                 quota_inodes: quota_inodes.unwrap_or(0),
                 own_domain,
@@ -609,7 +624,7 @@ fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> 
             existing,
         } => {
             let request = VolumeRequest::Set {
-                path: AnyPath::from(&*path),
+                path: pool_path(&path)?,
                 quota_bytes,
                 quota_inodes,
             };
@@ -621,7 +636,7 @@ fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> 
             recursive,
             existing,
         } => {
-            let path = AnyPath::from(&*path);
+            let path = pool_path(&path)?;
             (existing, VolumeRequest::Delete { path, recursive }, false)
         }
     };

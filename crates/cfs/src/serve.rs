@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use cfs_fs::{AtimePolicy, Fs};
 use cfs_fuse::{MountError, MountOptions, Mounted, SessionError, UnmountError};
 use cfs_s3::S3Server;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select};
 
 use crate::admin::service::Service;
 use crate::admin::socket::AdminSocket;
@@ -29,6 +29,10 @@ use crate::s3::S3At;
 
 /// How often background work is looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// How often while the file system rests.
+const REST: Duration = Duration::from_secs(1);
+/// How long a wait for changes is, of which the end tells.
+const CHANGES_PATIENCE: Duration = Duration::from_secs(3600);
 /// How long a change may stay in this process alone, while writing the log is quick.
 const LOG_PERIOD: Duration = Duration::from_millis(2);
 /// The log is written a part of the time at most, one in this many: each time cuts what streams write into smaller pieces.
@@ -276,6 +280,7 @@ fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionErr
 
 /// The threads that look for background work and write the log. Dropping it ends them.
 pub struct Ticker {
+    fs: Arc<Fs>,
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -284,40 +289,69 @@ impl Ticker {
     /// Starts them.
     pub fn start(fs: Arc<Fs>) -> Self {
         let (stop, stopped) = bounded::<()>(0);
+        // One that is not taken yet will do for all that come meanwhile.
+        let (change, changed) = bounded::<()>(1);
         let log = {
             let (fs, stopped) = (Arc::clone(&fs), stopped.clone());
-            repeat("log", stopped, move || {
-                fs.wait_for_changes(TICK);
+            repeat("log", stopped, never(), move || {
+                fs.wait_for_changes(CHANGES_PATIENCE);
+                let _ = change.try_send(());
                 let start = Instant::now();
                 let written = fs.write_log();
                 let pause = (start.elapsed() * (LOG_SHARE - 1)).clamp(LOG_PERIOD, LOG_PERIOD_MAX);
-                (written, pause)
+                (written, Pause::For(pause))
             })
         };
         let mut memory = Trimmer::default();
-        let background = repeat("background", stopped, move || {
+        let of = Arc::clone(&fs);
+        let background = repeat("background", stopped, changed, move || {
+            let fs = &of;
             let ticked = fs.tick();
             let dirty_bytes = fs.dirty_bytes();
             memory.trim(fs.hot_bytes() + dirty_bytes, dirty_bytes);
-            (ticked, TICK)
+            let pause = match fs.rests() {
+                true => Pause::UntilChanged(REST),
+                false => Pause::For(TICK),
+            };
+            (ticked, pause)
         });
         Self {
+            fs,
             stop: Some(stop),
             threads: vec![log, background],
         }
     }
 }
 
+/// Between two rounds of work.
+#[derive(Clone, Copy)]
+enum Pause {
+    /// So long.
+    For(Duration),
+    /// So long, or until something changes.
+    UntilChanged(Duration),
+}
+
 /// A thread that does `work` over and over, with the pause that it asks for, until `stopped` is closed.
 fn repeat(
     name: &'static str,
     stopped: Receiver<()>,
-    mut work: impl FnMut() -> (cfs_fs::Result<()>, Duration) + Send + 'static,
+    changed: Receiver<()>,
+    mut work: impl FnMut() -> (cfs_fs::Result<()>, Pause) + Send + 'static,
 ) -> JoinHandle<()> {
+    let goes_on = move |pause| match pause {
+        Pause::For(pause) => stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout),
+        Pause::UntilChanged(pause) => select! {
+            recv(stopped) -> _ => false,
+            // Nobody is left to tell when the other thread has ended.
+            recv(changed) -> told => told.is_ok(),
+            default(pause) => true,
+        },
+    };
     let run = move || {
         let mut said = String::new();
-        let mut pause = Duration::ZERO;
-        while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        let mut pause = Pause::For(Duration::ZERO);
+        while goes_on(pause) {
             let (done, next_pause) = work();
             pause = next_pause;
             let text = match done {
@@ -340,6 +374,7 @@ fn repeat(
 impl Drop for Ticker {
     fn drop(&mut self) {
         drop(self.stop.take());
+        self.fs.end_wait();
         for thread in self.threads.drain(..) {
             thread.join().expect("a panic ends the process");
         }

@@ -46,6 +46,11 @@ pub(super) struct DirtyList {
 }
 
 impl Core {
+    /// Whether anything has been accepted that is not stored yet.
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.files.lock().is_empty() || self.buffers.held_bytes() > 0
+    }
+
     /// Notes that the file is dirty since now.
     pub(super) fn note_dirty(&self, file: &Arc<FileState>, body: &mut Body, now_ns: u64) {
         if body.dirty_since_ns == 0 {

@@ -44,6 +44,11 @@ impl PendingTimes {
         self.state.lock().times.get(&ino).copied()
     }
 
+    /// Whether any are to be written.
+    pub(crate) fn has_some(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
     pub(crate) fn forget(&self, ino: Ino) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;

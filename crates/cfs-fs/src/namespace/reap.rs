@@ -26,6 +26,11 @@ impl Reaper {
     pub(crate) fn push(&self, ino: Ino) {
         self.queue.lock().push_back(ino);
     }
+
+    /// Whether any wait.
+    pub(crate) fn has_some(&self) -> bool {
+        !self.queue.lock().is_empty()
+    }
 }
 
 impl Fs {

@@ -48,6 +48,13 @@ pub struct RecountStatus {
     pub failed: Option<String>,
 }
 
+impl Recounts {
+    /// Whether one is under way in the background.
+    pub(crate) fn is_running(&self) -> bool {
+        self.0.lock().running.is_some()
+    }
+}
+
 impl Fs {
     /// Recounts all references now. `go_on` is told now and then how far it is and says whether to go on; `None` when it
     /// did not want to. What was found is kept for [`Fs::recount_status`].

@@ -13,5 +13,6 @@ mod rebuilt_clones;
 mod rebuilt_volumes;
 mod recount;
 mod removed_clones;
+mod rest;
 mod stream;
 mod volumes;

@@ -11,7 +11,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 use super::asker_of;
 use crate::buckets::BucketAt;
 use crate::conditions::{Conditions, timestamp};
-use crate::errors::from_fs;
+use crate::errors::{self, from_fs};
 use crate::face::{Face, blocking};
 use crate::logging::Noted;
 use crate::objects::Object;
@@ -196,7 +196,7 @@ pub(crate) async fn delete_objects(
                 Err(error) => errors.push(Error {
                     code: Some(error.code().as_str().to_owned()),
                     key: Some(key),
-                    message: error.message().map(str::to_owned),
+                    message: Some(errors::message(&error)),
                     version_id,
                 }),
             }

@@ -42,7 +42,7 @@ impl Answer {
         self
     }
 
-    /// Insists on an error.
+    /// Insists on an error, and that it says something.
     #[track_caller]
     pub fn fails(self, status: u16, code: &str) {
         let wanted = format!("<Code>{code}</Code>");
@@ -52,6 +52,8 @@ impl Answer {
             "{}: {text}",
             self.status
         );
+        let said = self.all("Message").pop().unwrap_or_default();
+        assert!(!said.is_empty(), "{text}");
     }
 
     /// What is between these tags, everywhere.

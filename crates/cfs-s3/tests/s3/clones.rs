@@ -1,7 +1,7 @@
 //! A clone of a bucket is a bucket.
 
 use cfs_format::Ino;
-use cfs_fs::{Caller, FsError, Quota, RenameFlags};
+use cfs_fs::{Caller, FsError, Quota, RenameFlags, VolumeOptions};
 
 use crate::pool::{Pool, noise};
 
@@ -58,6 +58,56 @@ fn a_clone_of_a_bucket_is_one_and_locks_stay() {
     let clone = fs.volume(b"/second").expect("there");
     assert!(clone.goes_whole());
     fs.clone_delete(b"/second").expect("removed");
+    served.assert_clean();
+}
+
+/// `InvalidObjectState` was said of a bucket that has no objects.
+#[test]
+fn a_bucket_that_is_a_volume_or_has_one_is_not_deleted() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let (root, fs) = (served.root(), &served.fs);
+    let caller = Caller::default();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/k", b"content").is(200);
+    let taken = fs.snapshot_create(b"/bucket", b"s").expect("taken");
+    let quota = Quota::default();
+    fs.clone_create(&taken, b"/copy", quota, &caller)
+        .expect("a clone");
+    fs.clone_create(&taken, b"/bucket/copy", quota, &caller)
+        .expect("a clone");
+    let options = VolumeOptions::default();
+    fs.volume_create(b"/volume", &options, &caller)
+        .expect("a volume");
+    root.delete("/copy").fails(409, "BucketNotEmpty");
+    root.delete("/copy/k").is(204);
+    root.delete("/bucket/k").is(204);
+    root.delete("/bucket").fails(409, "BucketNotEmpty");
+    root.delete("/bucket/copy/k").is(204);
+    root.put("/bucket/empty/below/k", b"").is(200);
+    fs.unlink(served.resolve("/bucket/empty/below").ino, b"k")
+        .expect("removed");
+    for (bucket, words) in [
+        (
+            "/copy",
+            "/copy is a clone, which `cfs admin volume delete /copy`",
+        ),
+        (
+            "/volume",
+            "/volume is a volume, which `cfs admin volume delete /volume`",
+        ),
+        (
+            "/bucket",
+            "/bucket/copy is a clone, which `cfs admin volume delete /bucket/copy`",
+        ),
+    ] {
+        let refused = root.delete(bucket);
+        assert!(refused.text().contains(words), "{}", refused.text());
+        refused.fails(409, "InvalidBucketState");
+        root.send("HEAD", bucket, &[], b"").is(200);
+    }
+    fs.clone_delete(b"/bucket/copy").expect("removed");
+    root.delete("/bucket").is(204);
     served.assert_clean();
 }
 

@@ -811,3 +811,106 @@ fn a_marker_takes_the_place_of_a_null_version_behind_another() {
 fn a_marker_takes_the_place_of_the_mounts_null_version_and_an_older_one() {
     a_marker_takes_the_place_of_each("null and older null");
 }
+
+/// A third file of the version `null` came back as the current version, or stayed.
+fn the_null_version_goes_with_each_of_its_files(found: &str) {
+    for done in ["deleted", "put", "marked"] {
+        let what = format!("{found}, {done}");
+        let pool = Pool::new(64);
+        let served = pool.serve();
+        let (root, fs) = (served.root(), &served.fs);
+        root.put("/bucket", b"").is(200);
+        let bucket = served.resolve("/bucket").ino;
+        let taken = |name: &[u8]| fs.snapshot_create(b"/bucket", name).expect("a name");
+        let bring_back = |snapshot: &cfs_fs::Snapshot| {
+            fs.snapshot_restore(snapshot, b"/bucket", b"a", false, &mut Nobody)
+                .expect("it is brought back");
+        };
+        let step_aside = || {
+            root.put("/bucket/a/b", b"below").is(200);
+            fs.unlink(served.resolve("/bucket/a").ino, b"b")
+                .expect("removed");
+            fs.rmdir(bucket, b"a").expect("empty");
+            served.resolve("/bucket/.s3~a");
+        };
+        root.put("/bucket/a", b"null").is(200);
+        let null = taken(b"null");
+        set(&root, "Enabled");
+        let kept = put(&root, "/bucket/a", b"kept");
+        let version = taken(b"version");
+        match found {
+            "two in the tree" => {
+                put(&root, "/bucket/a", b"overwritten");
+                bring_back(&null);
+                put(&root, "/bucket/a", b"overwritten too");
+                bring_back(&null);
+            }
+            "one hidden" => {
+                put(&root, "/bucket/a", b"overwritten");
+                bring_back(&null);
+                step_aside();
+                bring_back(&null);
+            }
+            _ => {
+                bring_back(&null);
+                step_aside();
+                bring_back(&version);
+            }
+        }
+        if done != "deleted" {
+            set(&root, "Suspended");
+        }
+        let (mut versions, mut markers) = (vec![kept.as_str()], Vec::new());
+        match done {
+            "put" => {
+                assert_eq!(put(&root, "/bucket/a", b"new"), "");
+                assert_eq!(get(&root, "/bucket/a", "null"), b"new", "{what}");
+                versions.insert(0, "null");
+            }
+            "marked" => {
+                root.delete("/bucket/a").is(204);
+                root.get("/bucket/a").fails(404, "NoSuchKey");
+                markers.push("null");
+            }
+            _ => {
+                root.send("DELETE", "/bucket/a", &[("versionId", "null")], b"")
+                    .is(204);
+                assert_eq!(root.get("/bucket/a").is(200).body, b"kept", "{what}");
+            }
+        }
+        let (listed, listed_markers) = list(&root, &[]);
+        let ids: Vec<_> = listed.into_iter().map(|(_, id)| id).collect();
+        assert_eq!(
+            (ids, listed_markers),
+            (owned(&versions), owned(&markers)),
+            "{what}"
+        );
+        assert_eq!(get(&root, "/bucket/a", &kept), b"kept", "{what}");
+        for id in versions.iter().chain(&markers) {
+            root.send("DELETE", "/bucket/a", &[("versionId", id)], b"")
+                .is(204);
+        }
+        root.get("/bucket/a").fails(404, "NoSuchKey");
+        assert_eq!(list(&root, &[]), (Vec::new(), Vec::new()), "{what}");
+        served.assert_clean();
+    }
+}
+
+fn owned(ids: &[&str]) -> Vec<String> {
+    ids.iter().map(|id| (*id).to_owned()).collect()
+}
+
+#[test]
+fn the_null_version_goes_with_two_files_in_the_tree() {
+    the_null_version_goes_with_each_of_its_files("two in the tree");
+}
+
+#[test]
+fn the_null_version_goes_with_a_hidden_file_and_one_in_the_tree() {
+    the_null_version_goes_with_each_of_its_files("one hidden");
+}
+
+#[test]
+fn the_null_version_goes_with_two_files_behind_another_version() {
+    the_null_version_goes_with_each_of_its_files("behind another");
+}

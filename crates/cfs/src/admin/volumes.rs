@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cfs_format::Ino;
 use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeOptions};
 
 use super::protocol::{Answer, AnyPath, VolumeRequest};
@@ -101,6 +102,10 @@ pub fn perform(
         })),
         VolumeRequest::Delete { path, recursive } => {
             let volume = find(fs, path)?;
+            if volume.root == Ino::ROOT {
+                return Err(not_removed(path, false, &FsError::Invalid));
+            }
+            check_nested(fs, path, &volume)?;
             if *recursive {
                 empty(fs, path, &volume, reporter)?;
             }
@@ -153,24 +158,31 @@ fn find(fs: &Fs, path: &AnyPath) -> Result<Volume> {
     })
 }
 
+/// Refuses to remove a volume while another is in it, as a clone of its own snapshot may be.
+fn check_nested(fs: &Fs, path: &AnyPath, volume: &Volume) -> Result<()> {
+    let below = [&volume.path[..], b"/"].concat();
+    let all = fs.volumes().into_iter();
+    let nested = all.filter(|it| it.id != volume.id && it.path.starts_with(&below));
+    let Some(nested) = nested.max_by_key(|it| it.path.len()) else {
+        return Ok(());
+    };
+    let kind = match nested.is_clone() {
+        true => "clone",
+        false => "volume",
+    };
+    let nested = printable(&String::from_utf8_lossy(&nested.path));
+    let message = format!(
+        "{} has the {kind} {nested} in it; nothing was changed",
+        text(path)
+    );
+    Err(Failure::new(Code::Failed, message).hint(format!(
+        "remove that one first: `cfs admin volume delete {nested} --recursive`"
+    )))
+}
+
 /// Removes all in a volume, of a clone only what does not go with it, and then its snapshots.
 fn empty(fs: &Fs, path: &AnyPath, volume: &Volume, reporter: &dyn Reporter) -> Result<()> {
     let wrong = |error: FsError| failed(path, &error);
-    let nested = fs
-        .volumes()
-        .into_iter()
-        .find(|it| it.id != volume.id && it.path.starts_with(&[&volume.path[..], b"/"].concat()));
-    if let Some(nested) = nested {
-        let nested = printable(&String::from_utf8_lossy(&nested.path));
-        return Err(Failure::new(
-            Code::Failed,
-            format!(
-                "{} has the volume {nested} in it; nothing was changed",
-                text(path)
-            ),
-        )
-        .hint("remove that one first"));
-    }
     let mut snapshots = fs.snapshots(None).map_err(wrong)?;
     snapshots.retain(|it| it.volume == volume.id);
     if let Some(held) = snapshots.iter().find(|it| it.held) {

@@ -22,8 +22,8 @@ Examples:
 pub(super) const CLONE_HELP: &str = "\
 It takes no time and no room, whatever the size: what is changed in the clone is copied by reference when it is changed
 first, and nobody else sees it. The snapshot cannot be deleted as long as the clone is there; `cfs admin volume delete
-NEWPATH --recursive` removes the clone. A quota counts what has been changed or made in it. Locks of objects stay with
-the origin.
+NEWPATH --recursive` removes the clone. One that is made inside of its origin goes before that. A quota counts what has
+been changed or made in it. Locks of objects stay with the origin.
 
 Example:
   cfs admin clone /home@monday /try --data /srv/pool";

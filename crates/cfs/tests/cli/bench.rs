@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cfs;
-use crate::support::{Scratch, command, eventually};
+use crate::support::{Scratch, as_root, as_root_with_tmpfs, command, eventually};
 
 #[test]
 fn measures_parts_disk_and_pool_and_leaves_nothing() {
@@ -73,6 +73,21 @@ fn an_interrupted_bench_leaves_nothing() {
 #[test]
 fn a_bench_of_what_is_no_directory_is_refused() {
     let scratch = Scratch::new();
-    cfs!("bench", scratch.path("absent")).refused(7, "absent");
-    cfs!("bench", scratch.file("file", "content")).refused(7, "file");
+    cfs!("bench", scratch.path("absent")).refused(2, "absent does not exist");
+    cfs!("bench", scratch.file("file", "content")).refused(2, "file is no directory");
+}
+
+#[test]
+fn a_bench_without_room_names_the_directory_that_was_given() {
+    if !as_root("a_bench_without_room_names_the_directory_that_was_given") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let disk = scratch.dir("disk");
+    if !as_root_with_tmpfs(&disk, "size=1m") {
+        return;
+    }
+    let words = format!("{} has ", disk.display());
+    cfs!("bench", disk).refused(7, &words);
+    assert_eq!(fs::read_dir(&disk).expect("a directory").count(), 0);
 }

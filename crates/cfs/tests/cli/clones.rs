@@ -232,6 +232,49 @@ fn a_clone_is_a_directory_like_any_other() {
 }
 
 #[test]
+fn a_clone_within_its_origin_goes_first() {
+    let scratch = Scratch::new();
+    let (data, source) = (scratch.path("pool"), scratch.path("source"));
+    plant(&source, 13);
+    let server = Server::start(&data, None);
+    cfs!("admin", "volume", "create", "/live", "--data", data).ok();
+    cfs!("import", source, "/live", "-T", "--data", data).ok();
+    cfs!(
+        "admin", "snapshot", "create", "/live", "--name", "one", "--data", data
+    )
+    .ok();
+    cfs!("admin", "clone", "/live@one", "/live/try", "--data", data).ok();
+    let exported = scratch.path("exported");
+    cfs!("export", "/live/try", exported, "-T", "--data", data).ok();
+    assert_same(&source, &exported);
+    cfs!("admin", "fsck", "--data", data).ok();
+
+    let whole = |path| {
+        cfs!(
+            "admin",
+            "volume",
+            "delete",
+            path,
+            "--recursive",
+            "--data",
+            data
+        )
+    };
+    let words = "/live has the clone /live/try in it; nothing was changed";
+    cfs!("admin", "volume", "delete", "/live", "--data", data).refused(1, words);
+    whole("/live").refused(1, words);
+    cfs!(
+        "admin", "snapshot", "delete", "/live", "--name", "one", "--data", data
+    )
+    .refused(1, "is what the clone /live/try shows");
+    whole("/live/try").ok();
+    whole("/live").ok();
+    cfs!("admin", "fsck", "--data", data).ok();
+    server.stop();
+    cfs!("admin", "gc", "--recount", "--data", data).ok();
+}
+
+#[test]
 fn a_pool_with_clones_is_rebuilt() {
     let scratch = Scratch::new();
     let (data, source) = (scratch.path("pool"), scratch.path("source"));

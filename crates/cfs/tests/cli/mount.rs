@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -277,5 +278,45 @@ fn a_read_only_mount_refuses_changes() {
     assert_eq!(fs::read(mnt.join("note")).expect("a file"), b"content");
     let refused = fs::write(mnt.join("new"), "x").expect_err("refused");
     assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    server.stop();
+}
+
+/// How often the threads of a process have gone to sleep (proc(5), `status`).
+fn sleeps(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("our own child");
+    let status = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+    let counts = status.filter_map(|status| {
+        let mut lines = status.lines();
+        let count = lines.find_map(|it| it.strip_prefix("voluntary_ctxt_switches:"))?;
+        count.trim().parse::<u64>().ok()
+    });
+    counts.sum()
+}
+
+/// The threads of the log and of background work woke thirty times a second.
+#[test]
+fn an_idle_mount_sleeps() {
+    if !can_mount("an_idle_mount_sleeps") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    fs::write(mnt.join("file"), noise(5, 300_000)).expect("written");
+    let period = Duration::from_secs(4);
+    eventually("a rest", || {
+        let before = sleeps(server.pid());
+        std::thread::sleep(period);
+        sleeps(server.pid()) - before <= 4 * period.as_secs()
+    });
+    // Who comes is served at once all the same, and the log is written.
+    let before = sleeps(server.pid());
+    fs::write(mnt.join("other"), "content").expect("written");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(sleeps(server.pid()) - before > 5, "it works again");
+    server.kill();
+    detach(&mnt);
+    let server = Server::start(&data, Some(&mnt));
+    assert_eq!(fs::read(mnt.join("other")).expect("a file"), b"content");
     server.stop();
 }

@@ -1,14 +1,17 @@
 //! Bad input: one clear sentence, what to do, an exit code of its own, and nothing changed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, mount, mount_remount};
+use rustix::mount::{MountFlags, mount_remount};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, as_root, can_mount, command, is_root, run};
+use crate::support::{
+    Scratch, Server, as_root, as_root_with_tmpfs, can_mount, command, is_root, run,
+};
 use crate::trees::state;
 
 /// Runs `check`, after which the directory must be what it was.
@@ -259,15 +262,6 @@ fn hosts_that_are_read_only() {
     }
 }
 
-fn as_root_with_tmpfs(path: &Path, options: &str) -> bool {
-    let options = std::ffi::CString::new(options).expect("no zeros");
-    let mounted = mount("tmpfs", path, "tmpfs", MountFlags::empty(), &*options);
-    if let Err(errno) = mounted {
-        eprintln!("SKIPPED: a tmpfs cannot be mounted here: {errno}");
-    }
-    mounted.is_ok()
-}
-
 #[test]
 fn hosts_that_are_full() {
     if !as_root("hosts_that_are_full") {
@@ -301,6 +295,31 @@ fn command_lines_that_make_no_sense() {
     cfs!("import", source, "/", "--data", data, "--pool-size", "1M").refused(2, "is too small");
     cfs!("import", source, "/a/../b", "--data", data).refused(2, "'..' in a path of the pool");
     cfs!("import", scratch.path("absent"), "/", "--data", data).refused(7, "no such file");
+    for words in [
+        &["admin", "clone", "/home@monday", "try"][..],
+        &["admin", "clone", "try@monday", "/new"],
+        &["admin", "volume", "create", "try"],
+        &["admin", "volume", "set", "try", "--quota-bytes", "1M"],
+        &["admin", "volume", "delete", "try"],
+        &["admin", "snapshot", "create", "try", "monday"],
+        &["admin", "snapshot", "list", "try"],
+        &["admin", "snapshot", "diff", "try", "monday"],
+        &["admin", "snapshot", "restore", "try", "monday"],
+        &["admin", "snapshot", "policy", "try", "daily=1"],
+        &["admin", "snapshot", "delete", "try", "monday"],
+        &["admin", "snapshot", "hold", "try", "monday"],
+        &["admin", "snapshot", "release", "try", "monday"],
+        &["send", "try@monday"],
+        &["receive", "try"],
+        &["replicate", "try@monday", "second"],
+        &["replicate", "/home@monday", "second", "--path", "try"],
+    ] {
+        let mut arguments: Vec<&dyn AsRef<OsStr>> = vec![&"--data", &data];
+        arguments.splice(0..0, words.iter().map(|word| word as &dyn AsRef<OsStr>));
+        let done = run(command(&arguments));
+        assert!(done.stderr.contains("write /try"), "{words:?}: {done:?}");
+        done.refused(2, "try is no path from the pool's root");
+    }
     cfs!("server", "--data", data, "--log", "a=b=c").refused(2, "--log");
     let done = cfs!("frobnicate");
     assert_eq!(done.code, 2, "{done:?}");

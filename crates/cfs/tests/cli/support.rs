@@ -290,6 +290,17 @@ pub fn as_root(test: &str) -> bool {
     is_root()
 }
 
+/// Mounts a file system in memory, which [`Scratch`] takes away. Says so if it cannot.
+pub fn as_root_with_tmpfs(path: &Path, options: &str) -> bool {
+    let options = std::ffi::CString::new(options).expect("no zeros");
+    let flags = rustix::mount::MountFlags::empty();
+    let mounted = rustix::mount::mount("tmpfs", path, "tmpfs", flags, &*options);
+    if let Err(errno) = mounted {
+        eprintln!("SKIPPED: a tmpfs cannot be mounted here: {errno}");
+    }
+    mounted.is_ok()
+}
+
 /// Waits until `condition` holds.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

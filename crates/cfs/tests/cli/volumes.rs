@@ -129,6 +129,28 @@ fn a_volume_keeps_to_its_quota() {
     cfs!("admin", "gc", "--recount", "--data", data).ok();
 }
 
+/// All that was in the pool was removed before the command was refused.
+#[test]
+fn the_pool_itself_is_no_volume_to_remove() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let source = scratch.file("file", "content");
+    cfs!("import", source, "/", "--data", data).ok();
+    cfs!(
+        "admin",
+        "volume",
+        "delete",
+        "/",
+        "--recursive",
+        "--data",
+        data
+    )
+    .refused(2, "the volume / is the pool itself");
+    let exported = scratch.path("exported");
+    cfs!("export", "/file", exported, "-T", "--data", data).ok();
+    assert_eq!(fs::read(exported).expect("read"), b"content");
+}
+
 #[test]
 fn policies_and_ids() {
     let scratch = Scratch::new();
