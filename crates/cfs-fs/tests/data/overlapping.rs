@@ -4,14 +4,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 
 use cfs_format::Ino;
-use cfs_fs::{Caller, Fs, FsOptions};
+use cfs_fs::{Caller, Fs, FsError, FsOptions, RestoreObserver, SetAttr, Snapshot};
 
-use crate::pool::{Pool, assert_clean};
+use crate::pool::{Pool, Rng, assert_clean};
 
 fn create(fs: &Fs, name: &str) -> Ino {
     fs.create(Ino::ROOT, name.as_bytes(), 0o644, &Caller::default())
         .expect("create")
         .ino
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut rng = Rng::new(seed);
+    let mut bytes = vec![0; len];
+    bytes.fill_with(|| rng.next() as u8);
+    bytes
+}
+
+struct Strict;
+
+impl RestoreObserver for Strict {
+    fn inode_changed(&mut self, _: Ino) {}
+    fn entry_changed(&mut self, _: Ino, _: &[u8]) {}
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        panic!("{}: {error}", String::from_utf8_lossy(path));
+    }
+    fn goes_on(&mut self) -> bool {
+        true
+    }
 }
 
 /// Ends the others of a test however it ends.
@@ -34,6 +54,11 @@ fn over_and_over<'scope>(
             work();
         }
     });
+}
+
+fn restore(fs: &Fs, snapshot: &Snapshot, name: &str) {
+    fs.snapshot_restore(snapshot, b"/", name.as_bytes(), false, &mut Strict)
+        .expect("restore");
 }
 
 /// Background work looks at each dirty file, which is in its hands meanwhile. A snapshot that was taken at that moment did not
@@ -71,6 +96,55 @@ fn a_snapshot_shows_what_background_work_has_in_hand() {
             }
         }
         assert!(missed.is_empty(), "written and shown: {missed:?}");
+    });
+    assert_clean(&fs);
+}
+
+/// Copying brings two files to rest, one after the other. The first was restored meanwhile.
+#[test]
+fn what_is_copied_can_be_restored_meanwhile() {
+    const BYTES: usize = 300 << 10;
+    let pool = Pool::new(256);
+    let fs = pool.open();
+    let (low, high) = (create(&fs, "low"), create(&fs, "high"));
+    let then = noise(1, BYTES);
+    for ino in [low, high] {
+        fs.write(ino, 0, &then, false).expect("write");
+    }
+    let large = fs.snapshot_create(b"/", b"large").expect("snapshot");
+    for ino in [low, high] {
+        let set = SetAttr {
+            size: Some(100),
+            ..SetAttr::default()
+        };
+        fs.setattr(ino, &set).expect("cut");
+    }
+    let small = fs.snapshot_create(b"/", b"small").expect("snapshot");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _until = Until(&stop);
+        let mut round = 0;
+        let (fs, large, small) = (&fs, &large, &small);
+        over_and_over(scope, &stop, move || {
+            for name in ["low", "high"] {
+                restore(fs, if round % 3 == 0 { small } else { large }, name);
+            }
+            round += 1;
+        });
+        let mut seen = Vec::new();
+        for round in 0..400 {
+            let (source, target) = if round % 2 == 0 {
+                (low, high)
+            } else {
+                (high, low)
+            };
+            fs.write(target, 0, &noise(round, 20_000), false)
+                .expect("write");
+            seen.push(fs.copy_range(source, 0, target, 0, BYTES as u64));
+        }
+        for copied in seen {
+            copied.expect("copied");
+        }
     });
     assert_clean(&fs);
 }
