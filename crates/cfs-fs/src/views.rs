@@ -178,6 +178,8 @@ impl Views {
 
     /// Volumes have been made or removed.
     pub(crate) fn load_junctions(&self) {
+        // Locked first: of two who look the later one has seen more.
+        let mut present = self.junctions.write();
         let mut junctions = Junctions::default();
         for (id, volume) in self.store.volumes() {
             let (junction, root) = (Ino(volume.junction.get()), Ino(volume.root.get()));
@@ -187,7 +189,6 @@ impl Views {
                 junctions.junction_of.insert(root, junction);
             }
         }
-        let mut present = self.junctions.write();
         self.junction_count
             .store(junctions.root_of.len(), Ordering::Release);
         *present = junctions;

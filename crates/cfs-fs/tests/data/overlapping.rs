@@ -1,10 +1,11 @@
 //! Operations on whole files, snapshots and volumes that others overlap with.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 
 use cfs_format::Ino;
-use cfs_fs::{Caller, Fs, FsError, FsOptions, RestoreObserver, SetAttr, Snapshot};
+use cfs_fs::{Caller, Fs, FsError, FsOptions, RestoreObserver, SetAttr, Snapshot, VolumeOptions};
 
 use crate::pool::{Pool, Rng, assert_clean};
 
@@ -146,5 +147,41 @@ fn what_is_copied_can_be_restored_meanwhile() {
             copied.expect("copied");
         }
     });
+    assert_clean(&fs);
+}
+
+/// Where volumes are seen is looked up after each is made. Of two that were made at once one stayed an empty directory.
+#[test]
+fn volumes_that_are_made_at_once_are_all_seen() {
+    const THREADS: usize = 8;
+    let pool = Pool::new(128);
+    let fs = pool.open();
+    for number in 0..30 {
+        let path = format!("/other{number}");
+        let options = VolumeOptions::default();
+        fs.volume_create(path.as_bytes(), &options, &Caller::default())
+            .expect("made");
+    }
+    let start = Barrier::new(THREADS);
+    for round in 0..600 {
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (fs, start) = (&fs, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    let path = format!("/v{round}-{thread}");
+                    let options = VolumeOptions::default();
+                    fs.volume_create(path.as_bytes(), &options, &Caller::default())
+                        .expect("made");
+                });
+            }
+        });
+        for thread in 0..THREADS {
+            let path = format!("/v{round}-{thread}");
+            fs.volume(path.as_bytes())
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            fs.volume_delete(path.as_bytes()).expect("removed");
+        }
+    }
     assert_clean(&fs);
 }
