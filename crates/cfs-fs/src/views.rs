@@ -19,7 +19,7 @@ use zerocopy::FromBytes;
 use crate::clone::{self, Found};
 use crate::error::{FsError, Result};
 use crate::extent::{self, Row, Rows};
-use crate::history::{Past, timestamp_of_key};
+use crate::history::{Past, snapshot_key, timestamp_of_key};
 use crate::types::Time;
 use crate::{directory, inode};
 
@@ -213,6 +213,24 @@ impl Views {
         self.by_view
             .write()
             .insert(snapshot.view, Arc::new(snapshot));
+    }
+
+    /// Notes whether a snapshot is held, if it is there still: as the newest command has it.
+    ///
+    /// # Errors
+    /// When its row cannot be read.
+    pub(crate) fn look_again(&self, snapshot: &Snapshot) -> Result<()> {
+        // Locked first: of two who look the later one has seen more.
+        let mut by_view = self.by_view.write();
+        let key = snapshot_key(snapshot.volume, snapshot.timestamp.0);
+        match self.store.get(&key)? {
+            Some(value) => {
+                let snapshot = Snapshot::decode(&(key, value))?;
+                by_view.insert(snapshot.view, Arc::new(snapshot));
+            }
+            None => drop(by_view.remove(&snapshot.view)),
+        }
+        Ok(())
     }
 
     pub(crate) fn remove(&self, view: ViewId) {

@@ -157,10 +157,7 @@ impl Fs {
                 held,
             }))
         })?;
-        self.views.put(Snapshot {
-            held,
-            ..snapshot.clone()
-        });
+        self.views.look_again(snapshot)?;
         self.store.sync()?;
         Ok(())
     }

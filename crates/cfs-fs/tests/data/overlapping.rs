@@ -185,3 +185,40 @@ fn volumes_that_are_made_at_once_are_all_seen() {
     }
     assert_clean(&fs);
 }
+
+/// A snapshot that was deleted while it was released was listed again.
+#[test]
+fn a_snapshot_that_is_released_and_deleted_at_once_is_gone() {
+    const THREADS: usize = 3;
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    for number in 0..100 {
+        let name = format!("other{number}");
+        fs.snapshot_create(b"/", name.as_bytes()).expect("taken");
+    }
+    let start = Barrier::new(THREADS + 1);
+    for round in 0..300 {
+        let name = format!("s{round}");
+        let taken = fs.snapshot_create(b"/", name.as_bytes()).expect("taken");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _until = Until(&stop);
+            over_and_over(scope, &stop, || drop(fs.snapshots(None)));
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..4 {
+                        match fs.snapshot_hold(&taken, false) {
+                            Ok(()) | Err(FsError::NotFound) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                });
+            }
+            start.wait();
+            fs.snapshot_delete(&taken).expect("deleted");
+        });
+        let left = fs.snapshots(None).expect("listed");
+        assert_eq!(left.len(), 100, "{name} is listed");
+    }
+}
