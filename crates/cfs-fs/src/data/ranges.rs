@@ -130,7 +130,8 @@ impl Core {
             AllocateMode::Zero { keep_size } => {
                 if !keep_size {
                     // A quota refuses it before anything has changed.
-                    drop(self.lock_to_resize(&self.file(ino), end)?);
+                    let file = self.file(ino);
+                    self.lock_to_resize(&file, end)?.settle_reservation();
                 }
                 self.punch(ino, offset, end, kill_suid_sgid)?;
                 if keep_size {

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 
 use cfs_format::Ino;
-use cfs_fs::{Caller, Fs, FsError, FsOptions, RestoreObserver, SetAttr, Snapshot, VolumeOptions};
+use cfs_fs::{
+    Caller, Fs, FsError, FsOptions, Quota, RestoreObserver, SetAttr, Snapshot, VolumeOptions,
+};
 
 use crate::pool::{Pool, Rng, assert_clean};
 
@@ -221,4 +223,42 @@ fn a_snapshot_that_is_released_and_deleted_at_once_is_gone() {
         let left = fs.snapshots(None).expect("listed");
         assert_eq!(left.len(), 100, "{name} is listed");
     }
+}
+
+/// What a write would have taken of the quota is free again when the pool has refused it.
+#[test]
+fn a_write_that_is_refused_takes_nothing_of_the_quota() {
+    const FAR: u64 = 1 << 30;
+    let pool = Pool::new(80);
+    let fs = pool.open();
+    let options = VolumeOptions {
+        quota: Quota {
+            bytes: FAR + (64 << 20),
+            inodes: 0,
+        },
+        ..VolumeOptions::default()
+    };
+    let root = fs
+        .volume_create(b"/v", &options, &Caller::default())
+        .expect("made")
+        .ino;
+    let [one, other] = [&b"one"[..], b"other"].map(|name| {
+        fs.create(root, name, 0o644, &Caller::default())
+            .expect("create")
+            .ino
+    });
+    let large = create(&fs, "large");
+    let mut len = 0;
+    while let Ok(written) = fs.write(large, len, &noise(len, 1 << 20), false) {
+        len += written as u64;
+    }
+    fs.open(one).expect("opened");
+    let refused = fs.write(one, FAR, &noise(1, 1 << 20), false);
+    assert!(matches!(refused, Err(FsError::NoSpace)), "{refused:?}");
+    fs.unlink(Ino::ROOT, b"large").expect("unlink");
+    fs.write(other, FAR, b"x", false)
+        .expect("there is room, and the quota is free");
+    fs.release(one).expect("closed");
+    fs.syncfs().expect("sync");
+    assert_clean(&fs);
 }
