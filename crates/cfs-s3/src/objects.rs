@@ -317,13 +317,14 @@ impl Face {
                 .mkdir_reserved(parent, name, DIRECTORY_MODE, &caller, room)
             {
                 Ok(made) => {
+                    // It is there, whatever becomes of its record.
+                    self.name_changed(parent, name);
                     let change = RecordChange {
                         put: vec![(name::IMPLIED.to_vec(), Vec::new())],
                         room,
                         ..RecordChange::default()
                     };
                     self.fs.set_records(made.ino, change)?;
-                    self.name_changed(parent, name);
                     return Ok(made.ino);
                 }
                 Err(FsError::Exists) => {}
