@@ -261,6 +261,13 @@ impl Views {
         all
     }
 
+    /// Whether a snapshot can be looked at.
+    pub(crate) fn shows(&self, volume: VolumeId, timestamp: Timestamp) -> bool {
+        let by_view = self.by_view.read();
+        let mut all = by_view.values();
+        all.any(|it| (it.volume, it.timestamp) == (volume, timestamp))
+    }
+
     /// The snapshot with this view.
     ///
     /// # Errors
