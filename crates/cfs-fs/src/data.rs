@@ -14,9 +14,9 @@
 //! | `rechunk` | putting fragmented files together again |
 //! | `api` | the methods of [`crate::Fs`] |
 //!
-//! Locks are taken in this order and never the other way: a file's body, the list of dirty files, the store's. Two
-//! bodies are locked together by `copy_range` alone, in the order of inode numbers. No lock is held while waiting for
-//! room or for a job, but that of the condition's own file, which waiting releases.
+//! Locks are taken in this order and never the other way: that of files in hand, a file's body, the list of dirty files, the
+//! store's. Two bodies are locked together by `copy_range` alone, in the order of inode numbers. No lock is held while
+//! waiting for room or for a job, but that of the condition's own file, which waiting releases.
 
 mod api;
 mod body;

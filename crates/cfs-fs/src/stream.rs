@@ -24,7 +24,7 @@ pub mod wire;
 use crate::error::FsError;
 
 pub use receive::{Received, holds_arrivals};
-pub(crate) use receive::{check_snapshot_name, record_stays};
+pub(crate) use receive::{check_snapshot_name, is_of_pool, record_stays};
 pub use send::Sent;
 
 /// Why sending or receiving ended.

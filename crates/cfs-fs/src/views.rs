@@ -19,7 +19,7 @@ use zerocopy::FromBytes;
 use crate::clone::{self, Found};
 use crate::error::{FsError, Result};
 use crate::extent::{self, Row, Rows};
-use crate::history::{Past, timestamp_of_key};
+use crate::history::{Past, snapshot_key, timestamp_of_key};
 use crate::types::Time;
 use crate::{directory, inode};
 
@@ -178,6 +178,8 @@ impl Views {
 
     /// Volumes have been made or removed.
     pub(crate) fn load_junctions(&self) {
+        // Locked first: of two who look the later one has seen more.
+        let mut present = self.junctions.write();
         let mut junctions = Junctions::default();
         for (id, volume) in self.store.volumes() {
             let (junction, root) = (Ino(volume.junction.get()), Ino(volume.root.get()));
@@ -187,7 +189,6 @@ impl Views {
                 junctions.junction_of.insert(root, junction);
             }
         }
-        let mut present = self.junctions.write();
         self.junction_count
             .store(junctions.root_of.len(), Ordering::Release);
         *present = junctions;
@@ -212,6 +213,24 @@ impl Views {
         self.by_view
             .write()
             .insert(snapshot.view, Arc::new(snapshot));
+    }
+
+    /// Notes whether a snapshot is held, if it is there still: as the newest command has it.
+    ///
+    /// # Errors
+    /// When its row cannot be read.
+    pub(crate) fn look_again(&self, snapshot: &Snapshot) -> Result<()> {
+        // Locked first: of two who look the later one has seen more.
+        let mut by_view = self.by_view.write();
+        let key = snapshot_key(snapshot.volume, snapshot.timestamp.0);
+        match self.store.get(&key)? {
+            Some(value) => {
+                let snapshot = Snapshot::decode(&(key, value))?;
+                by_view.insert(snapshot.view, Arc::new(snapshot));
+            }
+            None => drop(by_view.remove(&snapshot.view)),
+        }
+        Ok(())
     }
 
     pub(crate) fn remove(&self, view: ViewId) {
@@ -240,6 +259,13 @@ impl Views {
         let mut all: Vec<_> = self.by_view.read().values().cloned().collect();
         all.sort_unstable_by_key(|snapshot| snapshot.timestamp);
         all
+    }
+
+    /// Whether a snapshot can be looked at.
+    pub(crate) fn shows(&self, volume: VolumeId, timestamp: Timestamp) -> bool {
+        let by_view = self.by_view.read();
+        let mut all = by_view.values();
+        all.any(|it| (it.volume, it.timestamp) == (volume, timestamp))
     }
 
     /// The snapshot with this view.

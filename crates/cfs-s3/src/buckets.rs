@@ -233,6 +233,8 @@ impl Face {
             FsError::Exists => s3_error!(BucketAlreadyExists),
             error => from_fs(error),
         })?;
+        // It is there, whatever becomes of its records.
+        self.name_changed(Ino::ROOT, name.as_bytes());
         let record = Bucket {
             owner: owner.id.clone(),
             region,
@@ -249,9 +251,7 @@ impl Face {
         if object_lock {
             self.fs.fix_directory(attr.ino).map_err(from_fs)?;
         }
-        self.make_durable()?;
-        self.name_changed(Ino::ROOT, name.as_bytes());
-        Ok(())
+        self.make_durable()
     }
 
     /// Removes a bucket without objects, and the empty directories in it, durably.

@@ -80,7 +80,7 @@ impl Promised {
     }
 
     /// Whether a file still has it. Its times and size tell where its digests could not be kept.
-    fn is_kept(&self, fs: &Fs, ino: Ino) -> cfs_fs::Result<bool> {
+    pub(crate) fn is_kept(&self, fs: &Fs, ino: Ino) -> cfs_fs::Result<bool> {
         let (attr, record) = fs.described(ino, name::CONTENT)?;
         let content: Option<Content> = record.map(|bytes| records::decode(&bytes)).transpose()?;
         Ok(match content {

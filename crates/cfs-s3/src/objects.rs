@@ -317,13 +317,14 @@ impl Face {
                 .mkdir_reserved(parent, name, DIRECTORY_MODE, &caller, room)
             {
                 Ok(made) => {
+                    // It is there, whatever becomes of its record.
+                    self.name_changed(parent, name);
                     let change = RecordChange {
                         put: vec![(name::IMPLIED.to_vec(), Vec::new())],
                         room,
                         ..RecordChange::default()
                     };
                     self.fs.set_records(made.ino, change)?;
-                    self.name_changed(parent, name);
                     return Ok(made.ino);
                 }
                 Err(FsError::Exists) => {}
@@ -421,7 +422,12 @@ impl Face {
         let lock = self.lock(bucket.ino(), key);
         for _ in 0..TRIES {
             let place = self.find(bucket.ino(), key).map_err(from_fs)?;
-            let mut expected = Expected::Anything;
+            // What becomes of versions is planned for the file that was seen.
+            let mut expected = match (&place, bucket.record.versioning) {
+                (_, None) => Expected::Anything,
+                (Some(place), Some(_)) => Expected::File(place.ino),
+                (None, Some(_)) => Expected::Nothing,
+            };
             if conditional {
                 let object = match &place {
                     Some(place) => Some(self.object(place.ino).map_err(from_fs)?),

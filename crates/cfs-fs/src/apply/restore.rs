@@ -11,6 +11,7 @@ use crate::error::{FsError, Result};
 use crate::extent::{Extent, ExtentEdit, account, file_key, scan};
 use crate::history::{Past, snapshot_key};
 use crate::namespace::publish::is_visible;
+use crate::stream::is_of_pool;
 use crate::{inode, lock, row, xattr};
 
 /// The record of an inode as a snapshot that is there shows it.
@@ -58,16 +59,21 @@ pub(super) fn restore(txn: &mut Txn<'_>, command: &Restore) -> Result<Outcome> {
         // A clone has it from its origin.
         xattrs.retain(|(name, _)| !stays_with_origin(target, &then, name));
     }
+    let stays = |name: &[u8]| is_of_pool(target, name) || (keeps_records && !is_visible(name));
     // What comes back is not locked again: a lock that still holds has not let it go.
-    xattrs.retain(|(name, _)| name != LOCK_NAME && (!keeps_records || is_visible(name)));
+    xattrs.retain(|(name, _)| name != LOCK_NAME && !stays(name));
     if record.flags.get() & inode_flag::XATTRS != 0 {
-        xattr::erase(txn, target, |name| !keeps_records || is_visible(name))?;
+        xattr::erase(txn, target, |name| !stays(name))?;
     }
     for (name, value) in &xattrs {
         let value = row::stamped(txn, &row::content(value.clone())?);
         txn.put(key(target, tag::XATTR, name), value);
     }
-    let of_rows = inode_flag::XATTRS | inode_flag::LOCKED | inode_flag::DESCRIBED;
+    let of_rows = match target {
+        // Some stay in any case.
+        Ino::ROOT => inode_flag::LOCKED | inode_flag::DESCRIBED,
+        _ => inode_flag::XATTRS | inode_flag::LOCKED | inode_flag::DESCRIBED,
+    };
     let flags = match (keeps_records, xattrs.is_empty()) {
         (true, _) => record.flags.get(),
         (false, true) => record.flags.get() & !of_rows,

@@ -244,6 +244,20 @@ impl Body {
             || !self.pending.stamp.is_none()
     }
 
+    /// Whether it is loaded, nothing is pending or in flight, and what the tables have of it are extents.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let is_pending = self.is_dirty() || !self.jobs.is_empty() || self.committing;
+        // Of no bytes it makes no difference.
+        let is_inline = self.committed_inline && self.committed_size > 0;
+        self.identity.is_some() && !self.gone && !is_pending && !is_inline
+    }
+
+    /// Whether it is loaded, and its rows are those of a snapshot.
+    pub(crate) fn shows_snapshot(&self) -> bool {
+        let identity = self.identity.as_ref();
+        identity.is_some_and(|identity| identity.place.at.is_some())
+    }
+
     pub(crate) fn identity(&self) -> &Identity {
         self.identity
             .as_ref()

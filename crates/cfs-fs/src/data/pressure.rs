@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cfs_format::Ino;
 use cfs_store::Health;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 use super::Core;
 use super::body::{Body, FileState};
@@ -43,6 +43,9 @@ const PATIENCE_WITH_JOBS: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(super) struct DirtyList {
     files: Mutex<VecDeque<Arc<FileState>>>,
+    /// Held shared by who has taken files out of the list, until their jobs are in flight or they are in the list again;
+    /// alone by who must find them all.
+    in_hand: RwLock<()>,
 }
 
 impl Core {
@@ -124,6 +127,7 @@ impl Core {
     /// Sends data of the file that has been dirty for longest on their way; false when there is none.
     fn relieve(&self) -> bool {
         loop {
+            let in_hand = self.dirty.in_hand.read();
             let Some(file) = self.dirty.files.lock().pop_front() else {
                 return false;
             };
@@ -134,7 +138,7 @@ impl Core {
                 let now_ns = self.host.now_ns();
                 self.note_dirty(&file, &mut body, now_ns);
             }
-            drop(body);
+            drop((body, in_hand));
             if !jobs.is_empty() {
                 self.dispatch(&file, jobs);
                 return true;
@@ -147,6 +151,7 @@ impl Core {
         let now_ns = self.host.now_ns();
         let count = self.dirty.files.lock().len();
         for _ in 0..count {
+            let in_hand = self.dirty.in_hand.read();
             let Some(file) = self.dirty.files.lock().pop_front() else {
                 return;
             };
@@ -162,7 +167,7 @@ impl Core {
             }
             let jobs = self.take(&file, &mut body, Take::AllJoiningTail);
             self.note_taken(&mut body);
-            drop(body);
+            drop((body, in_hand));
             self.dispatch(&file, jobs);
         }
     }
@@ -324,11 +329,15 @@ impl Core {
     /// # Errors
     /// As [`Core::flush_all`].
     pub(crate) fn flush_dirty(&self) -> Result<()> {
+        let in_hand = self.dirty.in_hand.write();
         let dirty = std::mem::take(&mut *self.dirty.files.lock());
+        // What others take out from now on became dirty later.
+        let in_hand = RwLockWriteGuard::downgrade(in_hand);
         for file in dirty {
             file.lock().listed = false;
             self.begin_flush(&file, Take::AllJoiningTail);
         }
+        drop(in_hand);
         let mut held = self.flying_jobs.load(Ordering::Acquire);
         let mut waited = Duration::ZERO;
         while held > 0 {

@@ -130,7 +130,8 @@ impl Core {
             AllocateMode::Zero { keep_size } => {
                 if !keep_size {
                     // A quota refuses it before anything has changed.
-                    drop(self.lock_to_resize(&self.file(ino), end)?);
+                    let file = self.file(ino);
+                    self.lock_to_resize(&file, end)?.settle_reservation();
                 }
                 self.punch(ino, offset, end, kill_suid_sgid)?;
                 if keep_size {
@@ -287,20 +288,31 @@ impl Core {
         }
         let source_barrier = Barrier::raise(&source_file);
         let target_barrier = Barrier::raise(&target_file);
-        // Of what a snapshot shows, also in a clone, nothing is in memory, and it stays as it is.
-        if !self.is_of_snapshot(&source_file)? {
-            drop(self.at_rest(&source_file, &source_barrier)?);
-        }
-        let rested = self.at_rest(&target_file, &target_barrier)?;
-        // The bodies of two files are locked in the order of their numbers. Both stay at rest: the barriers are up.
-        let (mut target_body, source_body) = if source == target {
-            (rested, None)
-        } else if source < target {
-            drop(rested);
-            let source_body = source_file.lock();
-            (target_file.lock(), Some(source_body))
-        } else {
-            (rested, Some(source_file.lock()))
+        let (mut target_body, source_body) = loop {
+            // Of what a snapshot shows, also in a clone, nothing is in memory, and it stays as it is.
+            let changes = !self.is_of_snapshot(&source_file)?;
+            if changes {
+                drop(self.at_rest(&source_file, &source_barrier)?);
+            }
+            let rested = self.at_rest(&target_file, &target_barrier)?;
+            // The bodies of two files are locked in the order of their numbers.
+            let (target_body, source_body) = if source == target {
+                break (rested, None);
+            } else if source < target {
+                drop(rested);
+                let source_body = source_file.lock();
+                (target_file.lock(), source_body)
+            } else {
+                (rested, source_file.lock())
+            };
+            // The barriers keep writers away, and not who has one too, as when a file is restored.
+            let is_ready = match changes {
+                true => source_body.is_at_rest(),
+                false => source_body.shows_snapshot(),
+            };
+            if is_ready && target_body.is_at_rest() {
+                break (target_body, Some(source_body));
+            }
         };
         let source_size = source_body
             .as_ref()

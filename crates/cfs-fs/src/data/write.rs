@@ -263,7 +263,14 @@ impl Core {
         self.quotas.admit(&self.store, body, offset + len)?;
         let (bytes, pieces) = body.gaps_in_runs(offset, len);
         if bytes > 0 {
-            let more = self.store.admit(Body::bytes_to_admit(bytes, pieces))?;
+            let more = match self.store.admit(Body::bytes_to_admit(bytes, pieces)) {
+                Ok(more) => more,
+                Err(error) => {
+                    // What was just taken of the quota.
+                    body.settle_reservation();
+                    return Err(error.into());
+                }
+            };
             match &mut body.reservation {
                 Some(reservation) => reservation.merge(more),
                 none => *none = Some(more),

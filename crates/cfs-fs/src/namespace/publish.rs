@@ -36,6 +36,8 @@ pub enum Expected {
     Anything,
     /// Nothing.
     Nothing,
+    /// This file, whatever its content is by now.
+    File(Ino),
     /// The file with these attributes, unchanged.
     Unchanged(Attr),
 }
@@ -257,13 +259,14 @@ impl Fs {
             match (publication.expected, target) {
                 (Expected::Anything, _) | (Expected::Nothing, None) => {}
                 (Expected::Nothing, Some(_)) => return Err(FsError::Exists),
+                (Expected::File(ino), Some(target)) if ino == target => {}
                 (Expected::Unchanged(attr), Some(target)) if attr.ino == target => {
                     let record = inode::get(txn, target)?;
                     if !same_content(&Attr::from_record(target, &record), &attr) {
                         return Err(FsError::Changed);
                     }
                 }
-                (Expected::Unchanged(_), _) => return Err(FsError::Changed),
+                (Expected::File(_) | Expected::Unchanged(_), _) => return Err(FsError::Changed),
             }
             // It came after whoever asks has looked for the object.
             if target.is_none() && escaped::overtaking_file(txn, parent, name)?.is_some() {

@@ -259,9 +259,13 @@ impl Run<'_> {
         if !is_same(then, now) {
             return Ok(false);
         }
+        // Before the record is read, or what is committed in between would be seen nowhere.
+        if self.fs.files.is_dirty(now) {
+            return Ok(false);
+        }
         let record = inode::committed(&self.fs.store, now)?;
         let unchanged = |record: InodeRecord| record.timestamp.get() <= self.snapshot.timestamp.0;
-        Ok(record.is_some_and(unchanged) && !self.fs.files.is_dirty(now))
+        Ok(record.is_some_and(unchanged))
     }
 
     /// Gives an inode content and attributes of one in the snapshot.

@@ -157,10 +157,7 @@ impl Fs {
                 held,
             }))
         })?;
-        self.views.put(Snapshot {
-            held,
-            ..snapshot.clone()
-        });
+        self.views.look_again(snapshot)?;
         self.store.sync()?;
         Ok(())
     }
@@ -206,6 +203,10 @@ impl Fs {
             return Ok(false);
         };
         let (volume, timestamp) = split_prune_key(&row.map_err(table_error)?.0)?;
+        if self.views.shows(volume, timestamp) {
+            // Who deletes it has yet to take it out of sight: nobody may see it without what it alone needs.
+            return Ok(false);
+        }
         self.execute(|_, _: Time| {
             Ok(Command::Prune(Prune {
                 volume,

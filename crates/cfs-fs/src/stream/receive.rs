@@ -75,11 +75,15 @@ fn is_of_replica(name: &[u8]) -> bool {
 }
 
 /// Whether a record of an inode is of its pool alone: not sent, and not replaced by what is received. Locks hold where they
-/// were set; on the root of a pool are the users of its S3 face and its policies of snapshots.
+/// were set.
 pub(crate) fn record_stays(ino: Ino, name: &[u8]) -> bool {
-    let is_of_root =
-        ino == Ino::ROOT && (name.starts_with(b"s3.") || name.starts_with(b"snapshots."));
-    is_of_replica(name) || name == LOCK_NAME || is_of_root
+    is_of_replica(name) || name == LOCK_NAME || is_of_pool(ino, name)
+}
+
+/// Whether a record is of the pool rather than of the inode that it is kept with: on the root are the users of the S3 face
+/// and the policies of snapshots.
+pub(crate) fn is_of_pool(ino: Ino, name: &[u8]) -> bool {
+    ino == Ino::ROOT && (name.starts_with(b"s3.") || name.starts_with(b"snapshots."))
 }
 
 /// Whether a snapshot only holds what has come of a stream that was cut off. Lists leave it out.

@@ -3,5 +3,6 @@
 mod concurrent;
 mod limits;
 mod model;
+mod overlapping;
 #[path = "../fs/pool.rs"]
 mod pool;

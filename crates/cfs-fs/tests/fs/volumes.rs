@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use cfs_format::Ino;
 use cfs_fs::{
-    AllocateMode, Caller, Fs, FsError, Policy, Quota, RenameFlags, RestoreObserver, SetAttr,
-    VolumeOptions,
+    AllocateMode, Caller, Fs, FsError, Policy, Quota, RecordChange, RenameFlags, RestoreObserver,
+    SetAttr, VolumeOptions, XattrFlags,
 };
 
 use crate::pool::{Pool, assert_clean};
@@ -371,5 +371,49 @@ fn restoring_does_not_reach_into_volumes() {
     for path in ["/old/file", "/new/volume/file"] {
         fs.resolve(path.as_bytes()).expect("still there");
     }
+    assert_clean(&fs);
+}
+
+/// The users of the S3 face, and the policies of snapshots, are records of the root directory, and of no state of it: a key
+/// that had been revoked came back with the files of a snapshot.
+#[test]
+fn restoring_the_root_leaves_what_is_of_the_pool() {
+    const USER: &[u8] = b"s3.user";
+    const OTHER: &[u8] = b"s3.other";
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let directory = fs
+        .mkdir(Ino::ROOT, b"d", 0o755, &Caller::default())
+        .expect("made")
+        .ino;
+    let set = |change: RecordChange| fs.set_records(Ino::ROOT, change).expect("room");
+    set(RecordChange {
+        put: vec![(USER.to_vec(), b"a key".to_vec())],
+        ..RecordChange::default()
+    });
+    let policy = Policy::parse("daily=1").expect("a policy");
+    fs.set_policy(directory, Some(policy)).expect("set");
+    let visible = XattrFlags::default();
+    fs.setxattr(Ino::ROOT, b"user.then", b"1", visible)
+        .expect("room");
+    let then = fs.snapshot_create(b"/", b"s").expect("taken");
+    fs.set_policy(directory, None).expect("taken away");
+    set(RecordChange {
+        put: vec![(OTHER.to_vec(), b"another".to_vec())],
+        delete: vec![USER.to_vec()],
+        ..RecordChange::default()
+    });
+    fs.removexattr(Ino::ROOT, b"user.then")
+        .expect("it is there");
+    let mut problems = Problems(Vec::new());
+    fs.snapshot_restore(&then, b"/", b"", true, &mut problems)
+        .expect("restored");
+    assert!(problems.0.is_empty(), "{:?}", problems.0);
+    assert_eq!(fs.record(Ino::ROOT, USER).expect("read"), None);
+    let other = fs.record(Ino::ROOT, OTHER).expect("read");
+    assert_eq!(other.as_deref(), Some(&b"another"[..]));
+    assert_eq!(fs.policies().expect("read"), []);
+    let back = fs.getxattr(Ino::ROOT, b"user.then").expect("it is back");
+    assert_eq!(back, b"1");
     assert_clean(&fs);
 }

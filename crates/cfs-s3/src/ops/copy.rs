@@ -14,7 +14,7 @@ use crate::access::Asker;
 use crate::acl::Given;
 use crate::conditions::{Conditions, timestamp};
 use crate::customer::Opening;
-use crate::download::Opened;
+use crate::download::{Opened, Promised};
 use crate::errors::from_fs;
 use crate::face::{Face, blocking};
 use crate::metadata::{Meta, tags_of_header};
@@ -285,7 +285,20 @@ pub(crate) async fn copy_object(
             }
             false => {
                 face.refer(object.attr.ino, 0..size, upload.ino(), 0)?;
-                let mut content = object.content;
+                let kept = Promised::new(&object).is_kept(&face.fs, object.attr.ino);
+                let (mut content, wanted_checksum) = match kept.map_err(from_fs)? {
+                    true => (object.content, wanted_checksum),
+                    // It was written to through the mount since it was looked at: what is in the copy counts.
+                    false => {
+                        parts.clear();
+                        let copied = Object {
+                            attr: face.fs.getattr(object.attr.ino).map_err(from_fs)?,
+                            content: face.digest(upload.ino(), size).map_err(from_fs)?,
+                        };
+                        conditions.check_copy(&copied)?;
+                        (copied.content, algorithm)
+                    }
+                };
                 if let Some(algorithm) = wanted_checksum
                     && (content.composite || !content.checksums.contains_key(&algorithm))
                 {

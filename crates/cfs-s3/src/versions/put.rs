@@ -100,7 +100,7 @@ impl Face {
             describes: true,
             unchanged: match expected {
                 Expected::Unchanged(attr) => Some(attr),
-                Expected::Anything | Expected::Nothing => None,
+                Expected::Anything | Expected::Nothing | Expected::File(_) => None,
             },
             ..Arrangement::default()
         };

@@ -1,11 +1,14 @@
 //! One inode, two views: files are objects, and objects files.
 
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cfs_format::Ino;
 use cfs_fs::{Caller, RenameFlags, XattrFlags};
+use md5::{Digest, Md5};
 
-use crate::client::receive;
+use crate::client::{hex, receive};
 use crate::pool::{Pool, noise};
 
 #[test]
@@ -303,4 +306,45 @@ fn what_changes_while_it_is_sent_is_cut_off() {
         served.fs.unlink(bucket, b"k").expect("it is there");
     });
     assert_eq!(kept.body.len(), content.len());
+}
+
+/// A copy has the digest of what was copied. It had that of its source as it was looked at, which was written to through the
+/// mount before it was copied.
+#[test]
+fn a_copy_has_the_digest_of_its_content() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/from", &noise(100_000, 1)).is(200);
+    let ino = served.resolve("/bucket/from").ino;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round: u64 = 0;
+            while !stop.load(Ordering::Relaxed) {
+                round += 1;
+                let bytes = round.to_le_bytes();
+                served.fs.write(ino, 0, &bytes, false).expect("room");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let mut wrong = Vec::new();
+        for number in 0..300 {
+            let path = format!("/bucket/to{}", number % 8);
+            let source = [("x-amz-copy-source", "/bucket/from")];
+            let copied = root.send_with("PUT", &path, &[], &source, b"");
+            if copied.status != 200 {
+                continue;
+            }
+            let copy = root.get(&path).is(200);
+            let etag = format!("\"{}\"", hex(&Md5::digest(&copy.body)));
+            if copy.header("etag") != etag {
+                wrong.push(number);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(wrong.is_empty(), "copies with the wrong digest: {wrong:?}");
+    });
+    served.assert_clean();
 }

@@ -1,5 +1,7 @@
 //! Buckets that keep versions.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::client::Client;
 use crate::pool::{Pool, noise};
 
@@ -913,4 +915,49 @@ fn the_null_version_goes_with_a_hidden_file_and_one_in_the_tree() {
 #[test]
 fn the_null_version_goes_with_two_files_behind_another_version() {
     the_null_version_goes_with_each_of_its_files("behind another");
+}
+
+/// A file that came through the mount between the look at a key and the step was kept under the identifier of the version
+/// that had been there.
+#[test]
+fn what_a_mount_puts_in_the_place_of_a_version_is_not_taken_for_it() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    set(&root, "Enabled");
+    let bucket = served.resolve("/bucket").ino;
+    let stop = AtomicBool::new(false);
+    let mut known = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                served.write(bucket, "new", b"from the mount");
+                let flags = cfs_fs::RenameFlags::default();
+                served
+                    .fs
+                    .rename(bucket, b"new", bucket, b"k", flags)
+                    .expect("a new name");
+                std::thread::sleep(std::time::Duration::from_micros(1500));
+            }
+        });
+        for number in 0..800 {
+            let body = format!("put {number}").into_bytes();
+            let answer = root.put("/bucket/k", &body);
+            if answer.status == 200 {
+                known.push((answer.header("x-amz-version-id").to_owned(), body));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let mut wrong = Vec::new();
+    for (id, body) in &known {
+        let got = root.send("GET", "/bucket/k", &[("versionId", id)], b"");
+        // What the mount has replaced is gone.
+        if got.status != 404 && got.body != *body {
+            wrong.push(id);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}", wrong.len(), known.len());
+    served.assert_clean();
 }
