@@ -4,10 +4,8 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::cfs;
-use crate::support::{Scratch, as_root, as_root_with_tmpfs, command, eventually};
+use crate::support::{Scratch, as_root, as_root_with_tmpfs, command, eventually, interrupt};
 
 #[test]
 fn measures_parts_disk_and_pool_and_leaves_nothing() {
@@ -62,8 +60,7 @@ fn an_interrupted_bench_leaves_nothing() {
     eventually("the bench has begun", || {
         fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some())
     });
-    let pid = Pid::from_child(&child);
-    kill_process(pid, Signal::INT).expect("our own child");
+    interrupt(&child, Duration::ZERO);
     let status = child.wait().expect("our own child");
     assert_eq!(status.code(), Some(130));
     assert!(started.elapsed() < Duration::from_secs(20));

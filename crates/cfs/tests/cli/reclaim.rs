@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, can_mount, command, eventually, run};
+use crate::support::{Scratch, Server, can_mount, command, eventually, interrupt, run};
 use crate::trees::{assert_same, noise};
 
 /// What a pool takes beside its live data and a tenth: log, tables, open segments, what is kept ready. 24 MiB.
@@ -217,9 +217,7 @@ fn gc_can_be_interrupted() {
         let server = served.then(|| Server::start(&data, None));
         let mut asked = command(&[&"admin", &"gc", &"--data", &data]);
         let child = asked.spawn().expect("it starts");
-        std::thread::sleep(Duration::from_millis(600));
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("our own child");
+        interrupt(&child, Duration::from_millis(600));
         let output = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(130), "served {served}: {said}");

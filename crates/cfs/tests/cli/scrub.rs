@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::cfs;
-use crate::support::{Scratch, Server, can_mount, command};
+use crate::support::{Scratch, Server, can_mount, command, interrupt};
 use crate::trees::{assert_same, noise};
 
 const BLOCK: u64 = 4096;
@@ -171,9 +171,7 @@ fn a_scrub_can_be_slow_and_interrupted() {
         let server = served.then(|| Server::start(&data, None));
         let mut slow = command(&[&"admin", &"scrub", &"--rate", &"100K/s", &"--data", &data]);
         let child = slow.spawn().expect("it starts");
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("our own child");
+        interrupt(&child, std::time::Duration::from_millis(700));
         let output = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(130), "served {served}: {said}");

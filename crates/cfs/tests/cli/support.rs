@@ -163,6 +163,25 @@ fn wait(child: &mut Child) -> i32 {
     }
 }
 
+/// Interrupts a command, so long after it has begun to heed that. It may have ended before.
+#[track_caller]
+pub fn interrupt(child: &Child, after: Duration) {
+    const INTERRUPT: u64 = 1 << (libc::SIGINT - 1);
+    let pid = Pid::from_child(child);
+    let status = format!("/proc/{}/status", pid.as_raw_nonzero());
+    eventually("the command heeds signals", || {
+        let status = fs::read_to_string(&status).expect("our own child");
+        let caught = status.lines().find_map(|it| it.strip_prefix("SigCgt:"));
+        // One that has ended, and was not waited for, has none.
+        caught.is_none_or(|caught| {
+            let caught = u64::from_str_radix(caught.trim(), 16).expect("digits");
+            caught & INTERRUPT != 0 || status.contains("State:\tZ")
+        })
+    });
+    std::thread::sleep(after);
+    kill_process(pid, Signal::INT).expect("our own child");
+}
+
 /// A `cfs` that serves until it is told to end, or dropped.
 pub struct Server {
     child: Child,

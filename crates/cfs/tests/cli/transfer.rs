@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cfs;
-use crate::support::{Done, Scratch, Server, command, is_root};
+use crate::support::{Done, Scratch, Server, command, interrupt, is_root};
 use crate::trees::{assert_same, noise, plant};
 
 fn summary(done: Done) -> serde_json::Value {
@@ -259,9 +259,7 @@ fn an_interrupted_import_says_so_and_goes_on() {
         let child = command(&[&"import", &"-T", &source, &dest, &"--data", &data])
             .spawn()
             .expect("the command starts");
-        std::thread::sleep(Duration::from_millis(60));
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("our own child");
+        interrupt(&child, Duration::from_millis(60));
         let output = child.wait_with_output().expect("our own child");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         // On a quick machine it may be done before the signal comes.
