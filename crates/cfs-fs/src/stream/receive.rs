@@ -46,6 +46,9 @@ const RECEIVED: &[u8] = b"replica.received";
 /// What the names of snapshots begin with that hold what has come of a stream that was cut off.
 const ARRIVED: &[u8] = b".cfs-received-";
 
+/// Extended attributes that one command sets, or removes. A command has room for as many of the longest.
+const XATTRS_AT_ONCE: usize = 8;
+
 /// Where inodes are until they have a name.
 const STAGING: &[u8] = b".cfs-receive";
 /// What the names there begin with of what has lost its name to another.
@@ -785,6 +788,15 @@ impl<'a> Receiving<'a> {
                 return Err(StreamError::Contradiction("a second beginning"));
             }
             TreeMessage::Node(node) => self.node(node)?,
+            TreeMessage::Xattrs(xattrs) => {
+                // A directory is the last of those that wait as long as no other inode is open.
+                let before = match &mut self.open {
+                    Some((_, node)) => Some(node),
+                    None => self.directories.last_mut().map(|(_, node)| node),
+                };
+                let before = before.ok_or(StreamError::Contradiction("attributes of nothing"))?;
+                before.xattrs.extend(xattrs);
+            }
             TreeMessage::Names(names) => {
                 self.close()?;
                 for name in names {
@@ -925,6 +937,14 @@ impl<'a> Receiving<'a> {
         fs.setattr(ino, &set)?;
         if node.described && node.mode & libc::S_IFMT == libc::S_IFREG {
             change.describes = Some(fs.getattr(ino)?);
+        }
+        while change.put.len() + change.delete.len() > XATTRS_AT_ONCE {
+            let mut some = RecordChange::default();
+            let deleted = change.delete.len().min(XATTRS_AT_ONCE);
+            some.delete.extend(change.delete.drain(..deleted));
+            let put = change.put.len().min(XATTRS_AT_ONCE - deleted);
+            some.put.extend(change.put.drain(..put));
+            fs.set_records(ino, some)?;
         }
         if !change.put.is_empty() || !change.delete.is_empty() || change.describes.is_some() {
             fs.set_records(ino, change)?;

@@ -30,6 +30,9 @@ const NAMES_AT_ONCE: usize = 256;
 /// Extents in one message at most, and of which chunks are asked for at once.
 const EXTENTS_AT_ONCE: usize = 256;
 
+/// Bytes of extended attributes in one message, but for the last of them.
+const XATTR_BYTES_AT_ONCE: usize = 1 << 20;
+
 /// What was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
@@ -319,12 +322,12 @@ impl Sending<'_, '_, '_> {
         }
         self.out.sent.inodes += 1;
         let place = fs.views.place(now)?;
-        let mut xattrs = Vec::new();
+        let mut batches = XattrBatches::default();
         if record.flags.get() & inode_flag::XATTRS != 0 {
             for row in fs.views.rows(place, tag::XATTR, &[], None) {
                 let (name, value) = row?;
                 if !record_stays(ino, &name) {
-                    xattrs.push((name, row::content(value)?));
+                    batches.push(name, row::content(value)?);
                 }
             }
         }
@@ -339,6 +342,7 @@ impl Sending<'_, '_, '_> {
             }
             false => Body::Follows,
         };
+        let mut batches = batches.0.into_iter();
         self.tell(TreeMessage::Node(Node {
             ino: ino.0,
             mode: record.mode.get(),
@@ -351,9 +355,12 @@ impl Sending<'_, '_, '_> {
             },
             times: [record.atime, record.mtime, record.ctime].map(Into::into),
             described: record.flags.get() & inode_flag::DESCRIBED != 0,
-            xattrs,
+            xattrs: batches.next().unwrap_or_default(),
             body,
         }))?;
+        for xattrs in batches {
+            self.tell(TreeMessage::Xattrs(xattrs))?;
+        }
         if kind == libc::S_IFREG && !is_whole {
             let had_extents =
                 before.is_some_and(|before| before.flags.get() & inode_flag::INLINE == 0);
@@ -463,6 +470,22 @@ fn differing<'e>(
     }
     close(start, to, &new[first..]);
     runs
+}
+
+/// Extended attributes, as they go into messages.
+#[derive(Default)]
+struct XattrBatches(Vec<Vec<(Vec<u8>, Vec<u8>)>>);
+
+impl XattrBatches {
+    fn push(&mut self, name: Vec<u8>, value: Vec<u8>) {
+        let bytes_of = |it: &(Vec<u8>, Vec<u8>)| it.0.len() + it.1.len();
+        match self.0.last_mut() {
+            Some(last) if last.iter().map(bytes_of).sum::<usize>() < XATTR_BYTES_AT_ONCE => {
+                last.push((name, value));
+            }
+            _ => self.0.push(vec![(name, value)]),
+        }
+    }
 }
 
 fn batches(mut names: Vec<Name>) -> Vec<Vec<Name>> {

@@ -44,6 +44,8 @@ pub enum TreeMessage {
     Base(Option<u64>),
     /// An inode that is new or has changed.
     Node(Node),
+    /// More extended attributes and records of the inode before; they come before its content.
+    Xattrs(Vec<(Vec<u8>, Vec<u8>)>),
     /// Names that are new, of inodes that are known by now.
     Names(Vec<Name>),
     /// New names of directories that had others: given when all other names are.
@@ -162,7 +164,7 @@ pub struct Node {
     pub times: [Time; 3],
     /// Records of front ends describe its content.
     pub described: bool,
-    /// Extended attributes and records.
+    /// Extended attributes and records; those that are too many for a message follow.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// What else is in it.
     pub body: Body,

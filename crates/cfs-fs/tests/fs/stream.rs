@@ -241,6 +241,27 @@ fn what_is_received_is_what_was_sent() {
     assert_eq!(shown(&other), 0);
 }
 
+/// More than a frame holds, of a file and of a directory.
+#[test]
+fn many_large_attributes_arrive() {
+    let (from, to) = (Pool::new(128), Pool::new(128));
+    let (source, target) = (source(&from), to.open());
+    let large = vec![7; 64 << 10];
+    for path in [&b"/v/big"[..], b"/v/a/deep"] {
+        let ino = source.resolve(path).expect("there").ino;
+        for number in 0..300 {
+            let name = format!("user.large-{number}");
+            source
+                .setxattr(ino, name.as_bytes(), &large, XattrFlags::default())
+                .expect("set");
+        }
+    }
+    source.snapshot_create(b"/v", b"large").expect("taken");
+    replicate(&source, &target, "large");
+    same(&source, &target, ("/v", "/copy"), "large");
+    assert_clean(&target);
+}
+
 /// Also where only what is below it has changed.
 #[test]
 fn the_directory_itself_keeps_its_times() {
