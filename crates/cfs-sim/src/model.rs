@@ -7,8 +7,9 @@
 //! a name, or was changed by a command of its own).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+
+use crate::content::Content;
 
 pub(crate) type NodeId = u64;
 
@@ -41,7 +42,7 @@ struct Moment {
 /// One content of a file.
 #[derive(Clone, Debug)]
 struct Version {
-    content: Arc<Vec<u8>>,
+    content: Arc<Content>,
     /// The newest moment when it was written: the log has it after that.
     written: usize,
     /// The moment by which it is in the log for certain.
@@ -58,7 +59,7 @@ pub(crate) struct FoundNode {
     pub kind: Kind,
     pub attributes: Attributes,
     /// Of a file.
-    pub content: Arc<Vec<u8>>,
+    pub content: Arc<Content>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -88,7 +89,7 @@ const VOLUME_MODE: u32 = 0o755;
 /// What was there when a snapshot was taken, by path in its directory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FrozenCopy {
-    nodes: BTreeMap<String, (Kind, Arc<Attributes>, Arc<Vec<u8>>)>,
+    nodes: BTreeMap<String, (Kind, Arc<Attributes>, Arc<Content>)>,
     /// Of the directory itself.
     mode: u32,
     xattrs: BTreeMap<String, Vec<u8>>,
@@ -121,7 +122,7 @@ impl FrozenCopy {
     }
 
     /// Paths and contents of files.
-    pub fn files(&self) -> impl Iterator<Item = (&String, &Arc<Vec<u8>>)> {
+    pub fn files(&self) -> impl Iterator<Item = (&String, &Arc<Content>)> {
         let files = self.nodes.iter();
         let files = files.filter(|(_, (kind, ..))| *kind == Kind::File);
         files.map(|(path, (_, _, content))| (path, content))
@@ -132,7 +133,7 @@ impl Model {
     pub fn new() -> Self {
         Self {
             moments: vec![Moment::default()],
-            ever: BTreeSet::from([hash(&[])]),
+            ever: BTreeSet::from([Content::default().hash()]),
             ..Self::default()
         }
     }
@@ -213,7 +214,7 @@ impl Model {
         &mut self,
         kind: Kind,
         attributes: Arc<Attributes>,
-        content: Arc<Vec<u8>>,
+        content: Arc<Content>,
     ) -> NodeId {
         self.next_node += 1;
         let node = self.next_node;
@@ -345,14 +346,14 @@ impl Model {
     }
 
     /// The newest content of a file, which may have lost its name.
-    pub fn content(&self, node: NodeId) -> Arc<Vec<u8>> {
+    pub fn content(&self, node: NodeId) -> Arc<Content> {
         let newest = self.files[&node].last().expect("never empty");
         Arc::clone(&newest.content)
     }
 
     /// A file now has this content.
-    pub fn set_content(&mut self, node: NodeId, content: Vec<u8>) {
-        self.ever.insert(hash(&content));
+    pub fn set_content(&mut self, node: NodeId, content: Content) {
+        self.ever.insert(content.hash());
         let content = Arc::new(content);
         let written = self.moments.len() - 1;
         let versions = self.files.get_mut(&node).expect("a file");
@@ -614,14 +615,7 @@ impl Model {
     }
 
     /// Whether some file has had this content at some time.
-    pub fn has_ever_been(&self, content: &[u8]) -> bool {
-        self.ever.contains(&hash(content))
+    pub fn has_ever_been(&self, content: &Content) -> bool {
+        self.ever.contains(&content.hash())
     }
-}
-
-fn hash(content: &[u8]) -> u64 {
-    // With its fixed keys, unlike that of a `HashMap`.
-    let mut hasher = DefaultHasher::new();
-    content.hash(&mut hasher);
-    hasher.finish()
 }

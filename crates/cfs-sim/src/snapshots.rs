@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cfs_format::Ino;
 use cfs_fs::{Fs, FsError, Snapshot};
 
+use crate::content::Content;
 use crate::look::look_below;
 use crate::world::{Failure, World, ino};
 
@@ -122,17 +123,15 @@ impl World {
         let mut done = 0;
         // Between dedup domains bytes are copied, as many as find room; asked for the rest, it says why not.
         while done < data.len() {
-            let rest = (data.len() - done) as u64;
-            let copied = fs.copy_range(source, done as u64, target, done as u64, rest)? as usize;
+            let copied = fs.copy_range(source, done, target, done, data.len() - done)?;
             if copied == 0 {
                 return Err(Failure::Wrong(format!(
                     "{done} bytes of {} were copied",
                     data.len()
                 )));
             }
-            let mut content = self.model.content(node).to_vec();
-            content.resize(content.len().max(done + copied), 0);
-            content[done..done + copied].copy_from_slice(&data[done..done + copied]);
+            let mut content = Content::clone(&self.model.content(node));
+            content.write(done, &data.range(done, done + copied));
             self.model.set_content(node, content);
             done += copied;
         }

@@ -342,10 +342,9 @@ impl World {
     fn check_handles(&mut self, fs: &Fs) -> Result<(), String> {
         for handle in &self.handles {
             let content = self.model.content(handle.node);
-            let mut out = Vec::new();
-            fs.read(handle.ino, 0, content.len() + 1, &mut out)
+            let there = look::content(fs, handle.ino, content.len() + 1)
                 .map_err(|error| format!("reading open inode {}: {error}", handle.ino))?;
-            if out != *content {
+            if there != *content {
                 return Err(format!("open inode {} reads wrong", handle.ino));
             }
         }
@@ -412,7 +411,8 @@ impl World {
     }
 
     fn step(&mut self, fs: &Fs) -> Result<(), Failure> {
-        match self.rng.below(49) {
+        match self.rng.below(50) {
+            49 => self.change_about_edge(fs),
             46 | 47 => self.make_clone(fs),
             48 => self.remove_volume(fs),
             44 => self.make_volume(fs),
