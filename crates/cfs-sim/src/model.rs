@@ -62,6 +62,21 @@ pub(crate) struct FoundNode {
     pub content: Arc<Content>,
 }
 
+impl std::fmt::Display for FoundNode {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, mode, content) = (&self.kind, self.attributes.mode, &self.content);
+        write!(
+            out,
+            "inode {}, {kind:?} {mode:o}, {} links, {} attributes, {} bytes ({:x})",
+            self.ino,
+            self.nlink,
+            self.attributes.xattrs.len(),
+            content.len(),
+            content.hash()
+        )
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     next_node: NodeId,
@@ -454,16 +469,19 @@ impl Model {
 
     /// Compares with what was found after a crash, and goes on from there.
     pub fn recover(&mut self, found: &Found) -> Result<(), String> {
+        self.go_on_from(self.moment_of(found)?, found);
+        Ok(())
+    }
+
+    /// The newest moment since the last sync of which what was found is the state.
+    pub fn moment_of(&self, found: &Found) -> Result<usize, String> {
         let mut reasons = Vec::new();
         for (at, moment) in self.moments.iter().enumerate().rev() {
             let matched = self
                 .match_moment(moment, found)
                 .and_then(|()| self.match_contents(at, moment, found));
             match matched {
-                Ok(()) => {
-                    self.go_on_from(at, found);
-                    return Ok(());
-                }
+                Ok(()) => return Ok(at),
                 Err(reason) => reasons.push(format!("moment {at}: {reason}")),
             }
         }
