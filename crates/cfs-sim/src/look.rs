@@ -19,7 +19,16 @@ const READ_BYTES_MAX: u64 = 3 << 19;
 /// # Errors
 /// What could not be read, and what contradicts itself.
 pub(crate) fn look(fs: &Fs) -> Result<Found, String> {
-    look_below(fs, Ino::ROOT)
+    let mut found = look_below(fs, Ino::ROOT)?;
+    for volume in fs.volumes() {
+        // Where its names cannot be read it has none.
+        let path = String::from_utf8_lossy(&volume.path);
+        let path = path.strip_prefix('/').ok_or("a volume is nowhere")?;
+        if let Some(node) = found.get_mut(path) {
+            node.is_volume = true;
+        }
+    }
+    Ok(found)
 }
 
 /// Everything that can be reached from a directory.
@@ -105,6 +114,7 @@ pub(crate) fn node(fs: &Fs, ino: Ino) -> Result<FoundNode, FsError> {
     }
     Ok(FoundNode {
         ino: ino.0,
+        is_volume: false,
         nlink: attr.nlink,
         kind,
         attributes: Attributes {

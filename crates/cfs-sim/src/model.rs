@@ -55,6 +55,8 @@ pub(crate) type Found = BTreeMap<String, FoundNode>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FoundNode {
     pub ino: u64,
+    /// The root of a volume, outside of snapshots.
+    pub is_volume: bool,
     pub nlink: u32,
     pub kind: Kind,
     pub attributes: Attributes,
@@ -562,7 +564,7 @@ impl Model {
         }
         for (path, node) in names {
             let there = &found[path];
-            if self.kinds[node] != there.kind {
+            if self.kinds[node] != there.kind || self.volumes.contains(node) != there.is_volume {
                 return Err(format!("{path} is of another kind, or points elsewhere"));
             }
             if *moment.attributes[node] != there.attributes {
