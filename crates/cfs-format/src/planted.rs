@@ -49,6 +49,8 @@ pub enum Bug {
     CopyUncounted,
     /// What a clone removes of its origin leaves nothing that says so.
     GoneForgotten,
+    /// A change on one side of a window's edge leaves what the other one has decoded of an extent across it.
+    WindowEdgeForgotten,
     /// A chunk is looked up before it is pinned.
     PinAfterLookup,
     /// A full data segment is looked for on the device before it has been written there.
@@ -59,7 +61,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulation finds, which has one thread.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
         Self::CountAfterExtent,
@@ -78,6 +80,7 @@ impl Bug {
         Self::HistoryUncounted,
         Self::CopyUncounted,
         Self::GoneForgotten,
+        Self::WindowEdgeForgotten,
     ];
 
     /// Those that show only when threads meet: the models of the store find them.
@@ -116,6 +119,7 @@ impl Bug {
             Self::HistoryUncounted => "history-uncounted",
             Self::CopyUncounted => "copy-uncounted",
             Self::GoneForgotten => "gone-forgotten",
+            Self::WindowEdgeForgotten => "window-edge-forgotten",
         }
     }
 

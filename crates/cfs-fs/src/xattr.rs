@@ -11,7 +11,7 @@ use crate::apply::Outcome;
 use crate::command::{Command, RemoveXattr, SetXattr};
 use crate::error::{FsError, Result};
 use crate::namespace::publish::is_visible;
-use crate::types::XattrFlags;
+use crate::types::{Room, XattrFlags};
 use crate::views::listed_by;
 use crate::{Fs, inode, lock, row};
 
@@ -264,7 +264,7 @@ impl Fs {
             return Err(FsError::NoData);
         }
         self.files.settle_times(ino)?;
-        self.execute(|_, now| {
+        self.execute_in(Room::Reserve, |_, now| {
             Ok(Command::RemoveXattr(RemoveXattr {
                 ino,
                 name: name.to_vec(),

@@ -3,15 +3,18 @@
 use cfs_format::Ino;
 use cfs_fs::{AllocateMode, Fs, FsError, SetAttr};
 
+use crate::content::{Content, PAGE_BYTES};
+use crate::edges::{LONG_BYTES_MAX, is_long};
+use crate::look;
 use crate::model::NodeId;
 use crate::rng::Rng;
 use crate::world::{Failure, World, ino};
 
 /// Files do not become longer by single writes; shifts may make them so.
-const FILE_BYTES_MAX: u64 = 600 << 10;
+pub(crate) const FILE_BYTES_MAX: u64 = 600 << 10;
 /// Content that is not like any other, for filling a pool.
 const FILL_BYTES: u64 = 3 << 20;
-const SHIFT_BYTES: u64 = 4096;
+const SHIFT_BYTES: u64 = PAGE_BYTES as u64;
 
 impl World {
     /// Bytes of which many come again, so that chunks are shared, and some shrink.
@@ -30,6 +33,14 @@ impl World {
         bytes
     }
 
+    /// An offset in a file of this length, or its end.
+    fn within(&mut self, len: u64) -> u64 {
+        match self.is_about_edge(len) {
+            true => self.near_edge(),
+            false => self.rng.below(len.min(FILE_BYTES_MAX) + 1),
+        }
+    }
+
     /// Where a write may go in a file of this length.
     fn offset(&mut self, len: u64) -> u64 {
         match self.rng.below(4) {
@@ -40,7 +51,7 @@ impl World {
     }
 
     /// Writes to a file; the model follows, also when only a part was accepted.
-    fn write_to(
+    pub fn write_to(
         &mut self,
         fs: &Fs,
         file: (Ino, NodeId),
@@ -48,23 +59,27 @@ impl World {
         data: &[u8],
     ) -> Result<(), Failure> {
         let written = fs.write(file.0, offset, data, false)?;
-        let mut content = self.model.content(file.1).to_vec();
-        let end = offset as usize + written;
-        if content.len() < end {
-            content.resize(end, 0);
-        }
-        content[offset as usize..end].copy_from_slice(&data[..written]);
+        let mut content = Content::clone(&self.model.content(file.1));
+        content.write(offset, &data[..written]);
         self.model.set_content(file.1, content);
         Ok(())
     }
 
     pub fn write(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some((path, node)) = self.any_file() else {
-            return Ok(());
+        match self.any_file() {
+            Some(file) => self.write_somewhere(fs, file),
+            None => Ok(()),
+        }
+    }
+
+    pub fn write_somewhere(&mut self, fs: &Fs, file: (String, NodeId)) -> Result<(), Failure> {
+        let (path, node) = file;
+        let len = self.model.content(node).len();
+        let mut offset = match self.is_about_edge(len) {
+            true => self.near_edge(),
+            false => self.offset(len),
         };
-        let len = self.model.content(node).len() as u64;
-        let mut offset = self.offset(len);
-        if offset > FILE_BYTES_MAX {
+        if offset > FILE_BYTES_MAX && !is_long(len) {
             offset = 0;
         }
         let len = 1 + self.rng.length(100 << 10);
@@ -97,8 +112,7 @@ impl World {
         if self.rng.one_in(3) {
             return self.read_from(fs, &format!("open inode {ino}"), (ino, node));
         }
-        let at = self.model.content(node).len() as u64;
-        let offset = self.rng.below(at.min(FILE_BYTES_MAX) + 1);
+        let offset = self.within(self.model.content(node).len());
         let len = 1 + self.rng.length(30 << 10);
         let data = self.bytes(len);
         self.trace(|| format!("write open inode {ino} at {offset}, {len} bytes"));
@@ -119,15 +133,16 @@ impl World {
         let written = match fs.write(ino, 0, &data, false) {
             Ok(written) => written,
             Err(error) => {
-                self.model.set_content(node, Vec::new());
+                self.model.set_content(node, Content::default());
                 return Err(error.into());
             }
         };
         // Where there is no room for both, the old content goes before the new one is accepted.
         if (written < data.len() && !old.is_empty()) || self.trouble.may_lack_room() {
-            self.model.set_content(node, Vec::new());
+            self.model.set_content(node, Content::default());
         }
-        self.model.set_content(node, data[..written].to_vec());
+        self.model
+            .set_content(node, Content::from(&data[..written]));
         fs.flush(ino)?;
         self.model.note_logged(node);
         Ok(())
@@ -153,9 +168,13 @@ impl World {
     }
 
     pub fn close_file(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some((path, node)) = self.any_file() else {
-            return Ok(());
-        };
+        match self.any_file() {
+            Some(file) => self.close(fs, file),
+            None => Ok(()),
+        }
+    }
+
+    pub fn close(&mut self, fs: &Fs, (path, node): (String, NodeId)) -> Result<(), Failure> {
         self.trace(|| format!("close {path}"));
         fs.flush(ino(fs, &path)?)?;
         self.model.note_logged(node);
@@ -167,35 +186,46 @@ impl World {
     }
 
     pub fn truncate(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some((path, node)) = self.any_file() else {
-            return Ok(());
-        };
-        let mut content = self.model.content(node).to_vec();
+        match self.any_file() {
+            Some(file) => self.truncate_file(fs, file),
+            None => Ok(()),
+        }
+    }
+
+    pub fn truncate_file(&mut self, fs: &Fs, file: (String, NodeId)) -> Result<(), Failure> {
+        let (path, node) = file;
+        let mut content = Content::clone(&self.model.content(node));
         let size = match self.rng.below(3) {
+            _ if self.is_about_edge(content.len()) => self.near_edge(),
             0 => self.rng.length(FILE_BYTES_MAX / 2),
-            1 => self.rng.length(content.len() as u64),
-            _ => self.rng.below(content.len() as u64 + 1),
+            1 => self.rng.length(content.len()),
+            _ => self.rng.below(content.len() + 1),
         };
         self.trace(|| format!("truncate {path} to {size}"));
         match set_size(fs, ino(fs, &path)?, size) {
-            Err(FsError::NoSpace) if size <= content.len() as u64 => {
+            Err(FsError::NoSpace) if size <= content.len() => {
                 let text = "truncating was refused for want of room".to_owned();
                 return Err(Failure::Wrong(text));
             }
             other => other?,
         }
-        content.resize(size as usize, 0);
+        content.resize(size);
         self.model.set_content(node, content);
         Ok(())
     }
 
     /// fallocate(2) in all its modes.
     pub fn allocate(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some((path, node)) = self.any_file() else {
-            return Ok(());
-        };
-        let mut content = self.model.content(node).to_vec();
-        let size = content.len() as u64;
+        match self.any_file() {
+            Some(file) => self.allocate_in(fs, file),
+            None => Ok(()),
+        }
+    }
+
+    pub fn allocate_in(&mut self, fs: &Fs, file: (String, NodeId)) -> Result<(), Failure> {
+        let (path, node) = file;
+        let mut content = Content::clone(&self.model.content(node));
+        let size = content.len();
         let mode = [
             AllocateMode::Allocate { keep_size: false },
             AllocateMode::Allocate { keep_size: true },
@@ -206,14 +236,23 @@ impl World {
             AllocateMode::Collapse,
             AllocateMode::Insert,
         ][self.rng.below(8) as usize];
-        let mut offset = self.rng.below(size + 1);
+        let mut offset = match self.is_about_edge(size) {
+            true => self.near_edge(),
+            false => self.rng.below(size + 1),
+        };
         let mut len = 1 + self.rng.length(64 << 10);
         let shifts = matches!(mode, AllocateMode::Collapse | AllocateMode::Insert);
         if shifts {
             offset = offset / SHIFT_BYTES * SHIFT_BYTES;
             len = len.next_multiple_of(SHIFT_BYTES);
             let fits = match mode {
-                AllocateMode::Insert => offset < size && size + len <= FILE_BYTES_MAX,
+                AllocateMode::Insert => {
+                    let most = match is_long(size) {
+                        true => LONG_BYTES_MAX,
+                        false => FILE_BYTES_MAX,
+                    };
+                    offset < size && size + len <= most
+                }
                 _ => offset + len < size,
             };
             if !fits {
@@ -221,10 +260,9 @@ impl World {
             }
         }
         self.trace(|| format!("allocate {path} {mode:?} at {offset}, {len} bytes"));
-        let (start, end) = (offset as usize, (offset + len) as usize);
-        let end_inside = end.min(content.len());
-        if matches!(mode, AllocateMode::Punch | AllocateMode::Zero { .. }) && start < end_inside {
-            content[start..end_inside].fill(0);
+        let end = offset + len;
+        if matches!(mode, AllocateMode::Punch | AllocateMode::Zero { .. }) {
+            content.zero(offset, end);
         }
         let ino = ino(fs, &path)?;
         let done = fs.fallocate(ino, mode, offset, len, false);
@@ -241,12 +279,10 @@ impl World {
         match mode {
             AllocateMode::Allocate { keep_size: false }
             | AllocateMode::Zero { keep_size: false } => {
-                content.resize(content.len().max(end), 0);
+                content.resize(content.len().max(end));
             }
-            AllocateMode::Collapse => drop(content.drain(start..end)),
-            AllocateMode::Insert => {
-                content.splice(start..start, std::iter::repeat_n(0, len as usize));
-            }
+            AllocateMode::Collapse => content.collapse(offset, len),
+            AllocateMode::Insert => content.insert(offset, len),
             _ => {}
         }
         self.model.set_content(node, content);
@@ -257,10 +293,11 @@ impl World {
     }
 
     /// After a failure in the middle: the file has its content of before, or `half`.
-    fn take_over(&mut self, fs: &Fs, file: (Ino, NodeId), half: Vec<u8>) -> Result<(), Failure> {
+    fn take_over(&mut self, fs: &Fs, file: (Ino, NodeId), half: Content) -> Result<(), Failure> {
         let before = self.model.content(file.1);
-        let mut now = Vec::new();
-        if fs.read(file.0, 0, before.len() + 1, &mut now).is_ok() && now != *before {
+        if let Ok(now) = look::content(fs, file.0, before.len() + 1)
+            && now != *before
+        {
             if now != half {
                 return Err(Failure::Wrong(
                     "a failed operation left something else".into(),
@@ -272,20 +309,27 @@ impl World {
     }
 
     pub fn copy(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let (Some((from, source_node)), Some((to, target_node))) =
-            (self.any_file(), self.any_file())
-        else {
+        match self.any_file() {
+            Some(target) => self.copy_to(fs, target),
+            None => Ok(()),
+        }
+    }
+
+    pub fn copy_to(&mut self, fs: &Fs, target: (String, NodeId)) -> Result<(), Failure> {
+        let (to, target_node) = target;
+        let Some((from, source_node)) = self.any_file() else {
             return Ok(());
         };
         if source_node == target_node {
             return Ok(());
         }
         let source = self.model.content(source_node);
-        let mut target = self.model.content(target_node).to_vec();
-        let source_offset = self.rng.below(source.len() as u64 + 1);
-        let target_offset = self
-            .rng
-            .below((target.len() as u64).min(FILE_BYTES_MAX) + 1);
+        let mut target = Content::clone(&self.model.content(target_node));
+        let source_offset = match self.is_about_edge(source.len()) {
+            true => self.near_edge().min(source.len()),
+            false => self.rng.below(source.len() + 1),
+        };
+        let target_offset = self.within(target.len());
         let len = 1 + self.rng.length(64 << 10);
         self.trace(|| {
             format!("copy {from} at {source_offset} to {to} at {target_offset}, {len} bytes")
@@ -297,7 +341,7 @@ impl World {
             target_offset,
             len,
         )?;
-        let expected = len.min(source.len() as u64 - source_offset);
+        let expected = len.min(source.len() - source_offset);
         if copied != expected {
             let text = format!("copied {copied} bytes instead of {expected}");
             return Err(Failure::Wrong(text));
@@ -305,10 +349,8 @@ impl World {
         if copied == 0 {
             return Ok(());
         }
-        let (start, end) = (target_offset as usize, (target_offset + copied) as usize);
-        target.resize(target.len().max(end), 0);
-        target[start..end]
-            .copy_from_slice(&source[source_offset as usize..(source_offset + copied) as usize]);
+        let data = source.range(source_offset, source_offset + copied);
+        target.write(target_offset, &data);
         self.model.set_content(target_node, target);
         Ok(())
     }
@@ -321,15 +363,26 @@ impl World {
     }
 
     fn read_from(&mut self, fs: &Fs, name: &str, file: (Ino, NodeId)) -> Result<(), Failure> {
-        let content = self.model.content(file.1);
-        let offset = self.rng.below(content.len() as u64 + 10);
+        let size = self.model.content(file.1).len();
+        let offset = match self.is_about_edge(size) {
+            true => self.near_edge(),
+            false => self.rng.below(size + 10),
+        };
         let len = 1 + self.rng.length(128 << 10);
+        self.read_range(fs, name, file, (offset, len))
+    }
+
+    pub fn read_range(
+        &mut self,
+        fs: &Fs,
+        name: &str,
+        file: (Ino, NodeId),
+        (offset, len): (u64, u64),
+    ) -> Result<(), Failure> {
         self.trace(|| format!("read {name} at {offset}, {len} bytes"));
         let mut out = Vec::new();
         fs.read(file.0, offset, len as usize, &mut out)?;
-        let start = (offset as usize).min(content.len());
-        let end = (offset as usize + len as usize).min(content.len());
-        if out != content[start..end] {
+        if out != self.model.content(file.1).range(offset, offset + len) {
             let text = format!("{name} reads wrong at {offset}, {len} bytes");
             return Err(Failure::Wrong(text));
         }

@@ -10,17 +10,20 @@
 //! | `world` | a life: rounds, and what must hold after each |
 //! | `trouble` | what goes wrong in a round |
 //! | `names`, `contents` | operations, each on the file system and on the model |
+//! | `edges` | those on files so long that decoded extents are kept in several parts |
 //! | `look` | what is there, and whether the tables agree |
 //! | `damage` | rot and old segments, on a copy |
-//! | `model` | what should be there |
+//! | `model`, `content` | what should be there |
 //! | `rot` | every block of a small pool damaged, one at a time |
 //! | `rebuild` | a pool whose checkpoint or whole segments are destroyed, rebuilt |
 //!
 //! Beside it, `decoders` and `mutate` are for fuzzing what reads bytes.
 
+mod content;
 mod contents;
 mod damage;
 pub mod decoders;
+mod edges;
 mod look;
 mod model;
 pub mod mutate;

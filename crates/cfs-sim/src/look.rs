@@ -6,17 +6,29 @@ use std::sync::Arc;
 use cfs_format::Ino;
 use cfs_fs::{Attr, Fs, FsError};
 
+use crate::content::Content;
 use crate::model::{Attributes, Found, FoundNode, Kind};
 
 /// Entries asked for at once; few, so that reading goes on at cookies.
 const ENTRIES_AT_ONCE: usize = 7;
+/// Longest read, bytes; one of them goes over the edge that `edges` is about.
+const READ_BYTES_MAX: u64 = 3 << 19;
 
 /// Everything that can be reached from the root.
 ///
 /// # Errors
 /// What could not be read, and what contradicts itself.
 pub(crate) fn look(fs: &Fs) -> Result<Found, String> {
-    look_below(fs, Ino::ROOT)
+    let mut found = look_below(fs, Ino::ROOT)?;
+    for volume in fs.volumes() {
+        // Where its names cannot be read it has none.
+        let path = String::from_utf8_lossy(&volume.path);
+        let path = path.strip_prefix('/').ok_or("a volume is nowhere")?;
+        if let Some(node) = found.get_mut(path) {
+            node.is_volume = true;
+        }
+    }
+    Ok(found)
 }
 
 /// Everything that can be reached from a directory.
@@ -91,17 +103,18 @@ pub(crate) fn node(fs: &Fs, ino: Ino) -> Result<FoundNode, FsError> {
         xattrs.insert(String::from_utf8_lossy(&name).into_owned(), value);
     }
     let kind = kind(fs, &attr)?;
-    let mut content = Vec::new();
-    if kind == Kind::File {
-        fs.read(ino, 0, attr.size as usize, &mut content)?;
-    }
-    if kind == Kind::File && content.len() as u64 != attr.size {
+    let content = match kind {
+        Kind::File => content(fs, ino, attr.size)?,
+        _ => Content::default(),
+    };
+    if kind == Kind::File && content.len() != attr.size {
         let (is, size) = (content.len(), attr.size);
         let text = format!("{is} bytes could be read of a size of {size}");
         return Err(FsError::Io(text.into()));
     }
     Ok(FoundNode {
         ino: ino.0,
+        is_volume: false,
         nlink: attr.nlink,
         kind,
         attributes: Attributes {
@@ -110,6 +123,22 @@ pub(crate) fn node(fs: &Fs, ino: Ino) -> Result<FoundNode, FsError> {
         },
         content: Arc::new(content),
     })
+}
+
+/// The content of a file, so many bytes at most.
+pub(crate) fn content(fs: &Fs, ino: Ino, len: u64) -> Result<Content, FsError> {
+    let mut content = Content::default();
+    let mut out = Vec::new();
+    while content.len() < len {
+        let (at, rest) = (content.len(), len - content.len());
+        let asked = rest.min(READ_BYTES_MAX);
+        fs.read(ino, at, asked as usize, &mut out)?;
+        content.write(at, &out);
+        if (out.len() as u64) < asked {
+            break;
+        }
+    }
+    Ok(content)
 }
 
 /// That all tables agree, counts with a recount, and every segment has one owner.

@@ -7,8 +7,9 @@
 //! a name, or was changed by a command of its own).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+
+use crate::content::Content;
 
 pub(crate) type NodeId = u64;
 
@@ -41,7 +42,7 @@ struct Moment {
 /// One content of a file.
 #[derive(Clone, Debug)]
 struct Version {
-    content: Arc<Vec<u8>>,
+    content: Arc<Content>,
     /// The newest moment when it was written: the log has it after that.
     written: usize,
     /// The moment by which it is in the log for certain.
@@ -54,11 +55,28 @@ pub(crate) type Found = BTreeMap<String, FoundNode>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FoundNode {
     pub ino: u64,
+    /// The root of a volume, outside of snapshots.
+    pub is_volume: bool,
     pub nlink: u32,
     pub kind: Kind,
     pub attributes: Attributes,
     /// Of a file.
-    pub content: Arc<Vec<u8>>,
+    pub content: Arc<Content>,
+}
+
+impl std::fmt::Display for FoundNode {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, mode, content) = (&self.kind, self.attributes.mode, &self.content);
+        write!(
+            out,
+            "inode {}, {kind:?} {mode:o}, {} links, {} attributes, {} bytes ({:x})",
+            self.ino,
+            self.nlink,
+            self.attributes.xattrs.len(),
+            content.len(),
+            content.hash()
+        )
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -88,7 +106,7 @@ const VOLUME_MODE: u32 = 0o755;
 /// What was there when a snapshot was taken, by path in its directory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FrozenCopy {
-    nodes: BTreeMap<String, (Kind, Arc<Attributes>, Arc<Vec<u8>>)>,
+    nodes: BTreeMap<String, (Kind, Arc<Attributes>, Arc<Content>)>,
     /// Of the directory itself.
     mode: u32,
     xattrs: BTreeMap<String, Vec<u8>>,
@@ -121,7 +139,7 @@ impl FrozenCopy {
     }
 
     /// Paths and contents of files.
-    pub fn files(&self) -> impl Iterator<Item = (&String, &Arc<Vec<u8>>)> {
+    pub fn files(&self) -> impl Iterator<Item = (&String, &Arc<Content>)> {
         let files = self.nodes.iter();
         let files = files.filter(|(_, (kind, ..))| *kind == Kind::File);
         files.map(|(path, (_, _, content))| (path, content))
@@ -132,7 +150,7 @@ impl Model {
     pub fn new() -> Self {
         Self {
             moments: vec![Moment::default()],
-            ever: BTreeSet::from([hash(&[])]),
+            ever: BTreeSet::from([Content::default().hash()]),
             ..Self::default()
         }
     }
@@ -213,7 +231,7 @@ impl Model {
         &mut self,
         kind: Kind,
         attributes: Arc<Attributes>,
-        content: Arc<Vec<u8>>,
+        content: Arc<Content>,
     ) -> NodeId {
         self.next_node += 1;
         let node = self.next_node;
@@ -345,14 +363,14 @@ impl Model {
     }
 
     /// The newest content of a file, which may have lost its name.
-    pub fn content(&self, node: NodeId) -> Arc<Vec<u8>> {
+    pub fn content(&self, node: NodeId) -> Arc<Content> {
         let newest = self.files[&node].last().expect("never empty");
         Arc::clone(&newest.content)
     }
 
     /// A file now has this content.
-    pub fn set_content(&mut self, node: NodeId, content: Vec<u8>) {
-        self.ever.insert(hash(&content));
+    pub fn set_content(&mut self, node: NodeId, content: Content) {
+        self.ever.insert(content.hash());
         let content = Arc::new(content);
         let written = self.moments.len() - 1;
         let versions = self.files.get_mut(&node).expect("a file");
@@ -453,16 +471,19 @@ impl Model {
 
     /// Compares with what was found after a crash, and goes on from there.
     pub fn recover(&mut self, found: &Found) -> Result<(), String> {
+        self.go_on_from(self.moment_of(found)?, found);
+        Ok(())
+    }
+
+    /// The newest moment since the last sync of which what was found is the state.
+    pub fn moment_of(&self, found: &Found) -> Result<usize, String> {
         let mut reasons = Vec::new();
         for (at, moment) in self.moments.iter().enumerate().rev() {
             let matched = self
                 .match_moment(moment, found)
                 .and_then(|()| self.match_contents(at, moment, found));
             match matched {
-                Ok(()) => {
-                    self.go_on_from(at, found);
-                    return Ok(());
-                }
+                Ok(()) => return Ok(at),
                 Err(reason) => reasons.push(format!("moment {at}: {reason}")),
             }
         }
@@ -543,7 +564,7 @@ impl Model {
         }
         for (path, node) in names {
             let there = &found[path];
-            if self.kinds[node] != there.kind {
+            if self.kinds[node] != there.kind || self.volumes.contains(node) != there.is_volume {
                 return Err(format!("{path} is of another kind, or points elsewhere"));
             }
             if *moment.attributes[node] != there.attributes {
@@ -614,14 +635,7 @@ impl Model {
     }
 
     /// Whether some file has had this content at some time.
-    pub fn has_ever_been(&self, content: &[u8]) -> bool {
-        self.ever.contains(&hash(content))
+    pub fn has_ever_been(&self, content: &Content) -> bool {
+        self.ever.contains(&content.hash())
     }
-}
-
-fn hash(content: &[u8]) -> u64 {
-    // With its fixed keys, unlike that of a `HashMap`.
-    let mut hasher = DefaultHasher::new();
-    content.hash(&mut hasher);
-    hasher.finish()
 }

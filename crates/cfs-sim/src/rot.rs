@@ -1,6 +1,6 @@
 //! Bit rot: what one damaged block of a pool costs.
 //!
-//! A small pool with files of many kinds is made, once closed in order and once as a killed process leaves it. Then
+//! A small pool with files of many kinds and clones is made, once closed in order and once as a killed process leaves it. Then
 //! each block that it has written is damaged on a copy, in one of several ways; the copy is opened, checked and read to
 //! the end. Allowed is that reading fails in just those ranges of files whose chunk lies in the damaged block.
 //! Everything else must be as it was, and opening must work.
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use cfs_device::{Device, MemDevice};
 use cfs_format::segment::Stream;
 use cfs_format::{BLOCK_BYTES, Fingerprint, Ino, SEGMENT_BYTES, SegmentId};
-use cfs_fs::{Caller, Fs, XattrFlags};
+use cfs_fs::{Caller, Fs, Quota, RenameFlags, SetAttr, XattrFlags};
 
 use crate::look;
 use crate::rng::Rng;
@@ -113,6 +113,9 @@ impl Subject {
         let mut rng = Rng::new(seed);
         let fs = world::open(&device, &host)?;
         fill(&fs, &mut rng, "first", 4).map_err(|error| format!("filling: {error}"))?;
+        for (from, to) in [("first/d1", "clone"), ("clone", "clone-of-clone")] {
+            clone(&fs, &mut rng, from, to).map_err(|error| format!("cloning: {error}"))?;
+        }
         fs.close().map_err(|error| format!("close: {error}"))?;
         drop(fs);
         if crashed {
@@ -209,6 +212,7 @@ impl Subject {
         let allowed: BTreeMap<Ino, Vec<(u64, u64)>> = affected
             .files
             .into_iter()
+            .filter(|file| !file.in_snapshots)
             .map(|file| (file.ino, file.ranges))
             .collect();
         let fs = world::open(&device, &self.host)?;
@@ -313,6 +317,45 @@ fn fill(fs: &Fs, rng: &mut Rng, name: &str, directories: u32) -> cfs_fs::Result<
     Ok(())
 }
 
+/// Makes a clone of a directory, and changes both sides.
+fn clone(fs: &Fs, rng: &mut Rng, from: &str, to: &str) -> cfs_fs::Result<()> {
+    let caller = Caller::default();
+    let snapshot = fs.snapshot_create(from.as_bytes(), b"cloned")?;
+    fs.clone_create(&snapshot, to.as_bytes(), Quota::default(), &caller)?;
+    for side in [from, to] {
+        let top = fs.resolve(side.as_bytes())?.ino;
+        let inner = fs
+            .mkdir(top, format!("for {to}").as_bytes(), 0o700, &caller)?
+            .ino;
+        for (name, ino) in look::entries(fs, top)? {
+            let attr = fs.getattr(ino)?;
+            if attr.kind() != libc::S_IFREG {
+                continue;
+            }
+            let name = name.as_bytes();
+            match rng.below(12) {
+                0 => fs.unlink(top, name)?,
+                1 => fs.rename(top, name, inner, name, RenameFlags::default())?,
+                2 => drop(fs.link(ino, inner, name)?),
+                3 => fs.setxattr(ino, b"user.side", to.as_bytes(), XattrFlags::default())?,
+                4 => {
+                    let set = SetAttr {
+                        size: Some(attr.size / 2),
+                        ..SetAttr::default()
+                    };
+                    fs.setattr(ino, &set)?;
+                }
+                5 | 6 => {
+                    let bytes: Vec<u8> = (0..rng.below(20_000)).map(|_| rng.next() as u8).collect();
+                    fs.write(ino, rng.below(attr.size + 1), &bytes, false)?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Everything that can be reached from the root. Ranges that are `allowed` to fail are zeros where they do.
 fn read_tree(fs: &Fs, allowed: &BTreeMap<Ino, Vec<(u64, u64)>>) -> Result<Tree, String> {
     let mut tree = Tree::new();
@@ -366,17 +409,18 @@ pub(crate) fn read_tree_with_holes(fs: &Fs) -> Result<Tree, String> {
             match attr.kind() {
                 libc::S_IFDIR => waiting.push(ino),
                 libc::S_IFREG => {
-                    let mut part = Vec::new();
+                    let (mut part, mut ranges) = (Vec::new(), Vec::new());
                     for start in (0..attr.size).step_by(HOLE_BYTES) {
                         let end = (start + HOLE_BYTES as u64).min(attr.size);
                         match fs.read(ino, start, HOLE_BYTES, &mut part) {
                             Ok(()) => {}
                             Err(error) if error.errno() == libc::EIO => {
-                                unreadable.entry(ino).or_default().push((start, end));
+                                ranges.push((start, end));
                             }
                             Err(error) => return Err(fail(error)),
                         }
                     }
+                    unreadable.insert(ino, ranges);
                 }
                 _ => {}
             }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use cfs_format::Ino;
 use cfs_fs::{Fs, FsError, Snapshot};
 
+use crate::content::Content;
+use crate::edges::is_long;
 use crate::look::look_below;
 use crate::world::{Failure, World, ino};
 
@@ -119,20 +121,24 @@ impl World {
             source = fs.lookup(source, part.as_bytes())?.ino;
         }
         let target = ino(fs, &path)?;
-        let mut done = 0;
-        // Between dedup domains bytes are copied, as many as find room; asked for the rest, it says why not.
+        // Of a long file what is about the edge: the hole before would be copied as bytes between dedup domains.
+        let start = match is_long(data.len()) {
+            true => self.near_edge().min(data.len() - 1),
+            false => 0,
+        };
+        let mut done = start;
+        // Between them bytes are copied, as many as find room; asked for the rest, it says why not.
         while done < data.len() {
-            let rest = (data.len() - done) as u64;
-            let copied = fs.copy_range(source, done as u64, target, done as u64, rest)? as usize;
+            let copied = fs.copy_range(source, done, target, done, data.len() - done)?;
             if copied == 0 {
                 return Err(Failure::Wrong(format!(
-                    "{done} bytes of {} were copied",
-                    data.len()
+                    "{} bytes of {} were copied",
+                    done - start,
+                    data.len() - start
                 )));
             }
-            let mut content = self.model.content(node).to_vec();
-            content.resize(content.len().max(done + copied), 0);
-            content[done..done + copied].copy_from_slice(&data[done..done + copied]);
+            let mut content = Content::clone(&self.model.content(node));
+            content.write(done, &data.range(done, done + copied));
             self.model.set_content(node, content);
             done += copied;
         }

@@ -13,7 +13,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::MissingFlush, 10),
     (Bug::FailedFlushRetried, 100),
     (Bug::CountAfterExtent, 10),
-    (Bug::FreeBeforeDurable, 500),
+    (Bug::FreeBeforeDurable, 1000),
     (Bug::StaleIndexEntry, 10),
     (Bug::ReservationLeak, 20),
     (Bug::DirentWithoutInode, 10),
@@ -28,6 +28,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::HistoryUncounted, 50),
     (Bug::CopyUncounted, 50),
     (Bug::GoneForgotten, 50),
+    (Bug::WindowEdgeForgotten, 50),
 ];
 
 /// Those that are found within so many seeds are planted in every run of the checks.

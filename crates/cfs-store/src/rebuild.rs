@@ -417,12 +417,14 @@ impl Rebuild<'_> {
         source: &Source,
         tail: LogTail,
     ) -> Result<bool, OpenError> {
-        let Some(records_of_segments) = self.tables(source)? else {
+        let rows_of_segments = self.rows_of_segments(source);
+        self.claim_without_header(scan, &rows_of_segments);
+        if !self.tables(source)? {
             return Ok(false);
-        };
+        }
         self.store.load_system_records()?;
         self.domains(source)?;
-        self.settle_claims(scan, source, &records_of_segments);
+        self.settle_claims(scan, source, &rows_of_segments);
         let domains_of_log: HashMap<DomainId, Arc<DomainSecret>> = {
             let commands = tail.records.iter().map(|record| &record.command[..]);
             let made = commands.filter_map(|command| namespace.new_domain(command));
@@ -453,17 +455,49 @@ impl Rebuild<'_> {
         Ok(true)
     }
 
-    /// Data segments by the old segment table: one that has lost its header is still known to it; one that it does not
-    /// know and that was filled before it was written holds nothing but what had been given up.
-    fn settle_claims(&self, scan: &Scan, source: &Source, rows: &BTreeMap<SegmentId, SegmentSeq>) {
+    /// What the old segment table says of data segments.
+    fn rows_of_segments(&self, source: &Source) -> BTreeMap<SegmentId, SegmentSeq> {
+        let last = system_key(tag::SEGMENT, &u32::MAX.to_be_bytes());
+        let mut rows = BTreeMap::new();
+        for run in &source.runs {
+            let parts = run.iter();
+            let mut blocks = parts.flat_map(|part| Source::blocks_of(&self.store.pool, *part));
+            let mut goes_on = true;
+            while goes_on && let Some(block) = blocks.next() {
+                for (key, value) in block.into_iter().flatten() {
+                    goes_on = key <= last;
+                    let Some(segment) = segment_of_row(&key) else {
+                        continue;
+                    };
+                    match value.as_deref().and_then(seq_of_row) {
+                        Some(seq) => rows.insert(segment, seq),
+                        None => rows.remove(&segment),
+                    };
+                }
+            }
+        }
+        rows
+    }
+
+    /// A data segment that has lost its header is still known to the old segment table. New tables must not take it.
+    fn claim_without_header(&self, scan: &Scan, rows: &BTreeMap<SegmentId, SegmentSeq>) {
         let mut space = self.store.pool.space.lock();
         let count = space.segment_count();
         for (segment, seq) in rows.iter().filter(|(segment, _)| segment.0 < count) {
-            let has_header = scan.headers.contains_key(&segment.0);
+            // A power cut may have kept a chunk, and not the header that came with it: then what the segment was before is
+            // still said there.
+            let header = scan.headers.get(&segment.0);
+            let has_header = header.is_some_and(|header| header.seq.get() >= seq.0);
             if !has_header && (space.is_free(*segment) || scan.is_doubtful_data(&space, *segment)) {
                 space.claim_replayed(*segment, *seq);
             }
         }
+    }
+
+    /// Data segments that the old segment table does not know: one that was filled before it was written holds nothing but
+    /// what had been given up.
+    fn settle_claims(&self, scan: &Scan, source: &Source, rows: &BTreeMap<SegmentId, SegmentSeq>) {
+        let mut space = self.store.pool.space.lock();
         for segment in &scan.doubtful {
             if scan.is_doubtful_data(&space, *segment) {
                 space.unclaim(*segment);
@@ -496,15 +530,10 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// The rows of the old meta tree. Those that are made anew are left out; of the segment table's, what they say of data
-    /// segments comes back. `None` when `go_on` did not want to.
-    fn tables(
-        &mut self,
-        source: &Source,
-    ) -> Result<Option<BTreeMap<SegmentId, SegmentSeq>>, OpenError> {
+    /// The rows of the old meta tree. Those that are made anew are left out. False when `go_on` did not want to.
+    fn tables(&mut self, source: &Source) -> Result<bool, OpenError> {
         let tree = &self.store.meta_tree;
         let mut batch = Batch::new();
-        let mut segments = BTreeMap::new();
         let total = source.runs.iter().map(Vec::len).sum::<usize>() as u64;
         let mut done = 0;
         for run in &source.runs {
@@ -518,7 +547,7 @@ impl Rebuild<'_> {
                     segments_total: total,
                 };
                 if !(self.go_on)(progress) {
-                    return Ok(None);
+                    return Ok(false);
                 }
                 done += 1;
                 for block in Source::blocks_of(&self.store.pool, *part) {
@@ -534,12 +563,6 @@ impl Rebuild<'_> {
                     last_key = entries.last().map(|(key, _)| key.clone()).or(last_key);
                     for (key, value) in entries {
                         self.report.rows += 1;
-                        if let Some(segment) = segment_of_row(&key) {
-                            match value.as_deref().and_then(seq_of_row) {
-                                Some(seq) => segments.insert(segment, seq),
-                                None => segments.remove(&segment),
-                            };
-                        }
                         if !is_remade(&key) {
                             match value {
                                 Some(value) => batch.put(key, value),
@@ -557,7 +580,7 @@ impl Rebuild<'_> {
             }
         }
         self.absorb(tree, &mut batch)?;
-        Ok(Some(segments))
+        Ok(true)
     }
 
     fn lose(&mut self, after: Option<Vec<u8>>, before: Option<Vec<u8>>) {

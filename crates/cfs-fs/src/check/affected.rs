@@ -206,6 +206,17 @@ impl Fs {
             }
             Ok(())
         });
+        // A clone sees states that are held and those of now, each in order.
+        for ranges in found.values_mut() {
+            ranges.sort_unstable();
+            ranges.dedup_by(|next, last| {
+                let joins = next.0 <= last.1;
+                if joins {
+                    last.1 = last.1.max(next.1);
+                }
+                joins
+            });
+        }
         went_on.then_some(found)
     }
 }

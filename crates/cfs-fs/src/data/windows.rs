@@ -52,6 +52,11 @@ impl Windows {
             let extents = self.by_index.get(index);
             extents.is_some_and(|extents| extents.iter().any(touches))
         };
+        #[cfg(feature = "planted-bugs")]
+        let reaches = |index: &u64, touches: &dyn Fn(&Extent) -> bool| {
+            !cfs_format::planted::has(cfs_format::planted::Bug::WindowEdgeForgotten)
+                && reaches(index, touches)
+        };
         // No extent is as long as a window.
         if first > 0 && reaches(&(first - 1), &|extent| extent.end() > from) {
             first -= 1;

@@ -518,6 +518,9 @@ fn a_full_pool_and_a_full_quota_let_go_of_what_a_clone_shows() {
     let pool = Pool::new(96);
     let fs = pool.open();
     let root = filled(&fs);
+    let small = fs.lookup(root, b"small").expect("there").ino;
+    fs.setxattr(small, b"user.gone", b"value", XattrFlags::default())
+        .expect("set");
     let many = dir(&fs, root, "many");
     for number in 0..3000 {
         file(&fs, many, &format!("a name of some length {number}"), b"");
@@ -543,6 +546,8 @@ fn a_full_pool_and_a_full_quota_let_go_of_what_a_clone_shows() {
         fs.create(d, b"new", 0o600, &Caller::default()),
         Err(FsError::Quota)
     ));
+    fs.removexattr(at(&fs, "/q/small"), b"user.gone")
+        .expect("removed");
 
     let made = fs.create(Ino::ROOT, b"filler", 0o600, &Caller::default());
     let filler = made.expect("a file").ino;
@@ -579,6 +584,8 @@ fn a_full_pool_and_a_full_quota_let_go_of_what_a_clone_shows() {
     ));
     cut(&fs, large, 10).expect("cut");
     fs.flush(large).expect("flushed");
+    fs.removexattr(at(&fs, "/c/small"), b"user.gone")
+        .expect("removed");
     let many = at(&fs, "/c/many");
     for number in (0..3000).step_by(7) {
         let name = format!("a name of some length {number}");

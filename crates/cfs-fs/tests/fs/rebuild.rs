@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use cfs_device::{Device, DeviceError, FaultPlan, Geometry, HostSpace, MemDevice};
+use cfs_format::segment::Stream;
 use cfs_format::superblock::Superblock;
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
 use cfs_fs::{Caller, Fs, FsOptions, Rebuilt, VolumeOptions};
 use cfs_seal::codec::Codec;
-use cfs_seal::keys::{ClusterKey, unwrap_cluster_key};
+use cfs_seal::keys::{ClusterKey, open_segment_header, seal_segment_header, unwrap_cluster_key};
 use cfs_store::{StoreOptions, UnlockError};
 
 use crate::pool::{Pool, Rng, assert_clean, master_key};
@@ -193,9 +194,31 @@ fn content_that_was_stored_beside_a_checkpoint_is_there() {
     }
 }
 
-/// A data segment without its header is known from its row, which is read after new tables have begun to take room.
+/// A data segment without its header is known from its row. That had been read after new tables had begun to take room.
 #[test]
 fn a_data_segment_without_its_header_is_not_written_over() {
+    rebuild_without_header(|device, segment, _| erase(device, segment, BLOCK_BYTES));
+}
+
+/// A power cut had kept chunks and not the header that came with them. What the header of before said was believed, and
+/// content was lost that an opening would have found.
+#[test]
+fn a_data_segment_with_the_header_of_its_former_life_is_known() {
+    rebuild_without_header(|device, segment, key| {
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        device.read_at(segment, 0, &mut block).expect("read");
+        let mut header = open_segment_header(&block, key).expect("a header");
+        header.stream = Stream::Journal as u8;
+        header.seq = 1.into();
+        let sealed = seal_segment_header(header, key);
+        block[..sealed.len()].copy_from_slice(&sealed);
+        device.write_at(segment, 0, &block).expect("written");
+        device.flush().expect("flushed");
+    });
+}
+
+/// Rebuilds a pool after something has been done to the header of a data segment, and expects all that there was.
+fn rebuild_without_header(spoil: impl FnOnce(&MemDevice, SegmentId, &ClusterKey)) {
     let pool = Pool::new(128);
     let fs = pool.open();
     let content = noise(3, 1_500_000);
@@ -219,7 +242,11 @@ fn a_data_segment_without_its_header_is_not_written_over() {
         memtable_bytes_max: 64 << 10,
         ..StoreOptions::default()
     };
-    let rebuilt = rebuild(&pool, &superblock, &data[..1], options);
+    let device = pool.device.power_cut(0);
+    let found = cfs_store::read_superblock(&device).expect("a superblock");
+    let key = unlock(&found.superblock).expect("the key");
+    spoil(&device, data[0], &key);
+    let rebuilt = rebuild_after(device, &pool, &superblock, &[], options);
     assert!(rebuilt.findings.is_empty(), "{:?}", rebuilt.findings);
     assert_eq!(rebuilt.report.lost_chunks, 0, "{:?}", rebuilt.report);
     assert!(read(&rebuilt.fs, ino, content.len()) == content);
