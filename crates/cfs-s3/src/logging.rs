@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Response, Uri};
 use parking_lot::Mutex;
 use s3s::dto::{BucketLoggingStatus, LoggingEnabled, TargetObjectKeyFormat};
 use s3s::{Body, S3Result};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::buckets::BucketAt;
 use crate::face::{Face, blocking};
@@ -123,6 +123,8 @@ struct Waiting {
 #[derive(Default)]
 pub(crate) struct Logs {
     waiting: Mutex<BTreeMap<Place, Waiting>>,
+    /// Told with each line.
+    came: Notify,
 }
 
 impl Logs {
@@ -149,6 +151,15 @@ impl Logs {
         waiting.bytes += added;
         let lines = lines.into_iter().map(|line| (Arc::clone(&source), line));
         waiting.lines.extend(lines);
+        self.came.notify_one();
+    }
+
+    /// Returns when there is something to look at again after a while.
+    async fn some(&self) {
+        while self.waiting.lock().is_empty() {
+            self.came.notified().await;
+        }
+        tokio::time::sleep(PERIOD).await;
     }
 
     /// Takes what has waited so long, or is much.
@@ -173,7 +184,7 @@ pub(crate) async fn deliver(
 ) {
     loop {
         let is_stopped = tokio::select! {
-            () = tokio::time::sleep(PERIOD) => false,
+            () = face.logs.some() => false,
             _ = stopped.wait_for(|is_stopped| *is_stopped) => true,
         };
         let patience = if is_stopped { Duration::ZERO } else { patience };
