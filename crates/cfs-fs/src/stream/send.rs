@@ -216,6 +216,13 @@ impl Sending<'_, '_, '_> {
         for name in batches(std::mem::take(&mut self.gone)) {
             self.tell(TreeMessage::Gone(name))?;
         }
+        // Of one that was deleted meanwhile, not all may have been seen.
+        for snapshot in self.base.into_iter().chain([self.now]) {
+            let now = self.fs.views.snapshot(snapshot.view)?;
+            if now.timestamp != snapshot.timestamp {
+                return Err(FsError::Stale.into());
+            }
+        }
         let message = self.tree.seal_end();
         let chunks = Vec::new();
         self.out.put(&Message::Sealed(Sealed { chunks, message }))?;
