@@ -36,6 +36,10 @@ const CHUNKS: &[u8] = b"chunks";
 /// Parts after which everything is asked for again, but for its chunks: each part that a snapshot needs keeps its chunks, also
 /// those that the snapshot does not show any more.
 const PARTS_MAX: usize = 16;
+/// Parts that a chain may have where nobody can be asked to send everything.
+const PARTS_LIMIT: usize = 256;
+/// Digits of the name of a part.
+const PART_DIGITS: usize = 8;
 /// Bytes of messages that are written at once.
 const BUFFER_BYTES: usize = 1 << 20;
 /// Chunks of which is remembered that they are here.
@@ -103,6 +107,11 @@ impl<'a> Keeping<'a> {
         } = coming;
         let there = parts(fs, keeping.messages)?;
         keeping.parts = there.len();
+        if keeping.parts >= PARTS_LIMIT {
+            return Err(StreamError::NoBase(
+                "too many go on from each other here; send all of it".to_owned(),
+            ));
+        }
         let mut at = there.last().map(|(_, part)| part.timestamp);
         let mut begin = |keeping: &mut Self, part: Part| {
             if part.base != at {
@@ -151,7 +160,7 @@ impl<'a> Keeping<'a> {
     fn begin(&mut self, part: &Part) -> Result<()> {
         self.write()?;
         self.parts += 1;
-        let name = format!("{:08}", self.parts).into_bytes();
+        let name = format!("{:0PART_DIGITS$}", self.parts).into_bytes();
         let file = self.fs.create(self.messages, &name, 0o600, &ROOT)?;
         self.file = Some((file.ino, 0));
         self.record(part)
@@ -173,7 +182,7 @@ impl<'a> Keeping<'a> {
 
     fn write(&mut self) -> Result<()> {
         if let Some((file, at)) = &mut self.file {
-            self.fs.write(*file, *at, &self.buffer, false)?;
+            write_all(self.fs, *file, *at, &self.buffer)?;
             *at += self.buffer.len() as u64;
         }
         self.buffer.clear();
@@ -209,13 +218,19 @@ impl<'a> Keeping<'a> {
         let (above, name) = place(fingerprint);
         let directory = self.directory_of(above)?;
         let mut is_here = match fs.find_name(directory, &name)? {
-            Some(there) => is_whole(fs, there.ino)?,
+            Some(there) => is_whole(fs, there.ino, fingerprint)?,
             None => false,
         };
         if !is_here {
             for snapshot in &self.earlier {
-                let Some((ino, len)) = find_in(fs, snapshot, fingerprint)? else {
-                    continue;
+                let (ino, len) = match find_in(fs, snapshot, fingerprint) {
+                    Ok(Some(found)) => found,
+                    Ok(None) => continue,
+                    // It comes again.
+                    Err(error) => {
+                        tracing::warn!("a chunk that is kept cannot be read: {error}");
+                        continue;
+                    }
                 };
                 let file = empty_file(fs, directory, &name)?;
                 is_here = fs.copy_range(ino, 0, file, 0, len)? == len;
@@ -246,11 +261,21 @@ impl<'a> Keeping<'a> {
         let directory = self.directory_of(above)?;
         let file = empty_file(self.fs, directory, &name)?;
         let bytes = [&chunk.header[..], &chunk.payload].concat();
-        self.fs.write(file, 0, &bytes, false)?;
+        write_all(self.fs, file, 0, &bytes)?;
         self.fs.hand_over(file);
         self.note(fingerprint);
         Ok(())
     }
+}
+
+/// A write may take less than it was given where room ends; the next one tells why.
+fn write_all(fs: &Fs, ino: Ino, mut at: u64, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        let written = fs.write(ino, at, bytes, false)?;
+        at += written as u64;
+        bytes = &bytes[written..];
+    }
+    Ok(())
 }
 
 /// Bytes of the file of a chunk.
@@ -278,12 +303,16 @@ fn empty_file(fs: &Fs, parent: Ino, name: &[u8]) -> Result<Ino> {
     Ok(fs.setattr(there.ino, &set)?.ino)
 }
 
-/// Whether a file of a chunk has all its bytes: a crash can leave one without.
-fn is_whole(fs: &Fs, ino: Ino) -> Result<bool> {
+/// Whether a file has all bytes of this chunk, as far as its header tells: a crash can leave one without.
+fn is_whole(fs: &Fs, ino: Ino, fingerprint: &Fingerprint) -> Result<bool> {
     let mut header = Vec::new();
     fs.read(ino, 0, size_of::<RecordHeader>(), &mut header)?;
     let size = fs.getattr(ino)?.size;
-    Ok(RecordHeader::read_from_bytes(&header).is_ok_and(|header| file_len(&header) == size))
+    Ok(RecordHeader::read_from_bytes(&header).is_ok_and(|header| {
+        header.fingerprint == fingerprint.0
+            && file_len(&header) == size
+            && size <= u64::from(FRAME_BYTES_MAX)
+    }))
 }
 
 /// The file of a chunk that a snapshot shows, if it is whole, and its bytes.
@@ -298,7 +327,7 @@ fn find_in(fs: &Fs, snapshot: &Snapshot, fingerprint: &Fingerprint) -> Result<Op
             Err(error) => return Err(error.into()),
         }
     }
-    match is_whole(fs, at)? {
+    match is_whole(fs, at, fingerprint)? {
         true => Ok(Some((at, fs.getattr(at)?.size))),
         false => Ok(None),
     }
@@ -327,20 +356,19 @@ impl<'a> Records<'a> {
 
     /// Takes bytes; `None` where the file ends.
     fn take(&mut self, len: usize) -> Result<Option<&[u8]>> {
+        let mut more = Vec::new();
         while self.buffer.len() - self.taken < len {
             self.buffer.drain(..self.taken);
             self.taken = 0;
-            let before = self.buffer.len();
-            self.fs
-                .read(self.ino, self.at, BUFFER_BYTES, &mut self.buffer)?;
-            let came = self.buffer.len() - before;
-            self.at += came as u64;
-            if came == 0 {
-                return match before {
+            self.fs.read(self.ino, self.at, BUFFER_BYTES, &mut more)?;
+            if more.is_empty() {
+                return match self.buffer.len() {
                     0 => Ok(None),
                     _ => Err(damaged()),
                 };
             }
+            self.at += more.len() as u64;
+            self.buffer.extend_from_slice(&more);
         }
         let from = self.taken;
         self.taken += len;
@@ -355,11 +383,8 @@ impl<'a> Records<'a> {
         if len > FRAME_BYTES_MAX {
             return Err(damaged());
         }
-        match self.take(len as usize)? {
-            Some(bytes) => decode(bytes).map(Some),
-            None if len == 0 => decode(&[]).map(Some),
-            None => Err(damaged()),
-        }
+        let bytes = self.take(len as usize)?.ok_or_else(damaged)?;
+        decode(bytes).map(Some).map_err(|_| damaged())
     }
 }
 
@@ -371,7 +396,9 @@ fn damaged() -> StreamError {
 fn parts(fs: &Fs, messages: Ino) -> Result<Vec<(Ino, Part)>> {
     let mut found = Vec::new();
     for entry in fs.read_dir(messages, 0, u64::MAX, usize::MAX)? {
-        if entry.name != b"." && entry.name != b".." {
+        // What others have put there is none of ours.
+        let is_part = entry.name.len() == PART_DIGITS && entry.name.iter().all(u8::is_ascii_digit);
+        if is_part && entry.kind == libc::S_IFREG {
             let part = Records::new(fs, entry.ino).next()?;
             found.push((entry.name, entry.ino, part.ok_or_else(damaged)?));
         }
@@ -400,8 +427,14 @@ fn parts_of(fs: &Fs, snapshot: &Snapshot) -> Result<Vec<(Ino, Part)>> {
 
 impl Fs {
     /// Whether the next snapshot that goes on from this one should bring everything again.
-    pub(super) fn is_long_chain(&self, base: &Snapshot) -> Result<bool> {
-        Ok(parts_of(self, base)?.len() >= PARTS_MAX)
+    pub(super) fn is_long_chain(&self, base: &Snapshot) -> bool {
+        parts_of(self, base).map_or_else(
+            |error| {
+                tracing::warn!("what is kept cannot be gone on from: {error}");
+                true
+            },
+            |parts| parts.len() >= PARTS_MAX,
+        )
     }
 
     /// Whether a snapshot is one of another pool.
@@ -485,25 +518,21 @@ impl Fs {
         out: &mut Outgoing<'_, '_>,
         goes_on: &dyn Fn(&Sent) -> bool,
     ) -> Result<()> {
-        let mut is_had = base.is_some();
-        for (ino, part) in parts {
+        let had = parts
+            .iter()
+            .position(|(_, part)| base == Some(part.timestamp));
+        for (ino, part) in &parts[had.map_or(0, |at| at + 1)..] {
             let mut records = Records::new(self, *ino);
             let _: Option<Part> = records.next()?;
-            if !is_had {
-                out.put(&Message::Part(part.clone()))?;
-            }
+            out.begin_part(part.clone())?;
             while let Some(sealed) = records.next::<Sealed>()? {
                 if !goes_on(&out.sent) {
                     return Err(StreamError::Io(std::io::ErrorKind::Interrupted.into()));
                 }
-                if is_had {
-                    out.note_had(&sealed.chunks);
-                } else {
-                    out.put_sealed(sealed, |it| self.kept_chunk(snapshot, it))?;
-                }
+                out.put_sealed(sealed, |it| self.kept_chunk(snapshot, it))?;
             }
-            is_had &= base != Some(part.timestamp);
         }
+        self.check_still_there(snapshot)?;
         out.end()
     }
 
@@ -512,9 +541,6 @@ impl Fs {
         let mut header = Vec::new();
         self.read(ino, 0, len as usize, &mut header)?;
         let payload = header.split_off(size_of::<RecordHeader>());
-        match header[..32] == fingerprint.0 {
-            true => Ok(Chunk { header, payload }),
-            false => Err(damaged()),
-        }
+        Ok(Chunk { header, payload })
     }
 }

@@ -8,8 +8,8 @@ use cfs_seal::keys::PassageKey;
 use serde::Serialize;
 
 use super::wire::{
-    Chunk, End, FrameReader, FrameWriter, Hello, Message, Reply, Sealed, answerer_cipher, head,
-    sender_cipher, write_head,
+    Chunk, End, FrameReader, FrameWriter, Hello, Message, Part, Reply, Sealed, answerer_cipher,
+    head, sender_cipher, write_head,
 };
 use super::{Result, Sent, StreamError};
 use crate::Fs;
@@ -62,6 +62,10 @@ impl<'w, 'r> Outgoing<'w, 'r> {
         };
         let mut answer_salt = [0; 32];
         input.read_exact(&mut answer_salt)?;
+        // With this one its key would be that of the stream itself.
+        if answer_salt == [0; 32] {
+            return Err(StreamError::Contradiction("an answer without a salt"));
+        }
         let cipher = answerer_cipher(passage, &head, &answer_salt);
         stream.replies = Some(FrameReader::new(input, cipher));
         match stream.reply()? {
@@ -89,6 +93,12 @@ impl<'w, 'r> Outgoing<'w, 'r> {
             Reply::Failed(reason) => Err(StreamError::Peer(reason)),
             reply => Ok(reply),
         }
+    }
+
+    /// A part begins. What was sent before it need not be there any more: a receiver has what its last snapshot shows.
+    pub(super) fn begin_part(&mut self, part: Part) -> Result<()> {
+        self.had.clear();
+        self.put(&Message::Part(part))
     }
 
     /// The receiver has these chunks.

@@ -232,12 +232,13 @@ impl Fs {
         let had = self.received_snapshots(root)?;
         let of = |there: u64| had.iter().find(|(_, it)| *it == there).map(|(it, _)| it);
         let mut has = hello.bases.iter().copied().find(|base| of(*base).is_some());
+        let complete = of(hello.timestamp).is_some();
         if let (Role::Keeps(_), Some(base)) = (role, has.and_then(of))
-            && self.is_long_chain(base)?
+            && !complete
+            && self.is_long_chain(base)
         {
             has = None;
         }
-        let complete = of(hello.timestamp).is_some();
         let mut received = Received {
             path: path.to_vec(),
             name: hello.name.clone(),
@@ -271,12 +272,6 @@ impl Fs {
             ));
         };
         let base = match first.base {
-            None if !had.is_empty() && about.is_some() => {
-                return Err(StreamError::Target(
-                    "it holds snapshots that were received; send what is new since one of them"
-                        .to_owned(),
-                ));
-            }
             None => None,
             Some(there) => match of(there) {
                 Some(base) => Some(Snapshot::clone(base)),
@@ -307,10 +302,10 @@ impl Fs {
                 (received.inodes, received.chunks) = (done.inodes, done.chunks);
             }
             Role::Keeps(_) => {
-                let mut earlier = had;
-                earlier.extend(self.arrived(root).into_iter().map(|it| (it, 0)));
+                // The newest has all chunks that what comes can have in common with any before it.
+                let mut earlier = self.arrived(root);
                 earlier.reverse();
-                let earlier = earlier.into_iter().map(|(it, _)| it).collect();
+                earlier.extend(had.into_iter().next_back().map(|(snapshot, _)| snapshot));
                 received.chunks = Keeping::run(self, root, earlier, coming, observer)?;
             }
         }
@@ -321,9 +316,10 @@ impl Fs {
         }
         let stamp = [&hello.timestamp.to_le_bytes()[..], &hello.name].concat();
         self.put_record(root, RECEIVED, Some(&stamp))?;
-        self.put_record(root, PENDING, None)?;
         self.snapshot_create(path, &hello.name)?;
-        self.put_record(root, RECEIVED, None)?;
+        let mut change = RecordChange::default();
+        change.delete.extend([PENDING.to_vec(), RECEIVED.to_vec()]);
+        self.set_records(root, change)?;
         self.drop_arrived(root, None)?;
         Ok(received)
     }
@@ -520,21 +516,23 @@ impl Fs {
         let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
         let shown = String::from_utf8_lossy(path).into_owned();
         let domain = about.map_or(DomainId::DEFAULT, |about| DomainId(about.domain));
-        let secret = about.map(|about| about.domain_secret);
+        let secret = about.map(|about| &about.domain_secret);
         let known = self.store.domain_secret(domain);
-        if let (Some(known), Some(secret)) = (&known, &secret)
-            && known.expose() != secret
+        if let (Some(known), Some(secret)) = (&known, secret)
+            && *known.expose() != secret.0
         {
             return Err(StreamError::Target(format!(
                 "dedup domain {domain} of this pool has another secret"
             )));
         }
-        let new_secret = secret.filter(|_| known.is_none());
+        let new_secret = secret
+            .filter(|_| known.is_none())
+            .map(|secret| DomainSecret::from_bytes(secret.0));
         self.check_above(path)?;
         let attr = match self.resolve(path) {
             Ok(attr) => attr,
             Err(FsError::NotFound) => {
-                return self.make_target(path, domain, new_secret, &origin);
+                return self.make_target(path, domain, new_secret.as_ref(), &origin);
             }
             Err(error) => return Err(error.into()),
         };
@@ -580,7 +578,7 @@ impl Fs {
         &self,
         path: &[u8],
         domain: DomainId,
-        new_secret: Option<[u8; 32]>,
+        new_secret: Option<&DomainSecret>,
         origin: &[u8],
     ) -> Result<Ino> {
         let (parent, name) = self.resolve_parent(path).map_err(|error| {
@@ -599,7 +597,6 @@ impl Fs {
         let _room = self.admit_growth(name.len())?;
         let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());
         let salts = (self.salt(), self.salt());
-        let new_secret = new_secret.map(DomainSecret::from_bytes);
         self.execute(|_, now| {
             let volume = self.views.free_volume(cfs_format::VolumeId(u32::MAX));
             Ok(Command::VolumeCreate(VolumeCreate {
@@ -619,9 +616,7 @@ impl Fs {
                 volume: volume.ok_or(FsError::TooManyLinks)?,
                 root,
                 domain,
-                new_secret: new_secret
-                    .as_ref()
-                    .map(|secret| self.store.stored_secret(domain, secret)),
+                new_secret: new_secret.map(|secret| self.store.stored_secret(domain, secret)),
                 quota_bytes: 0,
                 quota_inodes: 0,
                 salt: salts.1,

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 
+use cfs_format::stream::STREAM_VERSION;
 use cfs_format::table::{inode_flag, tag};
 use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::keys::FileKey;
@@ -17,7 +18,7 @@ use super::outgoing::Outgoing;
 use super::receive::record_stays;
 use super::wire::{
     About, Body, Chunk, Extents, Hello, Message, Name, Node, Part, Sealed, TreeMessage, TreeWriter,
-    WireExtent,
+    WireExtent, WireSecret,
 };
 use super::{Result, StreamError};
 use crate::error::FsError;
@@ -88,12 +89,14 @@ impl Fs {
         }
         let (passage, secret) = match self.role()? {
             Role::Reads(secret) => (secret.passage(), secret),
-            Role::Keeps(passage) => {
-                if self.is_kept(snapshot)? {
-                    return self.send_kept(snapshot, base, &passage, out, replies, goes_on);
-                }
-                let own = self.first_secret()?;
-                (own.passage(), own)
+            Role::Keeps(passage) if self.is_kept(snapshot)? => {
+                return self.send_kept(snapshot, base, &passage, out, replies, goes_on);
+            }
+            Role::Keeps(_) => {
+                return Err(StreamError::Target(
+                    "this pool only stores what others send: nobody could read a stream of its own"
+                        .to_owned(),
+                ));
             }
         };
         let volume = self
@@ -120,7 +123,8 @@ impl Fs {
             name: snapshot.name.clone(),
             timestamp: snapshot.timestamp.0,
             domain: domain.0,
-            domain_secret: *file_domain.expose(),
+            version: STREAM_VERSION,
+            domain_secret: WireSecret(*file_domain.expose()),
         };
         let mut salt = [0; 32];
         self.host.fill_random(&mut salt);
@@ -178,6 +182,17 @@ impl Fs {
     }
 }
 
+impl Fs {
+    /// What is read of a snapshot after it was deleted may not be what it showed.
+    pub(super) fn check_still_there(&self, snapshot: &Snapshot) -> Result<()> {
+        let now = self.views.snapshot(snapshot.view)?;
+        match now.timestamp == snapshot.timestamp {
+            true => Ok(()),
+            false => Err(FsError::Stale.into()),
+        }
+    }
+}
+
 impl Sending<'_, '_, '_> {
     /// Sends a message that refers to no chunk.
     fn tell(&mut self, message: TreeMessage) -> Result<()> {
@@ -190,7 +205,7 @@ impl Sending<'_, '_, '_> {
 
     fn all(&mut self, part: Part) -> Result<()> {
         let base = part.base;
-        self.out.put(&Message::Part(part))?;
+        self.out.begin_part(part)?;
         self.tell(TreeMessage::Base(base))?;
         let root_then = match self.base {
             None => None,
@@ -218,10 +233,7 @@ impl Sending<'_, '_, '_> {
         }
         // Of one that was deleted meanwhile, not all may have been seen.
         for snapshot in self.base.into_iter().chain([self.now]) {
-            let now = self.fs.views.snapshot(snapshot.view)?;
-            if now.timestamp != snapshot.timestamp {
-                return Err(FsError::Stale.into());
-            }
+            self.fs.check_still_there(snapshot)?;
         }
         let message = self.tree.seal_end();
         let chunks = Vec::new();

@@ -11,6 +11,7 @@ use cfs_seal::keys::{DomainSecret, PassageKey};
 use cfs_seal::stream::StreamCipher;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
+use zeroize::Zeroize;
 
 use super::{Result, StreamError};
 use crate::types::Time;
@@ -100,6 +101,8 @@ pub struct Hello {
 /// How a part is sealed, and what it is about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Opening {
+    /// `STREAM_VERSION` of who made it: a pool can keep a part for long.
+    pub version: u16,
     /// Goes into the key of the part's messages.
     pub salt: [u8; 32],
     /// The first of them, [`TreeMessage::About`], sealed.
@@ -129,6 +132,8 @@ pub struct Sealed {
 /// See [`TreeMessage::About`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct About {
+    /// As in [`Opening`].
+    pub version: u16,
     /// As in [`Hello`].
     pub pool: [u8; 16],
     /// As in [`Hello`].
@@ -142,7 +147,23 @@ pub struct About {
     /// The dedup domain of its chunks.
     pub domain: u16,
     /// The domain's secret.
-    pub domain_secret: [u8; 32],
+    pub domain_secret: WireSecret,
+}
+
+/// A secret on its way. It is wiped when it is dropped, and shows nothing.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct WireSecret(pub [u8; 32]);
+
+impl std::fmt::Debug for WireSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WireSecret")
+    }
+}
+
+impl Drop for WireSecret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
 }
 
 /// See [`TreeMessage::Node`].
@@ -265,11 +286,12 @@ impl<'w> FrameWriter<'w> {
         frame.clear();
         frame.extend_from_slice(&[0; 4]);
         frame = postcard::to_extend(message, frame).expect("a vector takes any number of bytes");
-        self.cipher.seal(&mut frame, 4);
-        let len = u32::try_from(frame.len() - 4)
+        let len = frame.len() - 4 + StreamCipher::OVERHEAD;
+        let len = u32::try_from(len)
             .ok()
             .filter(|len| *len <= FRAME_BYTES_MAX)
             .ok_or(crate::FsError::ArgumentTooLong)?;
+        self.cipher.seal(&mut frame, 4);
         frame[..4].copy_from_slice(&len.to_le_bytes());
         self.plain(&frame)?;
         self.messages += 1;
@@ -407,7 +429,12 @@ impl TreeWriter {
             messages: 0,
         };
         let about = writer.seal(&TreeMessage::About(about));
-        (writer, Opening { salt, about })
+        let opening = Opening {
+            version: STREAM_VERSION,
+            salt,
+            about,
+        };
+        (writer, opening)
     }
 
     /// The message, sealed.
@@ -442,12 +469,15 @@ impl TreeReader {
         opening: &Opening,
         frame: u64,
     ) -> Result<(Self, About)> {
+        if opening.version != STREAM_VERSION {
+            return Err(StreamError::Version(opening.version));
+        }
         let mut reader = Self {
             cipher: StreamCipher::tree(secret, cipher, &opening.salt),
             messages: 0,
         };
         match reader.open(opening.about.clone(), frame)? {
-            TreeMessage::About(about) => Ok((reader, about)),
+            TreeMessage::About(about) if about.version == opening.version => Ok((reader, about)),
             _ => Err(StreamError::Contradiction("a part that is about nothing")),
         }
     }

@@ -242,8 +242,10 @@ The file holds the secret that names and seals this pool's chunks: who has it an
 them. Take it to the other machine, make the pool there, and delete it.
 
 With --store-only it holds a key that lets the other pool take snapshots, keep them, and hand them out again, and
-neither names nor opens anything in them. What such a pool learns: names and times of snapshots, how many files and
-chunks change, and how long chunks are.
+opens nothing in them. Such a pool learns names and times of snapshots, how much changes, and how long chunks are,
+from which it can guess sizes of files, and whether a file is there that it knows. It can keep back what is newer, or
+damage what it has; who receives from it notices what is changed. What it keeps can be read only with a file written
+WITHOUT --store-only: keep one in a safe place, or nobody can read it once this pool is lost.
 
 Example:
   cfs admin key replica replica.key --data /srv/pool

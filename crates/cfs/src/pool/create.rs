@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cfs_device::{BlockDevice, Device, FileDevice};
 use cfs_format::superblock::{CHUNKER_GEAR, ChunkParams, KeySlot};
-use cfs_format::{SEGMENT_BYTES, SegmentId};
+use cfs_format::{DomainId, SEGMENT_BYTES, SegmentId};
 use cfs_fs::Fs;
 use cfs_seal::block::Cipher;
 use cfs_seal::keys::{ClusterKey, PassageKey, render_key_file, wrap_cluster_key};
@@ -48,7 +48,7 @@ pub(super) fn create(
     if let Some(path) = &first_run.device {
         let device: Arc<dyn Device> = Arc::new(BlockDevice::open(path).map_err(device_failure)?);
         if cfs_store::read_superblock(&*device).is_ok() {
-            return adopt(dir, device, path, given, usage);
+            return adopt(dir, device, path, (given, replica_key(first_run)?), usage);
         }
         check_blank(&*device, path)?;
         drop(device);
@@ -95,13 +95,17 @@ fn adopt(
     dir: &DataDir,
     device: Arc<dyn Device>,
     path: &Path,
-    given: KeyGiven,
+    (given, replica): (KeyGiven, Option<ReplicaKey>),
     usage: Use,
 ) -> Result<Pool> {
     let is_new_dir = dir.create()?;
     let opened = dir
         .lock()
-        .and_then(|lock| open_on(dir, device, Some(path.to_path_buf()), given, usage, lock));
+        .and_then(|lock| open_on(dir, device, Some(path.to_path_buf()), given, usage, lock))
+        .and_then(|pool| match replica {
+            Some(replica) => check_replica(&pool.fs, &replica).map(|()| pool),
+            None => Ok(pool),
+        });
     match opened {
         Ok(pool) => {
             dir.write_config(&Config {
@@ -114,6 +118,27 @@ fn adopt(
             dir.undo_create(is_new_dir, None);
             Err(failure)
         }
+    }
+}
+
+/// A pool that was there already must be what was asked for.
+fn check_replica(fs: &Fs, replica: &ReplicaKey) -> Result<()> {
+    let kept = fs
+        .keeps()
+        .map_err(|error| Failure::new(Code::Pool, error.to_string()))?;
+    let secret = fs.store().domain_secret(DomainId::DEFAULT);
+    let is_same = match (replica.role, kept, secret) {
+        (Role::Keeps, Some(passage), _) => *passage.expose() == *replica.key,
+        (Role::Reads, None, Some(secret)) => *secret.expose() == *replica.key,
+        _ => false,
+    };
+    match is_same {
+        true => Ok(()),
+        false => Err(Failure::new(
+            Code::Usage,
+            "the pool that is there was made with another replica key, or with none",
+        )
+        .hint("leave --replica-of out to use it as it is")),
     }
 }
 
