@@ -282,7 +282,8 @@ impl Fs {
                 }
             },
         };
-        let is_known = !had.is_empty();
+        // Where nobody reads, all there is came with streams.
+        let is_known = !had.is_empty() || about.is_none();
         self.go_back(
             (root, path, is_known),
             hello.timestamp,

@@ -423,6 +423,20 @@ fn what_others_put_beside_what_is_kept_harms_nothing() {
 }
 
 #[test]
+fn a_directory_whose_snapshots_have_all_gone_takes_the_next() {
+    let (from, between, to) = (Pool::new(64), blind(), Pool::new(64));
+    let (source, kept, target) = (source(&from), keeper(&between), to.open());
+    pass(&source, ("/v", "one"), &kept, "/kept");
+    let old = snapshot(&kept, "/kept", "one");
+    kept.snapshot_delete(&old).expect("deleted");
+    change(&source);
+    pass(&source, ("/v", "two"), &kept, "/kept");
+    pass(&kept, ("/kept", "two"), &target, "/v");
+    same(&source, &target, ("/v", "/v"), "two");
+    assert_clean(&kept);
+}
+
+#[test]
 fn a_pool_that_only_stores_sends_nothing_of_its_own() {
     let between = blind();
     let kept = keeper(&between);

@@ -363,8 +363,11 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<ExitStatus
                 let _ = pump(io::stdin().lock(), &input);
                 drop(input.shutdown(std::net::Shutdown::Write));
             });
-            pump(&stream, io::stdout().lock())?;
-            Ok(None)
+            match pump(&stream, io::stdout().lock()) {
+                // Who received has ended before all was read, as there was nothing to do: its answer tells.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+                pumped => pumped.map(|()| None),
+            }
         }
         Far::Process(mut child) => {
             let output = child.stdout.take().expect("it was asked for");
