@@ -8,6 +8,7 @@
 //! | `wire` | the messages, and frames of them |
 //! | `send` | what a snapshot shows, or what is different from an earlier one, as messages |
 //! | `receive` | names and attributes from messages |
+//! | `target` | the directory that receives |
 //! | `arrival` | content from messages |
 //! | `outgoing` | a stream on its way out, and chunks that the other side lacks |
 //! | `keep` | what comes, kept as it is by a pool that cannot read it |
@@ -19,6 +20,7 @@ pub(crate) mod keys;
 mod outgoing;
 mod receive;
 mod send;
+mod target;
 pub mod wire;
 
 use crate::error::FsError;

@@ -1,0 +1,129 @@
+//! The directory that receives: found, or made as a volume.
+
+use cfs_format::{DomainId, Ino};
+use cfs_seal::keys::DomainSecret;
+
+use super::receive::ORIGIN;
+use super::wire::{About, Hello};
+use super::{Result, StreamError};
+use crate::Fs;
+use crate::command::{Command, Make, VolumeCreate};
+use crate::error::FsError;
+
+impl Fs {
+    /// The directory that receives.
+    pub(super) fn target(&self, path: &[u8], hello: &Hello, about: Option<&About>) -> Result<Ino> {
+        let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let domain = about.map_or(DomainId::DEFAULT, |about| DomainId(about.domain));
+        let secret = about.map(|about| &about.domain_secret);
+        let known = self.store.domain_secret(domain);
+        if let (Some(known), Some(secret)) = (&known, secret)
+            && *known.expose() != secret.0
+        {
+            return Err(StreamError::Target(format!(
+                "dedup domain {domain} of this pool has another secret"
+            )));
+        }
+        let new_secret = secret
+            .filter(|_| known.is_none())
+            .map(|secret| DomainSecret::from_bytes(secret.0));
+        self.check_above(path)?;
+        let attr = match self.resolve(path) {
+            Ok(attr) => attr,
+            Err(FsError::NotFound) => {
+                return self.make_target(path, domain, new_secret.as_ref(), &origin);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if attr.ino.view().is_some() {
+            return Err(FsError::Snapshot.into());
+        }
+        if self.record(attr.ino, ORIGIN)?.as_deref() == Some(&origin[..]) {
+            return Ok(attr.ino);
+        }
+        let is_empty = attr.kind() == libc::S_IFDIR
+            && self.names_from(attr.ino, b"", 1)?.is_empty()
+            && self.record(attr.ino, ORIGIN)?.is_none();
+        let volume = self.store.volume(attr.volume);
+        if !is_empty || volume.is_none_or(|volume| volume.domain.get() != domain.0) {
+            return Err(StreamError::Target(format!(
+                "{shown} is here already, and is no replica of what is sent; nothing was changed"
+            )));
+        }
+        self.put_record(attr.ino, ORIGIN, Some(&origin))?;
+        Ok(attr.ino)
+    }
+
+    /// The next stream of what lies above would remove what is received here.
+    fn check_above(&self, path: &[u8]) -> Result<()> {
+        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            let above = match self.resolve(&path[..=at]) {
+                Ok(above) => above.ino,
+                Err(FsError::NotFound) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let is_all = path[at + 1..].iter().all(|byte| *byte == b'/');
+            if !is_all && above.view().is_none() && self.record(above, ORIGIN)?.is_some() {
+                let above = String::from_utf8_lossy(&path[..=at]).into_owned();
+                return Err(StreamError::Target(format!(
+                    "{above} is a replica itself; choose a path that is not in it"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_target(
+        &self,
+        path: &[u8],
+        domain: DomainId,
+        new_secret: Option<&DomainSecret>,
+        origin: &[u8],
+    ) -> Result<Ino> {
+        let (parent, name) = self.resolve_parent(path).map_err(|error| {
+            let shown = String::from_utf8_lossy(path);
+            match error {
+                FsError::NotFound => StreamError::Target(format!(
+                    "the directory above {shown} is not here; nothing was changed"
+                )),
+                FsError::NotDirectory => StreamError::Target(format!(
+                    "what is above {shown} is no directory; nothing was changed"
+                )),
+                error => error.into(),
+            }
+        })?;
+        crate::directory::check_reserved(name)?;
+        let _room = self.admit_growth(name.len())?;
+        let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());
+        let salts = (self.salt(), self.salt());
+        self.execute(|_, now| {
+            let volume = self.views.free_volume(cfs_format::VolumeId(u32::MAX));
+            Ok(Command::VolumeCreate(VolumeCreate {
+                junction: Make {
+                    parent,
+                    name: name.to_vec(),
+                    ino: junction,
+                    mode: libc::S_IFDIR | 0o755,
+                    rdev: 0,
+                    uid: 0,
+                    gid: 0,
+                    umask: 0,
+                    target: Vec::new(),
+                    now,
+                    salt: salts.0,
+                },
+                volume: volume.ok_or(FsError::TooManyLinks)?,
+                root,
+                domain,
+                new_secret: new_secret.map(|secret| self.store.stored_secret(domain, secret)),
+                quota_bytes: 0,
+                quota_inodes: 0,
+                salt: salts.1,
+            }))
+        })?;
+        self.views.load_junctions();
+        self.put_record(root, ORIGIN, Some(origin))?;
+        Ok(root)
+    }
+}
