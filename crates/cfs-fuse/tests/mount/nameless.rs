@@ -238,4 +238,6 @@ fn what_was_held_goes_with_the_session() {
     test.mounted().wait().expect("ended in order");
     assert_eq!(inodes(&test), before);
     drop(descriptor);
+    // What was aborted while it was in use stays in the mount table.
+    rustix::mount::unmount(test.root(), UnmountFlags::DETACH).expect("it is there still");
 }
