@@ -14,7 +14,7 @@ use crate::{Fs, apply};
 /// Record of the root of a pool that keeps snapshots of others: their passage key.
 pub(crate) const KEEPS: &[u8] = b"replica.keeps";
 
-/// See the module.
+/// What a pool does with streams.
 pub(super) enum Role {
     /// It has the secret of the pools whose streams it takes, and its own.
     Reads(Arc<DomainSecret>),

@@ -14,7 +14,7 @@ use super::wire::{
 use super::{Result, Sent, StreamError};
 use crate::Fs;
 
-/// See the module.
+/// A stream that is being sent.
 pub(super) struct Outgoing<'w, 'r> {
     frames: FrameWriter<'w>,
     /// Replies of a receiver; there are none when a stream is kept.

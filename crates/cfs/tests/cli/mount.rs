@@ -113,7 +113,7 @@ fn a_kill_loses_nothing_that_was_promised() {
             let root = File::open(&mnt).expect("the root");
             rustix::fs::syncfs(&root).expect("synced");
         } else {
-            // The log goes to the pool file every 2 ms.
+            // The log goes to the pool file within milliseconds.
             std::thread::sleep(std::time::Duration::from_millis(500));
         }
         server.kill();
