@@ -51,6 +51,8 @@ pub enum Bug {
     GoneForgotten,
     /// A change on one side of a window's edge leaves what the other one has decoded of an extent across it.
     WindowEdgeForgotten,
+    /// A chunk that is sealed again keeps the length of its old record in the index.
+    ResealedLengthForgotten,
     /// A chunk is looked up before it is pinned.
     PinAfterLookup,
     /// A full data segment is looked for on the device before it has been written there.
@@ -61,7 +63,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulation finds, which has one thread.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
         Self::CountAfterExtent,
@@ -81,6 +83,7 @@ impl Bug {
         Self::CopyUncounted,
         Self::GoneForgotten,
         Self::WindowEdgeForgotten,
+        Self::ResealedLengthForgotten,
     ];
 
     /// Those that show only when threads meet: the models of the store find them.
@@ -120,6 +123,7 @@ impl Bug {
             Self::CopyUncounted => "copy-uncounted",
             Self::GoneForgotten => "gone-forgotten",
             Self::WindowEdgeForgotten => "window-edge-forgotten",
+            Self::ResealedLengthForgotten => "resealed-length-forgotten",
         }
     }
 

@@ -1,7 +1,7 @@
-//! Chunk records: sealed once, opened for a reader, moved without being opened.
+//! Chunk records: sealed, opened for a reader, sealed again under another key, moved without being opened.
 //!
 //! A record is a plain prefix, a header sealed for the place where the record lies, and a payload sealed under the
-//! chunk's own key. The payload does not know its place, so a record moves by sealing its header anew; the payload is
+//! chunk's own key. The payload does not know its place, so a record can move by sealing its header anew; the payload is
 //! bound to every byte of the header, so no part of one record goes with a part of another.
 //!
 //! Invariants: a chunk key is made from fingerprint, salt, creation time and epoch, and seals one payload, with the
@@ -84,6 +84,8 @@ pub struct ChunkSealer {
     cipher: Cipher,
     compressor: Compressor,
     payload: Vec<u8>,
+    /// Content of a chunk that is compressed again.
+    content: Vec<u8>,
 }
 
 impl ChunkSealer {
@@ -94,6 +96,7 @@ impl ChunkSealer {
             cipher,
             compressor: Compressor::new(),
             payload: Vec::new(),
+            content: Vec::new(),
         }
     }
 
@@ -128,32 +131,91 @@ impl ChunkSealer {
         payload: &mut Vec<u8>,
     ) -> RecordHeader {
         let (codec, plain) = self.compressor.compressed_or_plain(codec, data);
-        let header = RecordHeader {
-            fingerprint: fields.fingerprint.0,
-            salt: fields.salt,
-            created_ns: fields.created_ns.into(),
-            raw_len: len_u32(data.len()).into(),
-            payload_len: len_u32(plain.len()).into(),
-            epoch: fields.epoch.0.into(),
-            domain: fields.domain.0.into(),
-            codec,
-            reserved: [0; 9],
-        };
-        let start = payload.len();
-        payload.resize(start + plain.len() + TAG, 0);
-        let (sealed, tag) = payload[start..].split_at_mut(plain.len());
-        chunk_key(self.cipher, secret, &header)
-            .seal_out_of_place_scatter(
-                zero_nonce(),
-                Aad::from(header.as_bytes()),
-                plain,
-                sealed,
-                &[],
-                tag,
-            )
-            .expect("a chunk is far below the ciphers' limits");
+        let header = header_of(fields, codec, data.len(), plain.len());
+        append_sealed(self.cipher, secret, &header, plain, payload);
         header
     }
+
+    /// Seals a chunk again, whose record has this header and sealed payload (tag included), under the key that `fields`
+    /// give, and appends the new payload and tag to `out`. Without a codec its compressed form stays; with one, content
+    /// and name are verified and it is compressed again. Returns the header that goes with it.
+    ///
+    /// # Errors
+    /// [`OpenChunkError`]; `out` is unchanged then.
+    pub fn reseal(
+        &mut self,
+        secret: &DomainSecret,
+        (header, payload): (&RecordHeader, &[u8]),
+        fields: &ChunkFields,
+        codec: Option<Codec>,
+        out: &mut Vec<u8>,
+    ) -> Result<RecordHeader, OpenChunkError> {
+        let mut plain = std::mem::take(&mut self.payload);
+        let resealed = match codec {
+            Some(codec) => {
+                let mut content = std::mem::take(&mut self.content);
+                let opened = open_payload(
+                    header,
+                    payload,
+                    self.cipher,
+                    secret,
+                    &mut plain,
+                    &mut content,
+                );
+                let resealed =
+                    opened.map(|()| self.seal_payload(secret, fields, codec, &content, out));
+                self.content = content;
+                resealed
+            }
+            None => {
+                open_compressed(header, payload, self.cipher, secret, &mut plain).map(|plain| {
+                    let raw_len = header.raw_len.get() as usize;
+                    let header = header_of(fields, header.codec, raw_len, plain.len());
+                    append_sealed(self.cipher, secret, &header, plain, out);
+                    header
+                })
+            }
+        };
+        self.payload = plain;
+        resealed
+    }
+}
+
+fn header_of(fields: &ChunkFields, codec: u8, raw_len: usize, payload_len: usize) -> RecordHeader {
+    RecordHeader {
+        fingerprint: fields.fingerprint.0,
+        salt: fields.salt,
+        created_ns: fields.created_ns.into(),
+        raw_len: len_u32(raw_len).into(),
+        payload_len: len_u32(payload_len).into(),
+        epoch: fields.epoch.0.into(),
+        domain: fields.domain.0.into(),
+        codec,
+        reserved: [0; 9],
+    }
+}
+
+/// Appends what `plain` is sealed to under the key of this header, and its tag.
+fn append_sealed(
+    cipher: Cipher,
+    secret: &DomainSecret,
+    header: &RecordHeader,
+    plain: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let start = out.len();
+    out.resize(start + plain.len() + TAG, 0);
+    let (sealed, tag) = out[start..].split_at_mut(plain.len());
+    chunk_key(cipher, secret, header)
+        .seal_out_of_place_scatter(
+            zero_nonce(),
+            Aad::from(header.as_bytes()),
+            plain,
+            sealed,
+            &[],
+            tag,
+        )
+        .expect("a chunk is far below the ciphers' limits");
 }
 
 /// Bytes of the record with this header, without padding.
@@ -274,20 +336,8 @@ pub fn open_payload(
 ) -> Result<(), OpenChunkError> {
     out.clear();
     let fingerprint = Fingerprint(header.fingerprint);
-    let (raw_len, payload_len) = (header.raw_len.get() as usize, header.payload_len.get());
-    if raw_len == 0
-        || raw_len > RAW_LEN_MAX
-        || payload.len() != payload_len as usize + TAG
-        || header.payload_len > header.raw_len
-        || (header.codec == CODEC_NONE && header.payload_len != header.raw_len)
-    {
-        return Err(OpenChunkError::Format("lengths in the header"));
-    }
-    scratch.clear();
-    scratch.extend_from_slice(payload);
-    let plain = chunk_key(cipher, secret, header)
-        .open_in_place(zero_nonce(), Aad::from(header.as_bytes()), scratch)
-        .map_err(|_| OpenChunkError::PayloadForged(fingerprint))?;
+    let raw_len = header.raw_len.get() as usize;
+    let plain = open_compressed(header, payload, cipher, secret, scratch)?;
     if header.codec == CODEC_NONE {
         out.extend_from_slice(plain);
     } else {
@@ -299,6 +349,30 @@ pub fn open_payload(
         return Err(OpenChunkError::PayloadForged(fingerprint));
     }
     Ok(())
+}
+
+/// What was sealed, in the form of the header's codec; it lies in `scratch`.
+fn open_compressed<'a>(
+    header: &RecordHeader,
+    payload: &[u8],
+    cipher: Cipher,
+    secret: &DomainSecret,
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a mut [u8], OpenChunkError> {
+    let raw_len = header.raw_len.get() as usize;
+    if raw_len == 0
+        || raw_len > RAW_LEN_MAX
+        || payload.len() != header.payload_len.get() as usize + TAG
+        || header.payload_len > header.raw_len
+        || (header.codec == CODEC_NONE && header.payload_len != header.raw_len)
+    {
+        return Err(OpenChunkError::Format("lengths in the header"));
+    }
+    scratch.clear();
+    scratch.extend_from_slice(payload);
+    chunk_key(cipher, secret, header)
+        .open_in_place(zero_nonce(), Aad::from(header.as_bytes()), scratch)
+        .map_err(|_| OpenChunkError::PayloadForged(Fingerprint(header.fingerprint)))
 }
 
 /// Opens a record: `out` then holds the chunk's content and nothing else. `secret_of` gives the secret of a domain.

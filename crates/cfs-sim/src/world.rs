@@ -1,6 +1,7 @@
 //! One seed's life of a pool.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +11,9 @@ use cfs_format::superblock::{ChunkParams, KeySlot};
 use cfs_format::{Ino, SegmentId};
 use cfs_fs::{Fs, FsError, FsOptions};
 use cfs_seal::block::Cipher;
+use cfs_seal::codec::Codec;
 use cfs_seal::keys::ClusterKey;
-use cfs_store::{Health, Host, Store, StoreOptions};
+use cfs_store::{Health, Host, ReclaimFor, ReclaimProgress, Store, StoreOptions};
 use zerocopy::FromZeros;
 
 use crate::model::{Found, Model, NodeId};
@@ -465,6 +467,7 @@ impl World {
             34 if self.trouble == Trouble::FullPool => self.fill(fs),
             34 => self.make_room(fs),
             35 if self.trouble == Trouble::FullPool => self.fill(fs),
+            36 => self.seal_again(fs),
             _ => self.tick(fs),
         }
     }
@@ -496,6 +499,30 @@ impl World {
     fn make_room(&mut self, fs: &Fs) -> Result<(), Failure> {
         self.trace(|| "reclaim".to_owned());
         fs.store().make_room(64 << 20).map_err(FsError::from)?;
+        Ok(())
+    }
+
+    /// A pass that gives every chunk a new key, at once and perhaps cut short, or in the background.
+    fn seal_again(&mut self, fs: &Fs) -> Result<(), Failure> {
+        let codec = match self.rng.below(4) {
+            0 => None,
+            1 => Some(Codec::None),
+            2 => Some(Codec::Lz4),
+            _ => Some(Codec::Zstd(1)),
+        };
+        let what_for = ReclaimFor::NewSeals(codec);
+        let segments_max = self.rng.below(8);
+        self.trace(|| format!("seal again, {codec:?}, {segments_max} segments"));
+        if segments_max == 0 {
+            fs.store().start_reclaim(what_for).map_err(FsError::from)?;
+            return Ok(());
+        }
+        let mut go_on = |progress: ReclaimProgress| match progress.done.segments < segments_max {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        let done = fs.store().reclaim_now(what_for, &mut go_on);
+        done.map_err(FsError::from)?;
         Ok(())
     }
 

@@ -539,15 +539,15 @@ impl Store {
         let is_low = self.available_bytes() < LOW_BYTES;
         let judged = self.keep_verdicts();
         let dropped = self.drop_some(load, is_low);
-        let wants_more = self.pass_wants_more();
-        let cleaned = self.clean_segments(match wants_more {
+        let asked_for = self.aim_of_unfinished_pass();
+        let cleaned = self.clean_segments(match asked_for {
             _ if is_low => Aim::LowRoom,
-            true => Aim::Pass,
-            false => Aim::Upkeep(load),
+            Some(aim) => aim,
+            None => Aim::Upkeep(load),
         });
         let kept_up = self.keep_up(now, load, is_low);
         // A pass that can do no more has ended, too.
-        if !wants_more || !matches!(cleaned, Ok(false)) || kept_up.is_err() {
+        if asked_for.is_none() || !matches!(cleaned, Ok(false)) || kept_up.is_err() {
             let has_room_to_come = self.pool.space.lock().has_room_to_come();
             if !has_room_to_come || kept_up.is_err() {
                 self.end_pass();

@@ -137,8 +137,8 @@ impl Drop for ChunkPin {
 
 /// A worker's sealing state.
 pub(crate) struct SealLane {
-    sealer: ChunkSealer,
-    payload: Vec<u8>,
+    pub sealer: ChunkSealer,
+    pub payload: Vec<u8>,
 }
 
 impl SealLane {
@@ -193,15 +193,7 @@ impl Store {
         if known.is_some_and(|record| !self.verdicts.is_bad(&fingerprint, &record)) {
             return Ok(pin);
         }
-        let mut salt = [0; 16];
-        self.pool.host.fill_random(&mut salt);
-        let fields = ChunkFields {
-            domain,
-            fingerprint,
-            salt,
-            created_ns: self.pool.host.now_ns(),
-            epoch: KeyEpoch(1),
-        };
+        let fields = self.chunk_fields(domain, fingerprint);
         let mut seal_lane = self.seal_lanes[lane].lock();
         let SealLane { sealer, payload } = &mut *seal_lane;
         payload.clear();
@@ -228,6 +220,19 @@ impl Store {
         }
         self.publish(&mut pin, new);
         Ok(pin)
+    }
+
+    /// What a chunk is sealed under now: a key that nothing has been sealed under before.
+    pub(crate) fn chunk_fields(&self, domain: DomainId, fingerprint: Fingerprint) -> ChunkFields {
+        let mut salt = [0; 16];
+        self.pool.host.fill_random(&mut salt);
+        ChunkFields {
+            domain,
+            fingerprint,
+            salt,
+            created_ns: self.pool.host.now_ns(),
+            epoch: KeyEpoch(1),
+        }
     }
 
     /// A pin of a chunk that may be here or not; it knows of one that is being stored.

@@ -5,14 +5,18 @@
 //! to lose more, which costs nothing. How much dead weight is left alone depends on who asks: see [`Aim`].
 //!
 //! Invariants: one thread at a time empties segments, the holder of `Store::cleaning`. A segment that is emptied is not
-//! changed; what is live in it is copied, the index is pointed to the copies by one command, and the segment becomes free
-//! with the checkpoint after that.
+//! changed; what is live in it is sealed again, under a key that nothing has had before, the index is pointed to that by
+//! one command, and the segment becomes free with the checkpoint after that. What does not open is copied as it is, and
+//! noted as damaged.
 
-use cfs_format::segment::{RECORD_ALIGN, RECORD_OVERHEAD, Stream};
-use cfs_format::{BLOCK_BYTES, Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq};
-use cfs_seal::chunk::{RecordPlace, open_record_header, peek_record_len};
+use cfs_format::segment::{RECORD_ALIGN, RECORD_OVERHEAD, RecordHeader, Stream};
+use cfs_format::{BLOCK_BYTES, DomainId, Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_seal::chunk::{
+    ChunkSealer, OpenChunkError, RecordPlace, open_record_header, peek_record_len,
+};
+use cfs_seal::codec::Codec;
 
-use crate::chunks::NewChunk;
+use crate::chunks::{NewChunk, SealLane};
 use crate::error::WriteError;
 use crate::pace::Load;
 use crate::space::{Entry, State};
@@ -36,6 +40,17 @@ pub(crate) enum Aim {
     Room(u64),
     /// Somebody has asked for a pass.
     Pass,
+    /// Somebody has asked for everything to be sealed again.
+    Reseal(Reseal),
+}
+
+/// Sealing again all that was stored before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reseal {
+    /// Segments that were filled before this one was, and no others.
+    pub before: SegmentSeq,
+    /// How to compress it; as it is, if it is not given.
+    pub codec: Option<Codec>,
 }
 
 /// When segments are worth emptying.
@@ -86,6 +101,13 @@ impl Aim {
                 live_percent_max: 95,
                 quiet_ms: 0,
             },
+            // How much of a segment is live makes no difference.
+            Self::Reseal(_) => Limits {
+                dead_kept: 0,
+                dead_share: u64::MAX,
+                live_percent_max: 101,
+                quiet_ms: 0,
+            },
         }
     }
 }
@@ -97,9 +119,13 @@ fn is_candidate(entry: &Entry) -> bool {
         && entry.live_bytes > 0
 }
 
-/// Whether emptying it is worth it for a pass.
-pub(crate) fn is_worthwhile(entry: &Entry) -> bool {
-    is_candidate(entry) && is_empty_enough(entry, &Aim::Pass.limits())
+/// Whether emptying it is worth it for this aim, were it not for others.
+pub(crate) fn is_worthwhile(entry: &Entry, aim: Aim) -> bool {
+    is_candidate(entry) && is_wanted(entry, aim) && is_empty_enough(entry, &aim.limits())
+}
+
+fn is_wanted(entry: &Entry, aim: Aim) -> bool {
+    !matches!(aim, Aim::Reseal(reseal) if entry.seq >= reseal.before)
 }
 
 fn is_empty_enough(entry: &Entry, limits: &Limits) -> bool {
@@ -162,7 +188,11 @@ impl Store {
                 return Ok(false);
             };
             self.pace.spend(SEGMENT + u64::from(live_bytes));
-            if self.clean_segment(segment)? {
+            let codec = match aim {
+                Aim::Reseal(reseal) => reseal.codec,
+                _ => None,
+            };
+            if self.clean_segment(segment, codec)? {
                 let mut books = self.books.lock();
                 books.totals.segments += 1;
                 books.totals.copied_bytes += u64::from(live_bytes);
@@ -186,8 +216,7 @@ impl Store {
             }
             live += u64::from(entry.live_bytes);
             used += u64::from(entry.used_bytes);
-            if is_candidate(entry)
-                && is_empty_enough(entry, &limits)
+            if is_worthwhile(entry, aim)
                 // Timestamps of commands do not follow a clock that is set back.
                 && entry.changed_ms.min(now_ms) + limits.quiet_ms <= now_ms
                 && !stuck.contains(&segment)
@@ -200,12 +229,13 @@ impl Store {
         }
         let dead = used.saturating_sub(live);
         let (_, segment, live_bytes) = best?;
-        (dead > limits.dead_kept + live / limits.dead_share).then_some((segment, live_bytes))
+        let is_dead_enough = dead > limits.dead_kept + live / limits.dead_share;
+        (is_dead_enough || matches!(aim, Aim::Reseal(_))).then_some((segment, live_bytes))
     }
 
-    /// Moves what is live in a segment to the cold lane. False when something in it could not be read: it is left
-    /// as it is then.
-    fn clean_segment(&self, segment: SegmentId) -> Result<bool, WriteError> {
+    /// Moves what is live in a segment to the cold lane, compressed again if a codec is given. False when something in it
+    /// could not be read: it is left as it is then.
+    fn clean_segment(&self, segment: SegmentId, codec: Option<Codec>) -> Result<bool, WriteError> {
         let Some(seq) = self.pool.space.lock().seq(segment) else {
             return Ok(false);
         };
@@ -217,7 +247,7 @@ impl Store {
             }
         };
         let mut moves = Vec::new();
-        let copied = self.copy_live(segment, seq, content.as_slice(), &mut moves);
+        let copied = self.copy_live((segment, seq), content.as_slice(), codec, &mut moves);
         self.pool.recycle(content);
         let targets: Vec<SegmentId> = moves.iter().map(|(to, _, _)| to.segment).collect();
         let moved = copied.and_then(|()| self.move_chunks(moves));
@@ -242,12 +272,13 @@ impl Store {
     /// Copies the live records of a segment to the cold lane, whose segments are pinned once for each.
     fn copy_live(
         &self,
-        segment: SegmentId,
-        seq: SegmentSeq,
+        (segment, seq): (SegmentId, SegmentSeq),
         content: &[u8],
+        codec: Option<Codec>,
         moves: &mut Vec<(NewChunk, SegmentId, u32)>,
     ) -> Result<(), WriteError> {
-        let mut unwritten_bytes = 0;
+        let cold_lane = self.lanes.cold_lane();
+        let (mut unwritten_bytes, mut room) = (0, Vec::new());
         for entry in self.records_in(seq, content) {
             let fingerprint = Fingerprint(entry.header.fingerprint);
             let Some(record) = self.chunk_record(&fingerprint)? else {
@@ -256,13 +287,28 @@ impl Store {
             if (record.segment.get(), record.offset.get()) != (segment.0, entry.offset) {
                 continue;
             }
-            let header = entry.header;
-            let record_len = RECORD_OVERHEAD + header.payload_len.get();
+            let old = entry.header;
             let start = entry.offset as usize + cfs_seal::chunk::RECORD_HEAD_BYTES;
-            let payload = &content[start..entry.offset as usize + record_len as usize];
-            let placed = self
-                .lanes
-                .append(self.lanes.cold_lane(), &header, payload)?;
+            let end = (entry.offset + cfs_seal::chunk::record_len(&old)) as usize;
+            let old_payload = &content[start..end];
+            let mut seal_lane = self.seal_lanes[cold_lane].lock();
+            let SealLane { sealer, payload } = &mut *seal_lane;
+            payload.clear();
+            let (header, payload) = match self.reseal(sealer, (&old, old_payload), codec, payload) {
+                Ok(header) => (header, payload.as_slice()),
+                // The device may have given something else this once: what is read now is not copied then.
+                Err(_) if self.read_chunk_at(&fingerprint, &record, &mut room).is_ok() => {
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, ?segment, "a chunk is moved as it is");
+                    self.verdicts.reach(fingerprint, &record, true);
+                    (old, old_payload)
+                }
+            };
+            let placed = self.lanes.append(cold_lane, &header, payload)?;
+            drop(seal_lane);
+            let record_len = placed.record_len;
             let to = NewChunk {
                 fingerprint,
                 segment: placed.segment,
@@ -282,6 +328,22 @@ impl Store {
         }
         // The command that comes next would have it written by whoever syncs first.
         self.lanes.write_out_cold()
+    }
+
+    /// Seals a chunk again, as [`ChunkSealer::reseal`] does, under a key of its own.
+    fn reseal(
+        &self,
+        sealer: &mut ChunkSealer,
+        old: (&RecordHeader, &[u8]),
+        codec: Option<Codec>,
+        out: &mut Vec<u8>,
+    ) -> Result<RecordHeader, OpenChunkError> {
+        let domain = DomainId(old.0.domain.get());
+        let secret = self
+            .domain_secret(domain)
+            .ok_or(OpenChunkError::UnknownDomain(domain))?;
+        let fields = self.chunk_fields(domain, Fingerprint(old.0.fingerprint));
+        sealer.reseal(&secret, old, &fields, codec, out)
     }
 
     /// The records of a data segment whose headers verify, found by walking it.

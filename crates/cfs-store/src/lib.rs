@@ -63,7 +63,7 @@ pub use inspect::{
 };
 pub use journal::COMMAND_BYTES_MAX;
 pub use open::{FormatOptions, POOL_BYTES_MIN, ReplayError};
-pub use pass::{ReclaimPlan, ReclaimProgress, ReclaimTotals, SegmentsOfTenth};
+pub use pass::{ReclaimFor, ReclaimPlan, ReclaimProgress, ReclaimTotals, SegmentsOfTenth};
 pub use pool::Host;
 pub use rebuild::{
     LostRange, MendStage, Namespace, RebuildProgress, RebuildReport, Reference, RowChanges, Summary,

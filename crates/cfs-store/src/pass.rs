@@ -1,4 +1,5 @@
-//! A pass of reclaim that somebody has asked for: what it would do, doing it at the pace of background work or at once.
+//! A pass of reclaim that somebody has asked for, for room or for new keys: what it would do, doing it at the pace of
+//! background work or at once.
 //!
 //! A pass at the normal pace is only a note that [`Store::tick`] reads: it empties what is worth emptying at all, where it
 //! would otherwise leave some dead weight alone. It ends when nothing is left, or when as many segments have been emptied
@@ -7,10 +8,11 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use cfs_format::SEGMENT_BYTES;
+use cfs_format::{SEGMENT_BYTES, SegmentSeq};
 use cfs_kv::RunError;
+use cfs_seal::codec::Codec;
 
-use crate::clean::{Aim, is_worthwhile};
+use crate::clean::{Aim, Reseal, is_worthwhile};
 use crate::error::{ReadError, WriteError};
 use crate::space::State;
 use crate::store::Store;
@@ -57,6 +59,15 @@ pub struct ReclaimTotals {
     pub dropped_chunks: u64,
 }
 
+/// What a pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReclaimFor {
+    /// Room: segments of which a twentieth is dead are emptied.
+    Room,
+    /// New keys: every chunk that is stored when the pass begins is sealed again, compressed with the codec if one is given.
+    NewSeals(Option<Codec>),
+}
+
 /// How far a pass is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReclaimProgress {
@@ -64,6 +75,8 @@ pub struct ReclaimProgress {
     pub is_running: bool,
     /// Segments that were to be emptied when it began.
     pub segments_total: u64,
+    /// Segments that were to be sealed again and have not been.
+    pub segments_left: u64,
     /// What it has done so far.
     pub done: ReclaimTotals,
 }
@@ -81,6 +94,7 @@ pub(crate) struct Books {
 struct Pass {
     before: ReclaimTotals,
     segments_total: u64,
+    aim: Aim,
 }
 
 impl Pass {
@@ -88,6 +102,7 @@ impl Pass {
         ReclaimProgress {
             is_running: true,
             segments_total: self.segments_total,
+            segments_left: 0,
             done: ReclaimTotals {
                 segments: totals.segments - self.before.segments,
                 copied_bytes: totals.copied_bytes - self.before.copied_bytes,
@@ -102,7 +117,18 @@ impl Store {
     ///
     /// # Errors
     /// A table cannot be read.
-    pub fn reclaim_plan(&self) -> Result<ReclaimPlan, ReadError> {
+    pub fn reclaim_plan(&self, what_for: ReclaimFor) -> Result<ReclaimPlan, ReadError> {
+        let aim = match what_for {
+            ReclaimFor::Room => Aim::Pass,
+            ReclaimFor::NewSeals(codec) => Aim::Reseal(Reseal {
+                before: SegmentSeq(u64::MAX),
+                codec,
+            }),
+        };
+        self.plan(aim)
+    }
+
+    fn plan(&self, aim: Aim) -> Result<ReclaimPlan, ReadError> {
         let segment_bytes = u64::from(SEGMENT_BYTES);
         let mut dying_bytes: HashMap<u32, u64> = HashMap::new();
         for fingerprint in self.dead_chunks(DEAD_CHUNKS_MAX)? {
@@ -133,7 +159,7 @@ impl Store {
             of_tenth.segments += 1;
             of_tenth.used_bytes += used;
             of_tenth.live_bytes += live;
-            if is_worthwhile(&entry) {
+            if is_worthwhile(&entry, aim) {
                 plan.segments_to_empty += 1;
                 plan.bytes_to_copy += live;
             }
@@ -142,7 +168,7 @@ impl Store {
         let copies = plan.bytes_to_copy.div_ceil(segment_bytes / 16 * 15);
         plan.bytes_to_free = plan.segments_to_empty.saturating_sub(copies) * segment_bytes;
         // A single segment that was ended early would only move.
-        if plan.bytes_to_free == 0 {
+        if plan.bytes_to_free == 0 && aim == Aim::Pass {
             plan.segments_to_empty = 0;
             plan.bytes_to_copy = 0;
         }
@@ -153,16 +179,31 @@ impl Store {
     ///
     /// # Errors
     /// The pool is read-only, or a table cannot be read.
-    pub fn start_reclaim(&self) -> Result<(), WriteError> {
+    pub fn start_reclaim(&self, what_for: ReclaimFor) -> Result<(), WriteError> {
         self.pool.writable()?;
-        let plan = self.reclaim_plan()?;
+        let aim = self.aim_of_pass(what_for)?;
+        let plan = self.plan(aim)?;
         let mut books = self.books.lock();
         let before = books.totals;
         books.pass.get_or_insert(Pass {
             before,
             segments_total: plan.segments_to_empty,
+            aim,
         });
         Ok(())
+    }
+
+    /// What segments are emptied for in a pass that begins now.
+    fn aim_of_pass(&self, what_for: ReclaimFor) -> Result<Aim, WriteError> {
+        Ok(match what_for {
+            ReclaimFor::Room => Aim::Pass,
+            ReclaimFor::NewSeals(codec) => {
+                let before = self.pool.next_segment_seq();
+                // What is in open segments is to be sealed again too.
+                self.lanes.seal_all()?;
+                Aim::Reseal(Reseal { before, codec })
+            }
+        })
     }
 
     /// How far the pass is; when none is under way, what the last one has done.
@@ -181,12 +222,24 @@ impl Store {
         self.books.lock().totals
     }
 
-    /// Whether there is a pass whose segments have not all been emptied.
-    pub(crate) fn pass_wants_more(&self) -> bool {
+    /// What to empty segments for, if there is a pass whose segments have not all been emptied.
+    pub(crate) fn aim_of_unfinished_pass(&self) -> Option<Aim> {
         let books = self.books.lock();
-        books
-            .pass
-            .is_some_and(|pass| books.totals.segments - pass.before.segments < pass.segments_total)
+        let pass = books.pass?;
+        let emptied = books.totals.segments - pass.before.segments;
+        (pass.aim != Aim::Pass || emptied < pass.segments_total).then_some(pass.aim)
+    }
+
+    /// Segments that this aim asks for and that have not been emptied, for want of room or because they are in use.
+    fn segments_left(&self, aim: Aim) -> u64 {
+        let Aim::Reseal(reseal) = aim else {
+            return 0;
+        };
+        let space = self.pool.space.lock();
+        let left = space.entries().filter(|(_, entry)| {
+            entry.is_data() && entry.live_bytes > 0 && entry.seq < reseal.before
+        });
+        left.count() as u64
     }
 
     pub(crate) fn has_pass(&self) -> bool {
@@ -195,10 +248,15 @@ impl Store {
 
     /// Nothing is left to do for the pass, if there is one.
     pub(crate) fn end_pass(&self) {
+        let Some(aim) = self.books.lock().pass.map(|pass| pass.aim) else {
+            return;
+        };
+        let segments_left = self.segments_left(aim);
         let mut books = self.books.lock();
         if let Some(pass) = books.pass.take() {
             books.last = ReclaimProgress {
                 is_running: false,
+                segments_left,
                 ..pass.progress(books.totals)
             };
         }
@@ -211,12 +269,14 @@ impl Store {
     /// The pool is, or goes, read-only, or a table cannot be read.
     pub fn reclaim_now(
         &self,
+        what_for: ReclaimFor,
         go_on: &mut dyn FnMut(ReclaimProgress) -> ControlFlow<()>,
     ) -> Result<ReclaimProgress, WriteError> {
         self.pool.writable()?;
         let pass = Pass {
             before: self.books.lock().totals,
             segments_total: 0,
+            aim: self.aim_of_pass(what_for)?,
         };
         while self.drop_dead_chunks()? {
             if go_on(pass.progress(self.reclaim_totals())).is_break() {
@@ -224,25 +284,30 @@ impl Store {
             }
         }
         let pass = Pass {
-            segments_total: self.reclaim_plan()?.segments_to_empty,
+            segments_total: self.plan(pass.aim)?.segments_to_empty,
             ..pass
         };
-        let mut emptied = 0;
+        let mut since_checkpoint = 0;
         let is_worth_it = pass.segments_total > 0;
         while is_worth_it && go_on(pass.progress(self.reclaim_totals())).is_continue() {
-            match self.clean_up_to(1, Aim::Pass) {
-                Ok(0) | Err(WriteError::NoSpace(_)) => break,
-                Ok(_) => emptied += 1,
+            let is_full = match self.clean_up_to(1, pass.aim) {
+                Ok(0) => break,
+                Ok(_) => false,
+                Err(WriteError::NoSpace(_)) if since_checkpoint > 0 => true,
+                Err(WriteError::NoSpace(_)) => break,
                 Err(error) => return Err(error),
-            }
-            if emptied % SEGMENTS_BETWEEN_CHECKPOINTS == 0 {
+            };
+            since_checkpoint += 1;
+            if is_full || since_checkpoint == SEGMENTS_BETWEEN_CHECKPOINTS {
                 self.checkpoint()?;
+                since_checkpoint = 0;
             }
         }
         self.merge_removed()?;
         self.trim(usize::MAX, true)?;
         Ok(ReclaimProgress {
             is_running: false,
+            segments_left: self.segments_left(pass.aim),
             ..pass.progress(self.reclaim_totals())
         })
     }

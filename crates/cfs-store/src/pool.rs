@@ -142,6 +142,12 @@ impl Pool {
         Ok((segment, seq))
     }
 
+    /// The number that the next segment to be taken gets: all that have one have a smaller one.
+    pub fn next_segment_seq(&self) -> SegmentSeq {
+        let _space = self.space.lock();
+        SegmentSeq(self.next_seq.load(Ordering::Relaxed))
+    }
+
     /// The sealed header of a segment that was just taken.
     pub fn segment_header(
         &self,

@@ -354,7 +354,13 @@ impl<'a> Txn<'a> {
         let old_len = u64::from(record.record_len.get());
         record.segment = to.segment.0.into();
         record.offset = to.offset.into();
-        record.record_len = to.record_len.into();
+        #[cfg(feature = "planted-bugs")]
+        let forgets = cfs_format::planted::has(cfs_format::planted::Bug::ResealedLengthForgotten);
+        #[cfg(not(feature = "planted-bugs"))]
+        let forgets = false;
+        if !forgets {
+            record.record_len = to.record_len.into();
+        }
         record.codec = to.codec;
         if let Mode::Replay { verify } = self.mode {
             self.store.accept_replayed_chunk(to, verify)?;

@@ -9,7 +9,7 @@ mod volume;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::admin::{AdminCommand, GivenKeyArgs, KeyCommand, KmsCommand, UserCommand};
@@ -67,6 +67,46 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What the command line says. Ends the process where it makes no sense, or asks for help.
+    pub fn from_command_line() -> Self {
+        let matches = Self::reflowed_command().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// The command line, whose paragraphs of help are as wide as the terminal.
+    pub fn reflowed_command() -> clap::Command {
+        reflow_help(Self::command())
+    }
+}
+
+fn reflow_help(command: clap::Command) -> clap::Command {
+    let text = command.get_after_help().map(ToString::to_string);
+    let command = match text {
+        Some(text) => command.after_help(reflow(&text)),
+        None => command,
+    };
+    command.mut_subcommands(reflow_help)
+}
+
+/// Makes one line of each paragraph, for clap to wrap. Headings end with a colon, and indented lines stay as they are.
+fn reflow(text: &str) -> String {
+    let mut reflowed = String::with_capacity(text.len());
+    let mut lines = text.split('\n').peekable();
+    while let Some(line) = lines.next() {
+        reflowed.push_str(line);
+        let stands_alone = line.is_empty() || line.starts_with(' ') || line.ends_with(':');
+        match lines.peek() {
+            Some(next) if stands_alone || next.is_empty() || next.starts_with(' ') => {
+                reflowed.push('\n');
+            }
+            Some(_) => reflowed.push(' '),
+            None => {}
+        }
+    }
+    reflowed
 }
 
 /// The commands.
@@ -174,7 +214,28 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        Cli::reflowed_command().debug_assert();
+    }
+
+    #[test]
+    fn paragraphs_of_help_become_one_line() {
+        let text = "One\ntwo.\n\nThree:\n  four\n  five\nSix\nseven";
+        assert_eq!(
+            reflow(text),
+            "One two.\n\nThree:\n  four\n  five\nSix seven"
+        );
+        let mut command = Cli::reflowed_command();
+        let gc = command
+            .find_subcommand_mut("admin")
+            .and_then(|admin| admin.find_subcommand_mut("gc"));
+        let help = gc
+            .expect("a command")
+            .get_after_help()
+            .map(ToString::to_string);
+        let help = help.expect("there is help");
+        assert!(
+            help.contains("while it is in use, and a twentieth"),
+            "{help}"
+        );
     }
 }

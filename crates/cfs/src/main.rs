@@ -37,13 +37,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
 use crate::admin::protocol::{
-    Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, SnapshotRequest,
-    StreamRequest, Transfer, UserRequest, VolumeRequest,
+    Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, Reseal,
+    SnapshotRequest, StreamRequest, Transfer, UserRequest, VolumeRequest,
 };
 use crate::admin::reporter::end_if_unprinted;
 use crate::admin::streams::{Bridge, Far, start_receiver};
@@ -64,7 +63,7 @@ fn main() -> ExitCode {
     end_on_panic();
     // SAFETY: the process has just started and has one thread.
     let environment = unsafe { Environment::take() };
-    let cli = Cli::parse();
+    let cli = Cli::from_command_line();
     match run(cli, environment) {
         Ok(code) => code,
         Err(failure) => {
@@ -145,12 +144,12 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut script);
+            clap_complete::generate(shell, &mut Cli::reflowed_command(), "cfs", &mut script);
             let mut out = std::io::stdout().lock();
             end_if_unprinted(out.write_all(&script).and_then(|()| out.flush()));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+        Command::Man { dir } => clap_mangen::generate_to(Cli::reflowed_command(), &dir)
             .map(|()| ExitCode::SUCCESS)
             .map_err(|e| Failure::host("write the manual pages into", &dir, &e)),
     }
@@ -257,11 +256,18 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
         AdminCommand::Fsck(args) => (args, Request::Fsck),
         AdminCommand::Scrub(args) => (args.report, Request::Scrub { rate: args.rate }),
         AdminCommand::Gc(args) => {
-            let request = match (args.recount, args.dry_run, args.now) {
-                (true, _, _) => Request::Recount,
-                (_, true, _) => Request::Gc(GcWay::DryRun),
-                (_, _, true) => Request::Gc(GcWay::Now),
-                _ => Request::Gc(GcWay::Background),
+            let way = match (args.dry_run, args.now) {
+                (true, _) => GcWay::DryRun,
+                (_, true) => GcWay::Now,
+                _ => GcWay::Background,
+            };
+            let reseal = args.reseal.map(|codec| match codec {
+                Some(codec) => Reseal::Codec(codec.to_string()),
+                None => Reseal::AsItIs,
+            });
+            let request = match args.recount {
+                true => Request::Recount,
+                false => Request::Gc { way, reseal },
             };
             (args.report, request)
         }

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cfs_device::{Device, MemDevice};
-use cfs_format::{DomainId, SEGMENT_BYTES};
+use cfs_format::{DomainId, Fingerprint, SEGMENT_BYTES, SegmentId};
 use cfs_seal::codec::Codec;
-use cfs_store::{Host, Store};
+use cfs_store::{Host, ReclaimFor, Store};
 
 use crate::support::check_counts;
 use crate::support::{Put, TestHost, apply, format, next, open};
@@ -52,9 +52,13 @@ impl World {
     }
 
     fn put_bytes(&self, slot: u64, bytes: &[u8]) {
+        self.put_with(Codec::None, slot, bytes);
+    }
+
+    fn put_with(&self, codec: Codec, slot: u64, bytes: &[u8]) {
         let pin = self
             .store
-            .put_chunk(0, DomainId::DEFAULT, Codec::None, bytes)
+            .put_chunk(0, DomainId::DEFAULT, codec, bytes)
             .expect("room");
         let put: Put = (slot, *pin.fingerprint(), pin.new_chunk());
         let command = postcard::to_stdvec(&put).expect("a command");
@@ -158,7 +162,10 @@ fn a_busy_pool_is_compacted_too() {
     assert!(
         now < full * 6 / 7,
         "{full} before, {now} now, {stats:?} {:?}",
-        world.store.reclaim_plan().expect("readable")
+        world
+            .store
+            .reclaim_plan(ReclaimFor::Room)
+            .expect("readable")
     );
     let dead = stats.data_used_bytes - stats.live_bytes;
     let allowed = stats.live_bytes / 10 + 6 * u64::from(SEGMENT_BYTES);
@@ -228,7 +235,7 @@ fn a_pass_does_what_its_plan_says() {
             world.clear(slot);
         }
         let mut ended = 0;
-        let stopped = world.store.reclaim_now(&mut |progress| {
+        let stopped = world.store.reclaim_now(ReclaimFor::Room, &mut |progress| {
             ended += 1;
             match progress.done.segments < 3 {
                 true => ControlFlow::Continue(()),
@@ -237,7 +244,10 @@ fn a_pass_does_what_its_plan_says() {
         });
         assert_eq!(stopped.expect("it runs").done.segments, 3);
         assert!(ended > 3);
-        let plan = world.store.reclaim_plan().expect("readable");
+        let plan = world
+            .store
+            .reclaim_plan(ReclaimFor::Room)
+            .expect("readable");
         let by_tenth: u64 = plan.tenths.iter().map(|tenth| tenth.segments).sum();
         assert!(plan.segments_to_empty > 20 && by_tenth >= plan.segments_to_empty);
         assert!(plan.bytes_to_free > 20 << 20, "{plan:?}");
@@ -245,10 +255,13 @@ fn a_pass_does_what_its_plan_says() {
         let done = match at_once {
             true => world
                 .store
-                .reclaim_now(&mut |_| ControlFlow::Continue(()))
+                .reclaim_now(ReclaimFor::Room, &mut |_| ControlFlow::Continue(()))
                 .expect("it runs"),
             false => {
-                world.store.start_reclaim().expect("it starts");
+                world
+                    .store
+                    .start_reclaim(ReclaimFor::Room)
+                    .expect("it starts");
                 assert!(world.store.reclaim_progress().is_running);
                 let mut ticks = 0;
                 while world.store.reclaim_progress().is_running {
@@ -269,9 +282,127 @@ fn a_pass_does_what_its_plan_says() {
             freed + slack >= plan.bytes_to_free && freed <= plan.bytes_to_free + 2 * slack,
             "{freed} freed, {plan:?}"
         );
-        let after = world.store.reclaim_plan().expect("readable");
+        let after = world
+            .store
+            .reclaim_plan(ReclaimFor::Room)
+            .expect("readable");
         assert!(after.segments_to_empty <= 1, "{after:?}");
         check_counts(&world.store);
+    }
+}
+
+/// Fingerprint, salt and codec of each chunk that the index knows.
+fn seals(store: &Store) -> BTreeMap<Fingerprint, ([u8; 16], u8)> {
+    let mut seals = BTreeMap::new();
+    for chunk in store.freeze().chunks() {
+        let (fingerprint, record) = chunk.expect("readable");
+        let report = store.segment_report(SegmentId(record.segment.get()));
+        let records = report.expect("readable").records;
+        let sealed = records.iter().find(|(_, header, is_live)| {
+            *is_live && header.fingerprint == fingerprint.0 && header.codec == record.codec
+        });
+        let (_, header, _) = sealed.expect("the record is where the index says");
+        seals.insert(fingerprint, (header.salt, header.codec));
+    }
+    seals
+}
+
+/// Every chunk gets a key of its own anew, and the form that is asked for; what damage has made of one stays as it is.
+#[test]
+fn a_pass_seals_everything_again() {
+    for at_once in [true, false] {
+        let world = World::new(512);
+        let mut contents = BTreeMap::new();
+        for slot in 1..=400_u64 {
+            let mut state = slot;
+            let word = next(&mut state).to_le_bytes();
+            let bytes = word.repeat(512 + (next(&mut state) % 30_000) as usize);
+            let codec = [Codec::None, Codec::Lz4, Codec::Zstd(3)][slot as usize % 3];
+            world.put_with(codec, slot, &bytes);
+            contents.insert(slot, bytes);
+        }
+        world.store.checkpoint().expect("a checkpoint");
+        let (before, full) = (seals(&world.store), world.allocated_bytes());
+        assert!(full > 40 << 20, "{full}");
+        let damaged = *before.keys().nth(200).expect("a chunk");
+        let location = world.store.chunk_location(&damaged).expect("readable");
+        let location = location.expect("known");
+        let segment = SegmentId(location.segment.get());
+        world
+            .device
+            .flip_bit(segment, location.offset.get() + 200, 3);
+
+        for (codec, number) in [(None, None), (Some(Codec::Zstd(1)), Some(2))] {
+            let what_for = ReclaimFor::NewSeals(codec);
+            let old = seals(&world.store);
+            let plan = world.store.reclaim_plan(what_for).expect("readable");
+            let done = match at_once {
+                true => world
+                    .store
+                    .reclaim_now(what_for, &mut |_| ControlFlow::Continue(()))
+                    .expect("it runs"),
+                false => {
+                    world.store.start_reclaim(what_for).expect("it starts");
+                    let mut ticks = 0;
+                    while world.store.reclaim_progress().is_running {
+                        world.tick();
+                        ticks += 1;
+                        assert!(ticks < TICKS, "{:?}", world.store.reclaim_progress());
+                    }
+                    world.store.reclaim_progress()
+                }
+            };
+            assert_eq!(done.segments_left, 0, "{done:?}");
+            // Of those that were open the plan knows nothing.
+            assert!(done.done.segments >= plan.segments_to_empty, "{done:?}");
+            let new = seals(&world.store);
+            assert_eq!(new.len(), old.len());
+            for (fingerprint, (salt, form)) in &new {
+                let (old_salt, old_form) = old[fingerprint];
+                let stays = *fingerprint == damaged;
+                assert_eq!(*salt == old_salt, stays, "{fingerprint}");
+                let expected = number.filter(|_| !stays).unwrap_or(old_form);
+                assert_eq!(*form, expected, "{fingerprint}");
+            }
+        }
+        assert!(world.store.is_bad_chunk(&damaged).expect("readable"));
+        for _ in 0..100 {
+            world.tick();
+        }
+        assert!(
+            world.allocated_bytes() < full * 2 / 3,
+            "{full} before, {}",
+            world.allocated_bytes()
+        );
+
+        let World {
+            device,
+            host,
+            store,
+        } = world;
+        drop(store);
+        let store = open(device.clone(), host.clone());
+        let mut out = Vec::new();
+        let mut read = 0;
+        for bytes in contents.values() {
+            let secret = store.domain_secret(DomainId::DEFAULT).expect("a domain");
+            let fingerprint = secret.fingerprint(bytes);
+            match store.read_chunk(&fingerprint, &mut out) {
+                Ok(()) => {
+                    assert_eq!(&out, bytes);
+                    read += 1;
+                }
+                Err(error) => assert_eq!(fingerprint, damaged, "{error}"),
+            }
+        }
+        assert_eq!(read, contents.len() - 1);
+        // Equal content heals it, wherever it lies by now.
+        for bytes in contents.values() {
+            store
+                .put_chunk(0, DomainId::DEFAULT, Codec::Lz4, bytes)
+                .expect("room");
+        }
+        check_counts(&store);
     }
 }
 

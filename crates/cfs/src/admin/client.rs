@@ -279,7 +279,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
             })
         }
         Answer::Gc(summary) => or_json(summary, json, || {
-            summary.result.iter().map(GcResult::line).collect()
+            summary.result.iter().flat_map(GcResult::lines).collect()
         }),
         Answer::Recount(summary) => {
             findings_or_line(terminal, json, summary.findings, summary, || {

@@ -3,9 +3,10 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use cfs_store::{ReclaimPlan, ReclaimProgress, Store, WriteError};
+use cfs_seal::codec::Codec;
+use cfs_store::{ReclaimFor, ReclaimPlan, ReclaimProgress, Store, WriteError};
 
-use super::protocol::{Answer, Event, GcPlan, GcResult, GcSummary, GcTenth, Progress};
+use super::protocol::{Answer, Event, GcPlan, GcResult, GcSummary, GcTenth, Progress, Reseal};
 use super::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
 
@@ -21,6 +22,24 @@ pub struct Place<'a> {
     pub pool_bytes: &'a dyn Fn() -> u64,
     /// This process goes on after the command.
     pub serves: bool,
+    /// What the pass is for.
+    pub what_for: ReclaimFor,
+}
+
+/// What a pass with this request is for.
+///
+/// # Errors
+/// [`Code::Usage`]: there is no such codec.
+pub fn what_for(reseal: Option<&Reseal>) -> Result<ReclaimFor> {
+    Ok(match reseal {
+        None => ReclaimFor::Room,
+        Some(Reseal::AsItIs) => ReclaimFor::NewSeals(None),
+        Some(Reseal::Codec(name)) => {
+            let codec = name.parse::<Codec>();
+            let codec = codec.map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
+            ReclaimFor::NewSeals(Some(codec))
+        }
+    })
 }
 
 /// Tells the plan and nothing more.
@@ -33,7 +52,8 @@ pub fn plan_only(place: Place<'_>, reporter: &dyn Reporter) -> Result<Answer> {
 }
 
 fn tell_plan(place: Place<'_>, reporter: &dyn Reporter) -> Result<GcPlan> {
-    let plan = place.store.reclaim_plan().map_err(|e| failed(e.into()))?;
+    let plan = place.store.reclaim_plan(place.what_for);
+    let plan = plan.map_err(|e| failed(e.into()))?;
     let plan = show_plan(&plan);
     reporter.event(&Event::GcPlan(plan.clone()));
     Ok(plan)
@@ -58,7 +78,8 @@ pub fn at_once(place: Place<'_>, reporter: &dyn Reporter) -> Result<Answer> {
                 false => ControlFlow::Continue(()),
             }
         };
-        let progress = place.store.reclaim_now(&mut go_on).map_err(failed)?;
+        let progress = place.store.reclaim_now(place.what_for, &mut go_on);
+        let progress = progress.map_err(failed)?;
         match stopped {
             true => Err(
                 Failure::new(Code::Interrupted, "interrupted; what was done stays done")
@@ -76,7 +97,8 @@ pub fn at_once(place: Place<'_>, reporter: &dyn Reporter) -> Result<Answer> {
 /// read-only.
 pub fn in_background(place: Place<'_>, reporter: &dyn Reporter) -> Result<Answer> {
     run(place, reporter, |plan| {
-        place.store.start_reclaim().map_err(failed)?;
+        let started = place.store.start_reclaim(place.what_for);
+        started.map_err(failed)?;
         loop {
             let progress = place.store.reclaim_progress();
             if !progress.is_running {
@@ -121,6 +143,7 @@ fn run(
         segments: progress.done.segments,
         copied_bytes: progress.done.copied_bytes,
         dropped_chunks: progress.done.dropped_chunks,
+        segments_left: progress.segments_left,
         pool_bytes_before,
         pool_bytes_after: (place.pool_bytes)(),
         seconds: started.elapsed().as_secs_f64(),

@@ -80,8 +80,13 @@ pub enum Request {
         /// Most bytes a second.
         rate: Option<NonZeroU64>,
     },
-    /// Empty segments that hold little.
-    Gc(GcWay),
+    /// Empty segments that hold little, or all of them.
+    Gc {
+        /// How.
+        way: GcWay,
+        /// Seal everything again.
+        reseal: Option<Reseal>,
+    },
     /// Recount references.
     Recount,
     /// Copy in.
@@ -129,6 +134,16 @@ pub enum GcWay {
     Background,
     /// As fast as it goes.
     Now,
+}
+
+/// How everything is to be sealed again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reseal {
+    /// Compressed as it is.
+    AsItIs,
+    /// Compressed with the codec of this name.
+    Codec(String),
 }
 
 /// What is asked about snapshots.
@@ -598,6 +613,9 @@ pub struct GcResult {
     pub copied_bytes: u64,
     /// Chunks without references that left the index.
     pub dropped_chunks: u64,
+    /// Segments whose chunks were to be sealed again and were not.
+    #[serde(default)]
+    pub segments_left: u64,
     /// Bytes that the pool took from its host before.
     pub pool_bytes_before: u64,
     /// And after.

@@ -651,8 +651,20 @@ impl GcPlan {
 }
 
 impl GcResult {
-    /// The line that people read.
-    pub fn line(&self) -> String {
+    /// The lines that people read.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![self.line()];
+        if self.segments_left > 0 {
+            lines.push(format!(
+                "{} segments are as they were: they are in use, cannot be read, or there is too little room; the same \
+                 command begins anew",
+                count(self.segments_left)
+            ));
+        }
+        lines
+    }
+
+    fn line(&self) -> String {
         format!(
             "emptied {} segments, copied {}, dropped {} chunks in {:.1} s; the pool takes {}, before {}",
             count(self.segments),

@@ -160,11 +160,12 @@ impl Service {
                 };
                 scrub(&self.pool.fs, rate, restored, reporter)
             }
-            Request::Gc(way) => {
+            Request::Gc { way, reseal } => {
                 let place = gc::Place {
                     store: self.pool.fs.store(),
                     pool_bytes: &|| self.pool_bytes(),
                     serves: self.serves,
+                    what_for: gc::what_for(reseal.as_ref())?,
                 };
                 match way {
                     GcWay::DryRun => gc::plan_only(place, reporter),
@@ -391,7 +392,9 @@ impl Service {
             segments: totals.segments,
             copied_bytes: totals.copied_bytes,
             dropped_chunks: totals.dropped_chunks,
-            reclaimable_bytes: store.reclaim_plan().map_or(0, |plan| plan.bytes_to_free),
+            reclaimable_bytes: store
+                .reclaim_plan(cfs_store::ReclaimFor::Room)
+                .map_or(0, |plan| plan.bytes_to_free),
             pass_is_running: pass.is_running,
             pass_segments: pass.done.segments,
             pass_segments_total: pass.segments_total,

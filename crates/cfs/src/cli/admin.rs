@@ -3,6 +3,7 @@
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
+use cfs_seal::codec::Codec;
 use clap::{Args, Subcommand};
 
 use super::pool::ExistingArgs;
@@ -30,6 +31,10 @@ Without options the pass runs in the background at a pace that others hardly not
 ends the watching; in a server the pass goes on, and `cfs admin status` tells how far it is. With --now Ctrl-C ends the
 pass itself.
 
+With --reseal every chunk that is stored by then is sealed again: under a key that nothing has been sealed under before, and
+with a codec (none, lz4, zstd:1 to zstd:19) compressed with that, whatever it was compressed with. What is written later is
+compressed as its volume says. Other work goes on meanwhile; room for some 64 MiB has to be free.
+
 With --recount the extents of all files are counted against the counts of references by which chunks are freed. That, too,
 happens by itself, once a week and after a crash, slowly and while nobody uses the pool. Only what both agree on is ever
 freed; what they disagree on is a finding, and stays.
@@ -40,6 +45,7 @@ Examples:
   cfs admin gc --dry-run --data /srv/pool
   cfs admin gc --data /srv/pool
   cfs admin gc --now --json --data /srv/pool
+  cfs admin gc --now --reseal=zstd:9 --data /srv/pool
   cfs admin gc --recount --data /srv/pool";
 
 const LIFECYCLE_HELP: &str = "\
@@ -146,8 +152,11 @@ pub struct GcArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Empty nothing, but recount the references of all chunks and compare
-    #[arg(long, conflicts_with_all = ["now", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["now", "dry_run", "reseal"])]
     pub recount: bool,
+    /// Seal all that is stored again, under new keys; with a codec, compressed with it
+    #[arg(long, value_name = "CODEC", num_args = 0..=1, require_equals = true)]
+    pub reseal: Option<Option<Codec>>,
     /// Options of any report.
     #[command(flatten)]
     pub report: ReportArgs,

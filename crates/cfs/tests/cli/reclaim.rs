@@ -208,6 +208,51 @@ fn gc_tells_its_plan_and_does_it() {
     }
 }
 
+/// Everything is sealed again, with another codec and by whoever has the pool open, and is what it was.
+#[test]
+fn gc_seals_everything_again() {
+    for (served, way) in [(false, "--now"), (true, "")] {
+        let scratch = Scratch::new();
+        let (data, source) = (scratch.path("data"), scratch.dir("source"));
+        for name in 0..40_u32 {
+            let lines =
+                (name..name + 30_000).map(|number| format!("line {}\n", number * (7 + name)));
+            fs::write(source.join(name.to_string()), lines.collect::<String>()).expect("a file");
+        }
+        cfs!("import", source, "/tree", "--data", data, "--codec", "none").ok();
+        let (before, server) = (
+            pool_bytes(&data),
+            served.then(|| Server::start(&data, None)),
+        );
+        let mut asked = command(&[
+            &"admin",
+            &"gc",
+            &"--reseal=zstd:3",
+            &"--json",
+            &"--data",
+            &data,
+        ]);
+        asked.args((!way.is_empty()).then_some(way));
+        let summary = run(asked).ok().json();
+        let result = &summary["result"];
+        assert!(result["segments"].as_u64() > Some(5), "{summary}");
+        assert_eq!(result["segments_left"], 0, "{summary}");
+        if let Some(server) = server {
+            server.stop();
+        }
+        // One more process gives back what is free since the last checkpoint.
+        cfs!("admin", "fsck", "--data", data).ok();
+        cfs!("admin", "scrub", "--data", data).ok();
+        eventually("that it has shrunk", || {
+            cfs!("admin", "status", "--data", data).ok();
+            pool_bytes(&data) < before * 2 / 3
+        });
+        let out = scratch.path("out");
+        cfs!("export", "/tree", out, "--data", data).ok();
+        assert_same(&source, &out);
+    }
+}
+
 /// Ctrl-C ends the watching, and the pass goes on; or, where there is no server, the pass.
 #[test]
 fn gc_can_be_interrupted() {
@@ -258,6 +303,9 @@ fn gc_refuses_what_makes_no_sense() {
     let done = cfs!("admin", "gc", "--now", "--dry-run", "--data", data);
     assert_eq!(done.code, 2, "{done:?}");
     cfs!("admin", "gc", "--data", data).refused(5, "no pool");
+    cfs!("admin", "gc", "--reseal=lzma", "--data", data).refused(2, "no codec \"lzma\"");
+    let done = cfs!("admin", "gc", "--reseal", "--recount", "--data", data);
+    assert_eq!(done.code, 2, "{done:?}");
 }
 
 /// Nothing of a healthy pool differs, served or not, and status tells when that was found.
