@@ -17,7 +17,7 @@ use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use sha2::Sha256;
 
 use http::StatusCode;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use crate::bodies;
 use crate::customer::{Brought, Sealing};
@@ -246,7 +246,9 @@ pub(crate) async fn receive(
     let mut step = Step::default();
     let mut body = match body {
         Some(mut body) => {
-            step = next_step(&mut body).await?;
+            // There is none before it.
+            let (_, mut passed) = oneshot::channel();
+            step = next_step(&mut body, &mut passed).await?;
             Some(body)
         }
         None => None,
@@ -278,8 +280,17 @@ pub(crate) async fn receive(
     .await?;
     while !step.is_last {
         check_length(received, declared, false)?;
-        let (passed, next) = tokio::join!(pass(upload, digests, step), next_step(body));
-        (upload, digests) = passed?;
+        let (passing, mut passed) = oneshot::channel();
+        let (passed_on, next) = tokio::join!(
+            async {
+                let passed_on = pass(upload, digests, step).await;
+                // Who has gone away needs no notice.
+                let _ = passing.send(());
+                passed_on
+            },
+            next_step(body, &mut passed),
+        );
+        (upload, digests) = passed_on?;
         step = next?;
         received += step.len as u64;
     }
@@ -334,14 +345,16 @@ struct Step {
     _permit: Option<SemaphorePermit<'static>>,
 }
 
-/// Waits for bytes, and takes with them what has arrived already, up to a bound.
-async fn next_step(body: &mut StreamingBlob) -> S3Result<Step> {
+/// Waits for bytes, and takes with them what arrives until the step is full or the one before it has `passed`: the fewer
+/// steps there are, the less often threads are woken.
+async fn next_step(body: &mut StreamingBlob, passed: &mut oneshot::Receiver<()>) -> S3Result<Step> {
     let mut step = Step::default();
     let mut next = match tokio::time::timeout(PATIENCE, body.next()).await {
         Ok(next) => Some(next),
         Err(_) => return Err(S3ErrorCode::RequestTimeout.into()),
     };
     step._permit = Some(STEPS.acquire().await.map_err(S3Error::internal_error)?);
+    let mut has_passed = false;
     while let Some(item) = next {
         match item {
             None => {
@@ -355,7 +368,15 @@ async fn next_step(body: &mut StreamingBlob) -> S3Result<Step> {
             Some(Err(error)) => return Err(body_error(&error)),
         }
         next = match step.len < STEP_BYTES {
-            true => body.next().now_or_never(),
+            true if has_passed => body.next().now_or_never(),
+            true => tokio::select! {
+                biased;
+                next = body.next() => Some(next),
+                _ = &mut *passed => {
+                    has_passed = true;
+                    body.next().now_or_never()
+                }
+            },
             false => None,
         };
     }
