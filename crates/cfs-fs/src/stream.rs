@@ -32,6 +32,9 @@ pub use send::Sent;
 /// Why sending or receiving ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
+    /// The input has ended before a stream has begun.
+    #[error("there is no stream: the input is empty")]
+    Nothing,
     /// The other side went away, or the stream is cut off.
     #[error("the stream ends too early")]
     CutOff,

@@ -45,8 +45,9 @@ use crate::admin::protocol::{
     Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, SnapshotRequest,
     StreamRequest, Transfer, UserRequest, VolumeRequest,
 };
+use crate::admin::receiver;
 use crate::admin::reporter::end_if_unprinted;
-use crate::admin::streams::{Bridge, Far, start_receiver};
+use crate::admin::streams::{Bridge, Far};
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, FirstRunArgs, GivenKeyArgs,
     ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ServerArgs, SnapshotArgs,
@@ -123,8 +124,7 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
             start_log(log, "warn")?;
             let named = path_at_name(&args.snapshot)?;
             args.path.as_deref().map(pool_path).transpose()?;
-            let receiver = start_receiver(&args.target, args.path.as_deref())?;
-            let far = Far::Process(receiver);
+            let far = Far::Process(receiver::start(&args.target, args.path.as_deref())?);
             send(named, None, far, args.existing, environment)
         }
         Command::Admin { command } => {
@@ -560,27 +560,6 @@ fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
     through(bridge, args.existing, environment, request)
 }
 
-/// What became of a stream whose receiving process failed: its exit code is passed on, unless this side had a reason of its
-/// own to end.
-fn receiver_failed(done: Result<ExitCode>, status: std::process::ExitStatus) -> Failure {
-    let number = status.code().and_then(|code| u8::try_from(code).ok());
-    let theirs = number.map_or(Code::Failed, Code::Other);
-    match done {
-        Ok(_) => Failure::new(theirs, format!("the receiving process ended with {status}")),
-        Err(failure) => Failure {
-            code: match failure.code {
-                Code::Failed | Code::Host => theirs,
-                ours => ours,
-            },
-            message: format!(
-                "{}; the receiving process ended with {status}",
-                failure.message
-            ),
-            ..failure
-        },
-    }
-}
-
 /// Does what needs a stream, and waits until all of that has been passed on.
 fn through(
     bridge: Bridge,
@@ -589,14 +568,20 @@ fn through(
     request: Request,
 ) -> Result<ExitCode> {
     let done = on_existing(existing, environment, request, false);
-    let passed = bridge.finish();
-    if let Ok(Some(status)) = passed {
-        return Err(receiver_failed(done, status));
+    match bridge.finish() {
+        Ok(Some(ended)) if ended.has_failed() => Err(ended.failure(done)),
+        Ok(ended) => {
+            if let Some(ended) = ended {
+                ended.tell();
+            }
+            done
+        }
+        // What the request met says more than what came of it on the way.
+        Err(passing) => match done {
+            Err(failure) if failure.code != Code::OtherSide => Err(failure),
+            _ => Err(passing),
+        },
     }
-    // What the request met says more than what came of it on the way.
-    let code = done?;
-    passed?;
-    Ok(code)
 }
 
 fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> {

@@ -370,10 +370,17 @@ pub(super) fn head(cipher: Cipher, salt: [u8; 32]) -> StreamHead {
 /// Reads the start of a stream.
 ///
 /// # Errors
-/// [`StreamError::CutOff`], [`StreamError::NotAStream`], [`StreamError::Version`].
+/// [`StreamError::Nothing`], [`StreamError::CutOff`], [`StreamError::NotAStream`], [`StreamError::Version`].
 pub fn read_head(input: &mut dyn Read) -> Result<StreamHead> {
     let mut bytes = [0; size_of::<StreamHead>()];
-    input.read_exact(&mut bytes)?;
+    let (first, rest) = bytes.split_at_mut(1);
+    input
+        .read_exact(first)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => StreamError::Nothing,
+            _ => error.into(),
+        })?;
+    input.read_exact(rest)?;
     let head = StreamHead::read_from_bytes(&bytes).expect("as long as it is");
     if head.magic != STREAM_MAGIC {
         return Err(StreamError::NotAStream("it begins otherwise"));

@@ -1,11 +1,11 @@
 //! Snapshots on their way from one pool to another: through files, pipes, and between processes that serve.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::cfs;
-use crate::support::{Scratch, Server, command, run};
+use crate::support::{Scratch, Server, command, run as run_command};
 use crate::trees::{assert_same, noise, plant};
 
 /// Runs `cfs` with these files as standard input and output.
@@ -21,7 +21,7 @@ fn piped(
     if let Some(output) = output {
         command.stdout(Stdio::from(File::create(output).expect("a file")));
     }
-    run(command)
+    run_command(command)
 }
 
 #[test]
@@ -85,7 +85,12 @@ fn a_snapshot_is_sent_through_files() {
     // Cut off: told, nothing half, and it goes on.
     let cut = scratch.path("cut");
     fs::write(&cut, &fs::read(&two).expect("read")[..200_000]).expect("written");
-    piped(&[&"receive", &"--data", &copy], Some(&cut), None).refused(1, "ends too early");
+    let told = piped(&[&"receive", &"--data", &copy], Some(&cut), None);
+    assert!(
+        told.stderr.contains("no snapshot shows what has come"),
+        "{told:?}"
+    );
+    told.refused(1, "ends too early");
     let list = cfs!("admin", "snapshot", "list", "--json", "--data", copy)
         .ok()
         .json();
@@ -325,4 +330,151 @@ fn a_pool_that_only_stores_gives_back_what_it_cannot_read() {
         kept
     )
     .ok();
+}
+
+/// A pool with a snapshot `one` of `/home`, and its replica key.
+struct Source {
+    data: PathBuf,
+    key: PathBuf,
+    home: PathBuf,
+}
+
+impl Source {
+    fn new(scratch: &Scratch, seed: u64) -> Self {
+        let (data, home) = (scratch.path("pool"), scratch.path("home"));
+        plant(&home, seed);
+        cfs!("import", home, "/", "--data", data).ok();
+        let key = scratch.path("replica.key");
+        cfs!("admin", "key", "replica", key, "--data", data).ok();
+        let source = Self { data, key, home };
+        source.snapshot("/home", "one");
+        source
+    }
+
+    fn snapshot(&self, path: &str, name: &str) {
+        cfs!(
+            "admin", "snapshot", "create", path, "--name", name, "--data", self.data
+        )
+        .ok();
+    }
+
+    /// A pool that can receive.
+    fn replica(&self, scratch: &Scratch, name: &str) -> PathBuf {
+        let data = scratch.path(name);
+        cfs!("init", "--data", data, "--replica-of", self.key).ok();
+        data
+    }
+}
+
+/// The sender added a cause of its own to that of the receiver: that the stream ended too early.
+#[test]
+fn a_failure_of_the_other_side_is_told_once() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 8);
+    let data = &source.data;
+    let copy = source.replica(&scratch, "copy");
+    let other = scratch.path("other");
+    cfs!("init", "--data", other).ok();
+    let nowhere = scratch.path("nowhere");
+    // More than the quota of the volume that is to receive.
+    cfs!(
+        "admin",
+        "volume",
+        "create",
+        "/bounded",
+        "--quota-bytes",
+        "64K",
+        "--data",
+        copy
+    )
+    .ok();
+    let once = |done: crate::support::Done, code: i32, words: &str| {
+        assert_eq!(done.stderr.matches("error: ").count(), 1, "{done:?}");
+        let lines: Vec<_> = done.stderr.lines().collect();
+        assert!(lines.len() <= 2, "{done:?}");
+        assert!(!done.stderr.contains("too early"), "{done:?}");
+        done.refused(code, words);
+    };
+    let to = |target: &Path, path: &str| {
+        cfs!(
+            "replicate",
+            "/home@one",
+            target,
+            "--path",
+            path,
+            "--data",
+            data
+        )
+    };
+    once(to(&other, "/x"), 1, "the stream is not for this pool");
+    once(to(&nowhere, "/x"), 5, "there is no pool in");
+    once(to(&copy, "/x/y"), 1, "the directory above /x/y is not here");
+    once(to(&copy, "/bounded"), 1, "more than the quota");
+    // A cause of this side stands alone too.
+    once(
+        cfs!("replicate", "/home@none", copy, "--data", data),
+        1,
+        "there is no snapshot none",
+    );
+    let run = |script: &str| {
+        cfs!(
+            "replicate",
+            "/home@one",
+            "--data",
+            data,
+            "--",
+            "sh",
+            "-c",
+            script
+        )
+    };
+    once(run("exit 3"), 3, "ended with exit status: 3");
+    once(run("echo error: full >&2; exit 9"), 9, "error: full");
+    once(run("true"), 1, "went away before it had all");
+    // What is not an error comes through.
+    let told = run("echo connecting >&2; echo error: full >&2; exit 9");
+    assert_eq!(told.stderr, "connecting\nerror: full\n", "{told:?}");
+    // What a receiver answers, where its words do not arrive.
+    let program = env!("CARGO_BIN_EXE_cfs");
+    let silent = format!(
+        "{program} receive --data {} /x/y 2> /dev/null",
+        copy.display()
+    );
+    let told = run(&silent);
+    assert!(
+        told.stderr.contains("ended with exit status: 1"),
+        "{told:?}"
+    );
+    assert!(
+        told.stderr.contains("the directory above /x/y is not here"),
+        "{told:?}"
+    );
+    // Through a pipe each has its own words, and neither a wrong cause.
+    let through = |name: &str, target: &Path| {
+        let script = format!(
+            "set -o pipefail; {program} send {name} --data {} 2> {} | {program} receive --data {}",
+            data.display(),
+            scratch.path("sent").display(),
+            target.display()
+        );
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let done = run_command(bash);
+        (
+            fs::read_to_string(scratch.path("sent")).expect("read"),
+            done,
+        )
+    };
+    let (sent, received) = through("/home@one", &other);
+    assert!(
+        sent.starts_with("error: what reads the stream has ended"),
+        "{sent}"
+    );
+    once(received, 1, "the stream is not for this pool");
+    let (sent, received) = through("/home@none", &copy);
+    assert!(sent.contains("there is no snapshot none"), "{sent}");
+    once(received, 1, "there is no stream: the input is empty");
 }
