@@ -3,7 +3,7 @@
 //! The bytes of a stream do not go through the messages of the admin socket. Who asks listens at a socket of its own in
 //! the data directory; who has the pool connects to it, and reads and writes the stream there.
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Child;
@@ -85,7 +85,8 @@ fn tell_log(_: &dyn Reporter, path: &[u8], error: &FsError) {
 /// Does what is asked, over the socket that is named in the request.
 ///
 /// # Errors
-/// What ends the stream. No snapshot was made then; what has been received stays.
+/// What ends a stream. Of that no snapshot was made then; what has been received stays, and streams before it in the same
+/// input are received.
 pub fn perform(
     fs: &Fs,
     dir: &DataDir,
@@ -145,6 +146,7 @@ pub fn perform(
             };
             fs.send(&snapshot, base.as_deref(), &mut out, replies, &goes_on)
                 .map(|sent| sent_line(named, &sent))
+                .map_err(|error| (Vec::new(), error))
         }
         StreamRequest::Receive { path, .. } => {
             let mut observer = Observer {
@@ -154,8 +156,18 @@ pub fn perform(
             };
             let path = path.as_ref().map(AnyPath::bytes);
             let mut input = io::BufReader::with_capacity(BUFFER_BYTES, &pipe);
-            fs.receive(path, &mut input, &mut &pipe, &mut observer)
-                .map(|received| received_line(&received))
+            let mut lines = Vec::new();
+            loop {
+                match fs.receive(path, &mut input, &mut &pipe, &mut observer) {
+                    Ok(received) => lines.push(received_line(&received)),
+                    Err(error) => break Err((lines, error)),
+                }
+                // Who waits for answers has sent one, and closes its side; a file may hold another one behind it.
+                let ends = input.fill_buf().map_or(true, <[u8]>::is_empty);
+                if ends {
+                    break Ok(lines.join("\n"));
+                }
+            }
         }
     };
     drop(pipe.stream.shutdown(std::net::Shutdown::Both));
@@ -163,10 +175,22 @@ pub fn perform(
         Ok(line) => Ok(Answer::Streamed { line }),
         Err(_) if reporter.cancelled() => Err(Failure::new(Code::Interrupted, "interrupted")
             .hint("the same command goes on where this one ended")),
-        Err(error) => Err(match request {
+        Err((before, error)) => Err(match request {
             StreamRequest::Send { .. } => not_sent(&error),
-            StreamRequest::Receive { .. } => not_received(dir, &error),
+            StreamRequest::Receive { .. } => behind(&before, not_received(dir, &error)),
         }),
+    }
+}
+
+/// What failed of an input after other streams of it, which are here.
+fn behind(before: &[String], failure: Failure) -> Failure {
+    if before.is_empty() {
+        return failure;
+    }
+    let before = before.join("; ");
+    Failure {
+        message: format!("{before}; what follows in the input: {}", failure.message),
+        ..failure
     }
 }
 

@@ -39,10 +39,12 @@ Example:
 
 pub(super) const RECEIVE_HELP: &str = "\
 The snapshot is there when all has come and been checked. What came before a stream was cut off stays, and the next
-attempt goes on from it. What was changed at the path since the last received snapshot is undone.
+attempt goes on from it. What was changed at the path since the last received snapshot is undone. Streams that follow each
+other in the input are all received.
 
 Example:
   cfs receive --data /srv/copy < monday
+  cat monday tuesday | cfs receive --data /srv/copy
   cfs send /home@monday --data /srv/pool | ssh host cfs receive --data /srv/copy /backup/home";
 
 pub(super) const REPLICATE_HELP: &str = "\

@@ -478,3 +478,68 @@ fn a_failure_of_the_other_side_is_told_once() {
     assert!(sent.contains("there is no snapshot none"), "{sent}");
     once(received, 1, "there is no stream: the input is empty");
 }
+
+/// What followed a stream in the same input was left unread, and nobody was told.
+#[test]
+fn streams_that_follow_each_other_are_all_received() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 9);
+    fs::write(source.home.join("new"), noise(4712, 300_000)).expect("a file");
+    cfs!("import", source.home, "/", "--data", source.data).ok();
+    source.snapshot("/home", "two");
+    let mut bytes = Vec::new();
+    for (name, from) in [("/home@one", None), ("/home@two", Some("one"))] {
+        let file = scratch.path("stream");
+        let mut command = command(&[&"send", &name, &"--data", &source.data]);
+        command.args(from.map(|from| format!("--from={from}")));
+        command.stdout(File::create(&file).expect("a file"));
+        run_command(command).ok();
+        bytes.push(fs::read(file).expect("read"));
+    }
+    let receive = |copy: &Path, bytes: &[u8]| {
+        let file = scratch.path("both");
+        fs::write(&file, bytes).expect("written");
+        piped(&[&"receive", &"--data", &copy], Some(&file), None)
+    };
+    let snapshots = |copy: &Path| {
+        let list = cfs!("admin", "snapshot", "list", "--json", "--data", copy)
+            .ok()
+            .json();
+        list["snapshots"].as_array().map_or(0, Vec::len)
+    };
+    let copy = source.replica(&scratch, "copy");
+    receive(&copy, &bytes[0]).ok();
+    // The first one is here, and all of it is read to find the second.
+    let done = receive(&copy, &bytes.concat()).ok();
+    assert_eq!(snapshots(&copy), 2, "{done:?}");
+    let lines: Vec<_> = done.stderr.lines().collect();
+    assert!(
+        lines[0].contains("snapshot one of /home is here already"),
+        "{done:?}"
+    );
+    assert!(
+        lines[1].contains("snapshot two of /home received"),
+        "{done:?}"
+    );
+    // What is no stream, however short, is told, and what came before it is here.
+    for (number, (rest, words)) in [
+        (&b"x"[..], "this is no stream of cfs"),
+        (&[0; 512][..], "this is no stream of cfs"),
+        (&bytes[1][..20], "the stream ends too early"),
+        (&bytes[1][..100_000], "the stream ends too early"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let copy = source.replica(&scratch, &format!("copy {number}"));
+        let done = receive(&copy, &[&bytes[0], rest].concat());
+        let received = "error: snapshot one of /home received: ";
+        assert!(done.stderr.starts_with(received), "{done:?}");
+        assert!(
+            done.stderr.contains("; what follows in the input: "),
+            "{done:?}"
+        );
+        done.refused(1, words);
+        assert_eq!(snapshots(&copy), 1);
+    }
+}
