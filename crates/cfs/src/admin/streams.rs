@@ -20,6 +20,7 @@ use super::protocol::{Answer, AnyPath, Event, Named, Progress, StreamRequest};
 use super::receiver::{Ended, Listening};
 use super::report::printable;
 use super::reporter::Reporter;
+use super::socket::through;
 use crate::bytes::{count, show};
 use crate::datadir::{Contents, DataDir};
 use crate::failure::{Code, Failure, Result, plain};
@@ -290,12 +291,6 @@ fn received_line(received: &Received) -> String {
     }
 }
 
-/// A short name of a socket in an open directory: addresses of Unix sockets have at most 107 bytes.
-fn through(directory: &std::fs::File, name: &str) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).into()
-}
-
 /// Where the stream goes, or comes from, on the side of who asks.
 pub enum Far {
     /// To standard output.
@@ -329,7 +324,8 @@ impl Bridge {
                 Far::Output | Far::Process(_) => failure,
             });
         }
-        let name = format!("stream-{}", std::process::id());
+        dir.remove_dead_streams();
+        let name = DataDir::stream_socket();
         let path = dir.path().join(&name);
         let listen = || -> io::Result<UnixListener> {
             let directory = std::fs::File::open(dir.path())?;

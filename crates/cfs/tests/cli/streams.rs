@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::cfs;
-use crate::support::{Scratch, Server, command, run as run_command};
+use crate::support::{Scratch, Server, command, eventually, run as run_command};
 use crate::trees::{assert_same, noise, plant};
 
 /// Runs `cfs` with these files as standard input and output.
@@ -542,4 +542,32 @@ fn streams_that_follow_each_other_are_all_received() {
         done.refused(1, words);
         assert_eq!(snapshots(&copy), 1);
     }
+}
+
+#[test]
+fn the_socket_of_a_killed_stream_goes_with_the_next_one() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    cfs!("init", "--data", data).ok();
+    let sockets = || {
+        let names = fs::read_dir(&data).expect("listed");
+        let names = names.map(|entry| entry.expect("an entry").file_name());
+        names
+            .filter(|name| name.to_string_lossy().starts_with("stream-"))
+            .count()
+    };
+    let killed = || {
+        let mut receive = command(&[&"receive", &"--data", &data]);
+        let mut child = receive.stdin(Stdio::piped()).spawn().expect("started");
+        eventually("it listens", || sockets() == 1);
+        child.kill().expect("our own child");
+        child.wait().expect("our own child");
+        assert_eq!(sockets(), 1);
+    };
+    killed();
+    cfs!("send", "/@none", "--data", data).refused(1, "there is no snapshot none");
+    assert_eq!(sockets(), 0);
+    killed();
+    Server::start(&data, None).stop();
+    assert_eq!(sockets(), 0);
 }
