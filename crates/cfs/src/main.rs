@@ -45,13 +45,13 @@ use crate::admin::protocol::{
     Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, SnapshotRequest,
     StreamRequest, Transfer, UserRequest, VolumeRequest,
 };
-use crate::admin::receiver;
+use crate::admin::receiver::{self, PassedKey};
 use crate::admin::reporter::end_if_unprinted;
 use crate::admin::streams::{Bridge, Far};
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, FirstRunArgs, GivenKeyArgs,
-    ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ServerArgs, SnapshotArgs,
-    SnapshotCommand, UserCommand, VolumeCommand,
+    ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ReplicateArgs,
+    ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand, VolumeCommand,
 };
 use crate::daemon::Side;
 use crate::datadir::{Contents, DataDir};
@@ -122,10 +122,7 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         }
         Command::Replicate(args) => {
             start_log(log, "warn")?;
-            let named = path_at_name(&args.snapshot)?;
-            args.path.as_deref().map(pool_path).transpose()?;
-            let far = Far::Process(receiver::start(&args.target, args.path.as_deref())?);
-            send(named, None, far, args.existing, environment)
+            replicate(args, environment)
         }
         Command::Admin { command } => {
             start_log(log, "warn")?;
@@ -547,6 +544,34 @@ fn send(
         socket: bridge.name(),
     });
     through(bridge, existing, environment, request)
+}
+
+fn replicate(args: ReplicateArgs, mut environment: Environment) -> Result<ExitCode> {
+    let named = path_at_name(&args.snapshot)?;
+    let receiver = match &args.target[..] {
+        [directory] => {
+            args.path.as_deref().map(pool_path).transpose()?;
+            let dir = DataDir::at(Path::new(directory))?;
+            let given = KeyGiven::of_target(args.target_key.into(), &mut environment);
+            let key = PassedKey::of(&dir, given)?;
+            receiver::start(&dir, args.path.as_deref(), key)?
+        }
+        [program, arguments @ ..] => {
+            if let Some(option) = args.first_for_directory() {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("{option} has no effect: the target is a command"),
+                )
+                .hint(
+                    "say it in the command, as in: -- ssh host cfs receive --data DIR /backup/home",
+                ));
+            }
+            receiver::start_command(program, arguments)?
+        }
+        [] => unreachable!("the command line asks for a target"),
+    };
+    let far = Far::Process(receiver);
+    send(named, None, far, args.existing, environment)
 }
 
 fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {

@@ -4,14 +4,23 @@
 //! once, but for its error, which is held until it is known whether this side has had a reason of its own to end: then
 //! the other side's is what came of that, and is left out.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use crate::failure::{Code, Failure, Result};
+use cfs_format::superblock::UNLOCK_PASSPHRASE;
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+
+use crate::datadir::DataDir;
+use crate::failure::{Code, Failure, Result, plain};
+use crate::keys::{KeyGiven, Passphrase};
+use crate::pool;
 
 /// What `cfs` begins an error with.
 const ERROR: &[u8] = b"error: ";
@@ -73,30 +82,69 @@ impl Ended {
     }
 }
 
-/// Starts the process that receives: for one word `cfs receive` at that data directory, else the command that the words
-/// are.
+/// What opens the pool of the process that receives.
+pub enum PassedKey {
+    /// What it finds in the data directory, or nothing: another process serves the pool.
+    None,
+    /// A key file.
+    File(PathBuf),
+    /// A passphrase.
+    Passphrase(Passphrase),
+}
+
+impl PassedKey {
+    /// What the pool in a data directory wants of what was given.
+    ///
+    /// # Errors
+    /// When it needs a passphrase and none was given. What else is wrong with the pool the process finds itself.
+    pub fn of(dir: &DataDir, given: KeyGiven) -> Result<Self> {
+        if let Ok(None) = super::socket::connect(dir)
+            && let Ok(peek) = pool::peek(dir)
+        {
+            return match peek.superblock.key_slot.unlock {
+                UNLOCK_PASSPHRASE => given.passphrase(dir).map(Self::Passphrase),
+                _ => given.key_file(dir).map(Self::File),
+            };
+        }
+        Ok(Self::None)
+    }
+}
+
+/// Starts `cfs receive` at a data directory.
 ///
 /// # Errors
 /// [`Code::Host`] when it cannot be started.
-pub fn start(target: &[OsString], path: Option<&Path>) -> Result<Child> {
-    let mut command = match target {
-        [directory] => {
-            let program =
-                std::env::current_exe().map_err(|e| Failure::host("find", Path::new("cfs"), &e))?;
-            let mut command = Command::new(program);
-            command.arg("receive").arg("--data").arg(directory);
-            if let Some(path) = path {
-                command.arg(path);
-            }
-            command
+pub fn start(dir: &DataDir, path: Option<&Path>, key: PassedKey) -> Result<Child> {
+    let program =
+        std::env::current_exe().map_err(|e| Failure::host("find", Path::new("cfs"), &e))?;
+    let mut command = Command::new(program);
+    command.arg("receive").arg("--data").arg(dir.path());
+    command.args(path);
+    // Open until the process has it.
+    let mut pipe = None;
+    match key {
+        PassedKey::None => {}
+        PassedKey::File(file) => drop(command.arg("--key-file").arg(file)),
+        PassedKey::Passphrase(passphrase) => {
+            let pipe = pipe.insert(hand_over(&passphrase)?);
+            let file = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+            command.arg("--passphrase-file").arg(file);
         }
-        [program, arguments @ ..] => {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            command
-        }
-        [] => unreachable!("the command line asks for a target"),
-    };
+    }
+    spawn(command)
+}
+
+/// Starts the command that receives.
+///
+/// # Errors
+/// [`Code::Host`] when it cannot be started.
+pub fn start_command(program: &OsStr, arguments: &[OsString]) -> Result<Child> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    spawn(command)
+}
+
+fn spawn(mut command: Command) -> Result<Child> {
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -104,6 +152,23 @@ pub fn start(target: &[OsString], path: Option<&Path>) -> Result<Child> {
     command
         .spawn()
         .map_err(|e| Failure::host("start", Path::new(command.get_program()), &e))
+}
+
+/// A pipe that processes started from now on have, with a passphrase in it: neither arguments nor environment show it.
+fn hand_over(passphrase: &Passphrase) -> Result<OwnedFd> {
+    let handed = || -> io::Result<OwnedFd> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        // One is shorter than what a pipe takes without a reader.
+        File::from(write).write_all(passphrase.as_bytes())?;
+        rustix::io::fcntl_setfd(&read, FdFlags::empty())?;
+        Ok(read)
+    };
+    handed().map_err(|error| {
+        Failure::new(
+            Code::Host,
+            format!("cannot hand over the passphrase: {}", plain(&error)),
+        )
+    })
 }
 
 /// Listens to what a process says.

@@ -571,3 +571,111 @@ fn the_socket_of_a_killed_stream_goes_with_the_next_one() {
     Server::start(&data, None).stop();
     assert_eq!(sockets(), 0);
 }
+
+#[test]
+fn the_target_has_a_key_of_its_own() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 10);
+    let data = &source.data;
+    let words = scratch.file("words", "correct horse\n");
+    let copy = scratch.path("copy");
+    cfs!(
+        "init",
+        "--data",
+        copy,
+        "--replica-of",
+        source.key,
+        "--passphrase-file",
+        words
+    )
+    .ok();
+    let to = |path: &str, option: &str, value: &Path| {
+        cfs!(
+            "replicate",
+            "/home@one",
+            copy,
+            "--path",
+            path,
+            option,
+            value,
+            "--data",
+            data
+        )
+    };
+    let with = |variable: &str, value: &str| {
+        let mut command = command(&[&"replicate", &"/home@one", &copy, &"--data", data]);
+        command.args(["--path", "/b"]).env(variable, value);
+        run_command(command)
+    };
+    let missing = cfs!("replicate", "/home@one", copy, "--data", data);
+    assert!(
+        missing
+            .stderr
+            .contains("--target-passphrase-file or CFS_TARGET_PASSPHRASE"),
+        "{missing:?}"
+    );
+    missing.refused(3, "needs a passphrase");
+    let wrong = scratch.file("wrong", "another\n");
+    to("/a", "--target-passphrase-file", &wrong).refused(3, "passphrase");
+    to("/a", "--target-passphrase-file", &words).ok();
+    with("CFS_PASSPHRASE", "correct horse").refused(3, "needs a passphrase");
+    with("CFS_TARGET_PASSPHRASE", "another").refused(3, "passphrase");
+    with("CFS_TARGET_PASSPHRASE", "correct horse").ok();
+    to("/c", "--target-key-file", &words).refused(3, "opens with a passphrase");
+    // One that has a key file, at another place.
+    let (second, key) = (
+        source.replica(&scratch, "second"),
+        scratch.path("moved key"),
+    );
+    fs::rename(second.join("key"), &key).expect("moved");
+    let to_second = |file: &Path| {
+        cfs!(
+            "replicate",
+            "/home@one",
+            second,
+            "--target-key-file",
+            file,
+            "--data",
+            data
+        )
+    };
+    to_second(&scratch.path("none")).refused(7, "cannot read");
+    to_second(&key).ok();
+    // Whoever serves it has its key.
+    let mut serve = command(&[&"server", &"--data", &copy, &"--passphrase-file", &words]);
+    serve.stdout(Stdio::piped());
+    let server = Server::spawn(serve, &copy, None);
+    cfs!(
+        "replicate",
+        "/home@one",
+        copy,
+        "--path",
+        "/d",
+        "--data",
+        data
+    )
+    .ok();
+    server.stop();
+}
+
+/// Options that only count for a data directory were ignored where the target is a command.
+#[test]
+fn options_that_a_command_cannot_heed_are_refused() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 11);
+    for option in ["--path", "--target-passphrase-file", "--target-key-file"] {
+        cfs!(
+            "replicate",
+            "/home@one",
+            option,
+            "/backup",
+            "--data",
+            source.data,
+            "--",
+            "sh",
+            "-c",
+            "touch started"
+        )
+        .refused(2, &format!("{option} has no effect"));
+    }
+}
