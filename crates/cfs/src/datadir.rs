@@ -552,6 +552,7 @@ mod tests {
         let mut left: Vec<_> = fs::read_dir(base.path())
             .expect("listed")
             .map(|entry| entry.expect("an entry").file_name())
+            .map(|name| name.into_string().expect("text"))
             .collect();
         left.sort();
         let mut wanted = vec![

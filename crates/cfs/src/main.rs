@@ -487,11 +487,11 @@ fn replica_key(
     }
 }
 
-/// The directory and the snapshot in `PATH@NAME`.
+/// The directory and the snapshot in `PATH@NAME`, divided at the last `@`; who has the pool looks whether it is another one.
 fn path_at_name(given: &OsStr) -> Result<Named> {
     let bytes = given.as_bytes();
-    let at = bytes.iter().rposition(|byte| *byte == b'@');
-    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
+    let mut between = (1..bytes.len().saturating_sub(1)).rev();
+    let Some(at) = between.find(|at| bytes[*at] == b'@') else {
         return Err(Failure::new(
             Code::Usage,
             format!("{} is not of the form PATH@NAME", given.display()),

@@ -160,6 +160,35 @@ impl Named {
         })
     }
 
+    /// The snapshot that was given as `PATH@NAME`, and its path and name: directories and snapshots may have an `@` in their
+    /// names, so the last one divides at which there is a snapshot.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find_divided(&self, fs: &Fs) -> Result<(Self, Arc<Snapshot>)> {
+        let mut tried = self.clone();
+        loop {
+            if let Ok(snapshot) = tried.find(fs) {
+                return Ok((tried, snapshot));
+            }
+            let (path, name) = (tried.path.bytes(), tried.name.bytes());
+            let divides = path.iter().rposition(|byte| *byte == b'@');
+            let Some((path, more)) = divides
+                .filter(|at| *at > 0)
+                .map(|at| (&path[..at], &path[at..]))
+                .filter(|(_, more)| !more.contains(&b'/'))
+            else {
+                // As it was given first.
+                return self.find(fs).map(|snapshot| (self.clone(), snapshot));
+            };
+            tried = Self {
+                name: AnyPath::from([&more[1..], b"@", name].concat()),
+                path: AnyPath::from(path.to_vec()),
+                id: None,
+            };
+        }
+    }
+
     fn hold(&self, fs: &Fs, held: bool) -> Result<()> {
         let snapshot = self.find(fs)?;
         fs.snapshot_hold(&snapshot, held)

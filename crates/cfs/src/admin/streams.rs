@@ -118,7 +118,7 @@ pub fn perform(
         StreamRequest::Send {
             named, from, waits, ..
         } => {
-            let snapshot = named.find(fs)?;
+            let (named, snapshot) = named.find_divided(fs)?;
             let base = match from {
                 Some(name) => Some(
                     Named {
@@ -146,7 +146,7 @@ pub fn perform(
                 false => None,
             };
             fs.send(&snapshot, base.as_deref(), &mut out, replies, &goes_on)
-                .map(|sent| sent_line(named, &sent))
+                .map(|sent| sent_line(&named, &sent))
                 .map_err(|error| (Vec::new(), error))
         }
         StreamRequest::Receive { path, .. } => {

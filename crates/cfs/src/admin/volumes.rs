@@ -60,7 +60,7 @@ pub fn perform(
             quota_inodes,
             owner,
         } => {
-            let snapshot = named.find(fs)?;
+            let (named, snapshot) = named.find_divided(fs)?;
             let quota = Quota {
                 bytes: *quota_bytes,
                 inodes: *quota_inodes,

@@ -31,7 +31,8 @@ Examples:
 
 pub(super) const SEND_HELP: &str = "\
 Chunks go as they are stored, all else is encrypted and authenticated. `cfs receive` puts it into a pool that was made
-with `cfs init --replica-of`.
+with `cfs init --replica-of`. Where names have an @ themselves, the last one divides PATH from NAME at which there is a
+snapshot.
 
 Example:
   cfs send /home@monday --data /srv/pool > monday

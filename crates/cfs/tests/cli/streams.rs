@@ -679,3 +679,59 @@ fn options_that_a_command_cannot_heed_are_refused() {
         .refused(2, &format!("{option} has no effect"));
     }
 }
+
+#[test]
+fn names_with_an_at_sign_can_be_sent() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 12);
+    let data = &source.data;
+    let copy = source.replica(&scratch, "copy");
+    for path in ["/@", "/@a", "/b@c", "/home/d@e", "/b"] {
+        let directory = scratch.dir("new");
+        fs::write(directory.join("path"), path).expect("written");
+        cfs!("import", "-T", directory, path, "--data", data).ok();
+    }
+    for (number, (path, name)) in [
+        ("/@", "one"),
+        ("/@a", "one"),
+        ("/@a", "x@y"),
+        ("/b@c", "one"),
+        ("/b@c", "@"),
+        ("/home/d@e", "one"),
+        // Both of `/b@c` and of `/b` there is one that is written so; the last sign divides.
+        ("/b", "c@one"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        source.snapshot(path, name);
+        let shown = match path {
+            "/b" => "/b@c".to_owned(),
+            path => path.to_owned(),
+        };
+        let target = format!("/to {number}");
+        let given = format!("{path}@{name}");
+        cfs!("replicate", given, copy, "--path", target, "--data", data).ok();
+        let exported = scratch.path(&format!("exported {number}"));
+        cfs!("export", "-T", target, exported, "--data", copy).ok();
+        let content = fs::read_to_string(exported.join("path")).expect("read");
+        assert_eq!(content, shown, "{given}");
+    }
+    cfs!(
+        "admin", "snapshot", "delete", "/b@c", "--name", "one", "--data", data
+    )
+    .ok();
+    let done = cfs!(
+        "replicate",
+        "/b@c@one",
+        copy,
+        "--path",
+        "/b",
+        "--data",
+        data
+    )
+    .ok();
+    assert!(done.stderr.contains("snapshot c@one of /b"), "{done:?}");
+    cfs!("replicate", "/b@c@two", copy, "--data", data).refused(1, "no snapshot two of /b@c");
+    cfs!("admin", "clone", "/@a@x@y", "/clone", "--data", data).ok();
+}
