@@ -28,6 +28,7 @@ use crate::error::FsError;
 pub use receive::{Received, holds_arrivals};
 pub(crate) use receive::{check_snapshot_name, is_of_pool, record_stays};
 pub use send::Sent;
+pub use target::Arrival;
 
 /// Why sending or receiving ended.
 #[derive(Debug, thiserror::Error)]

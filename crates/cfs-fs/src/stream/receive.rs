@@ -38,7 +38,7 @@ const NUMBER: &[u8] = b"replica.inode";
 /// Record of the target: UUID of the sending pool, and the directory's number there.
 pub(super) const ORIGIN: &[u8] = b"replica.of";
 /// Record of the target: timestamp there of the snapshot that is being received.
-const PENDING: &[u8] = b"replica.pending";
+pub(super) const PENDING: &[u8] = b"replica.pending";
 /// Record of the target, there only while the snapshot is taken that then shows it, and so says itself what it is: its
 /// timestamp in the sending pool, and its name.
 const RECEIVED: &[u8] = b"replica.received";

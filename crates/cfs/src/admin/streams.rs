@@ -235,8 +235,9 @@ fn not_received(dir: &DataDir, error: &StreamError) -> Failure {
         StreamError::NoBase(_) => {
             failed(error.to_string()).hint("`cfs admin snapshot list` tells which there are")
         }
-        StreamError::Target(_) => failed(error.to_string())
-            .hint("give another path to receive it at, in a directory that is there"),
+        StreamError::Target(_) => failed(error.to_string()).hint(
+            "give another path to receive it at (--path of `cfs replicate`), in a directory that is there",
+        ),
         StreamError::Fs(FsError::NoSpace) => host(format!(
             "the pool in {data} has no room for what is received"
         ))

@@ -735,3 +735,113 @@ fn names_with_an_at_sign_can_be_sent() {
     cfs!("replicate", "/b@c@two", copy, "--data", data).refused(1, "no snapshot two of /b@c");
     cfs!("admin", "clone", "/@a@x@y", "/clone", "--data", data).ok();
 }
+
+#[test]
+fn a_snapshot_of_the_root_goes_to_an_empty_root_or_another_path() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 13);
+    let data = &source.data;
+    source.snapshot("/", "all");
+    let (empty, full) = (
+        source.replica(&scratch, "empty"),
+        source.replica(&scratch, "full"),
+    );
+    cfs!("import", source.home, "/", "--data", full).ok();
+    cfs!("admin", "volume", "create", "/volume", "--data", full).ok();
+    cfs!("replicate", "/@all", empty, "--data", data).ok();
+    let refused = cfs!("replicate", "/@all", full, "--data", data);
+    assert!(
+        refused
+            .stderr
+            .contains("give another path to receive it at"),
+        "{refused:?}"
+    );
+    refused.refused(1, "/ is not empty, and no replica of what is sent");
+    cfs!(
+        "replicate",
+        "/@all",
+        full,
+        "--path",
+        "/volume",
+        "--data",
+        data
+    )
+    .ok();
+    fs::write(source.home.join("new"), noise(4713, 300_000)).expect("a file");
+    cfs!("import", source.home, "/", "--data", data).ok();
+    source.snapshot("/", "more");
+    for (copy, path) in [(&empty, "/"), (&full, "/volume")] {
+        cfs!("replicate", "/@more", copy, "--path", path, "--data", data).ok();
+        let exported = scratch.path("exported");
+        let shown = format!("{path}/.snapshots/more/home");
+        cfs!("export", "-T", shown, exported, "--data", copy).ok();
+        assert_same(&source.home, &exported);
+        fs::remove_dir_all(exported).expect("removed");
+        cfs!("admin", "fsck", "--data", copy).ok();
+    }
+    let refused = cfs!("replicate", "/home@one", empty, "--data", data);
+    refused.refused(1, "/ is a replica itself");
+}
+
+/// A directory whose stream was cut off looked like any other.
+#[test]
+fn a_target_that_is_not_complete_is_told_and_can_be_removed() {
+    let scratch = Scratch::new();
+    let source = Source::new(&scratch, 14);
+    let copy = source.replica(&scratch, "copy");
+    fs::write(source.home.join("new"), noise(4714, 3_000_000)).expect("a file");
+    cfs!("import", source.home, "/", "--data", source.data).ok();
+    source.snapshot("/home", "two");
+    let (whole, cut) = (scratch.path("whole"), scratch.path("cut"));
+    piped(
+        &[&"send", &"/home@two", &"--data", &source.data],
+        None,
+        Some(&whole),
+    )
+    .ok();
+    let bytes = fs::read(&whole).expect("read");
+    fs::write(&cut, &bytes[..bytes.len() - 1_000]).expect("written");
+    let list = |words: &str, replica: &str| {
+        let lines = cfs!("admin", "snapshot", "list", "--data", copy)
+            .ok()
+            .stdout;
+        assert_eq!(
+            lines.contains("/home is not complete"),
+            !words.is_empty(),
+            "{lines}"
+        );
+        let list = cfs!(
+            "admin", "snapshot", "list", "/home", "--json", "--data", copy
+        );
+        let list = list.ok().json();
+        assert_eq!(list["incomplete"][0]["path"].as_str().unwrap_or(""), words);
+        let volumes = cfs!("admin", "volume", "list", "--json", "--data", copy)
+            .ok()
+            .json();
+        assert_eq!(volumes["volumes"][1]["replica"], replica, "{volumes}");
+        let shown = list["snapshots"].as_array().map(Vec::len);
+        let counted = volumes["volumes"][1]["snapshots"].as_u64();
+        assert_eq!(counted, shown.map(|it| it as u64), "{volumes}");
+    };
+    for _ in 0..3 {
+        piped(&[&"receive", &"--data", &copy], Some(&cut), None).refused(1, "too early");
+        list("/home", "cut off");
+    }
+    cfs!(
+        "admin",
+        "volume",
+        "delete",
+        "/home",
+        "--recursive",
+        "--data",
+        copy
+    )
+    .ok();
+    let all = cfs!("admin", "snapshot", "list", "--json", "--data", copy)
+        .ok()
+        .json();
+    assert_eq!(all["snapshots"].as_array().map(Vec::len), Some(0));
+    piped(&[&"receive", &"--data", &copy], Some(&whole), None).ok();
+    list("", "complete");
+    cfs!("admin", "fsck", "--data", copy).ok();
+}
