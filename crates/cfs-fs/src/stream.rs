@@ -28,10 +28,14 @@ use crate::error::FsError;
 pub use receive::{Received, holds_arrivals};
 pub(crate) use receive::{check_snapshot_name, is_of_pool, record_stays};
 pub use send::Sent;
+pub use target::Arrival;
 
 /// Why sending or receiving ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
+    /// The input has ended before a stream has begun.
+    #[error("there is no stream: the input is empty")]
+    Nothing,
     /// The other side went away, or the stream is cut off.
     #[error("the stream ends too early")]
     CutOff,

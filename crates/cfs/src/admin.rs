@@ -6,6 +6,7 @@ pub mod debug;
 mod gc;
 mod lifecycle;
 pub mod protocol;
+pub mod receiver;
 pub mod report;
 pub mod reporter;
 pub mod scrub;

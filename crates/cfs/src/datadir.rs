@@ -8,14 +8,17 @@
 //!   superblock    0600, a copy of the pool's superblock, for `cfs repair`
 //!   lock          0600, held (flock) by the process that has the pool; its process id
 //!   socket        0600, admin socket of that process
+//!   stream-PID    socket of a process that sends or receives
 //!   log           log of a daemon
 //!   tls.crt       certificate that was made for S3, and `tls.key`, 0600, its key
 //! ```
 //! Invariant: a directory that holds anything else and no pool is never written to.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,9 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 /// What an interrupted first run, or a process that served, may have left without a pool. `lost+found` is what an
 /// empty file system has.
 const FOREIGN_TO_NOBODY: [&str; 2] = ["lock", "lost+found"];
+
+/// What the name of a socket begins with over which a stream goes; the number of the process that listens there follows.
+const STREAM: &str = "stream-";
 
 /// What `config.json` says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -133,6 +139,30 @@ impl DataDir {
         self.path.join("socket")
     }
 
+    /// The name of a socket for a stream to or from this process.
+    pub fn stream_socket() -> String {
+        format!("{STREAM}{}", std::process::id())
+    }
+
+    /// Removes sockets of streams whose processes have been killed. What cannot be removed stays, and does not matter.
+    pub fn remove_dead_streams(&self) {
+        let Ok(directory) = File::open(&self.path) else {
+            return;
+        };
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(stream_process);
+            let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+            if is_socket
+                && pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+                && has_no_owner(&directory, &name)
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::warn!("{} is left over: {error}", entry.path().display());
+            }
+        }
+    }
+
     /// The log of a daemon.
     pub fn log(&self) -> PathBuf {
         self.path.join("log")
@@ -211,6 +241,7 @@ impl DataDir {
                 Some("key" | "log" | "socket" | "superblock" | "tls.crt" | "tls.key") => {
                     lost = true
                 }
+                Some(name) if stream_process(name).is_some() => lost = true,
                 Some("pool.new") => begun = true,
                 Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
                 _ => foreign = Some(name),
@@ -392,6 +423,19 @@ impl DataDir {
     }
 }
 
+/// The process that has made a socket with this name, if it is the name of one over which a stream goes.
+fn stream_process(name: &str) -> Option<u32> {
+    name.strip_prefix(STREAM)?.parse().ok()
+}
+
+/// Whether no process has the socket with this name, in this or another namespace of process numbers. To connect tells that,
+/// but one that listens would take it for the stream; a datagram socket is refused there for its type.
+fn has_no_owner(directory: &File, name: &OsStr) -> bool {
+    let path = crate::admin::socket::through(directory, name);
+    let probe = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    probe.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 /// The process that has written itself into the lock file.
 fn owner(lock: &mut File) -> Option<u32> {
     let mut text = String::new();
@@ -487,6 +531,41 @@ mod tests {
         drop(dir.lock().expect("it is given back"));
         assert!(!is_ending(std::process::id()));
         shell.wait().expect("our own child");
+    }
+
+    #[test]
+    fn sockets_of_streams_of_dead_processes_are_removed() {
+        use std::os::unix::net::UnixListener;
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let dir = DataDir::at(base.path()).expect("absolute");
+        let mut ended = std::process::Command::new("true").spawn().expect("started");
+        let dead = ended.id();
+        ended.wait().expect("our own child");
+        let bind = |name: &str| UnixListener::bind(base.path().join(name)).expect("bound");
+        // Left by a process that was killed, and by this one; of another namespace of process numbers; something else.
+        drop(bind(&format!("stream-{dead}")));
+        drop(bind(&DataDir::stream_socket()));
+        let foreign = bind("stream-4194305");
+        drop(bind("stream-x"));
+        fs::write(base.path().join("stream-4194306"), "").expect("written");
+        dir.remove_dead_streams();
+        let mut left: Vec<_> = fs::read_dir(base.path())
+            .expect("listed")
+            .map(|entry| entry.expect("an entry").file_name())
+            .map(|name| name.into_string().expect("text"))
+            .collect();
+        left.sort();
+        let mut wanted = vec![
+            DataDir::stream_socket(),
+            "stream-4194305".to_owned(),
+            "stream-4194306".to_owned(),
+            "stream-x".to_owned(),
+        ];
+        wanted.sort();
+        assert_eq!(left, wanted);
+        // It was not disturbed.
+        foreign.set_nonblocking(true).expect("set");
+        assert!(foreign.accept().is_err());
     }
 
     #[test]

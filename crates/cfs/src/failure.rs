@@ -28,6 +28,8 @@ pub enum Code {
     Host,
     /// A signal ended the work.
     Interrupted,
+    /// The other side of a stream went away or gave up; it knows why.
+    OtherSide,
     /// Another process that was needed failed with this.
     Other(u8),
 }
@@ -37,7 +39,7 @@ impl Code {
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::OtherSide => 1,
             Self::Usage => 2,
             Self::WrongKey => 3,
             Self::Busy => 4,

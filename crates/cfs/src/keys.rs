@@ -26,10 +26,11 @@ pub type Passphrase = Zeroizing<String>;
 pub struct Environment {
     passphrase: Option<Zeroizing<Vec<u8>>>,
     new_passphrase: Option<Zeroizing<Vec<u8>>>,
+    target_passphrase: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Environment {
-    /// Takes `CFS_PASSPHRASE` and `CFS_NEW_PASSPHRASE` out of the environment and wipes them there.
+    /// Takes `CFS_PASSPHRASE`, `CFS_NEW_PASSPHRASE` and `CFS_TARGET_PASSPHRASE` out of the environment and wipes them there.
     ///
     /// # Safety
     /// No other thread may run.
@@ -39,6 +40,8 @@ impl Environment {
             passphrase: unsafe { take_variable(c"CFS_PASSPHRASE") },
             // SAFETY: the caller's promise.
             new_passphrase: unsafe { take_variable(c"CFS_NEW_PASSPHRASE") },
+            // SAFETY: the caller's promise.
+            target_passphrase: unsafe { take_variable(c"CFS_TARGET_PASSPHRASE") },
         }
     }
 }
@@ -71,10 +74,31 @@ pub enum Secret {
     KeyFile(PathBuf),
 }
 
+/// How a key is given, for messages.
+struct Ways {
+    passphrase_file: &'static str,
+    key_file: &'static str,
+    variable: &'static str,
+}
+
+/// Of the pool that a command is for.
+const OF_POOL: Ways = Ways {
+    passphrase_file: "--passphrase-file",
+    key_file: "--key-file",
+    variable: "CFS_PASSPHRASE",
+};
+/// Of the pool that it sends to.
+const OF_TARGET: Ways = Ways {
+    passphrase_file: "--target-passphrase-file",
+    key_file: "--target-key-file",
+    variable: "CFS_TARGET_PASSPHRASE",
+};
+
 /// What the user gave, before it is known what the pool wants.
 pub struct KeyGiven {
     args: KeyArgs,
     environment: Option<Zeroizing<Vec<u8>>>,
+    ways: &'static Ways,
 }
 
 impl KeyGiven {
@@ -83,6 +107,16 @@ impl KeyGiven {
         Self {
             args,
             environment: environment.passphrase,
+            ways: &OF_POOL,
+        }
+    }
+
+    /// The same for the pool that is sent to.
+    pub fn of_target(args: KeyArgs, environment: &mut Environment) -> Self {
+        Self {
+            args,
+            environment: environment.target_passphrase.take(),
+            ways: &OF_TARGET,
         }
     }
 
@@ -91,6 +125,7 @@ impl KeyGiven {
         Self {
             args: KeyArgs::default(),
             environment: Some(Zeroizing::new(passphrase.as_bytes().to_vec())),
+            ways: &OF_POOL,
         }
     }
 
@@ -103,6 +138,7 @@ impl KeyGiven {
         Self {
             args,
             environment: None,
+            ways: &OF_POOL,
         }
     }
 
@@ -118,7 +154,7 @@ impl KeyGiven {
             return read_passphrase(path).map(|it| Some(Secret::Passphrase(it)));
         }
         match self.environment {
-            Some(bytes) => check_passphrase(&bytes, "CFS_PASSPHRASE")
+            Some(bytes) => check_passphrase(&bytes, self.ways.variable)
                 .map(|passphrase| Some(Secret::Passphrase(passphrase))),
             None => Ok(None),
         }
@@ -129,6 +165,7 @@ impl KeyGiven {
     /// # Errors
     /// When there is none.
     pub fn passphrase(self, dir: &DataDir) -> Result<Passphrase> {
+        let (file, variable) = (self.ways.passphrase_file, self.ways.variable);
         if let Some(path) = &self.args.key_file {
             return Err(Failure::new(
                 Code::WrongKey,
@@ -138,20 +175,24 @@ impl KeyGiven {
                     path.display()
                 ),
             )
-            .hint("give it with --passphrase-file or CFS_PASSPHRASE, or at the prompt"));
+            .hint(format!(
+                "give it with {file} or {variable}, or at the prompt"
+            )));
         }
         if let Some(path) = &self.args.passphrase_file {
             return read_passphrase(path);
         }
         if let Some(bytes) = self.environment {
-            return check_passphrase(&bytes, "CFS_PASSPHRASE");
+            return check_passphrase(&bytes, variable);
         }
         if !io::stdin().is_terminal() {
             return Err(Failure::new(
                 Code::WrongKey,
                 format!("the pool in {} needs a passphrase", dir.path().display()),
             )
-            .hint("give it with --passphrase-file or CFS_PASSPHRASE, or run in a terminal"));
+            .hint(format!(
+                "give it with {file} or {variable}, or run in a terminal"
+            )));
         }
         prompt(&format!("Passphrase of {}: ", dir.path().display()))
     }
@@ -161,6 +202,11 @@ impl KeyGiven {
     /// # Errors
     /// When there is none, or a passphrase was given instead.
     pub fn key_file(self, dir: &DataDir) -> Result<PathBuf> {
+        let Ways {
+            passphrase_file,
+            key_file,
+            ..
+        } = self.ways;
         if let Some(path) = self.args.key_file {
             return Ok(path);
         }
@@ -172,7 +218,9 @@ impl KeyGiven {
                     dir.path().display()
                 ),
             )
-            .hint("give it with --key-file, or leave --passphrase-file out to use DIR/key"));
+            .hint(format!(
+                "give it with {key_file}, or leave {passphrase_file} out to use DIR/key"
+            )));
         }
         let path = dir.key();
         if path.exists() {
@@ -186,7 +234,9 @@ impl KeyGiven {
                 path.display()
             ),
         )
-        .hint("give it with --key-file; without it the data cannot be read by anybody"))
+        .hint(format!(
+            "give it with {key_file}; without it the data cannot be read by anybody"
+        )))
     }
 }
 

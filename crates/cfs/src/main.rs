@@ -44,12 +44,13 @@ use crate::admin::protocol::{
     Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, Reseal,
     SnapshotRequest, StreamRequest, Transfer, UserRequest, VolumeRequest,
 };
+use crate::admin::receiver::{self, PassedKey};
 use crate::admin::reporter::end_if_unprinted;
-use crate::admin::streams::{Bridge, Far, start_receiver};
+use crate::admin::streams::{Bridge, Far};
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, FirstRunArgs, GivenKeyArgs,
-    ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ServerArgs, SnapshotArgs,
-    SnapshotCommand, UserCommand, VolumeCommand,
+    ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ReplicateArgs,
+    ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand, VolumeCommand,
 };
 use crate::daemon::Side;
 use crate::datadir::{Contents, DataDir};
@@ -120,11 +121,7 @@ fn run(cli: Cli, environment: Environment) -> Result<ExitCode> {
         }
         Command::Replicate(args) => {
             start_log(log, "warn")?;
-            let named = path_at_name(&args.snapshot)?;
-            args.path.as_deref().map(pool_path).transpose()?;
-            let receiver = start_receiver(&args.target, args.path.as_deref())?;
-            let far = Far::Process(receiver);
-            send(named, None, far, args.existing, environment)
+            replicate(args, environment)
         }
         Command::Admin { command } => {
             start_log(log, "warn")?;
@@ -496,11 +493,11 @@ fn replica_key(
     }
 }
 
-/// The directory and the snapshot in `PATH@NAME`.
+/// The directory and the snapshot in `PATH@NAME`, divided at the last `@`; who has the pool looks whether it is another one.
 fn path_at_name(given: &OsStr) -> Result<Named> {
     let bytes = given.as_bytes();
-    let at = bytes.iter().rposition(|byte| *byte == b'@');
-    let Some(at) = at.filter(|at| *at > 0 && at + 1 < bytes.len()) else {
+    let mut between = (1..bytes.len().saturating_sub(1)).rev();
+    let Some(at) = between.find(|at| bytes[*at] == b'@') else {
         return Err(Failure::new(
             Code::Usage,
             format!("{} is not of the form PATH@NAME", given.display()),
@@ -555,6 +552,34 @@ fn send(
     through(bridge, existing, environment, request)
 }
 
+fn replicate(args: ReplicateArgs, mut environment: Environment) -> Result<ExitCode> {
+    let named = path_at_name(&args.snapshot)?;
+    let receiver = match &args.target[..] {
+        [directory] => {
+            args.path.as_deref().map(pool_path).transpose()?;
+            let dir = DataDir::at(Path::new(directory))?;
+            let given = KeyGiven::of_target(args.target_key.into(), &mut environment);
+            let key = PassedKey::of(&dir, given)?;
+            receiver::start(&dir, args.path.as_deref(), key)?
+        }
+        [program, arguments @ ..] => {
+            if let Some(option) = args.first_for_directory() {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("{option} has no effect: the target is a command"),
+                )
+                .hint(
+                    "say it in the command, as in: -- ssh host cfs receive --data DIR /backup/home",
+                ));
+            }
+            receiver::start_command(program, arguments)?
+        }
+        [] => unreachable!("the command line asks for a target"),
+    };
+    let far = Far::Process(receiver);
+    send(named, None, far, args.existing, environment)
+}
+
 fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
     let path = args.path.as_deref().map(pool_path).transpose()?;
     let dir = DataDir::at(&args.existing.data)?;
@@ -566,27 +591,6 @@ fn receive(args: ReceiveArgs, environment: Environment) -> Result<ExitCode> {
     through(bridge, args.existing, environment, request)
 }
 
-/// What became of a stream whose receiving process failed: its exit code is passed on, unless this side had a reason of its
-/// own to end.
-fn receiver_failed(done: Result<ExitCode>, status: std::process::ExitStatus) -> Failure {
-    let number = status.code().and_then(|code| u8::try_from(code).ok());
-    let theirs = number.map_or(Code::Failed, Code::Other);
-    match done {
-        Ok(_) => Failure::new(theirs, format!("the receiving process ended with {status}")),
-        Err(failure) => Failure {
-            code: match failure.code {
-                Code::Failed | Code::Host => theirs,
-                ours => ours,
-            },
-            message: format!(
-                "{}; the receiving process ended with {status}",
-                failure.message
-            ),
-            ..failure
-        },
-    }
-}
-
 /// Does what needs a stream, and waits until all of that has been passed on.
 fn through(
     bridge: Bridge,
@@ -595,14 +599,20 @@ fn through(
     request: Request,
 ) -> Result<ExitCode> {
     let done = on_existing(existing, environment, request, false);
-    let passed = bridge.finish();
-    if let Ok(Some(status)) = passed {
-        return Err(receiver_failed(done, status));
+    match bridge.finish() {
+        Ok(Some(ended)) if ended.has_failed() => Err(ended.failure(done)),
+        Ok(ended) => {
+            if let Some(ended) = ended {
+                ended.tell();
+            }
+            done
+        }
+        // What the request met says more than what came of it on the way.
+        Err(passing) => match done {
+            Err(failure) if failure.code != Code::OtherSide => Err(failure),
+            _ => Err(passing),
+        },
     }
-    // What the request met says more than what came of it on the way.
-    let code = done?;
-    passed?;
-    Ok(code)
 }
 
 fn volume(command: VolumeCommand, environment: Environment) -> Result<ExitCode> {

@@ -80,7 +80,8 @@ pub fn open(dir: &DataDir, given: KeyGiven, usage: Use) -> Result<Pool> {
     open_on(dir, device, path, given, usage, lock)
 }
 
-fn no_pool(dir: &DataDir) -> Failure {
+/// What is said where a command needs a pool and there is none.
+pub fn no_pool(dir: &DataDir) -> Failure {
     Failure::new(
         Code::Pool,
         format!("there is no pool in {}", dir.path().display()),

@@ -38,7 +38,7 @@ const NUMBER: &[u8] = b"replica.inode";
 /// Record of the target: UUID of the sending pool, and the directory's number there.
 pub(super) const ORIGIN: &[u8] = b"replica.of";
 /// Record of the target: timestamp there of the snapshot that is being received.
-const PENDING: &[u8] = b"replica.pending";
+pub(super) const PENDING: &[u8] = b"replica.pending";
 /// Record of the target, there only while the snapshot is taken that then shows it, and so says itself what it is: its
 /// timestamp in the sending pool, and its name.
 const RECEIVED: &[u8] = b"replica.received";
@@ -162,7 +162,8 @@ struct Receiving<'a> {
 
 impl Fs {
     /// Receives a stream into a directory: the one at `path`, or, without that, the one that has the path that it had
-    /// there. It is made, as a volume, if it is not there. `replies` go to a sender that waits for them.
+    /// there. It is made, as a volume, if it is not there. `replies` go to a sender that waits for them. Of `input` no more is
+    /// read than the stream has, so that another one can follow it.
     ///
     /// # Errors
     /// See [`StreamError`]. There is no new snapshot then; what has come is kept, and need not be sent again. What others
@@ -253,6 +254,9 @@ impl Fs {
             replies.flush()?;
         }
         if complete {
+            if !hello.waits {
+                skip(frames, observer)?;
+            }
             return Ok(received);
         }
         let taken = self.views.all();
@@ -509,6 +513,18 @@ impl Fs {
             let pool = pool.try_into().expect("16 bytes");
             (pool, u64::from_le_bytes(directory))
         }))
+    }
+}
+
+/// Reads on to the end of a stream of which all is here: another one may follow. Where it is cut off, nothing is missing.
+fn skip(frames: &mut FrameReader<'_>, observer: &mut dyn RestoreObserver) -> Result<()> {
+    loop {
+        match frames.get() {
+            Ok(Message::End(_) | Message::Failed) | Err(StreamError::CutOff) => return Ok(()),
+            Ok(_) if observer.goes_on() => {}
+            Ok(_) => return Err(StreamError::Io(std::io::ErrorKind::Interrupted.into())),
+            Err(error) => return Err(error),
+        }
     }
 }
 

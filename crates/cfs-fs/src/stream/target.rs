@@ -3,14 +3,41 @@
 use cfs_format::{DomainId, Ino};
 use cfs_seal::keys::DomainSecret;
 
-use super::receive::ORIGIN;
+use super::receive::{ORIGIN, PENDING};
 use super::wire::{About, Hello};
 use super::{Result, StreamError};
 use crate::Fs;
 use crate::command::{Command, Make, VolumeCreate};
 use crate::error::FsError;
 
+/// What has come into a directory that receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// All that it was sent.
+    Whole,
+    /// A stream is coming.
+    Coming,
+    /// A stream was cut off: the directory is neither what it was before nor what was sent.
+    CutOff,
+}
+
 impl Fs {
+    /// What has come into a directory; `None` if it never received.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn arrival(&self, directory: Ino) -> crate::Result<Option<Arrival>> {
+        if self.record(directory, ORIGIN)?.is_none() {
+            return Ok(None);
+        }
+        let is_coming = self.receiving.lock().contains(&directory);
+        Ok(Some(match self.record(directory, PENDING)? {
+            None => Arrival::Whole,
+            Some(_) if is_coming => Arrival::Coming,
+            Some(_) => Arrival::CutOff,
+        }))
+    }
+
     /// The directory that receives.
     pub(super) fn target(&self, path: &[u8], hello: &Hello, about: Option<&About>) -> Result<Ino> {
         let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
@@ -42,13 +69,24 @@ impl Fs {
         if self.record(attr.ino, ORIGIN)?.as_deref() == Some(&origin[..]) {
             return Ok(attr.ino);
         }
-        let is_empty = attr.kind() == libc::S_IFDIR
-            && self.names_from(attr.ino, b"", 1)?.is_empty()
-            && self.record(attr.ino, ORIGIN)?.is_none();
-        let volume = self.store.volume(attr.volume);
-        if !is_empty || volume.is_none_or(|volume| volume.domain.get() != domain.0) {
+        let obstacle = if attr.kind() != libc::S_IFDIR {
+            Some("is no directory")
+        } else if self.record(attr.ino, ORIGIN)?.is_some() {
+            Some("is a replica of another directory")
+        } else if !self.names_from(attr.ino, b"", 1)?.is_empty() {
+            Some("is not empty, and no replica of what is sent")
+        } else if self
+            .store
+            .volume(attr.volume)
+            .is_none_or(|volume| volume.domain.get() != domain.0)
+        {
+            Some("is in a volume that shares no chunks with what is sent")
+        } else {
+            None
+        };
+        if let Some(obstacle) = obstacle {
             return Err(StreamError::Target(format!(
-                "{shown} is here already, and is no replica of what is sent; nothing was changed"
+                "{shown} {obstacle}; nothing was changed"
             )));
         }
         self.put_record(attr.ino, ORIGIN, Some(&origin))?;

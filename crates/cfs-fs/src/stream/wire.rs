@@ -370,14 +370,20 @@ pub(super) fn head(cipher: Cipher, salt: [u8; 32]) -> StreamHead {
 /// Reads the start of a stream.
 ///
 /// # Errors
-/// [`StreamError::CutOff`], [`StreamError::NotAStream`], [`StreamError::Version`].
+/// [`StreamError::Nothing`], [`StreamError::CutOff`], [`StreamError::NotAStream`], [`StreamError::Version`].
 pub fn read_head(input: &mut dyn Read) -> Result<StreamHead> {
-    let mut bytes = [0; size_of::<StreamHead>()];
-    input.read_exact(&mut bytes)?;
-    let head = StreamHead::read_from_bytes(&bytes).expect("as long as it is");
-    if head.magic != STREAM_MAGIC {
+    let mut bytes = Vec::with_capacity(size_of::<StreamHead>());
+    input
+        .take(size_of::<StreamHead>() as u64)
+        .read_to_end(&mut bytes)?;
+    if bytes.is_empty() {
+        return Err(StreamError::Nothing);
+    }
+    let magic = &STREAM_MAGIC[..bytes.len().min(STREAM_MAGIC.len())];
+    if !bytes.starts_with(magic) {
         return Err(StreamError::NotAStream("it begins otherwise"));
     }
+    let head = StreamHead::read_from_bytes(&bytes).map_err(|_| StreamError::CutOff)?;
     if head.version.get() != STREAM_VERSION {
         return Err(StreamError::Version(head.version.get()));
     }

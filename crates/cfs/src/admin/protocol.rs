@@ -47,9 +47,15 @@ impl AnyPath {
 
 impl From<&Path> for AnyPath {
     fn from(path: &Path) -> Self {
-        match path.to_str() {
-            Some(text) => Self::Text(text.to_owned()),
-            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+        Self::from(path.as_os_str().as_bytes().to_vec())
+    }
+}
+
+impl From<Vec<u8>> for AnyPath {
+    fn from(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(error) => Self::Bytes(error.into_bytes()),
         }
     }
 }

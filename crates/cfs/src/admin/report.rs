@@ -227,6 +227,21 @@ pub struct DomainUse {
 pub struct Snapshots {
     /// Oldest first.
     pub snapshots: Vec<SnapshotUse>,
+    /// Directories that receive and show something half, by their paths.
+    #[serde(default)]
+    pub incomplete: Vec<Incomplete>,
+}
+
+/// A directory that is neither what it was nor what is sent to it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Incomplete {
+    /// The directory.
+    pub path: String,
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// A stream is coming now; else the last one was cut off.
+    pub receiving: bool,
 }
 
 /// Bytes in hexadecimal digits, if they are no text that says the same.
@@ -272,6 +287,9 @@ pub struct VolumeShown {
     /// Of a clone, directory and name of the snapshot; the counts are of what is its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// Of a volume that receives what other pools send, what has come: `complete`, `receiving`, or `cut off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
 }
 
 impl Volumes {
@@ -286,6 +304,7 @@ impl Volumes {
             "of",
             "snapshots",
             "domain",
+            "replica",
             "clone of",
         ];
         let mut rows = vec![head.map(str::to_owned)];
@@ -300,13 +319,16 @@ impl Volumes {
                 it.quota_inodes.map_or_else(none, count),
                 count(it.snapshots),
                 it.domain.to_string(),
+                it.replica.clone().unwrap_or_else(none),
                 it.origin.as_deref().map_or_else(none, printable),
             ]
         }));
         let (left, right) = (Align::Left, Align::Right);
         table(
             &rows,
-            &[right, left, right, right, right, right, right, right, left],
+            &[
+                right, left, right, right, right, right, right, right, left, left,
+            ],
         )
     }
 }
@@ -542,7 +564,17 @@ impl Snapshots {
             Align::Right,
             Align::Left,
         ];
-        table(&rows, &align)
+        let mut lines = table(&rows, &align);
+        lines.extend(self.incomplete.iter().map(|it| {
+            let path = printable(&it.path);
+            match it.receiving {
+                true => format!("{path} is being received, and not complete until it has a new snapshot"),
+                false => format!(
+                    "{path} is not complete: what was sent to it was cut off. Send it again, or remove it; its snapshots are whole"
+                ),
+            }
+        }));
+        lines
     }
 }
 

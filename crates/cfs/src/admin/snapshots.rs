@@ -1,14 +1,18 @@
 //! Snapshots, as the admin commands take, list and delete them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cfs_format::Ino;
+use cfs_fs::stream::{Arrival, holds_arrivals};
 use cfs_fs::{Fs, FsError, Policy, Snapshot, SnapshotSizes};
 
 use super::changes;
 use super::protocol::{Answer, AnyPath, Named, PolicyChange, SnapshotRequest};
 use super::report::{
-    Policies, PolicyShown, SnapshotTaken, SnapshotUse, Snapshots, hex_if_no_text, printable,
+    Incomplete, Policies, PolicyShown, SnapshotTaken, SnapshotUse, Snapshots, hex_if_no_text,
+    printable,
 };
 use super::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
@@ -43,7 +47,9 @@ pub fn perform(
                 let path = text(path.unwrap_or(b"/"));
                 Failure::new(Code::Failed, format!("{path} in the pool: {error}"))
             })?;
-            snapshots.retain(|snapshot| !cfs_fs::stream::holds_arrivals(snapshot));
+            let incomplete = incomplete(fs, path);
+            // Where the directory is gone nothing will come that takes them away.
+            snapshots.retain(|it| !holds_arrivals(it) || is_removed(fs, it.directory));
             for name in with {
                 if !snapshots.iter().any(|it| it.name == name.bytes()) {
                     return Err(Failure::new(
@@ -65,6 +71,7 @@ pub fn perform(
                     .zip(&sizes)
                     .map(|(it, sizes)| use_of(fs, it, sizes))
                     .collect(),
+                incomplete,
             }));
         }
         SnapshotRequest::Diff { named, to, json } => {
@@ -115,6 +122,40 @@ pub fn perform(
     Ok(Answer::Nothing)
 }
 
+fn is_removed(fs: &Fs, directory: Ino) -> bool {
+    fs.getattr(directory).map_or(true, |attr| attr.nlink == 0)
+}
+
+/// Directories that show something half: the one at a path, or of all those of volumes and snapshots.
+fn incomplete(fs: &Fs, path: Option<&[u8]>) -> Vec<Incomplete> {
+    let directories: BTreeSet<Ino> = match path {
+        // One that is gone may have snapshots all the same.
+        Some(path) => fs.resolve(path).ok().into_iter().map(|it| it.ino).collect(),
+        None => {
+            let volumes = fs.volumes().into_iter().map(|it| it.root);
+            let all = fs.snapshots(None).unwrap_or_default().into_iter();
+            volumes.chain(all.map(|it| it.directory)).collect()
+        }
+    };
+    let mut found = Vec::new();
+    for directory in directories {
+        let arrival = fs.arrival(directory).unwrap_or_default();
+        let receiving = match arrival {
+            Some(Arrival::Coming) => true,
+            Some(Arrival::CutOff) => false,
+            Some(Arrival::Whole) | None => continue,
+        };
+        if let Ok(Some(path)) = fs.path_of(directory) {
+            found.push(Incomplete {
+                path: String::from_utf8_lossy(&path).into_owned(),
+                path_hex: hex_if_no_text(&path),
+                receiving,
+            });
+        }
+    }
+    found
+}
+
 fn not_taken(named: &Named, error: &FsError) -> Failure {
     let (path, name) = (text(named.path.bytes()), text(named.name.bytes()));
     let failed = |message: String| Failure::new(Code::Failed, message);
@@ -158,6 +199,35 @@ impl Named {
             Failure::new(Code::Failed, format!("there is no {}", self.sentence()))
                 .hint("`cfs admin snapshot list` tells which there are")
         })
+    }
+
+    /// The snapshot that was given as `PATH@NAME`, and its path and name: directories and snapshots may have an `@` in their
+    /// names, so the last one divides at which there is a snapshot.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find_divided(&self, fs: &Fs) -> Result<(Self, Arc<Snapshot>)> {
+        let mut tried = self.clone();
+        loop {
+            if let Ok(snapshot) = tried.find(fs) {
+                return Ok((tried, snapshot));
+            }
+            let (path, name) = (tried.path.bytes(), tried.name.bytes());
+            let divides = path.iter().rposition(|byte| *byte == b'@');
+            let Some((path, more)) = divides
+                .filter(|at| *at > 0)
+                .map(|at| (&path[..at], &path[at..]))
+                .filter(|(_, more)| !more.contains(&b'/'))
+            else {
+                // As it was given first.
+                return self.find(fs).map(|snapshot| (self.clone(), snapshot));
+            };
+            tried = Self {
+                name: AnyPath::from([&more[1..], b"@", name].concat()),
+                path: AnyPath::from(path.to_vec()),
+                id: None,
+            };
+        }
     }
 
     fn hold(&self, fs: &Fs, held: bool) -> Result<()> {

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -49,6 +49,7 @@ impl AdminSocket {
     /// [`Code::Host`] when the socket cannot be made.
     pub fn start(dir: &DataDir, service: Arc<Service>) -> Result<Self> {
         let path = dir.socket();
+        dir.remove_dead_streams();
         let listener = bind(dir).map_err(|e| Failure::host("make the socket", &path, &e))?;
         let shared = Arc::new(Shared {
             service,
@@ -99,17 +100,16 @@ fn bind(dir: &DataDir) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // The address of a Unix socket has at most 107 bytes; a path through the open directory has few.
     let directory = fs::File::open(dir.path())?;
-    let listener = UnixListener::bind(short_path(&directory))?;
+    let listener = UnixListener::bind(through(&directory, "socket"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// A short name of `socket` in an open directory.
-fn short_path(directory: &fs::File) -> PathBuf {
+/// A short name of what lies in an open directory: the address of a Unix socket has at most 107 bytes.
+pub fn through(directory: &fs::File, name: impl AsRef<Path>) -> PathBuf {
     use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}/socket", directory.as_raw_fd()).into()
+    Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name)
 }
 
 /// Connects to the process that has the pool; `None` when there is none.
@@ -122,7 +122,7 @@ pub fn connect(dir: &DataDir) -> io::Result<Option<UnixStream>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    match UnixStream::connect(short_path(&directory)) {
+    match UnixStream::connect(through(&directory, "socket")) {
         Ok(stream) => Ok(Some(stream)),
         Err(error)
             if matches!(

@@ -3,10 +3,10 @@
 //! The bytes of a stream do not go through the messages of the admin socket. Who asks listens at a socket of its own in
 //! the data directory; who has the pool connects to it, and reads and writes the stream there.
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,11 +17,14 @@ use cfs_fs::{Fs, FsError};
 
 use super::changes::Observer;
 use super::protocol::{Answer, AnyPath, Event, Named, Progress, StreamRequest};
+use super::receiver::{Ended, Listening};
 use super::report::printable;
 use super::reporter::Reporter;
+use super::socket::through;
 use crate::bytes::{count, show};
-use crate::datadir::DataDir;
-use crate::failure::{Code, Failure, Result};
+use crate::datadir::{Contents, DataDir};
+use crate::failure::{Code, Failure, Result, plain};
+use crate::pool::no_pool;
 use crate::transfer::KernelCaches;
 
 /// How long reading or writing may take before it is looked whether to go on.
@@ -83,7 +86,8 @@ fn tell_log(_: &dyn Reporter, path: &[u8], error: &FsError) {
 /// Does what is asked, over the socket that is named in the request.
 ///
 /// # Errors
-/// What ends the stream. No snapshot was made then; what has been received stays.
+/// What ends a stream. Of that no snapshot was made then; what has been received stays, and streams before it in the same
+/// input are received.
 pub fn perform(
     fs: &Fs,
     dir: &DataDir,
@@ -114,7 +118,7 @@ pub fn perform(
         StreamRequest::Send {
             named, from, waits, ..
         } => {
-            let snapshot = named.find(fs)?;
+            let (named, snapshot) = named.find_divided(fs)?;
             let base = match from {
                 Some(name) => Some(
                     Named {
@@ -142,7 +146,8 @@ pub fn perform(
                 false => None,
             };
             fs.send(&snapshot, base.as_deref(), &mut out, replies, &goes_on)
-                .map(|sent| sent_line(named, &sent))
+                .map(|sent| sent_line(&named, &sent))
+                .map_err(|error| (Vec::new(), error))
         }
         StreamRequest::Receive { path, .. } => {
             let mut observer = Observer {
@@ -152,8 +157,18 @@ pub fn perform(
             };
             let path = path.as_ref().map(AnyPath::bytes);
             let mut input = io::BufReader::with_capacity(BUFFER_BYTES, &pipe);
-            fs.receive(path, &mut input, &mut &pipe, &mut observer)
-                .map(|received| received_line(&received))
+            let mut lines = Vec::new();
+            loop {
+                match fs.receive(path, &mut input, &mut &pipe, &mut observer) {
+                    Ok(received) => lines.push(received_line(&received)),
+                    Err(error) => break Err((lines, error)),
+                }
+                // Who waits for answers has sent one, and closes its side; a file may hold another one behind it.
+                let ends = input.fill_buf().map_or(true, <[u8]>::is_empty);
+                if ends {
+                    break Ok(lines.join("\n"));
+                }
+            }
         }
     };
     drop(pipe.stream.shutdown(std::net::Shutdown::Both));
@@ -161,31 +176,81 @@ pub fn perform(
         Ok(line) => Ok(Answer::Streamed { line }),
         Err(_) if reporter.cancelled() => Err(Failure::new(Code::Interrupted, "interrupted")
             .hint("the same command goes on where this one ended")),
-        Err(error) => Err(failure(&error)),
+        Err((before, error)) => Err(match request {
+            StreamRequest::Send { .. } => not_sent(&error),
+            StreamRequest::Receive { .. } => behind(&before, not_received(dir, &error)),
+        }),
     }
 }
 
-fn failure(error: &StreamError) -> Failure {
-    let code = match error {
-        StreamError::Fs(FsError::NoSpace | FsError::ReadOnly(_)) | StreamError::Io(_) => Code::Host,
-        _ => Code::Failed,
-    };
-    let failure = Failure::new(code, error.to_string());
+/// What failed of an input after other streams of it, which are here.
+fn behind(before: &[String], failure: Failure) -> Failure {
+    if before.is_empty() {
+        return failure;
+    }
+    let before = before.join("; ");
+    Failure {
+        message: format!("{before}; what follows in the input: {}", failure.message),
+        ..failure
+    }
+}
+
+fn not_sent(error: &StreamError) -> Failure {
+    let failed = |message: String| Failure::new(Code::Failed, message);
+    let other_side = |message: String| Failure::new(Code::OtherSide, message);
     match error {
-        StreamError::CutOff => failure.hint(
-            "there is no new snapshot; what has come stays, and the same command goes on from it",
+        // Nothing else is read or written here but what the other side takes and answers.
+        StreamError::Nothing | StreamError::CutOff | StreamError::Io(_) => {
+            other_side("the other side went away before it had all".to_owned())
+                .hint("a command as target must run `cfs receive`")
+        }
+        StreamError::Peer(_) => other_side(error.to_string()),
+        StreamError::Forged(_) | StreamError::Contradiction(_) => failed(format!(
+            "what the other side answers cannot be understood: {error}"
+        ))
+        .hint("nothing but `cfs receive` may write to the standard output of a command as target"),
+        StreamError::NoBase(_) => {
+            failed(error.to_string()).hint("`cfs admin snapshot list` tells which there are")
+        }
+        _ => failed(error.to_string()),
+    }
+}
+
+fn not_received(dir: &DataDir, error: &StreamError) -> Failure {
+    let data = dir.path().display();
+    let failed = |message: String| Failure::new(Code::Failed, message);
+    let host = |message: String| Failure::new(Code::Host, message);
+    match error {
+        StreamError::Nothing => failed(error.to_string())
+            .hint("what was to send it says why; nothing was changed here"),
+        StreamError::CutOff => failed(error.to_string()).hint(
+            "no snapshot shows what has come; that is kept, and sending it again goes on from it",
         ),
-        StreamError::Forged(_) => failure.hint(
+        StreamError::Forged(_) => failed(error.to_string()).hint(
             "send it again; a pool that is to receive must have been made with `cfs init --replica-of`",
         ),
-        StreamError::Version(_) => failure.hint("use the same version of cfs on both sides"),
+        StreamError::Version(_) => {
+            failed(error.to_string()).hint("use the same version of cfs on both sides")
+        }
         StreamError::NoBase(_) => {
-            failure.hint("`cfs admin snapshot list` tells which there are")
+            failed(error.to_string()).hint("`cfs admin snapshot list` tells which there are")
         }
-        StreamError::Target(_) => {
-            failure.hint("give another path to receive it at, in a directory that is there")
+        StreamError::Target(_) => failed(error.to_string()).hint(
+            "give another path to receive it at (--path of `cfs replicate`), in a directory that is there",
+        ),
+        StreamError::Fs(FsError::NoSpace) => host(format!(
+            "the pool in {data} has no room for what is received"
+        ))
+        .hint("make room there, then run the same command: it goes on from what has come"),
+        StreamError::Fs(FsError::Quota) => failed(format!(
+            "what is received is more than the quota of its volume in {data}"
+        ))
+        .hint("`cfs admin volume set` there raises it; the same command then goes on from what has come"),
+        StreamError::Fs(FsError::ReadOnly(_)) | StreamError::Io(_) => {
+            host(format!("receiving into the pool in {data}: {error}"))
         }
-        _ => failure,
+        StreamError::Fs(_) => failed(format!("receiving into the pool in {data}: {error}")),
+        _ => failed(error.to_string()),
     }
 }
 
@@ -227,12 +292,6 @@ fn received_line(received: &Received) -> String {
     }
 }
 
-/// A short name of a socket in an open directory: addresses of Unix sockets have at most 107 bytes.
-fn through(directory: &std::fs::File, name: &str) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).into()
-}
-
 /// Where the stream goes, or comes from, on the side of who asks.
 pub enum Far {
     /// To standard output.
@@ -248,16 +307,26 @@ pub struct Bridge {
     name: String,
     path: PathBuf,
     is_over: Arc<AtomicBool>,
-    pump: Option<JoinHandle<io::Result<Option<ExitStatus>>>>,
+    pump: Option<JoinHandle<io::Result<Option<Ended>>>>,
 }
 
 impl Bridge {
     /// Listens in the data directory.
     ///
     /// # Errors
-    /// [`Code::Host`].
+    /// [`Code::Pool`] when it holds no pool, [`Code::Host`]. Nothing was changed.
     pub fn start(dir: &DataDir, far: Far) -> Result<Self> {
-        let name = format!("stream-{}", std::process::id());
+        if matches!(dir.contents()?, Contents::Nothing) {
+            let failure = no_pool(dir);
+            return Err(match far {
+                Far::Input => failure.hint(
+                    "give --data another directory, or make one with `cfs init --replica-of`",
+                ),
+                Far::Output | Far::Process(_) => failure,
+            });
+        }
+        dir.remove_dead_streams();
+        let name = DataDir::stream_socket();
         let path = dir.path().join(&name);
         let listen = || -> io::Result<UnixListener> {
             let directory = std::fs::File::open(dir.path())?;
@@ -299,21 +368,25 @@ impl Bridge {
         self.name.clone()
     }
 
-    /// Waits until all has been passed on, after the request has ended. With what the other process ended, if it failed.
+    /// Waits until all has been passed on, after the request has ended. With how the other process ended, if there is one.
     ///
     /// # Errors
     /// When the stream could not be passed on.
-    pub fn finish(mut self) -> Result<Option<ExitStatus>> {
+    pub fn finish(mut self) -> Result<Option<Ended>> {
         self.is_over.store(true, Ordering::Relaxed);
         let pump = self.pump.take().expect("there until it is finished");
         let passed = pump.join().expect("a panic ends the process");
-        let status = passed.map_err(|error| {
-            Failure::new(
-                Code::Host,
-                format!("the stream could not be passed on: {error}"),
+        passed.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(
+                Code::Failed,
+                "what reads the stream has ended before all of it was there",
             )
-        })?;
-        Ok(status.filter(|status| !status.success()))
+            .hint("it says why"),
+            _ => Failure::new(
+                Code::Host,
+                format!("the stream could not be passed on: {}", plain(&error)),
+            ),
+        })
     }
 }
 
@@ -341,14 +414,17 @@ fn pump(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     }
 }
 
-fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<ExitStatus>> {
+fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<Ended>> {
     let Some(stream) = stream else {
         // Nothing came of the request: the other process meets the end of its input.
-        if let Far::Process(mut child) = far {
-            drop(child.stdin.take());
-            child.wait()?;
-        }
-        return Ok(None);
+        return match far {
+            Far::Process(mut child) => {
+                let listening = Listening::start(&mut child);
+                drop(child.stdin.take());
+                listening.end(&mut child).map(Some)
+            }
+            Far::Output | Far::Input => Ok(None),
+        };
     };
     stream.set_nonblocking(false)?;
     match far {
@@ -370,6 +446,7 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<ExitStatus
             }
         }
         Far::Process(mut child) => {
+            let listening = Listening::start(&mut child);
             let output = child.stdout.take().expect("it was asked for");
             let replies = stream.try_clone()?;
             let answering = std::thread::spawn(move || {
@@ -378,44 +455,16 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<ExitStatus
                 drop(replies.shutdown(std::net::Shutdown::Write));
             });
             let input = child.stdin.take().expect("it was asked for");
-            // What it says about its failure is more than that it went away.
             let copied = pump(&stream, input);
-            let status = child.wait()?;
+            let ended = listening.end(&mut child)?;
             answering.join().expect("a panic ends the process");
             match copied {
-                Err(error) if status.success() => Err(error),
-                _ => Ok(Some(status)),
+                // How it ended, or that this side misses an answer, is more than that it went away.
+                Err(error) if !ended.has_failed() && error.kind() != io::ErrorKind::BrokenPipe => {
+                    Err(error)
+                }
+                _ => Ok(Some(ended)),
             }
         }
     }
-}
-
-/// Starts the process that receives: for one word `cfs receive` at that data directory, else the command that the words
-/// are.
-///
-/// # Errors
-/// [`Code::Host`] when it cannot be started.
-pub fn start_receiver(target: &[std::ffi::OsString], path: Option<&Path>) -> Result<Child> {
-    let mut command = match target {
-        [directory] => {
-            let program =
-                std::env::current_exe().map_err(|e| Failure::host("find", Path::new("cfs"), &e))?;
-            let mut command = Command::new(program);
-            command.arg("receive").arg("--data").arg(directory);
-            if let Some(path) = path {
-                command.arg(path);
-            }
-            command
-        }
-        [program, arguments @ ..] => {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            command
-        }
-        [] => unreachable!("the command line asks for a target"),
-    };
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    command
-        .spawn()
-        .map_err(|e| Failure::host("start", Path::new(command.get_program()), &e))
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cfs_format::Ino;
+use cfs_fs::stream::{Arrival, holds_arrivals};
 use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeOptions};
 
 use super::protocol::{Answer, AnyPath, VolumeRequest};
@@ -60,7 +61,7 @@ pub fn perform(
             quota_inodes,
             owner,
         } => {
-            let snapshot = named.find(fs)?;
+            let (named, snapshot) = named.find_divided(fs)?;
             let quota = Quota {
                 bytes: *quota_bytes,
                 inodes: *quota_inodes,
@@ -139,13 +140,25 @@ fn shown(fs: &Fs, volume: &Volume) -> VolumeShown {
         quota_bytes: bound(volume.quota.bytes),
         inodes: volume.record.inode_count.get(),
         quota_inodes: bound(volume.quota.inodes),
-        snapshots: all.iter().filter(|it| it.volume == volume.id).count() as u64,
+        snapshots: all
+            .iter()
+            .filter(|it| it.volume == volume.id && !holds_arrivals(it))
+            .count() as u64,
         domain: volume.record.domain.get(),
         origin: fs.origin_of(volume).map(|it| {
             // The directory may have another path now.
             let path = fs.path_of(it.directory).ok().flatten();
             let path = path.unwrap_or_else(|| it.path.clone());
             String::from_utf8_lossy(&[&path[..], b"@", &it.name].concat()).into_owned()
+        }),
+        // What cannot be read is for fsck to tell.
+        replica: fs.arrival(volume.root).ok().flatten().map(|arrival| {
+            match arrival {
+                Arrival::Whole => "complete",
+                Arrival::Coming => "receiving",
+                Arrival::CutOff => "cut off",
+            }
+            .to_owned()
         }),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::pool::{ExistingArgs, PoolArgs};
+use super::pool::{ExistingArgs, KeyArgs, PoolArgs};
 
 pub(super) const IMPORT_EXAMPLES: &str = "\
 As with `cp -a SRC.. DEST`: if DEST is a directory in the pool, each SRC is copied to DEST/<name of SRC>, and `SRC/.`
@@ -31,7 +31,8 @@ Examples:
 
 pub(super) const SEND_HELP: &str = "\
 Chunks go as they are stored, all else is encrypted and authenticated. `cfs receive` puts it into a pool that was made
-with `cfs init --replica-of`.
+with `cfs init --replica-of`. Where names have an @ themselves, the last one divides PATH from NAME at which there is a
+snapshot.
 
 Example:
   cfs send /home@monday --data /srv/pool > monday
@@ -39,15 +40,18 @@ Example:
 
 pub(super) const RECEIVE_HELP: &str = "\
 The snapshot is there when all has come and been checked. What came before a stream was cut off stays, and the next
-attempt goes on from it. What was changed at the path since the last received snapshot is undone.
+attempt goes on from it. What was changed at the path since the last received snapshot is undone. Streams that follow each
+other in the input are all received.
 
 Example:
   cfs receive --data /srv/copy < monday
+  cat monday tuesday | cfs receive --data /srv/copy
   cfs send /home@monday --data /srv/pool | ssh host cfs receive --data /srv/copy /backup/home";
 
 pub(super) const REPLICATE_HELP: &str = "\
 The other side is asked which earlier snapshots and which chunks it has. A run that was cut off goes on where it ended.
-A command as target needs two words or more, and `--` before it if it has options.
+A command as target needs two words or more, and `--` before it if it has options. Where the snapshot goes there, and what
+opens the pool, is for the command itself to say.
 
 Exit code: where the receiving process fails, its own (255 is ssh's when there is no connection).
 
@@ -142,7 +146,50 @@ pub struct ReplicateArgs {
     /// Where it goes in the pool of a data directory [default: the path that it has here]
     #[arg(long, value_name = "PATH")]
     pub path: Option<PathBuf>,
+    /// What opens the pool of a data directory.
+    #[command(flatten)]
+    pub target_key: TargetKeyArgs,
     /// Where the pool is.
     #[command(flatten)]
     pub existing: ExistingArgs,
+}
+
+impl ReplicateArgs {
+    /// An option that was given and counts only where the target is a data directory.
+    pub fn first_for_directory(&self) -> Option<&'static str> {
+        [
+            ("--path", self.path.is_some()),
+            (
+                "--target-passphrase-file",
+                self.target_key.target_passphrase_file.is_some(),
+            ),
+            (
+                "--target-key-file",
+                self.target_key.target_key_file.is_some(),
+            ),
+        ]
+        .into_iter()
+        .find_map(|(option, is_given)| is_given.then_some(option))
+    }
+}
+
+/// What opens the pool that is sent to, where it is in a data directory here that no process serves.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Key of the target")]
+pub struct TargetKeyArgs {
+    /// File whose first line is the passphrase of the target; else CFS_TARGET_PASSPHRASE, else a prompt
+    #[arg(long, value_name = "FILE", conflicts_with = "target_key_file")]
+    pub target_passphrase_file: Option<PathBuf>,
+    /// Key file of the target; TARGET/key if the pool has one there
+    #[arg(long, value_name = "FILE")]
+    pub target_key_file: Option<PathBuf>,
+}
+
+impl From<TargetKeyArgs> for KeyArgs {
+    fn from(args: TargetKeyArgs) -> Self {
+        Self {
+            passphrase_file: args.target_passphrase_file,
+            key_file: args.target_key_file,
+        }
+    }
 }

@@ -109,6 +109,7 @@ pub fn command(arguments: &[&dyn AsRef<OsStr>]) -> Command {
         .args(arguments.iter().map(AsRef::as_ref))
         .env_remove("CFS_PASSPHRASE")
         .env_remove("CFS_NEW_PASSPHRASE")
+        .env_remove("CFS_TARGET_PASSPHRASE")
         .env_remove("CFS_LOG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
