@@ -668,6 +668,22 @@ impl Command {
         )
     }
 
+    /// Whether it changes nothing that a snapshot would show, but for times of access.
+    pub(crate) fn is_upkeep(&self) -> bool {
+        matches!(
+            self,
+            Self::TouchTimes(_)
+                | Self::Reap(_)
+                | Self::Rechunk(_)
+                | Self::Prune(_)
+                | Self::Sweep(_)
+                | Self::CopyUp(_)
+                | Self::SnapshotDelete(_)
+                | Self::SnapshotHold(_)
+                | Self::VolumeQuota(_)
+        )
+    }
+
     /// The command with these bytes.
     ///
     /// # Errors

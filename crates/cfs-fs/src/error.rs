@@ -97,6 +97,9 @@ pub enum FsError {
     /// The snapshot that it was seen in has been deleted.
     #[error("the snapshot has been deleted")]
     Stale,
+    /// A stream is coming into the volume: nobody else changes it.
+    #[error("a snapshot is being received there, and nothing else changes it until that has ended")]
+    Receiving,
     /// The snapshot is held.
     #[error("the snapshot is held")]
     Held,
@@ -134,9 +137,12 @@ impl FsError {
             Self::NoSpace => libc::ENOSPC,
             Self::ReadOnly(_) | Self::Snapshot => libc::EROFS,
             Self::Stale => libc::ESTALE,
-            Self::Held | Self::Volume | Self::HasSnapshots | Self::NeededByClone | Self::Busy => {
-                libc::EBUSY
-            }
+            Self::Held
+            | Self::Volume
+            | Self::HasSnapshots
+            | Self::NeededByClone
+            | Self::Busy
+            | Self::Receiving => libc::EBUSY,
             Self::Quota => libc::EDQUOT,
             Self::Invalid => libc::EINVAL,
             Self::TooLarge => libc::EFBIG,

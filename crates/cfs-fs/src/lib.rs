@@ -84,6 +84,8 @@ pub struct Fs {
     pub(crate) swept: Mutex<Option<(cfs_format::VolumeId, cfs_format::Ino)>>,
     /// Directories that streams are being received into.
     pub(crate) receiving: Mutex<HashSet<cfs_format::Ino>>,
+    /// Volumes that they close meanwhile.
+    pub(crate) closed: stream::closed::Closed,
     pub(crate) rest: Mutex<rest::Seen>,
 }
 
@@ -150,6 +152,7 @@ impl Fs {
             schedule: Mutex::default(),
             swept: Mutex::default(),
             receiving: Mutex::default(),
+            closed: stream::closed::Closed::default(),
             rest: Mutex::default(),
         });
         fs.queue_orphans()?;
@@ -288,6 +291,7 @@ impl Fs {
         if !command.was_accepted() {
             self.files.quotas.check(&txn)?;
         }
+        self.closed.check(&self.store, &txn, &command)?;
         txn.commit(&command.encode())?;
         Ok(outcome)
     }

@@ -15,6 +15,7 @@
 //! | `keys` | which of the two a pool does |
 
 mod arrival;
+pub(crate) mod closed;
 mod keep;
 pub(crate) mod keys;
 mod outgoing;

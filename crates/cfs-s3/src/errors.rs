@@ -98,6 +98,10 @@ pub(crate) fn from_fs(error: FsError) -> S3Error {
                 "somebody else is changing the same name; try again",
             )
         }
+        FsError::Receiving => S3Error::with_message(
+            S3ErrorCode::OperationAborted,
+            "a snapshot is being received there; try again when that has ended",
+        ),
         FsError::IsDirectory
         | FsError::NotPermitted
         | FsError::Reserved

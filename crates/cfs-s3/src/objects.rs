@@ -145,7 +145,7 @@ impl Face {
                 Ok(()) => return Ok(Object { attr, content }),
                 Err(FsError::Changed) => {}
                 // What is known for this answer is right, if it cannot be kept.
-                Err(FsError::NoSpace | FsError::ReadOnly(_)) => {
+                Err(FsError::NoSpace | FsError::ReadOnly(_) | FsError::Receiving) => {
                     return Ok(Object { attr, content });
                 }
                 Err(error) => return Err(error),

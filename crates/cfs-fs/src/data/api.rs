@@ -45,6 +45,7 @@ impl Fs {
             return Err(FsError::Snapshot);
         }
         let _open = self.gate.read();
+        self.closed.check_content(&self.store, ino)?;
         let write = || self.files.write(ino, offset, data, kill_suid_sgid);
         match write() {
             // Of a large file, or a snapshot, that was just deleted most is still there.
@@ -115,6 +116,7 @@ impl Fs {
             return Err(FsError::Snapshot);
         }
         let _open = self.gate.read();
+        self.closed.check_content(&self.store, ino)?;
         self.files.allocate(ino, mode, offset, len, kill_suid_sgid)
     }
 
@@ -153,6 +155,7 @@ impl Fs {
             return Err(FsError::Snapshot);
         }
         let _open = self.gate.read();
+        self.closed.check_content(&self.store, target)?;
         self.files
             .copy_range(source, source_offset, target, target_offset, len)
     }

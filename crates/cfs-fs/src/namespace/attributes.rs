@@ -64,6 +64,7 @@ impl Fs {
         if ino.view().is_some() {
             return Err(FsError::Snapshot);
         }
+        self.closed.check_content(&self.store, ino)?;
         let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
         match inode::kind(&record) {
             libc::S_IFREG => self.files.truncate(ino, size, self.now(), kill_suid_sgid),

@@ -45,6 +45,7 @@ impl Fs {
         }
         let _reservation = self.admit_growth(0)?;
         let _open = self.gate.read();
+        self.closed.check_content(&self.store, ino)?;
         let retention = change.retention.map(|retention| match retention {
             None => (lock_mode::NONE, 0),
             Some((RetentionMode::Governance, until)) => (lock_mode::GOVERNANCE, until),

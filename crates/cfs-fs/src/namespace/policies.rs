@@ -310,7 +310,8 @@ impl Fs {
                 .any(|it| it.name >= name)
             {
                 match self.snapshot_create(path, &name) {
-                    Ok(_) | Err(FsError::Exists) => {}
+                    // What is coming there is no state of it; the next look takes one.
+                    Ok(_) | Err(FsError::Exists | FsError::Receiving) => {}
                     Err(error) => {
                         result = result.and(Err(error));
                         continue;

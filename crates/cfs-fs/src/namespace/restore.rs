@@ -289,6 +289,7 @@ impl Run<'_> {
         match inode::kind(&record) {
             libc::S_IFREG => {
                 let _open = self.fs.gate.read();
+                self.fs.closed.check_content(&self.fs.store, now)?;
                 self.fs.files.change_at_rest(now, command)?;
             }
             _ => {

@@ -3,9 +3,9 @@
 //! Each inode that was received has a record with its number there, by which it is found again whatever its name. What is
 //! new is made in a directory of its own below the target, and moves to its name from there.
 //!
-//! Invariant: a snapshot that was received shows what was sent, and nothing else. The target can be changed by others at
-//! any time, also between a stream that was cut off and the next one. So each attempt first goes back to the snapshot that
-//! it goes on from, or to nothing, and one that cannot ends. What had come before is not lost by that: a snapshot that
+//! Invariant: a snapshot that was received shows what was sent, and nothing else. The target can be changed by others until
+//! a stream comes, also between one that was cut off and the next one. So each attempt first closes the volume to them, see
+//! `closed`, goes back to the snapshot that it goes on from, or to nothing, and one that cannot ends. What had come before is not lost by that: a snapshot that
 //! lists do not tell of holds its chunks until the attempt that comes to its end, and those are not sent again.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use cfs_format::table::{LOCK_NAME, tag};
-use cfs_format::{DomainId, Ino};
+use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::block::Cipher;
 use cfs_seal::keys::DomainSecret;
 
@@ -111,14 +111,27 @@ pub struct Received {
     pub chunks: u64,
 }
 
-/// Keeps others from receiving into the same directory.
+/// Keeps others from receiving into the same directory, and, once it is closed, from changing it.
 struct Turn<'a> {
     fs: &'a Fs,
     root: Ino,
+    closed: Option<VolumeId>,
+}
+
+impl Turn<'_> {
+    fn close(&mut self) -> Result<()> {
+        let volume = self.fs.getattr(self.root)?.volume;
+        self.fs.close_to_others(volume)?;
+        self.closed = Some(volume);
+        Ok(())
+    }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        if let Some(volume) = self.closed {
+            self.fs.open_to_others(volume);
+        }
         self.fs.receiving.lock().remove(&self.root);
     }
 }
@@ -167,7 +180,8 @@ impl Fs {
     ///
     /// # Errors
     /// See [`StreamError`]. There is no new snapshot then; what has come is kept, and need not be sent again. What others
-    /// changed in the directory since the last snapshot that was received is undone by each attempt.
+    /// changed in the directory since the last snapshot that was received is undone by each attempt, and what they would
+    /// change while a stream comes is refused.
     pub fn receive(
         &self,
         path: Option<&[u8]>,
@@ -227,9 +241,12 @@ impl Fs {
             None => default_path(hello),
         };
         let path = path.unwrap_or(&default);
-        let root = self.target(path, hello, about.as_ref())?;
-        let _turn = self.take_turn(root)?;
-        let had = self.received_snapshots(root)?;
+        let target = self.target(path, hello, about.as_ref())?;
+        let turn = target.root.map(|root| self.take_turn(root)).transpose()?;
+        let had = match target.root {
+            Some(root) => self.received_snapshots(root)?,
+            None => Vec::new(),
+        };
         let of = |there: u64| had.iter().find(|(_, it)| *it == there).map(|(it, _)| it);
         let mut has = hello.bases.iter().copied().find(|base| of(*base).is_some());
         let complete = of(hello.timestamp).is_some();
@@ -262,7 +279,7 @@ impl Fs {
         let taken = self.views.all();
         if taken
             .iter()
-            .any(|it| it.directory == root && it.name == hello.name)
+            .any(|it| Some(it.directory) == target.root && it.name == hello.name)
         {
             let name = String::from_utf8_lossy(&hello.name).into_owned();
             return Err(StreamError::Target(format!(
@@ -285,6 +302,12 @@ impl Fs {
                 }
             },
         };
+        let root = self.make_ready(path, &target)?;
+        let mut turn = match turn {
+            Some(turn) => turn,
+            None => self.take_turn(root)?,
+        };
+        turn.close()?;
         // Where nobody reads, all there is came with streams.
         let is_known = !had.is_empty() || about.is_none();
         self.go_back(
@@ -351,7 +374,11 @@ impl Fs {
                 "another stream is being received there".to_owned(),
             ));
         }
-        Ok(Turn { fs: self, root })
+        Ok(Turn {
+            fs: self,
+            root,
+            closed: None,
+        })
     }
 
     /// Makes the target what the snapshot was that the stream goes on from; without one, empty, unless it is not known to

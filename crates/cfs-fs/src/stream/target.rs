@@ -21,6 +21,19 @@ pub enum Arrival {
     CutOff,
 }
 
+/// Where a stream is to go: the root of a volume.
+pub(super) struct Target {
+    /// `None` if it is not there yet.
+    pub root: Option<Ino>,
+    /// It has received from the same directory before.
+    is_replica: bool,
+    domain: DomainId,
+    /// The domain's secret, where this pool does not have it.
+    new_secret: Option<DomainSecret>,
+    /// What [`ORIGIN`] is to be.
+    origin: Vec<u8>,
+}
+
 impl Fs {
     /// What has come into a directory; `None` if it never received.
     ///
@@ -38,8 +51,16 @@ impl Fs {
         }))
     }
 
-    /// The directory that receives.
-    pub(super) fn target(&self, path: &[u8], hello: &Hello, about: Option<&About>) -> Result<Ino> {
+    /// Where a stream is to go. Changes nothing.
+    ///
+    /// # Errors
+    /// [`StreamError::Target`]: it cannot go there.
+    pub(super) fn target(
+        &self,
+        path: &[u8],
+        hello: &Hello,
+        about: Option<&About>,
+    ) -> Result<Target> {
         let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
         let shown = String::from_utf8_lossy(path).into_owned();
         let domain = about.map_or(DomainId::DEFAULT, |about| DomainId(about.domain));
@@ -59,27 +80,32 @@ impl Fs {
         let attr = match self.resolve(path) {
             Ok(attr) => attr,
             Err(FsError::NotFound) => {
-                return self.make_target(path, domain, new_secret.as_ref(), &origin);
+                return Ok(Target {
+                    root: None,
+                    is_replica: false,
+                    domain,
+                    new_secret,
+                    origin,
+                });
             }
             Err(error) => return Err(error.into()),
         };
         if attr.ino.view().is_some() {
             return Err(FsError::Snapshot.into());
         }
-        if self.record(attr.ino, ORIGIN)?.as_deref() == Some(&origin[..]) {
-            return Ok(attr.ino);
-        }
+        let is_replica = self.record(attr.ino, ORIGIN)?.as_deref() == Some(&origin[..]);
+        let volume = self.store.volume(attr.volume);
         let obstacle = if attr.kind() != libc::S_IFDIR {
             Some("is no directory")
+        } else if volume.is_none_or(|volume| volume.root.get() != attr.ino.0) {
+            Some("is a directory of a larger volume; a path where nothing is yet becomes a volume")
+        } else if is_replica {
+            None
         } else if self.record(attr.ino, ORIGIN)?.is_some() {
             Some("is a replica of another directory")
         } else if !self.names_from(attr.ino, b"", 1)?.is_empty() {
             Some("is not empty, and no replica of what is sent")
-        } else if self
-            .store
-            .volume(attr.volume)
-            .is_none_or(|volume| volume.domain.get() != domain.0)
-        {
+        } else if volume.is_none_or(|volume| volume.domain.get() != domain.0) {
             Some("is in a volume that shares no chunks with what is sent")
         } else {
             None
@@ -89,8 +115,28 @@ impl Fs {
                 "{shown} {obstacle}; nothing was changed"
             )));
         }
-        self.put_record(attr.ino, ORIGIN, Some(&origin))?;
-        Ok(attr.ino)
+        Ok(Target {
+            root: Some(attr.ino),
+            is_replica,
+            domain,
+            new_secret,
+            origin,
+        })
+    }
+
+    /// Has the target be there and say what it is a replica of.
+    ///
+    /// # Errors
+    /// It cannot be made; then nothing was.
+    pub(super) fn make_ready(&self, path: &[u8], target: &Target) -> Result<Ino> {
+        match target.root {
+            Some(root) if target.is_replica => Ok(root),
+            Some(root) => {
+                self.put_record(root, ORIGIN, Some(&target.origin))?;
+                Ok(root)
+            }
+            None => self.make_target(path, target),
+        }
     }
 
     /// The next stream of what lies above would remove what is received here.
@@ -112,13 +158,9 @@ impl Fs {
         Ok(())
     }
 
-    fn make_target(
-        &self,
-        path: &[u8],
-        domain: DomainId,
-        new_secret: Option<&DomainSecret>,
-        origin: &[u8],
-    ) -> Result<Ino> {
+    fn make_target(&self, path: &[u8], target: &Target) -> Result<Ino> {
+        let domain = target.domain;
+        let new_secret = target.new_secret.as_ref();
         let (parent, name) = self.resolve_parent(path).map_err(|error| {
             let shown = String::from_utf8_lossy(path);
             match error {
@@ -161,7 +203,7 @@ impl Fs {
             }))
         })?;
         self.views.load_junctions();
-        self.put_record(root, ORIGIN, Some(origin))?;
+        self.put_record(root, ORIGIN, Some(&target.origin))?;
         Ok(root)
     }
 }

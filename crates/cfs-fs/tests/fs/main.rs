@@ -1,5 +1,6 @@
 //! The whole crate from outside, on a device in memory.
 
+mod arriving;
 mod check;
 mod clones;
 mod crash;

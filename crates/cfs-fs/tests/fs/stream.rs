@@ -81,7 +81,7 @@ pub fn shown(fs: &Fs) -> usize {
     all.len()
 }
 
-fn send(fs: &Fs, name: &str, base: Option<&str>) -> (Vec<u8>, Sent) {
+pub fn send(fs: &Fs, name: &str, base: Option<&str>) -> (Vec<u8>, Sent) {
     let snapshot = |name: &str| fs.snapshot(b"/v", name.as_bytes()).expect("there");
     let base = base.map(snapshot);
     let mut out = Vec::new();
