@@ -25,9 +25,9 @@ use zerocopy::FromBytes;
 use super::outgoing::Outgoing;
 use super::receive::Coming;
 use super::wire::{Chunk, Hello, Message, Part, Reply, Sealed, decode};
-use super::{Result, Sent, StreamError};
+use super::{ROOT, Result, Sent, StreamError};
 use crate::error::FsError;
-use crate::types::{Caller, SetAttr};
+use crate::types::SetAttr;
 use crate::views::Snapshot;
 use crate::{Fs, RestoreObserver};
 
@@ -44,13 +44,6 @@ const PART_DIGITS: usize = 8;
 const BUFFER_BYTES: usize = 1 << 20;
 /// Chunks of which is remembered that they are here.
 const PRESENT_MAX: usize = 1 << 20;
-
-const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    pid: 0,
-    umask: 0,
-};
 
 /// Where the file of a chunk is, below the directory that receives: a directory of [`CHUNKS`], and a name in it.
 fn place(fingerprint: &Fingerprint) -> ([u8; 2], Vec<u8>) {
