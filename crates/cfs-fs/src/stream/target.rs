@@ -6,9 +6,9 @@ use cfs_seal::keys::DomainSecret;
 use super::receive::{ORIGIN, PENDING};
 use super::wire::{About, Hello};
 use super::{Result, StreamError};
-use crate::Fs;
 use crate::command::{Command, Make, VolumeCreate};
 use crate::error::FsError;
+use crate::{Fs, RestoreObserver};
 
 /// What has come into a directory that receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,13 @@ impl Fs {
     }
 
     /// The directory that receives.
-    pub(super) fn target(&self, path: &[u8], hello: &Hello, about: Option<&About>) -> Result<Ino> {
+    pub(super) fn target(
+        &self,
+        path: &[u8],
+        hello: &Hello,
+        about: Option<&About>,
+        observer: &mut dyn RestoreObserver,
+    ) -> Result<Ino> {
         let origin = [&hello.pool[..], &hello.directory.to_le_bytes()].concat();
         let shown = String::from_utf8_lossy(path).into_owned();
         let domain = about.map_or(DomainId::DEFAULT, |about| DomainId(about.domain));
@@ -59,7 +65,10 @@ impl Fs {
         let attr = match self.resolve(path) {
             Ok(attr) => attr,
             Err(FsError::NotFound) => {
-                return self.make_target(path, domain, new_secret.as_ref(), &origin);
+                let made = self.make_target(path, domain, new_secret.as_ref(), &origin)?;
+                let (parent, name) = self.resolve_parent(path)?;
+                observer.entry_changed(parent, name);
+                return Ok(made);
             }
             Err(error) => return Err(error.into()),
         };
