@@ -3,6 +3,7 @@
 mod check;
 mod clones;
 mod crash;
+mod golden;
 mod kept;
 mod locks;
 mod model;
