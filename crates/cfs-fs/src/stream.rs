@@ -25,11 +25,21 @@ mod target;
 pub mod wire;
 
 use crate::error::FsError;
+use crate::types::Caller;
 
+pub use keys::Role;
 pub use receive::{Received, holds_arrivals};
 pub(crate) use receive::{check_snapshot_name, is_of_pool, record_stays};
 pub use send::Sent;
 pub use target::Arrival;
+
+/// Receiving as root: attributes come with the stream.
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 0,
+    umask: 0,
+};
 
 /// Why sending or receiving ended.
 #[derive(Debug, thiserror::Error)]

@@ -51,7 +51,7 @@ const SEGMENTS_A_LANE: u32 = 16;
 const TABLE_BLOCK_BYTES: usize = 8 << 10;
 
 /// What a new pool is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FormatOptions {
     /// Cipher of everything in it.
     pub cipher: Cipher,
@@ -60,7 +60,7 @@ pub struct FormatOptions {
     /// Most bytes it may take; 0 when the device alone decides.
     pub pool_bytes_max: u64,
     /// The secret of its first dedup domain, which is that of a pool that it is to be a replica of; else a new one.
-    pub domain_secret: Option<[u8; 32]>,
+    pub domain_secret: Option<Arc<DomainSecret>>,
 }
 
 impl Store {
@@ -116,12 +116,11 @@ impl Store {
             manifest_copy: Default::default(),
             checkpoint_timestamp: 0.into(),
         };
-        let mut secret = [0; 32];
-        match options.domain_secret {
-            Some(given) => secret = given,
-            None => host.fill_random(&mut secret),
-        }
-        let secret = DomainSecret::from_bytes(secret);
+        let secret = options.domain_secret.clone().unwrap_or_else(|| {
+            let mut secret = [0; 32];
+            host.fill_random(&mut secret);
+            Arc::new(DomainSecret::from_bytes(secret))
+        });
         let stored_secret = cluster_key.wrap_domain_secret(DomainId::DEFAULT, &secret);
         let mut space = Space::new(segment_count, device.geometry().sparse);
         space.end_replay();

@@ -4,11 +4,15 @@
 //! chunks of the other. All other keys of the new pool are its own, so no nonce is ever used by both. Or it holds, in place
 //! of the secret, the passage key: the new pool then keeps what it receives, and cannot read it.
 
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use cfs_fs::stream::Role;
 use cfs_seal::block::Cipher;
+use cfs_seal::keys::{DomainSecret, PassageKey};
 use zeroize::Zeroizing;
 
 use crate::failure::{Code, Failure, Result};
@@ -17,49 +21,43 @@ const FIRST_LINE: &str = "cfs replica key 1";
 /// Longest file that is looked at, bytes.
 const FILE_BYTES_MAX: u64 = 1024;
 
+/// Room for the text of any key, bytes: what outgrows its place leaves there what nobody wipes.
+const TEXT_BYTES: usize = 256;
+
 /// What is in the file.
 pub struct ReplicaKey {
     /// The cipher of the pool.
     pub cipher: Cipher,
-    /// What the new pool can do.
+    /// What the new pool can do, and the key for it.
     pub role: Role,
-    /// The secret, or the passage key.
-    pub key: Zeroizing<[u8; 32]>,
 }
 
-/// What a pool can do with what it receives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Show it.
-    Reads,
-    /// Hand it out again.
-    Keeps,
-}
+const SECRET: &str = "secret ";
+const PASSAGE: &str = "passage ";
 
-impl Role {
-    const ALL: [Self; 2] = [Self::Reads, Self::Keeps];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Reads => "secret ",
-            Self::Keeps => "passage ",
-        }
+fn add_hex(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
     }
 }
 
 impl ReplicaKey {
     /// The file's content.
     pub fn render(&self) -> Zeroizing<String> {
-        let hex =
-            |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
-        let body = Zeroizing::new(format!(
-            "{FIRST_LINE}\ncipher {}\n{}{}\n",
-            self.cipher.number(),
-            self.role.word(),
-            &*Zeroizing::new(hex(&*self.key))
-        ));
-        let check = blake3::hash(body.as_bytes());
-        Zeroizing::new(format!("{}check {}\n", &*body, hex(&check.as_bytes()[..8])))
+        let mut text = Zeroizing::new(String::with_capacity(TEXT_BYTES));
+        let (word, key) = match &self.role {
+            Role::Reads(secret) => (SECRET, secret.expose()),
+            Role::Keeps(passage) => (PASSAGE, passage.expose()),
+        };
+        let cipher = self.cipher.number();
+        let _ = write!(text, "{FIRST_LINE}\ncipher {cipher}\n{word}");
+        add_hex(&mut text, key);
+        text.push('\n');
+        let check = blake3::hash(text.as_bytes());
+        text.push_str("check ");
+        add_hex(&mut text, &check.as_bytes()[..8]);
+        text.push('\n');
+        text
     }
 
     /// What a file with this content says; `None` when it is none, or damaged.
@@ -70,8 +68,10 @@ impl ReplicaKey {
         }
         let cipher = lines.next()?.strip_prefix("cipher ")?.parse().ok()?;
         let line = lines.next()?;
-        let said = |role: Role| Some((role, line.strip_prefix(role.word())?.as_bytes()));
-        let (role, digits) = Role::ALL.into_iter().find_map(said)?;
+        let (reads, digits) = match line.strip_prefix(SECRET) {
+            Some(digits) => (true, digits.as_bytes()),
+            None => (false, line.strip_prefix(PASSAGE)?.as_bytes()),
+        };
         let mut key = Zeroizing::new([0; 32]);
         if digits.len() != 64 {
             return None;
@@ -80,7 +80,11 @@ impl ReplicaKey {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
         }
         let cipher = Cipher::from_number(cipher)?;
-        let found = Self { cipher, role, key };
+        let role = match reads {
+            true => Role::Reads(Arc::new(DomainSecret::from_bytes(*key))),
+            false => Role::Keeps(PassageKey::from_bytes(*key)),
+        };
+        let found = Self { cipher, role };
         (*found.render() == text).then_some(found)
     }
 
@@ -89,8 +93,7 @@ impl ReplicaKey {
     /// # Errors
     /// [`Code::Usage`] when it is none.
     pub fn read(path: &Path) -> Result<Self> {
-        use std::io::Read;
-        let mut text = Zeroizing::new(String::new());
+        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
         let read = std::fs::File::open(path)
             .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
         match read {
@@ -131,18 +134,22 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_damage_is_seen() {
-        for role in Role::ALL {
-            let key = ReplicaKey {
-                cipher: Cipher::Aes256Gcm,
-                role,
-                key: Zeroizing::new(std::array::from_fn(|at| at as u8 * 7)),
-            };
+        let bytes = std::array::from_fn(|at| at as u8 * 7);
+        for role in [
+            Role::Reads(Arc::new(DomainSecret::from_bytes(bytes))),
+            Role::Keeps(PassageKey::from_bytes(bytes)),
+        ] {
+            let cipher = Cipher::Aes256Gcm;
+            let key = ReplicaKey { cipher, role };
             let text = key.render();
             let read = ReplicaKey::parse(&text).expect("a key");
-            assert_eq!(
-                (read.cipher, read.role, *read.key),
-                (key.cipher, role, *key.key)
-            );
+            assert_eq!(read.cipher, cipher);
+            let is_same = match (&read.role, &key.role) {
+                (Role::Reads(read), Role::Reads(key)) => read.expose() == key.expose(),
+                (Role::Keeps(read), Role::Keeps(key)) => read.expose() == key.expose(),
+                _ => false,
+            };
+            assert!(is_same, "{:?}", key.role);
             for at in 0..text.len() {
                 let mut damaged = text.as_bytes().to_vec();
                 damaged[at] ^= 1;

@@ -25,9 +25,9 @@ use zerocopy::FromBytes;
 use super::outgoing::Outgoing;
 use super::receive::Coming;
 use super::wire::{Chunk, Hello, Message, Part, Reply, Sealed, decode};
-use super::{Result, Sent, StreamError};
+use super::{ROOT, Result, Sent, StreamError};
 use crate::error::FsError;
-use crate::types::{Caller, SetAttr};
+use crate::types::SetAttr;
 use crate::views::Snapshot;
 use crate::{Fs, RestoreObserver};
 
@@ -45,13 +45,6 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Chunks of which is remembered that they are here.
 const PRESENT_MAX: usize = 1 << 20;
 
-const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    pid: 0,
-    umask: 0,
-};
-
 /// Where the file of a chunk is, below the directory that receives: a directory of [`CHUNKS`], and a name in it.
 fn place(fingerprint: &Fingerprint) -> ([u8; 2], Vec<u8>) {
     let mut digits = String::with_capacity(64);
@@ -65,6 +58,7 @@ fn place(fingerprint: &Fingerprint) -> ([u8; 2], Vec<u8>) {
 /// Takes what comes.
 pub(super) struct Keeping<'a> {
     fs: &'a Fs,
+    observer: &'a mut dyn RestoreObserver,
     messages: Ino,
     chunks: Ino,
     /// Directories of [`CHUNKS`].
@@ -86,12 +80,13 @@ impl<'a> Keeping<'a> {
         root: Ino,
         earlier: Vec<Arc<Snapshot>>,
         coming: Coming<'_, '_>,
-        observer: &mut dyn RestoreObserver,
+        observer: &'a mut dyn RestoreObserver,
     ) -> Result<u64> {
         let mut keeping = Self {
             fs,
-            messages: directory(fs, root, MESSAGES)?,
-            chunks: directory(fs, root, CHUNKS)?,
+            messages: directory(fs, (root, MESSAGES), observer)?,
+            chunks: directory(fs, (root, CHUNKS), observer)?,
+            observer,
             directories: HashMap::new(),
             earlier,
             present: HashSet::new(),
@@ -125,7 +120,7 @@ impl<'a> Keeping<'a> {
         begin(&mut keeping, first)?;
         let mut came = 0;
         loop {
-            if !observer.goes_on() {
+            if !keeping.observer.goes_on() {
                 return Err(StreamError::Io(std::io::ErrorKind::Interrupted.into()));
             }
             let before = frames.messages;
@@ -162,6 +157,7 @@ impl<'a> Keeping<'a> {
         self.parts += 1;
         let name = format!("{:0PART_DIGITS$}", self.parts).into_bytes();
         let file = self.fs.create(self.messages, &name, 0o600, &ROOT)?;
+        self.observer.entry_changed(self.messages, &name);
         self.file = Some((file.ino, 0));
         self.record(part)
     }
@@ -204,7 +200,7 @@ impl<'a> Keeping<'a> {
         if let Some(known) = self.directories.get(&name) {
             return Ok(*known);
         }
-        let ino = directory(self.fs, self.chunks, &name)?;
+        let ino = directory(self.fs, (self.chunks, &name), self.observer)?;
         self.directories.insert(name, ino);
         Ok(ino)
     }
@@ -232,7 +228,7 @@ impl<'a> Keeping<'a> {
                         continue;
                     }
                 };
-                let file = empty_file(fs, directory, &name)?;
+                let file = empty_file(fs, (directory, &name), self.observer)?;
                 is_here = fs.copy_range(ino, 0, file, 0, len)? == len;
                 break;
             }
@@ -259,7 +255,7 @@ impl<'a> Keeping<'a> {
         let fingerprint = Fingerprint(header.fingerprint);
         let (above, name) = place(&fingerprint);
         let directory = self.directory_of(above)?;
-        let file = empty_file(self.fs, directory, &name)?;
+        let file = empty_file(self.fs, (directory, &name), self.observer)?;
         let bytes = [&chunk.header[..], &chunk.payload].concat();
         write_all(self.fs, file, 0, &bytes)?;
         self.fs.hand_over(file);
@@ -284,18 +280,31 @@ fn file_len(header: &RecordHeader) -> u64 {
 }
 
 /// The directory with this name, which is made if it is not there.
-fn directory(fs: &Fs, parent: Ino, name: &[u8]) -> Result<Ino> {
-    match fs.find_name(parent, name)? {
-        Some(there) => Ok(there.ino),
-        None => Ok(fs.mkdir(parent, name, 0o700, &ROOT)?.ino),
+fn directory(
+    fs: &Fs,
+    (parent, name): (Ino, &[u8]),
+    observer: &mut dyn RestoreObserver,
+) -> Result<Ino> {
+    if let Some(there) = fs.find_name(parent, name)? {
+        return Ok(there.ino);
     }
+    let made = fs.mkdir(parent, name, 0o700, &ROOT)?.ino;
+    observer.entry_changed(parent, name);
+    Ok(made)
 }
 
 /// The file with this name, without content.
-fn empty_file(fs: &Fs, parent: Ino, name: &[u8]) -> Result<Ino> {
+fn empty_file(
+    fs: &Fs,
+    (parent, name): (Ino, &[u8]),
+    observer: &mut dyn RestoreObserver,
+) -> Result<Ino> {
     let Some(there) = fs.find_name(parent, name)? else {
-        return Ok(fs.create(parent, name, 0o600, &ROOT)?.ino);
+        let made = fs.create(parent, name, 0o600, &ROOT)?.ino;
+        observer.entry_changed(parent, name);
+        return Ok(made);
     };
+    observer.inode_changed(there.ino);
     let set = SetAttr {
         size: Some(0),
         ..SetAttr::default()

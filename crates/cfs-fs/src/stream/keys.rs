@@ -5,8 +5,8 @@ use std::sync::Arc;
 use cfs_format::{DomainId, Ino};
 use cfs_seal::keys::{DomainSecret, PassageKey};
 use cfs_store::Store;
+use zeroize::Zeroizing;
 
-use super::Result;
 use crate::command::{Command, SetRecords};
 use crate::error::FsError;
 use crate::{Fs, apply};
@@ -14,8 +14,9 @@ use crate::{Fs, apply};
 /// Record of the root of a pool that keeps snapshots of others: their passage key.
 pub(crate) const KEEPS: &[u8] = b"replica.keeps";
 
-/// What a pool does with streams.
-pub(super) enum Role {
+/// What a pool does with streams, and the key for it.
+#[derive(Debug)]
+pub enum Role {
     /// It has the secret of the pools whose streams it takes, and its own.
     Reads(Arc<DomainSecret>),
     /// It has the passage key of other pools, and keeps what they send without being able to read it.
@@ -23,7 +24,9 @@ pub(super) enum Role {
 }
 
 impl Role {
-    pub(super) fn passage(&self) -> PassageKey {
+    /// The key of frames.
+    #[must_use]
+    pub fn passage(&self) -> PassageKey {
         match self {
             Self::Reads(secret) => secret.passage(),
             Self::Keeps(passage) => PassageKey::from_bytes(*passage.expose()),
@@ -55,24 +58,26 @@ impl Fs {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn keeps(&self) -> crate::Result<Option<PassageKey>> {
+    fn keeps(&self) -> crate::Result<Option<PassageKey>> {
         let Some(key) = self.record(Ino::ROOT, KEEPS)? else {
             return Ok(None);
         };
-        let key = <[u8; 32]>::try_from(key)
+        let key = Zeroizing::new(key);
+        let key = <[u8; 32]>::try_from(&key[..])
             .map_err(|_| FsError::damaged("the key of the snapshots that are kept"))?;
         Ok(Some(PassageKey::from_bytes(key)))
     }
 
-    pub(super) fn first_secret(&self) -> Result<Arc<DomainSecret>> {
-        let secret = self.store.domain_secret(DomainId::DEFAULT);
-        Ok(secret.ok_or_else(|| FsError::damaged("the first dedup domain is missing"))?)
-    }
-
-    pub(super) fn role(&self) -> Result<Role> {
-        match self.keeps()? {
-            Some(passage) => Ok(Role::Keeps(passage)),
-            None => self.first_secret().map(Role::Reads),
+    /// What this pool does with streams.
+    ///
+    /// # Errors
+    /// When its key cannot be read.
+    pub fn role(&self) -> crate::Result<Role> {
+        if let Some(passage) = self.keeps()? {
+            return Ok(Role::Keeps(passage));
         }
+        let secret = self.store.domain_secret(DomainId::DEFAULT);
+        let secret = secret.ok_or_else(|| FsError::damaged("the first dedup domain is missing"))?;
+        Ok(Role::Reads(secret))
     }
 }

@@ -24,10 +24,10 @@ use super::wire::{
     About, Body, FrameReader, FrameWriter, Hello, Message, Name, Node, Opening, Part, Reply,
     TreeMessage, TreeReader, answerer_cipher, read_head, sender_cipher,
 };
-use super::{Result, StreamError};
+use super::{ROOT, Result, StreamError};
 use crate::error::FsError;
 use crate::namespace::publish::RecordChange;
-use crate::types::{Attr, Caller, RenameFlags, SetAttr, SetTime, Time};
+use crate::types::{Attr, RenameFlags, SetAttr, SetTime, Time};
 use crate::views::Snapshot;
 use crate::{Fs, RestoreObserver, inode, row};
 
@@ -52,14 +52,6 @@ const XATTRS_AT_ONCE: usize = 8;
 const STAGING: &[u8] = b".cfs-receive";
 /// What the names there begin with of what has lost its name to another.
 const DISPLACED: &str = "displaced-";
-
-/// Receiving as root: attributes come with the stream.
-const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    pid: 0,
-    umask: 0,
-};
 
 /// Names that receiving uses are no names for snapshots.
 ///
@@ -302,7 +294,7 @@ impl Fs {
                 }
             },
         };
-        let root = self.make_ready(path, &target)?;
+        let root = self.make_ready(path, &target, observer)?;
         let mut turn = match turn {
             Some(turn) => turn,
             None => self.take_turn(root)?,

@@ -6,9 +6,9 @@ use cfs_seal::keys::DomainSecret;
 use super::receive::{ORIGIN, PENDING};
 use super::wire::{About, Hello};
 use super::{Result, StreamError};
-use crate::Fs;
 use crate::command::{Command, Make, VolumeCreate};
 use crate::error::FsError;
+use crate::{Fs, RestoreObserver};
 
 /// What has come into a directory that receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,14 +128,24 @@ impl Fs {
     ///
     /// # Errors
     /// It cannot be made; then nothing was.
-    pub(super) fn make_ready(&self, path: &[u8], target: &Target) -> Result<Ino> {
+    pub(super) fn make_ready(
+        &self,
+        path: &[u8],
+        target: &Target,
+        observer: &mut dyn RestoreObserver,
+    ) -> Result<Ino> {
         match target.root {
             Some(root) if target.is_replica => Ok(root),
             Some(root) => {
                 self.put_record(root, ORIGIN, Some(&target.origin))?;
                 Ok(root)
             }
-            None => self.make_target(path, target),
+            None => {
+                let made = self.make_target(path, target)?;
+                let (parent, name) = self.resolve_parent(path)?;
+                observer.entry_changed(parent, name);
+                Ok(made)
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use cfs_seal::keys::{DomainSecret, PassageKey};
 use cfs_seal::stream::StreamCipher;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::{Result, StreamError};
 use crate::types::Time;
@@ -255,6 +255,9 @@ pub struct End {
     pub messages: u64,
 }
 
+/// Bytes of [`About`] without path and name, and of what sealing adds, at most.
+const ABOUT_BYTES: usize = 256;
+
 /// Frames that go out.
 pub(super) struct FrameWriter<'w> {
     out: &'w mut dyn Write,
@@ -434,7 +437,9 @@ impl TreeWriter {
             cipher: StreamCipher::tree(secret, cipher, &salt),
             messages: 0,
         };
-        let about = writer.seal(&TreeMessage::About(about));
+        // With room for all of it: what outgrows its place leaves there what nobody wipes.
+        let room = about.path.len() + about.name.len() + ABOUT_BYTES;
+        let about = writer.seal_into(&TreeMessage::About(about), Vec::with_capacity(room));
         let opening = Opening {
             version: STREAM_VERSION,
             salt,
@@ -445,7 +450,12 @@ impl TreeWriter {
 
     /// The message, sealed.
     pub(super) fn seal(&mut self, message: &TreeMessage) -> Vec<u8> {
-        let mut bytes = postcard::to_stdvec(message).expect("a vector takes any number of bytes");
+        self.seal_into(message, Vec::new())
+    }
+
+    fn seal_into(&mut self, message: &TreeMessage, bytes: Vec<u8>) -> Vec<u8> {
+        let bytes = postcard::to_extend(message, bytes);
+        let mut bytes = bytes.expect("a vector takes any number of bytes");
         self.cipher.seal(&mut bytes, 0);
         self.messages += 1;
         bytes
@@ -492,7 +502,9 @@ impl TreeReader {
     ///
     /// # Errors
     /// [`StreamError::Forged`] with the frame's number, [`StreamError::Contradiction`].
-    pub(super) fn open(&mut self, mut message: Vec<u8>, frame: u64) -> Result<TreeMessage> {
+    pub(super) fn open(&mut self, message: Vec<u8>, frame: u64) -> Result<TreeMessage> {
+        // What a part is about has a secret.
+        let mut message = Zeroizing::new(message);
         let plain = self.cipher.open(&mut message);
         let plain = plain.map_err(|_| StreamError::Forged(frame))?;
         self.messages += 1;

@@ -1,18 +1,19 @@
 //! A pool that keeps snapshots of another one without being able to read them, and hands them out again.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use cfs_format::Ino;
 use cfs_fs::stream::{Received, Sent, StreamError};
-use cfs_fs::{Fs, RecordChange, SetAttr, Snapshot, XattrFlags};
+use cfs_fs::{Fs, FsError, RecordChange, RestoreObserver, SetAttr, Snapshot, XattrFlags};
 use cfs_seal::keys::DomainSecret;
 
 use crate::pool::{Pool, SECRET, assert_clean};
 use crate::stream::{Nobody, change, file, mkdir, noise, receive, same, shown, source};
 
 /// A pool that has the passage key of the others, and none of their secrets.
-fn keeper(pool: &Pool) -> Arc<Fs> {
+pub fn keeper(pool: &Pool) -> Arc<Fs> {
     let fs = pool.open();
     let passage = DomainSecret::from_bytes(SECRET).passage();
     Fs::format_to_keep(fs.store(), &passage).expect("room for a key");
@@ -448,4 +449,50 @@ fn a_pool_that_only_stores_sends_nothing_of_its_own() {
         matches!(refused, Err(StreamError::Target(_))),
         "{refused:?}"
     );
+}
+
+/// Collects what a mount is told.
+#[derive(Default)]
+struct Told(BTreeSet<(Ino, Vec<u8>)>);
+
+impl RestoreObserver for Told {
+    fn inode_changed(&mut self, _: Ino) {}
+    fn entry_changed(&mut self, parent: Ino, name: &[u8]) {
+        self.0.insert((parent, name.to_vec()));
+    }
+    fn problem(&mut self, path: &[u8], error: &FsError) {
+        panic!("{path:?}: {error}");
+    }
+    fn goes_on(&mut self) -> bool {
+        true
+    }
+}
+
+/// A mount did not see names that it had looked for before.
+#[test]
+fn each_name_that_is_made_is_told() {
+    let (from, between) = (Pool::new(64), blind());
+    let (source, kept) = (source(&from), keeper(&between));
+    let stream = stored(&source, ("/v", "one"), None);
+    let mut told = Told::default();
+    kept.receive(
+        Some(b"/kept"),
+        &mut &stream[..],
+        &mut std::io::sink(),
+        &mut told,
+    )
+    .expect("kept");
+    let mut waiting = vec![Ino::ROOT];
+    let mut names = 0;
+    while let Some(directory) = waiting.pop() {
+        for entry in kept.names_from(directory, b"", usize::MAX).expect("listed") {
+            names += 1;
+            let name = String::from_utf8_lossy(&entry.name).into_owned();
+            assert!(told.0.contains(&(directory, entry.name)), "{name}");
+            if entry.kind == libc::S_IFDIR {
+                waiting.push(entry.ino);
+            }
+        }
+    }
+    assert!(names > 10, "{names}");
 }

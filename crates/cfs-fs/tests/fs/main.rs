@@ -4,6 +4,7 @@ mod arriving;
 mod check;
 mod clones;
 mod crash;
+mod golden;
 mod kept;
 mod locks;
 mod model;

@@ -9,7 +9,7 @@ use cfs_fs::{Fs, FsOptions};
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{
-    ClusterKey, MasterKey, render_key_file, unwrap_cluster_key, wrap_cluster_key,
+    ClusterKey, DomainSecret, MasterKey, render_key_file, unwrap_cluster_key, wrap_cluster_key,
 };
 use cfs_store::{Host, Store, StoreOptions, UnlockError};
 use zerocopy::FromZeros;
@@ -94,7 +94,7 @@ impl Pool {
                 algorithm: 1.into(),
             },
             pool_bytes_max: 0,
-            domain_secret: Some(domain_secret),
+            domain_secret: Some(Arc::new(DomainSecret::from_bytes(domain_secret))),
         };
         let (device, host): (Arc<dyn Device>, Arc<dyn Host>) =
             (pool.device.clone(), pool.host.clone());

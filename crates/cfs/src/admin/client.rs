@@ -211,7 +211,7 @@ pub fn change_passphrase(
         true => {
             let passphrase = given.passphrase(dir)?;
             (
-                Present::Passphrase(passphrase.to_string()),
+                Present::Passphrase(passphrase.clone()),
                 KeyGiven::known(passphrase),
             )
         }
@@ -224,10 +224,7 @@ pub fn change_passphrase(
             )
         }
     };
-    let request = Request::ChangePassphrase {
-        present,
-        new: new.to_string(),
-    };
+    let request = Request::ChangePassphrase { present, new };
     let code = perform(dir, request, true, |request, reporter| {
         let pool = pool::open(dir, opener, pool::Use::default())?;
         on_own_pool(pool, request, reporter)

@@ -5,10 +5,12 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::report::{Df, Domains, Policies, SnapshotTaken, Snapshots, Status, Volumes};
 use crate::failure::Failure;
@@ -17,6 +19,8 @@ use crate::failure::Failure;
 pub const PROTOCOL: u32 = 1;
 /// Longest request line, bytes.
 pub const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// Bytes that are read at once: more than two passphrases have, each byte of them escaped.
+const READ_BYTES: usize = 64 << 10;
 /// Longest event line, bytes.
 pub const EVENT_BYTES_MAX: u64 = 16 << 20;
 
@@ -104,7 +108,7 @@ pub enum Request {
         /// What opens the pool now.
         present: Present,
         /// The new passphrase.
-        new: String,
+        new: Zeroizing<String>,
     },
     /// Take, list, hold or delete snapshots.
     Snapshot(SnapshotRequest),
@@ -301,7 +305,7 @@ pub enum PolicyChange {
 #[serde(rename_all = "kebab-case")]
 pub enum Present {
     /// A passphrase.
-    Passphrase(String),
+    Passphrase(Zeroizing<String>),
     /// A key file.
     KeyFile(AnyPath),
 }
@@ -522,7 +526,7 @@ pub enum Answer {
     /// Of `key replica`.
     ReplicaKey {
         /// The content of the file; secret.
-        text: String,
+        text: Zeroizing<String>,
     },
     /// Users of the S3 face.
     Users {
@@ -719,12 +723,72 @@ pub struct RestoreSummary {
     pub seconds: f64,
 }
 
+/// A reader of messages that wipes what it has held: there may be a secret in it.
+pub struct Messages<R> {
+    from: R,
+    held: Zeroizing<Vec<u8>>,
+    /// Of what is held, what is to be taken yet.
+    range: Range<usize>,
+}
+
+impl<R: Read> Messages<R> {
+    /// Reads from there.
+    pub fn new(from: R) -> Self {
+        Self {
+            from,
+            held: Zeroizing::new(vec![0; READ_BYTES]),
+            range: 0..0,
+        }
+    }
+}
+
+impl<R: Read> Read for Messages<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buf)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl<R: Read> BufRead for Messages<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.range.is_empty() {
+            self.held[..self.range.end].zeroize();
+            self.range = 0..0;
+            self.range.end = self.from.read(&mut self.held)?;
+        }
+        Ok(&self.held[self.range.clone()])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.range.start += count;
+    }
+}
+
+/// Counts bytes.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0 += buf.len();
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Writes one message.
 ///
 /// # Errors
 /// When the other side has gone.
 pub fn send(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
+    let mut length = Length(1);
+    serde_json::to_writer(&mut length, message)?;
+    // What outgrows its place leaves there what nobody wipes.
+    let mut line = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *line, message)?;
     line.push(b'\n');
     stream.write_all(&line)
 }
@@ -738,7 +802,11 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     bytes_max: u64,
 ) -> io::Result<Option<T>> {
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
-    let mut line = Vec::new();
+    let here = stream.fill_buf()?;
+    let end = here.iter().position(|byte| *byte == b'\n');
+    let mut line = Zeroizing::new(Vec::with_capacity(
+        end.map_or(2 * here.len(), |end| end + 1),
+    ));
     stream.take(bytes_max).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Ok(None);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use cfs_format::superblock::UNLOCK_PASSPHRASE;
 use cfs_format::{DomainId, Ino, SEGMENT_BYTES};
+use cfs_fs::stream::Role;
 use cfs_fuse::Mounted;
 use cfs_s3::{Lifecycle, Users, WeakLifecycle};
 use cfs_seal::block::Cipher;
@@ -33,7 +34,7 @@ use crate::bytes::count;
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
 use crate::pool::{Pool, cipher_name, master_key, new_slot};
-use crate::replica::{ReplicaKey, Role};
+use crate::replica::ReplicaKey;
 use crate::transfer::export::export;
 use crate::transfer::import::{Excluded, import};
 use crate::transfer::{KernelCaches, Run};
@@ -180,7 +181,7 @@ impl Service {
             }
             Request::Export(transfer) => self.export(&transfer, reporter),
             Request::ChangePassphrase { present, new } => {
-                self.change_passphrase(&present.into_secret(), Zeroizing::new(new))
+                self.change_passphrase(&present.into_secret(), new)
             }
             Request::Snapshot(request) => {
                 let caches = self.kernel_caches();
@@ -495,17 +496,16 @@ impl Service {
 
     fn replica_key(&self, store_only: bool) -> Result<Answer> {
         let store = self.pool.fs.store();
-        let secret = store
-            .domain_secret(DomainId::DEFAULT)
-            .ok_or_else(|| Failure::new(Code::Pool, "the first dedup domain is missing"))?;
-        let kept = self.pool.fs.keeps().map_err(|error| {
-            Failure::new(Code::Pool, format!("the key of what it keeps: {error}"))
+        let role = self.pool.fs.role().map_err(|error| {
+            Failure::new(
+                Code::Pool,
+                format!("the key of this pool's streams: {error}"),
+            )
         })?;
-        let (role, key) = match (kept, store_only) {
-            (Some(passage), true) => (Role::Keeps, *passage.expose()),
-            (None, true) => (Role::Keeps, *secret.passage().expose()),
-            (None, false) => (Role::Reads, *secret.expose()),
-            (Some(_), false) => {
+        let role = match (role, store_only) {
+            (role, true) => Role::Keeps(role.passage()),
+            (role @ Role::Reads(_), false) => role,
+            (Role::Keeps(_), false) => {
                 return Err(Failure::new(
                     Code::Usage,
                     "this pool keeps snapshots that it cannot read, and has no key that could",
@@ -516,11 +516,8 @@ impl Service {
         let key = ReplicaKey {
             cipher: store.cipher(),
             role,
-            key: Zeroizing::new(key),
         };
-        Ok(Answer::ReplicaKey {
-            text: key.render().to_string(),
-        })
+        Ok(Answer::ReplicaKey { text: key.render() })
     }
 
     fn change_passphrase(&self, present: &Secret, new: Zeroizing<String>) -> Result<Answer> {
@@ -566,7 +563,7 @@ impl Service {
 impl Present {
     fn into_secret(self) -> Secret {
         match self {
-            Self::Passphrase(text) => Secret::Passphrase(Zeroizing::new(text)),
+            Self::Passphrase(text) => Secret::Passphrase(text),
             Self::KeyFile(path) => Secret::KeyFile(path.to_host()),
         }
     }

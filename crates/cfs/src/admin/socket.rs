@@ -5,7 +5,7 @@
 //! are served at a time; no input makes it panic or grow without bound.
 
 use std::fs;
-use std::io::{self, BufReader};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::protocol::{Answer, Envelope, Event, PROTOCOL, REQUEST_BYTES_MAX, receive};
+use super::protocol::{Answer, Envelope, Event, Messages, PROTOCOL, REQUEST_BYTES_MAX, receive};
 use super::reporter::{Remote, Reporter};
 use super::service::Service;
 use crate::datadir::DataDir;
@@ -185,7 +185,7 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
     let reporter = Remote::new(stream, &shared.stopping);
-    let request = receive::<Envelope>(&mut BufReader::new(stream), REQUEST_BYTES_MAX);
+    let request = receive::<Envelope>(&mut Messages::new(stream), REQUEST_BYTES_MAX);
     let result = match request {
         Ok(None) => return Ok(()),
         Ok(Some(envelope)) if envelope.protocol == PROTOCOL => {
@@ -238,7 +238,7 @@ pub fn ask(stream: &UnixStream, request: &Envelope, reporter: &dyn Reporter) -> 
         heard: false,
         hung_up: None,
     };
-    let mut reader = BufReader::new(&mut lines);
+    let mut reader = Messages::new(&mut lines);
     loop {
         match receive::<Event>(&mut reader, super::protocol::EVENT_BYTES_MAX) {
             Ok(Some(Event::Done { answer })) => return Ok(answer),

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use cfs_device::{BlockDevice, Device, FileDevice};
 use cfs_format::superblock::{CHUNKER_GEAR, ChunkParams, KeySlot};
-use cfs_format::{DomainId, SEGMENT_BYTES, SegmentId};
+use cfs_format::{SEGMENT_BYTES, SegmentId};
 use cfs_fs::Fs;
+use cfs_fs::stream::Role;
 use cfs_seal::block::Cipher;
-use cfs_seal::keys::{ClusterKey, PassageKey, render_key_file, wrap_cluster_key};
+use cfs_seal::keys::{ClusterKey, render_key_file, wrap_cluster_key};
 use cfs_store::{FormatPoolError, Host, POOL_BYTES_MIN, Store, StoreOptions};
 use zeroize::Zeroizing;
 
@@ -24,7 +25,7 @@ use crate::datadir::{Config, Contents, DataDir};
 use crate::failure::{Code, Failure, Result};
 use crate::host::System;
 use crate::keys::{KeyGiven, Secret};
-use crate::replica::{ReplicaKey, Role};
+use crate::replica::ReplicaKey;
 
 pub(super) fn create(
     dir: &DataDir,
@@ -123,13 +124,12 @@ fn adopt(
 
 /// A pool that was there already must be what was asked for.
 fn check_replica(fs: &Fs, replica: &ReplicaKey) -> Result<()> {
-    let kept = fs
-        .keeps()
+    let role = fs
+        .role()
         .map_err(|error| Failure::new(Code::Pool, error.to_string()))?;
-    let secret = fs.store().domain_secret(DomainId::DEFAULT);
-    let is_same = match (replica.role, kept, secret) {
-        (Role::Keeps, Some(passage), _) => *passage.expose() == *replica.key,
-        (Role::Reads, None, Some(secret)) => *secret.expose() == *replica.key,
+    let is_same = match (&replica.role, &role) {
+        (Role::Keeps(wanted), Role::Keeps(passage)) => wanted.expose() == passage.expose(),
+        (Role::Reads(wanted), Role::Reads(secret)) => wanted.expose() == secret.expose(),
         _ => false,
     };
     match is_same {
@@ -257,9 +257,10 @@ fn format(
             algorithm: CHUNKER_GEAR.into(),
         },
         pool_bytes_max: first_run.pool_size.unwrap_or(0),
-        domain_secret: replica
-            .filter(|replica| replica.role == Role::Reads)
-            .map(|replica| *replica.key),
+        domain_secret: replica.and_then(|replica| match &replica.role {
+            Role::Reads(secret) => Some(Arc::clone(secret)),
+            Role::Keeps(_) => None,
+        }),
     };
     Store::format(
         device,
@@ -289,11 +290,12 @@ fn format(
         codec_level,
     };
     Fs::format(&store, &*host, &options).map_err(|error| failed(&error))?;
-    if let Some(replica) = replica
-        && replica.role == Role::Keeps
+    if let Some(ReplicaKey {
+        role: Role::Keeps(passage),
+        ..
+    }) = replica
     {
-        let passage = PassageKey::from_bytes(*replica.key);
-        Fs::format_to_keep(&store, &passage).map_err(|error| failed(&error))?;
+        Fs::format_to_keep(&store, passage).map_err(|error| failed(&error))?;
     }
     store.close().map_err(|error| failed(&error))
 }
@@ -310,7 +312,7 @@ fn make_key_file(path: &Path) -> Result<bool> {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
-        file.write_all(&render_key_file(&random))?;
+        file.write_all(&Zeroizing::new(render_key_file(&random)))?;
         file.sync_all()?;
         // A key that a crash takes away takes the pool with it.
         match path

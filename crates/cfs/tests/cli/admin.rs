@@ -368,3 +368,77 @@ fn help_completions_and_manual_pages_are_there() {
     }
     cfs!("man", scratch.path("absent")).refused(7, "manual pages");
 }
+
+/// Where the bytes of a text are in the memory of a process.
+fn places_in_memory(pid: u32, text: &[u8]) -> Vec<u64> {
+    use std::os::unix::fs::FileExt;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("our own child");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("our own child");
+    let mut found = Vec::new();
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (range, rights) = (fields.next().expect("a range"), fields.next());
+        if !rights.is_some_and(|rights| rights.starts_with("rw")) || line.contains("[v") {
+            continue;
+        }
+        let (from, to) = range.split_once('-').expect("two ends");
+        let number = |digits| u64::from_str_radix(digits, 16).expect("digits");
+        let (mut from, to) = (number(from), number(to));
+        while from < to {
+            let mut bytes = vec![0; (to - from).min(16 << 20) as usize];
+            let Ok(count) = memory.read_at(&mut bytes, from) else {
+                break;
+            };
+            let places = bytes[..count].windows(text.len()).enumerate();
+            found.extend(
+                places
+                    .filter(|(_, it)| *it == text)
+                    .map(|(at, _)| from + at as u64),
+            );
+            if count <= text.len() {
+                break;
+            }
+            // What lies over the end is looked at again.
+            from += match from + count as u64 {
+                end if end == to => count as u64,
+                _ => (count - text.len()) as u64,
+            };
+        }
+    }
+    found
+}
+
+/// A server kept passphrases and replica keys in buffers of its socket.
+#[test]
+fn secrets_do_not_stay_in_the_memory_of_a_server() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let [one, two] = ["first words of 4711", "other words of 4712"];
+    let words = [("one", one), ("two", two)].map(|(name, text)| scratch.file(name, text));
+    let serve = command(&[&"server", &"--data", &data, &"--passphrase-file", &words[0]]);
+    let server = Server::spawn(serve, &data, None);
+    let key = scratch.path("replica.key");
+    cfs!("admin", "key", "replica", key, "--data", data).ok();
+    cfs!(
+        "admin",
+        "key",
+        "change-passphrase",
+        "--passphrase-file",
+        words[0],
+        "--new-passphrase-file",
+        words[1],
+        "--data",
+        data
+    )
+    .ok();
+    let key = fs::read_to_string(key).expect("read");
+    let digits = key.lines().find_map(|line| line.strip_prefix("secret "));
+    // What it says of itself is found, so that the search is one.
+    let pid = server.pid();
+    assert!(!places_in_memory(pid, data.as_os_str().as_encoded_bytes()).is_empty());
+    for secret in [one, two, digits.expect("a line with the secret")] {
+        let places = places_in_memory(pid, secret.as_bytes());
+        assert!(places.is_empty(), "{secret} is at {places:x?}");
+    }
+    server.stop();
+}
