@@ -83,7 +83,7 @@ impl Fs {
         } else if self.record(attr.ino, ORIGIN)?.is_some() {
             Some("is a replica of another directory")
         } else if !self.names_from(attr.ino, b"", 1)?.is_empty() {
-            Some("is not empty, and no replica of what is sent")
+            Some("is not empty, and is no replica of what is sent")
         } else if self
             .store
             .volume(attr.volume)
