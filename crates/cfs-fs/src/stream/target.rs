@@ -97,15 +97,13 @@ impl Fs {
         let volume = self.store.volume(attr.volume);
         let obstacle = if attr.kind() != libc::S_IFDIR {
             Some("is no directory")
+        } else if !is_replica && self.record(attr.ino, ORIGIN)?.is_some() {
+            Some("is a replica of another directory")
+        } else if !is_replica && !self.names_from(attr.ino, b"", 1)?.is_empty() {
+            Some("is not empty, and is no replica of what is sent")
         } else if volume.is_none_or(|volume| volume.root.get() != attr.ino.0) {
             Some("is a directory of a larger volume; a path where nothing is yet becomes a volume")
-        } else if is_replica {
-            None
-        } else if self.record(attr.ino, ORIGIN)?.is_some() {
-            Some("is a replica of another directory")
-        } else if !self.names_from(attr.ino, b"", 1)?.is_empty() {
-            Some("is not empty, and no replica of what is sent")
-        } else if volume.is_none_or(|volume| volume.domain.get() != domain.0) {
+        } else if !is_replica && volume.is_none_or(|volume| volume.domain.get() != domain.0) {
             Some("is in a volume that shares no chunks with what is sent")
         } else {
             None

@@ -381,6 +381,8 @@ pub struct SnapshotUse {
     pub path_hex: Option<String>,
     /// The directory has been removed.
     pub removed: bool,
+    /// It holds what had come of a stream that was cut off; receiving that to its end takes it away.
+    pub cut_off: bool,
     /// The directory's volume.
     pub volume: u32,
     /// When it was taken, seconds since 1970.
@@ -539,13 +541,15 @@ impl Snapshots {
                 printable(&it.name),
                 printable(&it.path),
                 it.created_text.clone(),
-                match (it.held, it.removed) {
-                    (false, false) => "",
-                    (true, false) => "held",
-                    (false, true) => "removed",
-                    (true, true) => "held, removed",
-                }
-                .to_owned(),
+                [
+                    (it.held, "held"),
+                    (it.removed, "removed"),
+                    (it.cut_off, "cut off"),
+                ]
+                .iter()
+                .filter_map(|(is, word)| is.then_some(*word))
+                .collect::<Vec<_>>()
+                .join(", "),
                 count(it.inodes),
                 show(it.logical_bytes),
                 show(it.exclusive_bytes),

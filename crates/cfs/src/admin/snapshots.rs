@@ -43,13 +43,11 @@ pub fn perform(
         }
         SnapshotRequest::List { path, with } => {
             let path = path.as_ref().map(AnyPath::bytes);
-            let mut snapshots = fs.snapshots(path).map_err(|error| {
+            let snapshots = fs.snapshots(path).map_err(|error| {
                 let path = text(path.unwrap_or(b"/"));
                 Failure::new(Code::Failed, format!("{path} in the pool: {error}"))
             })?;
             let incomplete = incomplete(fs, path);
-            // Where the directory is gone nothing will come that takes them away.
-            snapshots.retain(|it| !holds_arrivals(it) || is_removed(fs, it.directory));
             for name in with {
                 if !snapshots.iter().any(|it| it.name == name.bytes()) {
                     return Err(Failure::new(
@@ -120,10 +118,6 @@ pub fn perform(
         SnapshotRequest::Release(named) => named.hold(fs, false)?,
     }
     Ok(Answer::Nothing)
-}
-
-fn is_removed(fs: &Fs, directory: Ino) -> bool {
-    fs.getattr(directory).map_or(true, |attr| attr.nlink == 0)
 }
 
 /// Directories that show something half: the one at a path, or of all those of volumes and snapshots.
@@ -316,6 +310,7 @@ fn use_of(fs: &Fs, snapshot: &Snapshot, sizes: &SnapshotSizes) -> SnapshotUse {
         path: String::from_utf8_lossy(&path).into_owned(),
         path_hex: hex_if_no_text(&path),
         removed,
+        cut_off: holds_arrivals(snapshot),
         volume: snapshot.volume.0,
         created: snapshot.created.seconds,
         created_text: utc(snapshot.created.seconds),

@@ -2,7 +2,7 @@
 //!
 //! Invariants: the socket is 0600 in a 0700 directory and answers only its own user and root; it exists only while
 //! the data directory is locked, so that one found there by the next owner is stale; at most [`CLIENTS_MAX`] clients
-//! are served at a time; no input makes it panic or grow without bound.
+//! are served at a time, and others wait; no input makes it panic or grow without bound.
 
 use std::fs;
 use std::io;
@@ -23,9 +23,13 @@ use crate::datadir::DataDir;
 use crate::failure::{Code, Failure, Result};
 
 /// Clients at a time.
-const CLIENTS_MAX: usize = 16;
-/// How long a client may take to send its request, and to read an event.
+const CLIENTS_MAX: usize = 64;
+/// How long a client may take to send its request: others may wait for its turn.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client may take to read an event.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether a client has gone whom others wait for.
+const TURN_LOOK: Duration = Duration::from_millis(10);
 
 /// A running admin socket. Dropping it ends it.
 pub struct AdminSocket {
@@ -138,6 +142,12 @@ pub fn connect(dir: &DataDir) -> io::Result<Option<UnixStream>> {
 
 fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
     loop {
+        // Others wait in the queue of the socket until one has its answer.
+        while shared.clients.load(Ordering::Relaxed) >= CLIENTS_MAX
+            && !shared.stopping.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(TURN_LOOK);
+        }
         let stream = listener.accept();
         if shared.stopping.load(Ordering::Relaxed) {
             return;
@@ -152,10 +162,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         };
         let mut workers = shared.workers.lock();
         workers.retain(|worker| !worker.is_finished());
-        if shared.clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
-            shared.clients.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
+        shared.clients.fetch_add(1, Ordering::Relaxed);
         let spawned = std::thread::Builder::new()
             .name("admin client".to_owned())
             .spawn({
@@ -182,7 +189,7 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    stream.set_read_timeout(Some(REQUEST_PATIENCE))?;
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
     let reporter = Remote::new(stream, &shared.stopping);
     let request = receive::<Envelope>(&mut Messages::new(stream), REQUEST_BYTES_MAX);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cfs_format::Ino;
-use cfs_fs::stream::{Arrival, holds_arrivals};
+use cfs_fs::stream::Arrival;
 use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeOptions};
 
 use super::protocol::{Answer, AnyPath, VolumeRequest};
@@ -140,10 +140,7 @@ fn shown(fs: &Fs, volume: &Volume) -> VolumeShown {
         quota_bytes: bound(volume.quota.bytes),
         inodes: volume.record.inode_count.get(),
         quota_inodes: bound(volume.quota.inodes),
-        snapshots: all
-            .iter()
-            .filter(|it| it.volume == volume.id && !holds_arrivals(it))
-            .count() as u64,
+        snapshots: all.iter().filter(|it| it.volume == volume.id).count() as u64,
         domain: volume.record.domain.get(),
         origin: fs.origin_of(volume).map(|it| {
             // The directory may have another path now.

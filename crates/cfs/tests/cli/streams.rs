@@ -756,7 +756,7 @@ fn a_snapshot_of_the_root_goes_to_an_empty_root_or_another_path() {
             .contains("give another path to receive it at"),
         "{refused:?}"
     );
-    refused.refused(1, "/ is not empty, and no replica of what is sent");
+    refused.refused(1, "/ is not empty, and is no replica of what is sent");
     cfs!(
         "replicate",
         "/@all",
