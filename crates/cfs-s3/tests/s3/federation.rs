@@ -269,6 +269,10 @@ fn tokens_that_are_not_in_order_give_nothing() {
         invalid(text);
     }
 
+    // A long one is none, however right it is.
+    let long = "x".repeat(20_000);
+    invalid(&issuer.token(&with(&usual, "long", json!(long))));
+
     // Whose it is, and when.
     let now = now(&served);
     for claims in [
@@ -345,6 +349,11 @@ fn tokens_that_are_not_in_order_give_nothing() {
     let carol = crate::iam::member(&served, &alice, "carol");
     put_policy(&alice, "User", "carol", &allow("*", "*")).is(200);
     carol.call("sts", "", &fields).fails(403, "AccessDenied");
+    // What is told in the open is not what is told in private.
+    let open = ISSUER.replace("https", "http");
+    let added = served.users.set_issuer(&open, &issuer.keys(), Vec::new());
+    added.expect("these are keys");
+    denied(&arn, &issuer.token(&with(&usual, "iss", json!(open))));
     // A provider cannot be named so that its claims stand for what the server knows.
     let aws = "https://aws";
     let keys = issuer.keys();
@@ -477,6 +486,12 @@ fn roles_ask_for_claims_and_tags() {
             format!(r#""ForAllValues:StringEquals": {{"{BARE}:groups": ["lab", "staff"]}}"#),
         ),
         (
+            "no-value",
+            true,
+            &plain,
+            format!(r#""ForAllValues:StringEquals": {{"{BARE}:none": "x"}}"#),
+        ),
+        (
             "tag",
             true,
             &both,
@@ -561,6 +576,13 @@ fn roles_ask_for_claims_and_tags() {
     create(&trust(&provided, &of_other));
     create(&trust("id.example.com", ""));
     create(&trust("cognito-identity.amazonaws.com", ""));
+    let of_bucket = trust(&provided, "").replace(
+        r#"["sts:AssumeRoleWithWebIdentity", "sts:TagSession"]"#,
+        r#""s3:GetObject", "Resource": "arn:aws:s3:::alice/*""#,
+    );
+    alice
+        .send("PUT", "/alice", &[("policy", "")], of_bucket.as_bytes())
+        .fails(400, "MalformedPolicy");
     let of_tags = r#"{"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*",
         "Condition": {"StringEquals": {"aws:RequestTag/Team": "red"}}}}"#;
     put_policy(&alice, "Role", "by-tag", of_tags).fails(400, "MalformedPolicyDocument");
@@ -585,7 +607,7 @@ fn accounts_have_providers() {
             .is(200)
             .all("Arn")
     };
-    assert_eq!(list(&alice), [arn.clone()]);
+    assert_eq!(list(&alice), std::slice::from_ref(&arn));
     // Clients come and go, but for the last.
     let client = |action: &str, id: &str| {
         let action = format!("{action}OpenIDConnectProvider");
