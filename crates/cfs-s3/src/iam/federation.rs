@@ -57,7 +57,8 @@ pub(super) fn assume(form: &Form) -> Done {
     let name = form.name("RoleSessionName", NAME_CHARACTERS_MAX)?;
     let users = &form.face.users;
     let claims = users
-        .verified(form.must("WebIdentityToken")?)
+        // Clients send what is in a file, to its last line's end.
+        .verified(form.must("WebIdentityToken")?.trim_ascii_end())
         .map_err(UserError::Fs)??;
     let refuse = |why: &str| {
         let (subject, issuer) = (&claims.subject, &claims.issuer);

@@ -188,6 +188,7 @@ fn tokens_of_a_provider_give_credentials() {
     send(&taken, &credentials, "GET", "/alice").is(200);
     send(&taken, &credentials, "PUT", "/taken").is(200);
     alice.put("/taken/k", b"it is the account's").is(200);
+    assume(&served, &arn, &format!("{token}\n"), &[]).is(200);
     // Keys of a curve do too, and a policy takes away.
     let curve = issuer.sign(&json!({"alg": "ES256", "kid": "c", "typ": "JWT"}), &usual);
     let limit = allow("s3:ListBucket", "*");
