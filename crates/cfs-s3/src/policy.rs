@@ -376,7 +376,7 @@ impl Statement {
                 "aws:sourceaccount",
             ];
             names.contains(&key.as_str())
-                && !condition.operator.is_negative()
+                && condition.needs_value()
                 && condition
                     .values
                     .iter()
@@ -540,6 +540,42 @@ mod tests {
         );
         assert_eq!(decide(Who::Nobody, "s3:PutObject", one), Verdict::Silent);
         assert!(!policy.is_public(), "the address narrows it");
+    }
+
+    /// Where nobody has signed, a key of who asks stands for nothing: what holds then too narrows nothing.
+    #[test]
+    fn what_holds_without_a_value_lets_everybody_in() {
+        for (operator, value, is_public) in [
+            ("StringEquals", "arn:aws:iam:::user/alice", false),
+            (
+                "ForAnyValue:StringEquals",
+                "arn:aws:iam:::user/alice",
+                false,
+            ),
+            (
+                "ForAllValues:StringEquals",
+                "arn:aws:iam:::user/alice",
+                true,
+            ),
+            ("StringEqualsIfExists", "arn:aws:iam:::user/alice", true),
+            ("StringNotEquals", "arn:aws:iam:::user/alice", true),
+            ("Null", "true", true),
+        ] {
+            let text = format!(
+                r#"{{"Statement": {{"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*",
+                    "Condition": {{"{operator}": {{"aws:PrincipalArn": "{value}"}}}}}}}}"#
+            );
+            let policy = Policy::parse(&text, Scope::Bucket("b")).expect("it is right");
+            let decided = policy.decide(&Asked {
+                who: Who::Nobody,
+                action: "s3:GetObject",
+                resource: "arn:aws:s3:::b/k",
+                facts: &Facts::default(),
+                tags: &[],
+            });
+            assert_eq!(decided.verdict == Verdict::Allow, is_public, "{operator}");
+            assert_eq!(policy.is_public(), is_public, "{operator}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ enum Quantity {
 /// A condition.
 pub(super) struct Condition {
     quantity: Quantity,
-    pub(super) operator: Operator,
+    operator: Operator,
     if_exists: bool,
     pub(super) key: String,
     pub(super) values: Vec<String>,
@@ -34,7 +34,7 @@ pub(super) struct Condition {
 
 /// How the value of a condition is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
+enum Operator {
     StringEquals,
     StringNotEquals,
     StringEqualsIgnoreCase,
@@ -74,7 +74,7 @@ impl Operator {
         })
     }
 
-    pub(super) fn is_negative(self) -> bool {
+    fn is_negative(self) -> bool {
         matches!(
             self,
             Self::StringNotEquals
@@ -211,6 +211,12 @@ impl Condition {
     /// Whether it asks for the tags of an object.
     pub(super) fn asks_for_tags(&self) -> bool {
         self.key.starts_with(EXISTING_TAG)
+    }
+
+    /// Whether it never holds where its key stands for nothing.
+    pub(super) fn needs_value(&self) -> bool {
+        let needs = self.operator != Operator::Null && !self.operator.is_negative();
+        needs && !self.if_exists && self.quantity != Quantity::All
     }
 
     /// Whether it holds of a request.
