@@ -4,9 +4,11 @@
 //! of who asks, but that a user at the head of its own, who names itself, means the user that root gives policies to. What
 //! changes something holds [`Users::changing`](crate::users::Users) from the first look to the end.
 
+mod federation;
 mod groups;
 mod people;
 mod policies;
+mod providers;
 mod roles;
 mod sessions;
 mod shown;
@@ -126,13 +128,35 @@ impl std::convert::From<S3Error> for Refused {
 
 type Done = Result<Shown, Refused>;
 
-/// A request, once it is known who asks.
-struct Call {
+/// What a request says, whoever asks.
+struct Form {
     face: Arc<Face>,
-    principal: Principal,
     facts: Facts,
     action: String,
     fields: HashMap<String, String>,
+}
+
+/// A request, once it is known who asks.
+struct Call {
+    form: Form,
+    principal: Principal,
+}
+
+impl std::ops::Deref for Call {
+    type Target = Form;
+
+    fn deref(&self) -> &Form {
+        &self.form
+    }
+}
+
+/// What does an action.
+#[derive(Clone, Copy)]
+enum Act {
+    /// For who has signed.
+    Signed(fn(&Call) -> Done),
+    /// For who shows something else in the form.
+    Unsigned(fn(&Form) -> Done),
 }
 
 /// An action: its name, the parameters that it takes, and what does it.
@@ -140,7 +164,7 @@ struct Action {
     service: &'static str,
     name: &'static str,
     takes: &'static [&'static str],
-    act: fn(&Call) -> Done,
+    act: Act,
 }
 
 const fn iam(name: &'static str, takes: &'static [&'static str], act: fn(&Call) -> Done) -> Action {
@@ -148,7 +172,7 @@ const fn iam(name: &'static str, takes: &'static [&'static str], act: fn(&Call) 
         service: "iam",
         name,
         takes,
-        act,
+        act: Act::Signed(act),
     }
 }
 
@@ -157,10 +181,12 @@ const fn sts(name: &'static str, takes: &'static [&'static str], act: fn(&Call) 
         service: "sts",
         name,
         takes,
-        act,
+        act: Act::Signed(act),
     }
 }
 
+/// What names an identity provider.
+const PROVIDER: &str = "OpenIDConnectProviderArn";
 const PAGE: &[&str] = &["Marker", "MaxItems"];
 
 const ACTIONS: &[Action] = &[
@@ -315,12 +341,50 @@ const ACTIONS: &[Action] = &[
         &["RoleName", "PathPrefix"],
         policies::list_attached,
     ),
-    iam("ListOpenIDConnectProviders", &[], roles::list_providers),
+    iam(
+        "CreateOpenIDConnectProvider",
+        &["Url", "ClientIDList.member", "ThumbprintList.member"],
+        providers::create,
+    ),
+    iam("GetOpenIDConnectProvider", &[PROVIDER], providers::get),
+    iam("ListOpenIDConnectProviders", &[], providers::list),
+    iam(
+        "DeleteOpenIDConnectProvider",
+        &[PROVIDER],
+        providers::delete,
+    ),
+    iam(
+        "AddClientIDToOpenIDConnectProvider",
+        &[PROVIDER, "ClientID"],
+        providers::add_client,
+    ),
+    iam(
+        "RemoveClientIDFromOpenIDConnectProvider",
+        &[PROVIDER, "ClientID"],
+        providers::remove_client,
+    ),
+    iam(
+        "UpdateOpenIDConnectProviderThumbprint",
+        &[PROVIDER, "ThumbprintList.member"],
+        providers::update_thumbprints,
+    ),
     sts(
         "AssumeRole",
         &["RoleArn", "RoleSessionName", "DurationSeconds", "Policy"],
         roles::assume,
     ),
+    Action {
+        service: "sts",
+        name: "AssumeRoleWithWebIdentity",
+        takes: &[
+            "RoleArn",
+            "RoleSessionName",
+            "WebIdentityToken",
+            "DurationSeconds",
+            "Policy",
+        ],
+        act: Act::Unsigned(federation::assume),
+    },
     sts(
         "GetSessionToken",
         &["DurationSeconds"],
@@ -400,20 +464,28 @@ async fn perform(
             ));
         }
     };
-    let now_seconds = time::OffsetDateTime::now_utc().unix_timestamp();
-    let told = (&head.method, &head.uri, &head.headers);
-    crate::signature4::check(told)?;
-    let access_key_id = signature4::check(&face.users, now_seconds, told, &body)?;
-    let facts = facts_of_request(&head.headers, &head.uri, Some(Peer::of(from)));
-    let token = facts.headers.get(TOKEN_HEADER).map(String::as_str);
-    let principal = face.users.principal(&access_key_id, token)?;
-    let mut fields: HashMap<String, String> =
-        serde_urlencoded::from_bytes(&body).map_err(|_| invalid("the body is no form"))?;
-    fields.remove("Version");
-    // An empty list, as some clients send it, says nothing.
-    fields.retain(|_, value| !value.is_empty());
-    let name = fields.remove("Action").unwrap_or_default();
+    let fields = serde_urlencoded::from_bytes::<HashMap<String, String>>(&body);
+    let name = fields.as_ref().ok().and_then(|fields| fields.get("Action"));
+    let name = name.cloned().unwrap_or_default();
     let action = ACTIONS.iter().find(|action| action.name == name);
+    let facts = facts_of_request(&head.headers, &head.uri, Some(Peer::of(from)));
+    let principal = match action.map(|action| action.act) {
+        Some(Act::Unsigned(_)) => None,
+        // Who has not signed is told nothing of what there is.
+        Some(Act::Signed(_)) | None => {
+            let now_seconds = time::OffsetDateTime::now_utc().unix_timestamp();
+            let told = (&head.method, &head.uri, &head.headers);
+            crate::signature4::check(told)?;
+            let access_key_id = signature4::check(&face.users, now_seconds, told, &body)?;
+            let token = facts.headers.get(TOKEN_HEADER).map(String::as_str);
+            Some(face.users.principal(&access_key_id, token)?)
+        }
+    };
+    let mut fields = fields.map_err(|_| invalid("the body is no form"))?;
+    fields.retain(|name, value| {
+        // An empty list, as some clients send it, says nothing.
+        !value.is_empty() && name != "Action" && name != "Version"
+    });
     let action = action.ok_or_else(|| {
         refused(
             StatusCode::NOT_IMPLEMENTED,
@@ -423,7 +495,10 @@ async fn perform(
     })?;
     let takes_page = action.name.starts_with("List") || action.name == "GetGroup";
     for field in fields.keys() {
-        let name = field.as_str();
+        let name = match list_item(field) {
+            Some((list, _)) => list,
+            None => field.as_str(),
+        };
         let is_taken = action.takes.contains(&name) || takes_page && PAGE.contains(&name);
         if !is_taken {
             return Err(refused(
@@ -436,18 +511,31 @@ async fn perform(
     if let Some(operation) = head.extensions.get::<Operation>() {
         operation.set(action.name);
     }
-    let call = Call {
+    let form = Form {
         face: Arc::clone(face),
-        principal,
         facts,
         action: format!("{}:{}", action.service, action.name),
         fields,
     };
-    let done = blocking(move || Ok((action.act)(&call))).await??;
+    let done = match (action.act, principal) {
+        (Act::Signed(act), Some(principal)) => {
+            let call = Call { form, principal };
+            blocking(move || Ok(act(&call))).await??
+        }
+        (Act::Unsigned(act), _) => blocking(move || Ok(act(&form))).await??,
+        (Act::Signed(_), None) => return Err(denied()),
+    };
     Ok((action, done))
 }
 
-impl Call {
+/// The list that a parameter is an item of, as `NAME.member`, and the item's number.
+fn list_item(field: &str) -> Option<(&str, u32)> {
+    let (list, number) = field.rsplit_once('.')?;
+    let number = number.parse().ok()?;
+    list.ends_with(".member").then_some((list, number))
+}
+
+impl Form {
     /// A parameter, if it is given.
     fn field(&self, name: &str) -> Option<&str> {
         self.fields.get(name).map(String::as_str)
@@ -486,6 +574,32 @@ impl Call {
         }
     }
 
+    /// The items of a list, in the order of their numbers.
+    fn list(&self, name: &str, items_max: usize) -> Result<Vec<String>, Refused> {
+        let mut items: Vec<(u32, &String)> = self
+            .fields
+            .iter()
+            .filter_map(|(field, value)| {
+                let (list, number) = list_item(field)?;
+                let is_meant = list.strip_suffix(".member") == Some(name);
+                is_meant.then_some((number, value))
+            })
+            .collect();
+        if items.len() > items_max {
+            return Err(invalid(format!("{name} has at most {items_max} items")));
+        }
+        items.sort_unstable();
+        let mut texts: Vec<String> = Vec::new();
+        for (_, item) in items {
+            if !texts.contains(item) {
+                texts.push(item.clone());
+            }
+        }
+        Ok(texts)
+    }
+}
+
+impl Call {
     /// Identifier of the account that the request is about.
     fn account_id(&self) -> &str {
         &self.principal.account.id

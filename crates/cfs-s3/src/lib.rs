@@ -10,7 +10,7 @@
 //! | `tls`, `hosts` | certificates, buckets in the host's name |
 //! | `answer` | what comes before and after an operation |
 //! | `access`, `signature2`, `signature4`, `users`, `principal`, `acl`, `policy` | who asks, and what they may do |
-//! | `iam` | what says so: the operations of IAM and STS |
+//! | `iam`, `issuers` | what says so: the operations of IAM and STS, and tokens of identity providers |
 //! | `api`, `ops` | operations of S3 |
 //! | `face` | what they share |
 //! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `logging`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
@@ -42,6 +42,7 @@ mod expiry;
 mod face;
 mod hosts;
 mod iam;
+mod issuers;
 mod kms;
 mod lifecycle;
 mod listing;
@@ -71,6 +72,7 @@ mod walk;
 pub use expiry::{Expired, Kind, Lifecycle, Pass, Tally, WeakLifecycle};
 pub use face::Watcher;
 pub use hosts::is_domain;
+pub use issuers::{IssuerError, ShownIssuer};
 pub use server::{LOG_PATIENCE, Listening, S3Server, StartError};
 pub use tls::{Certificate, CertificateError, Pem};
 pub use upload::Etags;

@@ -12,7 +12,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::conditions::{Condition, is_like, texts};
+use crate::issuers::Claims;
 use crate::principal::Principal;
+use crate::users::{Provider, provider_named};
 
 /// Longest document, bytes; S3's own limit.
 pub(crate) const POLICY_BYTES_MAX: usize = 20 << 10;
@@ -55,6 +57,8 @@ pub(crate) enum Who<'a> {
     /// Nobody has signed.
     Nobody,
     Principal(&'a Principal),
+    /// Who has shown a token of an identity provider, and what it says.
+    Federated(&'a Provider, &'a Claims),
     /// A part of this server that works for its users, by the name that S3 gives to such.
     Service(&'a str),
 }
@@ -138,6 +142,8 @@ enum Named {
     Aws(String),
     /// Of a part of the server.
     Service(String),
+    /// Of an identity provider.
+    Federated(String),
 }
 
 /// How a name means who asks; what is more of a name comes later.
@@ -164,9 +170,15 @@ struct Statement {
     conditions: Vec<Condition>,
 }
 
-fn principals(value: &Value) -> Result<Vec<Named>, PolicyError> {
-    let malformed =
-        || PolicyError::Malformed("a principal is \"*\", {\"AWS\": ...} or {\"Service\": ...}");
+fn principals(value: &Value, scope: Scope<'_>) -> Result<Vec<Named>, PolicyError> {
+    let malformed = || {
+        PolicyError::Malformed(match scope {
+            Scope::Trust => {
+                "a principal is \"*\", {\"AWS\": ...}, {\"Service\": ...} or {\"Federated\": \"arn:aws:iam::...:oidc-provider/...\"}"
+            }
+            _ => "a principal is \"*\", {\"AWS\": ...} or {\"Service\": ...}",
+        })
+    };
     let kinds = match value {
         Value::String(text) if text == "*" => return Ok(vec![Named::Aws(text.clone())]),
         Value::Object(kinds) if !kinds.is_empty() => kinds,
@@ -177,9 +189,14 @@ fn principals(value: &Value) -> Result<Vec<Named>, PolicyError> {
         let name: fn(String) -> Named = match kind.as_str() {
             "AWS" => Named::Aws,
             "Service" => Named::Service,
+            "Federated" if matches!(scope, Scope::Trust) => Named::Federated,
             _ => return Err(malformed()),
         };
         let names = texts(names).ok_or_else(malformed)?;
+        let is_provider = |name: &String| provider_named(name).is_some();
+        if kind == "Federated" && !names.iter().all(is_provider) {
+            return Err(malformed());
+        }
         named.extend(names.into_iter().map(name));
     }
     Ok(named)
@@ -188,7 +205,11 @@ fn principals(value: &Value) -> Result<Vec<Named>, PolicyError> {
 impl Named {
     fn means(&self, who: Who<'_>) -> Meant {
         match (self, who) {
-            (Self::Aws(name), Who::Nobody | Who::Principal(_)) if name == "*" => Meant::AsAnybody,
+            (Self::Aws(name), Who::Nobody | Who::Principal(_) | Who::Federated(..))
+                if name == "*" =>
+            {
+                Meant::AsAnybody
+            }
             (Self::Aws(name), Who::Principal(principal)) => {
                 if principal.is_named(name) {
                     Meant::Itself
@@ -199,6 +220,9 @@ impl Named {
                 }
             }
             (Self::Service(name), Who::Service(service)) if name == service => Meant::Itself,
+            (Self::Federated(name), Who::Federated(provider, _)) if *name == provider.arn() => {
+                Meant::Itself
+            }
             _ => Meant::Not,
         }
     }
@@ -234,7 +258,7 @@ impl Statement {
             (_, one, other) => {
                 let (value, except) =
                     either(one, other).ok_or(malformed("a statement has a principal"))?;
-                (Some(principals(&value)?), except)
+                (Some(principals(&value, scope)?), except)
             }
         };
         let (actions, except_actions) =
@@ -277,10 +301,19 @@ impl Statement {
                 return Err(malformed("a resource is arn:..., and in the bucket"));
             }
         }
+        let providers: Vec<&str> = names
+            .iter()
+            .flatten()
+            .filter_map(|name| match name {
+                Named::Federated(arn) => provider_named(arn),
+                Named::Aws(_) | Named::Service(_) => None,
+            })
+            .collect();
+        let of_trust = matches!(scope, Scope::Trust).then_some(providers.as_slice());
         let mut conditions = Vec::new();
         for (name, keys) in text.condition.unwrap_or_default() {
             for (key, value) in keys {
-                conditions.push(Condition::parse(&name, key, &value)?);
+                conditions.push(Condition::parse(&name, key, &value, of_trust)?);
             }
         }
         Ok(Self {
@@ -343,7 +376,7 @@ impl Statement {
                 "aws:sourceaccount",
             ];
             names.contains(&key.as_str())
-                && !condition.operator.is_negative()
+                && condition.needs_value()
                 && condition
                     .values
                     .iter()
@@ -507,6 +540,42 @@ mod tests {
         );
         assert_eq!(decide(Who::Nobody, "s3:PutObject", one), Verdict::Silent);
         assert!(!policy.is_public(), "the address narrows it");
+    }
+
+    /// Where nobody has signed, a key of who asks stands for nothing: what holds then too narrows nothing.
+    #[test]
+    fn what_holds_without_a_value_lets_everybody_in() {
+        for (operator, value, is_public) in [
+            ("StringEquals", "arn:aws:iam:::user/alice", false),
+            (
+                "ForAnyValue:StringEquals",
+                "arn:aws:iam:::user/alice",
+                false,
+            ),
+            (
+                "ForAllValues:StringEquals",
+                "arn:aws:iam:::user/alice",
+                true,
+            ),
+            ("StringEqualsIfExists", "arn:aws:iam:::user/alice", true),
+            ("StringNotEquals", "arn:aws:iam:::user/alice", true),
+            ("Null", "true", true),
+        ] {
+            let text = format!(
+                r#"{{"Statement": {{"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*",
+                    "Condition": {{"{operator}": {{"aws:PrincipalArn": "{value}"}}}}}}}}"#
+            );
+            let policy = Policy::parse(&text, Scope::Bucket("b")).expect("it is right");
+            let decided = policy.decide(&Asked {
+                who: Who::Nobody,
+                action: "s3:GetObject",
+                resource: "arn:aws:s3:::b/k",
+                facts: &Facts::default(),
+                tags: &[],
+            });
+            assert_eq!(decided.verdict == Verdict::Allow, is_public, "{operator}");
+            assert_eq!(policy.is_public(), is_public, "{operator}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::issuers::SessionTags;
 use crate::policy::{Asked, Policy, Verdict};
 use crate::users::{ROOT_ID, Role, User};
 
@@ -30,6 +31,8 @@ pub(crate) struct Principal {
     pub(crate) limit: Option<Policy>,
     /// It asks by credentials that end.
     pub(crate) is_session: bool,
+    /// What the token said that such credentials were given for.
+    pub(crate) tags: SessionTags,
 }
 
 /// An account in resource names: root's has none.
@@ -165,6 +168,7 @@ impl Principal {
             policies: Vec::new(),
             limit: None,
             is_session: false,
+            tags: SessionTags::new(),
         }
     }
 }

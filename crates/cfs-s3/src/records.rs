@@ -50,6 +50,10 @@ pub(crate) mod name {
     pub(crate) const MEMBER: &[u8] = b"s3.iam.user.";
     pub(crate) const GROUP: &[u8] = b"s3.iam.group.";
     pub(crate) const ROLE: &[u8] = b"s3.iam.role.";
+    /// Of the root directory: an identity provider of an account, under its identifier.
+    pub(crate) const PROVIDER: &[u8] = b"s3.iam.provider.";
+    /// Of the root directory: keys of an issuer of identity tokens, under its URL.
+    pub(crate) const ISSUER: &[u8] = b"s3.issuer.";
     /// Of the root directory: the key that credentials for a while are made with.
     pub(crate) const SESSION_KEY: &[u8] = b"s3.session-key";
     /// Of the root directory: a key that objects are sealed under, under its name.

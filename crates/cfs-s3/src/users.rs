@@ -10,9 +10,12 @@ use cfs_fs::{Fs, FsError, RecordChange};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use crate::issuers::{IssuerError, bare_url};
 use crate::objects::hex;
 use crate::records::{self, name};
-pub(crate) use entities::{Entity, Group, Place, Policies, Role, managed_name, no_path, place};
+pub(crate) use entities::{
+    Entity, Group, Place, Policies, Provider, Role, managed_name, no_path, place, provider_named,
+};
 
 /// Name of the user who may do everything, and is made on the first start.
 pub const ROOT_NAME: &str = "root";
@@ -126,6 +129,9 @@ pub enum UserError {
     /// Too many keys.
     #[error("a user can have {KEYS_MAX} keys")]
     TooManyKeys,
+    /// Not keys of an issuer.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
     /// Root stays.
     #[error("the user {ROOT_NAME} cannot be removed")]
     Root,
@@ -153,6 +159,7 @@ struct Known {
     users: BTreeMap<Place, Arc<User>>,
     groups: BTreeMap<Place, Arc<Group>>,
     roles: BTreeMap<Place, Arc<Role>>,
+    providers: BTreeMap<Place, Arc<Provider>>,
     by_key: HashMap<String, Arc<User>>,
     by_id: HashMap<String, Arc<User>>,
 }
@@ -176,6 +183,10 @@ impl Users {
         for (_, bytes) in fs.records(Ino::ROOT, name::ROLE)? {
             let role: Role = records::decode(&bytes)?;
             known.roles.insert(role.place(), Arc::new(role));
+        }
+        for (_, bytes) in fs.records(Ino::ROOT, name::PROVIDER)? {
+            let provider: Provider = records::decode(&bytes)?;
+            known.providers.insert(provider.place(), Arc::new(provider));
         }
         let session_key = OnceLock::new();
         if let Some(key) = fs.record(Ino::ROOT, name::SESSION_KEY)? {
@@ -282,6 +293,23 @@ impl Users {
         known.roles.values().find(|role| is_meant(role)).cloned()
     }
 
+    /// An identity provider of an account, by its URL without the scheme.
+    pub(crate) fn provider_in(&self, account: &str, bare: &str) -> Option<Arc<Provider>> {
+        let place = (account.to_owned(), bare.to_owned());
+        self.known.read().providers.get(&place).cloned()
+    }
+
+    /// The identity provider of an account that tokens of this issuer are of.
+    pub(crate) fn provider_of(&self, account: &str, issuer: &str) -> Option<Arc<Provider>> {
+        let found = self.provider_in(account, bare_url(issuer)?);
+        found.filter(|provider| provider.url == issuer)
+    }
+
+    /// Identity providers of an account, by URL.
+    pub(crate) fn providers_in(&self, account: &str) -> Vec<Arc<Provider>> {
+        all_in(&self.known.read().providers, account)
+    }
+
     /// Users of an account, by name.
     pub(crate) fn users_in(&self, account: &str) -> Vec<Arc<User>> {
         all_in(&self.known.read().users, account)
@@ -340,7 +368,7 @@ impl Users {
         })
     }
 
-    /// Removes a user with its keys and all users, groups and roles of its account. Buckets stay, and root has them.
+    /// Removes a user with its keys and all users, groups, roles and identity providers of its account. Buckets stay, and root has them.
     ///
     /// # Errors
     /// See [`UserError`].
@@ -356,15 +384,18 @@ impl Users {
             return Err(UserError::Root);
         }
         let (mut users, mut groups, mut roles) = (vec![Arc::clone(user)], Vec::new(), Vec::new());
+        let mut providers = Vec::new();
         if user.account.is_empty() {
             users.extend(self.users_in(&user.id));
             groups = self.groups_in(&user.id);
             roles = self.roles_in(&user.id);
+            providers = self.providers_in(&user.id);
         }
         let mut change = RecordChange::default();
         change.delete.extend(users.iter().map(|user| user.row()));
         change.delete.extend(groups.iter().map(|group| group.row()));
         change.delete.extend(roles.iter().map(|role| role.row()));
+        change.delete.extend(providers.iter().map(|it| it.row()));
         // Of groups that stay, it is no member any more.
         let mut changed = Vec::new();
         for group in self.groups_in(user.whose().0) {
@@ -383,6 +414,9 @@ impl Users {
         }
         for role in roles {
             known.roles.remove(&role.place());
+        }
+        for provider in providers {
+            known.providers.remove(&provider.place());
         }
         for group in changed {
             known.groups.insert(group.place(), Arc::new(group));
@@ -473,7 +507,7 @@ impl Users {
     }
 
     /// Changes records of the root directory, durably.
-    fn write(&self, change: RecordChange) -> Result<(), UserError> {
+    pub(crate) fn write(&self, change: RecordChange) -> Result<(), UserError> {
         self.fs.set_records(Ino::ROOT, change)?;
         self.fs.store().sync().map_err(FsError::from)?;
         Ok(())
@@ -532,6 +566,27 @@ impl Users {
             ..RecordChange::default()
         })?;
         self.known.write().roles.remove(&role.place());
+        Ok(())
+    }
+
+    /// Stores an identity provider durably. Who calls holds `changing`.
+    pub(crate) fn store_provider(&self, provider: Provider) -> Result<Arc<Provider>, UserError> {
+        self.write_one(&provider)?;
+        let provider = Arc::new(provider);
+        let mut known = self.known.write();
+        known
+            .providers
+            .insert(provider.place(), Arc::clone(&provider));
+        Ok(provider)
+    }
+
+    /// Removes an identity provider, durably. Who calls holds `changing`.
+    pub(crate) fn remove_provider(&self, provider: &Provider) -> Result<(), UserError> {
+        self.write(RecordChange {
+            delete: vec![provider.row()],
+            ..RecordChange::default()
+        })?;
+        self.known.write().providers.remove(&provider.place());
         Ok(())
     }
 

@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use self::admin::{AdminCommand, GivenKeyArgs, KeyCommand, KmsCommand, UserCommand};
+pub use self::admin::{
+    AdminCommand, GivenKeyArgs, IssuerCommand, KeyCommand, KmsCommand, UserCommand,
+};
 use self::bench::BENCH_HELP;
 pub use self::bench::BenchArgs;
 pub use self::pool::{

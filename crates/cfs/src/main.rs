@@ -32,7 +32,7 @@ mod serve;
 mod transfer;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read as _, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,8 +49,8 @@ use crate::admin::reporter::end_if_unprinted;
 use crate::admin::streams::{Bridge, Far};
 use crate::cli::{
     AdminCommand, Cli, Command, DebugCommand, ExistingArgs, ExportArgs, FirstRunArgs, GivenKeyArgs,
-    ImportArgs, InitArgs, KeyCommand, KmsCommand, MountArgs, ReceiveArgs, ReplicateArgs,
-    ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand, VolumeCommand,
+    ImportArgs, InitArgs, IssuerCommand, KeyCommand, KmsCommand, MountArgs, ReceiveArgs,
+    ReplicateArgs, ServerArgs, SnapshotArgs, SnapshotCommand, UserCommand, VolumeCommand,
 };
 use crate::daemon::Side;
 use crate::datadir::{Contents, DataDir};
@@ -276,6 +276,29 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
             };
             (report, Request::User(request))
         }
+        AdminCommand::Issuer { command } => {
+            let (report, request) = match command {
+                IssuerCommand::Set {
+                    url,
+                    keys,
+                    audience: audiences,
+                    report,
+                } => {
+                    let keys = issuer_keys(&keys)?;
+                    let request = UserRequest::SetIssuer {
+                        url,
+                        keys,
+                        audiences,
+                    };
+                    (report, request)
+                }
+                IssuerCommand::List(report) => (report, UserRequest::Issuers),
+                IssuerCommand::Remove { url, report } => {
+                    (report, UserRequest::RemoveIssuer { url })
+                }
+            };
+            (report, Request::User(request))
+        }
         AdminCommand::Clone(args) => {
             let request = VolumeRequest::Clone {
                 named: path_at_name(&args.snapshot)?,
@@ -363,6 +386,18 @@ fn given_key(args: GivenKeyArgs) -> Result<Option<GivenKey>> {
         access_key_id,
         secret_access_key,
     }))
+}
+
+/// The keys in a file, and no more of it than is refused as too long.
+fn issuer_keys(file: &Path) -> Result<String> {
+    let failed = |e: std::io::Error| Failure::host("read", file, &e);
+    let mut keys = String::new();
+    std::fs::File::open(file)
+        .map_err(failed)?
+        .take(128 << 10)
+        .read_to_string(&mut keys)
+        .map_err(failed)?;
+    Ok(keys)
 }
 
 fn snapshot(command: SnapshotCommand, environment: Environment) -> Result<ExitCode> {

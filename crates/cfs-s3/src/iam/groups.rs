@@ -58,7 +58,7 @@ pub(super) fn create(call: &Call) -> Done {
         return Err(exists("group", name));
     }
     if users.groups_in(call.account_id()).len() >= OF_A_KIND_MAX {
-        return Err(too_many());
+        return Err(too_many(OF_A_KIND_MAX));
     }
     let group = users.store_group(group)?;
     let mut shown = Shown::default();

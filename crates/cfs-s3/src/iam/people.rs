@@ -77,7 +77,7 @@ pub(super) fn create(call: &Call) -> Done {
         return Err(exists("user", name));
     }
     if users.users_in(account).len() >= OF_A_KIND_MAX {
-        return Err(too_many());
+        return Err(too_many(OF_A_KIND_MAX));
     }
     let user = users.store_user(user)?;
     let mut shown = Shown::default();
@@ -86,11 +86,11 @@ pub(super) fn create(call: &Call) -> Done {
 }
 
 /// Refuses one more of a kind.
-pub(super) fn too_many() -> Refused {
+pub(super) fn too_many(most: usize) -> Refused {
     refused(
         StatusCode::CONFLICT,
         "LimitExceeded",
-        format!("an account has {OF_A_KIND_MAX} of each kind"),
+        format!("an account has {most} of this kind"),
     )
 }
 
@@ -241,6 +241,7 @@ pub(super) fn summary(call: &Call) -> Done {
         ("GroupsQuota", OF_A_KIND_MAX),
         ("Roles", users.roles_in(account).len()),
         ("RolesQuota", OF_A_KIND_MAX),
+        ("Providers", users.providers_in(account).len()),
         ("AccessKeysPerUserQuota", crate::users::KEYS_MAX),
     ];
     let mut shown = Shown::default();

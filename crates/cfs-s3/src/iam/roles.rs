@@ -9,14 +9,16 @@ use super::policies::{check, check_bytes};
 use super::sessions::{Of, Session};
 use super::shown::{Shown, document};
 use super::{
-    Call, Done, OF_A_KIND_MAX, Refused, by_name, denied, exists, in_use, invalid, missing, refused,
+    Call, Done, Form, OF_A_KIND_MAX, Refused, by_name, denied, exists, in_use, invalid, missing,
+    refused,
 };
+use crate::issuers::SessionTags;
 use crate::policy::{Policy, Scope, Verdict};
 use crate::principal::{Kind, account_text};
 use crate::users::{Policies, Role, no_path};
 
 /// Longest name, characters.
-const NAME_CHARACTERS_MAX: usize = 64;
+pub(super) const NAME_CHARACTERS_MAX: usize = 64;
 /// Longest description, characters.
 const DESCRIPTION_CHARACTERS_MAX: usize = 1000;
 /// How long credentials of a role last, seconds.
@@ -41,6 +43,20 @@ impl Shown {
         if let Some(description) = &role.description {
             self.leaf("Description", description);
         }
+    }
+
+    /// Credentials of a role, and who has them.
+    pub(super) fn taken_on(&mut self, session: &Session, role: &Role, name: &str) -> &mut Self {
+        let account = account_text(&role.account);
+        self.credentials(session)
+            .within("AssumedRoleUser", |shown| {
+                shown
+                    .leaf("AssumedRoleId", &format!("{}:{name}", role.id))
+                    .leaf(
+                        "Arn",
+                        &format!("arn:aws:sts::{account}:assumed-role/{}/{name}", role.name),
+                    );
+            })
     }
 
     fn credentials(&mut self, session: &Session) -> &mut Self {
@@ -96,13 +112,44 @@ impl Call {
         }
         Ok(())
     }
+}
 
+impl Form {
     fn seconds(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, Refused> {
         match self.field(name).map(str::parse::<u64>) {
             None => Ok(None),
             Some(Ok(seconds)) if (least..=most).contains(&seconds) => Ok(Some(seconds)),
             Some(_) => Err(invalid(format!("{name} is {least} to {most} seconds"))),
         }
+    }
+
+    /// Credentials of a role, under a name, for who may take it on.
+    pub(super) fn take_on(
+        &self,
+        role: &Role,
+        name: &str,
+        tags: SessionTags,
+    ) -> Result<Session, Refused> {
+        let most = role.session_seconds_max;
+        let seconds = self.seconds("DurationSeconds", SESSION_SECONDS_MIN, most)?;
+        let limit = self.field("Policy");
+        if let Some(text) = limit {
+            if text.len() > LIMIT_BYTES_MAX {
+                return Err(refused(
+                    StatusCode::BAD_REQUEST,
+                    "PackedPolicyTooLarge",
+                    format!("the policy has at most {LIMIT_BYTES_MAX} bytes"),
+                ));
+            }
+            check(text, Scope::Identity)?;
+        }
+        let session = self.face.users.make_session(
+            Of::Role(&role.id, name),
+            seconds.unwrap_or(SESSION_SECONDS),
+            limit.map(str::to_owned),
+            tags,
+        )?;
+        Ok(session)
     }
 }
 
@@ -121,7 +168,7 @@ pub(super) fn create(call: &Call) -> Done {
         return Err(exists("role", name));
     }
     if users.roles_in(call.account_id()).len() >= OF_A_KIND_MAX {
-        return Err(too_many());
+        return Err(too_many(OF_A_KIND_MAX));
     }
     let role = users.store_role(role)?;
     let mut shown = Shown::default();
@@ -176,14 +223,6 @@ pub(super) fn delete(call: &Call) -> Done {
     Ok(Shown::default())
 }
 
-/// Providers of identities from elsewhere, of which there are none: only users and roles of the pool take roles on.
-pub(super) fn list_providers(call: &Call) -> Done {
-    call.authorize(call.account_id(), "*")?;
-    let mut shown = Shown::default();
-    shown.list("OpenIDConnectProviderList", &[] as &[()], |_, ()| {});
-    Ok(shown)
-}
-
 /// Takes a role on. The role's own document has to name who asks; where it names an account or everybody, a policy of who asks
 /// has to allow it too, unless that is at the head of the account.
 pub(super) fn assume(call: &Call) -> Done {
@@ -203,36 +242,9 @@ pub(super) fn assume(call: &Call) -> Done {
     if !is_allowed {
         return Err(denied());
     }
-    let most = role.session_seconds_max;
-    let seconds = call.seconds("DurationSeconds", SESSION_SECONDS_MIN, most)?;
-    let limit = call.field("Policy");
-    if let Some(text) = limit {
-        if text.len() > LIMIT_BYTES_MAX {
-            return Err(refused(
-                StatusCode::BAD_REQUEST,
-                "PackedPolicyTooLarge",
-                format!("the policy has at most {LIMIT_BYTES_MAX} bytes"),
-            ));
-        }
-        check(text, Scope::Identity)?;
-    }
-    let session = call.face.users.make_session(
-        Of::Role(&role.id, name),
-        seconds.unwrap_or(SESSION_SECONDS),
-        limit.map(str::to_owned),
-    )?;
-    let account = account_text(&role.account);
+    let session = call.take_on(&role, name, SessionTags::new())?;
     let mut shown = Shown::default();
-    shown
-        .credentials(&session)
-        .within("AssumedRoleUser", |shown| {
-            shown
-                .leaf("AssumedRoleId", &format!("{}:{name}", role.id))
-                .leaf(
-                    "Arn",
-                    &format!("arn:aws:sts::{account}:assumed-role/{}/{name}", role.name),
-                );
-        });
+    shown.taken_on(&session, &role, name);
     Ok(shown)
 }
 
@@ -250,7 +262,12 @@ pub(super) fn session_token(call: &Call) -> Done {
     let seconds = call.seconds("DurationSeconds", SESSION_SECONDS_MIN, USER_SECONDS_MAX)?;
     let of = Of::User(&user.id);
     let users = &call.face.users;
-    let session = users.make_session(of, seconds.unwrap_or(USER_SECONDS), None)?;
+    let session = users.make_session(
+        of,
+        seconds.unwrap_or(USER_SECONDS),
+        None,
+        SessionTags::new(),
+    )?;
     let mut shown = Shown::default();
     shown.credentials(&session);
     Ok(shown)

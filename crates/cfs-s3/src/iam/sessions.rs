@@ -9,6 +9,7 @@ use s3s::{S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
+use crate::issuers::SessionTags;
 use crate::policy::{Policy, Scope};
 use crate::principal::{Kind, Principal};
 use crate::users::{ROOT_ID, SESSION_PREFIX, UserError, Users};
@@ -29,6 +30,9 @@ struct Token {
     /// The document that they are limited to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limit: Option<String>,
+    /// Tags of the session.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: SessionTags,
 }
 
 /// Whose credentials are to be made.
@@ -87,6 +91,7 @@ impl Users {
         of: Of<'_>,
         seconds: u64,
         limit: Option<String>,
+        tags: SessionTags,
     ) -> Result<Session, UserError> {
         let mut random = [0; 48];
         getrandom::fill(&mut random).expect("the kernel gives random bytes once it has booted");
@@ -121,6 +126,7 @@ impl Users {
             },
             end,
             limit,
+            tags,
         };
         Ok(Session {
             secret_access_key: secret(&key, &access_key_id),
@@ -175,6 +181,7 @@ impl Users {
                     kind: Kind::Role(role, name),
                     limit: None,
                     is_session: true,
+                    tags: token.tags,
                 }
             }
             _ => return Err(wrong_token()),
@@ -209,6 +216,7 @@ impl Users {
             policies,
             limit: None,
             is_session,
+            tags: SessionTags::new(),
         })
     }
 }
@@ -232,6 +240,7 @@ mod tests {
             role: None,
             end: 7,
             limit: None,
+            tags: SessionTags::new(),
         };
         let key = [3; 32];
         let text = sealed(&key, &token);

@@ -40,6 +40,15 @@ impl Shown {
         })
     }
 
+    /// A list of texts.
+    pub(super) fn texts(&mut self, name: &str, texts: &[String]) -> &mut Self {
+        self.within(name, |shown| {
+            for text in texts {
+                shown.leaf("member", text);
+            }
+        })
+    }
+
     pub(super) fn text(self) -> String {
         self.0
     }

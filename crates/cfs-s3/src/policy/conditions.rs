@@ -5,14 +5,28 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::{Asked, PolicyError, Who};
+use crate::issuers::{Claims, SessionTags};
 use crate::principal::Principal;
+use crate::users::Provider;
 
 /// Whether who asks does so by credentials that end.
 const AUTHENTICATION: &str = "sts:authentication";
 
+/// Of what a key stands for, how many values have to fit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quantity {
+    /// The one that there is; of several, any.
+    Usual,
+    /// Some, of those that there are.
+    Any,
+    /// All that there are, be there none.
+    All,
+}
+
 /// A condition.
 pub(super) struct Condition {
-    pub(super) operator: Operator,
+    quantity: Quantity,
+    operator: Operator,
     if_exists: bool,
     pub(super) key: String,
     pub(super) values: Vec<String>,
@@ -20,7 +34,7 @@ pub(super) struct Condition {
 
 /// How the value of a condition is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
+enum Operator {
     StringEquals,
     StringNotEquals,
     StringEqualsIgnoreCase,
@@ -60,7 +74,7 @@ impl Operator {
         })
     }
 
-    pub(super) fn is_negative(self) -> bool {
+    fn is_negative(self) -> bool {
         matches!(
             self,
             Self::StringNotEquals
@@ -159,26 +173,34 @@ pub(super) fn texts(value: &Value) -> Option<Vec<String>> {
 }
 
 impl Condition {
-    /// A condition of a document: the name of its operator, its key and its values.
+    /// A condition of a document: the name of its operator, its key and its values. A statement of who may take a role on can ask
+    /// for more, as for claims of the providers that it names.
     ///
     /// # Errors
     /// [`PolicyError::Condition`], [`PolicyError::Malformed`].
-    pub(super) fn parse(name: &str, key: String, value: &Value) -> Result<Self, PolicyError> {
-        let bare = name
-            .strip_prefix("ForAnyValue:")
-            .or_else(|| name.strip_prefix("ForAllValues:"))
-            .unwrap_or(name);
+    pub(super) fn parse(
+        name: &str,
+        key: String,
+        value: &Value,
+        of_trust: Option<&[&str]>,
+    ) -> Result<Self, PolicyError> {
+        let (quantity, bare) = match name.split_once(':') {
+            Some(("ForAnyValue", bare)) => (Quantity::Any, bare),
+            Some(("ForAllValues", bare)) => (Quantity::All, bare),
+            _ => (Quantity::Usual, name),
+        };
         let (bare, if_exists) = match bare.strip_suffix("IfExists") {
             Some(bare) => (bare, true),
             None => (bare, false),
         };
         let operator = Operator::of(bare).ok_or_else(|| PolicyError::Condition(name.to_owned()))?;
-        if !is_known_key(&key) {
+        if !is_known_key(&key) && !of_trust.is_some_and(|it| is_key_of_trust(&key, it)) {
             return Err(PolicyError::Condition(key));
         }
         let values =
             texts(value).ok_or(PolicyError::Malformed("the value of a condition is text"))?;
         Ok(Self {
+            quantity,
             operator,
             if_exists,
             key,
@@ -191,9 +213,15 @@ impl Condition {
         self.key.starts_with(EXISTING_TAG)
     }
 
+    /// Whether it never holds where its key stands for nothing.
+    pub(super) fn needs_value(&self) -> bool {
+        let needs = self.operator != Operator::Null && !self.operator.is_negative();
+        needs && !self.if_exists && self.quantity != Quantity::All
+    }
+
     /// Whether it holds of a request.
     pub(super) fn holds(&self, asked: &Asked<'_>) -> bool {
-        let found = asked.value(&self.key);
+        let found = asked.values(&self.key);
         if self.operator == Operator::Null {
             let is_absent = found.is_none().to_string();
             return self
@@ -201,15 +229,23 @@ impl Condition {
                 .iter()
                 .any(|value| value.eq_ignore_ascii_case(&is_absent));
         }
-        match found {
-            None => self.if_exists || self.operator.is_negative(),
-            Some(found) => {
-                let fits = self
-                    .values
-                    .iter()
-                    .any(|value| self.operator.fits(value, &found));
-                fits != self.operator.is_negative()
-            }
+        let Some(found) = found else {
+            return self.if_exists
+                || match self.quantity {
+                    Quantity::Usual => self.operator.is_negative(),
+                    Quantity::Any => false,
+                    Quantity::All => true,
+                };
+        };
+        let fits = |found: &String| {
+            let mut wanted = self.values.iter();
+            wanted.any(|wanted| self.operator.fits(wanted, found))
+        };
+        let is_negative = self.operator.is_negative();
+        match self.quantity {
+            Quantity::Usual => found.iter().any(fits) != is_negative,
+            Quantity::Any => found.iter().any(|found| fits(found) != is_negative),
+            Quantity::All => found.iter().all(|found| fits(found) != is_negative),
         }
     }
 }
@@ -255,26 +291,94 @@ const KEYS: [&str; 16] = [
 /// What keys begin with that go on with the key of a tag.
 const EXISTING_TAG: &str = "s3:ExistingObjectTag/";
 const REQUEST_TAG: &str = "s3:RequestObjectTag/";
+/// Of a tag of the session by which somebody asks, or which is asked for; in lower case.
+const PRINCIPAL_TAG: &str = "aws:principaltag/";
+const SESSION_TAG: &str = "aws:requesttag/";
+/// Keys of all tags of a session that is asked for.
+const SESSION_TAG_KEYS: &str = "aws:tagkeys";
 
-/// Whether [`Asked::value`] knows what a condition's key stands for.
+/// Whether [`Asked::values`] knows what a condition's key stands for.
 fn is_known_key(key: &str) -> bool {
     let lower = key.to_ascii_lowercase();
     let is_tag = [EXISTING_TAG, REQUEST_TAG]
         .iter()
         .any(|it| key.starts_with(it));
     let header = lower.strip_prefix("s3:").unwrap_or_default();
-    is_tag || KEYS.contains(&lower.as_str()) || HEADER_KEYS.contains(&header)
+    is_tag
+        || lower.starts_with(PRINCIPAL_TAG)
+        || KEYS.contains(&lower.as_str())
+        || HEADER_KEYS.contains(&header)
+}
+
+/// Whether a key stands for something where a role is taken on with a token of one of these providers.
+fn is_key_of_trust(key: &str, providers: &[&str]) -> bool {
+    let lower = key.to_ascii_lowercase();
+    lower.starts_with(SESSION_TAG)
+        || lower == SESSION_TAG_KEYS
+        || providers
+            .iter()
+            .any(|bare| claim_named(key, bare).is_some())
+}
+
+/// The claim that a key stands for, which begins with the URL of a provider.
+fn claim_named<'a>(key: &'a str, bare: &str) -> Option<&'a str> {
+    let (url, claim) = key.split_at_checked(bare.len())?;
+    let claim = claim.strip_prefix(':').filter(|claim| !claim.is_empty())?;
+    url.eq_ignore_ascii_case(bare).then_some(claim)
+}
+
+/// The values of a tag of a session.
+fn tag_values(tags: &SessionTags, name: &str) -> Option<Vec<String>> {
+    let tag = tags.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+    tag.map(|(_, values)| values.clone())
+}
+
+/// What a key stands for where somebody asks with a token.
+fn values_of_token(key: &str, provider: &Provider, claims: &Claims) -> Option<Vec<String>> {
+    let lower = key.to_ascii_lowercase();
+    if let Some(name) = lower.strip_prefix(SESSION_TAG) {
+        return tag_values(&claims.tags, name);
+    }
+    if lower == SESSION_TAG_KEYS {
+        return Some(claims.tags.iter().map(|(key, _)| key.clone()).collect());
+    }
+    // Keys are the same in whatever case, and claims are not: all that could be meant are.
+    let name = claim_named(key, provider.bare())?;
+    let all = claims.all.iter();
+    let meant = all.filter(|(claim, _)| claim.eq_ignore_ascii_case(name));
+    Some(
+        meant
+            .filter_map(|(_, value)| texts(value))
+            .flatten()
+            .collect(),
+    )
 }
 
 impl Asked<'_> {
     fn principal(&self) -> Option<&Principal> {
         match self.who {
             Who::Principal(principal) => Some(principal),
-            Who::Nobody | Who::Service(_) => None,
+            Who::Nobody | Who::Service(_) | Who::Federated(..) => None,
         }
     }
 
-    /// What a condition's key stands for in this request. A header is looked at only for keys that are defined as one:
+    /// What a condition's key stands for in this request, which may be several values, and never none of them.
+    fn values(&self, key: &str) -> Option<Vec<String>> {
+        let lower = key.to_ascii_lowercase();
+        let values = match self.who {
+            // No provider is named so that its claims are taken for what this server knows.
+            Who::Federated(provider, claims) if !is_known_key(key) => {
+                values_of_token(key, provider, claims)
+            }
+            _ => match lower.strip_prefix(PRINCIPAL_TAG) {
+                Some(name) => tag_values(&self.principal()?.tags, name),
+                None => self.value(key).map(|value| vec![value]),
+            },
+        };
+        values.filter(|values| !values.is_empty())
+    }
+
+    /// As [`Asked::values`], of keys that stand for one. A header is looked at only for keys that are defined as one:
     /// the client says what is in it.
     fn value(&self, key: &str) -> Option<String> {
         let lower = key.to_ascii_lowercase();

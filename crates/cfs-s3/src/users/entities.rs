@@ -1,10 +1,12 @@
-//! What users of an account can be in, and take on: groups and roles; and the policies that all of them have.
+//! What users of an account can be in, and take on: groups and roles; the policies that all of them have; and providers of
+//! identities from elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{ROOT_ID, User};
+use crate::issuers::bare_url;
 use crate::policy::{Policy, Scope};
 use crate::principal::account_text;
 use crate::records::name;
@@ -112,6 +114,23 @@ pub struct Role {
     pub(crate) policies: Policies,
 }
 
+/// An issuer of identity tokens (OpenID Connect) that an account lets roles be taken on with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Provider {
+    pub(crate) id: String,
+    pub(crate) account: String,
+    /// As its tokens name it.
+    pub(crate) url: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    /// Whom its tokens have to be for; empty: for whom the administrator has said.
+    #[serde(default)]
+    pub(crate) client_ids: Vec<String>,
+    /// Kept for clients, which insist on them.
+    #[serde(default)]
+    pub(crate) thumbprints: Vec<String>,
+}
+
 /// What is kept in a record of the root directory, and found by account and name.
 pub(crate) trait Entity: Clone + Serialize {
     /// The name of its record.
@@ -167,6 +186,45 @@ impl Entity for Role {
     fn whose(&self) -> (&str, &str) {
         (&self.account, &self.name)
     }
+}
+
+impl Entity for Provider {
+    fn row(&self) -> Vec<u8> {
+        [name::PROVIDER, self.id.as_bytes()].concat()
+    }
+
+    fn whose(&self) -> (&str, &str) {
+        (&self.account, self.bare())
+    }
+
+    // Paths differ in case.
+    fn place(&self) -> Place {
+        (self.account.clone(), self.bare().to_owned())
+    }
+}
+
+impl Provider {
+    /// Its URL without the scheme.
+    pub(crate) fn bare(&self) -> &str {
+        bare_url(&self.url).unwrap_or_default()
+    }
+
+    /// Its resource name.
+    pub(crate) fn arn(&self) -> String {
+        let account = account_text(&self.account);
+        format!("arn:aws:iam::{account}{PROVIDER_ARN}{}", self.bare())
+    }
+}
+
+/// What stands before the URL of a provider in its resource name.
+const PROVIDER_ARN: &str = ":oidc-provider/";
+
+/// The URL, without the scheme, of a provider with this resource name.
+pub(crate) fn provider_named(arn: &str) -> Option<&str> {
+    let (_, bare) = arn
+        .strip_prefix("arn:aws:iam::")?
+        .split_once(PROVIDER_ARN)?;
+    (!bare.is_empty()).then_some(bare)
 }
 
 impl Group {

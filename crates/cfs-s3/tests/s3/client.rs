@@ -123,6 +123,14 @@ fn amz_date(seconds: u64) -> String {
     )
 }
 
+/// A form as a body.
+fn form(fields: &[(&str, &str)]) -> String {
+    let pair =
+        |(name, value): &(&str, &str)| format!("{}={}", encode(name, false), encode(value, false));
+    let pairs: Vec<String> = fields.iter().map(pair).collect();
+    pairs.join("&")
+}
+
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.expect("after 1970").as_secs()
@@ -259,11 +267,7 @@ impl Client {
 
     /// Calls an action of IAM or STS; with a token for credentials that end.
     pub fn call(&self, service: &str, token: &str, fields: &[(&str, &str)]) -> Answer {
-        let pair = |(name, value): &(&str, &str)| {
-            format!("{}={}", encode(name, false), encode(value, false))
-        };
-        let form: Vec<String> = fields.iter().map(pair).collect();
-        let form = form.join("&");
+        let form = form(fields);
         let kind = "application/x-www-form-urlencoded".to_owned();
         let mut headers = vec![("content-type", kind)];
         if !token.is_empty() {
@@ -281,6 +285,12 @@ impl Client {
         stream.write_all(head.as_bytes()).expect("the server reads");
         let _ = stream.write_all(request.body);
         receive(&mut stream)
+    }
+
+    /// As [`Client::call`], without a signature.
+    pub fn call_unsigned(&self, fields: &[(&str, &str)]) -> Answer {
+        let kind = "content-type: application/x-www-form-urlencoded\r\n";
+        self.follow("POST", "/", kind, form(fields).as_bytes())
     }
 
     /// As [`Client::sign`], of a request whose date is among its headers.

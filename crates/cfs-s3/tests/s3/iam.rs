@@ -4,17 +4,17 @@ use crate::client::{Answer, Client};
 use crate::pool::{Pool, Served};
 
 /// Calls an action of IAM: its name, then names and values of parameters.
-fn iam(client: &Client, action: &str, fields: &[(&str, &str)]) -> Answer {
+pub fn iam(client: &Client, action: &str, fields: &[(&str, &str)]) -> Answer {
     let fields = [&[("Action", action)], fields].concat();
     client.call("iam", "", &fields)
 }
 
-fn one(answer: &Answer, tag: &str) -> String {
+pub fn one(answer: &Answer, tag: &str) -> String {
     answer.all(tag).first().cloned().unwrap_or_default()
 }
 
 /// A user of the account of `head`, with a key.
-fn member(served: &Served, head: &Client, name: &str) -> Client {
+pub fn member(served: &Served, head: &Client, name: &str) -> Client {
     iam(head, "CreateUser", &[("UserName", name)]).is(200);
     let key = iam(head, "CreateAccessKey", &[("UserName", name)]).is(200);
     Client {
@@ -24,13 +24,13 @@ fn member(served: &Served, head: &Client, name: &str) -> Client {
     }
 }
 
-fn allow(action: &str, resource: &str) -> String {
+pub fn allow(action: &str, resource: &str) -> String {
     format!(
         r#"{{"Statement": {{"Effect": "Allow", "Action": "{action}", "Resource": "{resource}"}}}}"#
     )
 }
 
-fn put_policy(client: &Client, kind: &str, name: &str, document: &str) -> Answer {
+pub fn put_policy(client: &Client, kind: &str, name: &str, document: &str) -> Answer {
     let fields = [
         (format!("{kind}Name"), name),
         ("PolicyName".to_owned(), "p"),
@@ -199,11 +199,11 @@ fn groups_have_policies_in_common() {
 }
 
 /// Sends a request with credentials that end.
-fn send(client: &Client, token: &str, method: &str, path: &str) -> Answer {
+pub fn send(client: &Client, token: &str, method: &str, path: &str) -> Answer {
     client.send_with(method, path, &[], &[("x-amz-security-token", token)], b"")
 }
 
-fn session(served: &Served, answer: &Answer) -> (Client, String) {
+pub fn session(served: &Served, answer: &Answer) -> (Client, String) {
     let client = Client {
         address: served.server.address(),
         access_key_id: one(answer, "AccessKeyId"),

@@ -5,6 +5,7 @@ mod clones;
 mod customer;
 mod doors;
 mod extremes;
+mod federation;
 mod files;
 mod iam;
 mod keys;

@@ -18,7 +18,7 @@ use super::report::printable;
 use super::reporter::{Reporter, Terminal, print_line};
 use super::service::Service;
 use super::socket;
-use super::users::{key_lines, user_lines};
+use super::users::{issuer_lines, key_lines, user_lines};
 use crate::bytes::{count, show};
 use crate::cli::KeyArgs;
 use crate::datadir::DataDir;
@@ -304,6 +304,7 @@ fn show_answer(answer: Answer, terminal: &Terminal, json: bool) -> Result<ExitCo
         Answer::Snapshots(snapshots) => or_json(snapshots, json, || snapshots.lines()),
         Answer::Users { users } => or_json(users, json, || user_lines(users)),
         Answer::Key(key) => or_json(key, json, || key_lines(key)),
+        Answer::Issuers { issuers } => or_json(issuers, json, || issuer_lines(issuers)),
         Answer::Names { names } => or_json(names, json, || names.clone()),
         Answer::Lifecycle(summary) => or_json(summary, json, || vec![summary_line(summary)]),
         Answer::Streamed { line } => {

@@ -362,6 +362,33 @@ pub enum UserRequest {
     },
     /// Names of such keys.
     KeptKeys,
+    /// Give the keys of an issuer.
+    SetIssuer {
+        /// Its URL.
+        url: String,
+        /// A JSON Web Key Set.
+        keys: String,
+        /// Whom its tokens are for.
+        audiences: Vec<String>,
+    },
+    /// All issuers.
+    Issuers,
+    /// Forget an issuer.
+    RemoveIssuer {
+        /// Its URL.
+        url: String,
+    },
+}
+
+/// An issuer of identity tokens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShownIssuer {
+    /// Its URL.
+    pub url: String,
+    /// What names its keys.
+    pub key_ids: Vec<String>,
+    /// Whom its tokens are for.
+    pub audiences: Vec<String>,
 }
 
 /// A key that the user brings.
@@ -539,6 +566,11 @@ pub enum Answer {
     Names {
         /// They.
         names: Vec<String>,
+    },
+    /// Issuers of identity tokens.
+    Issuers {
+        /// They.
+        issuers: Vec<ShownIssuer>,
     },
     /// Of `lifecycle`.
     Lifecycle(LifecycleSummary),

@@ -209,6 +209,7 @@ impl Service {
                     UserAnswer::Key(key) => Answer::Key(key),
                     UserAnswer::Users(users) => Answer::Users { users },
                     UserAnswer::Names(names) => Answer::Names { names },
+                    UserAnswer::Issuers(issuers) => Answer::Issuers { issuers },
                     UserAnswer::Nothing => Answer::Nothing,
                 })
             }

@@ -1,9 +1,9 @@
-//! Users of the S3 face and their keys.
+//! Users of the S3 face and their keys, and issuers of identity tokens.
 
 use cfs_s3::{Key, User, UserError, Users};
 use cfs_store::Host;
 
-use super::protocol::{GivenKey, ShownKey, ShownUser, UserRequest};
+use super::protocol::{GivenKey, ShownIssuer, ShownKey, ShownUser, UserRequest};
 use crate::failure::{Code, Failure, Result};
 use crate::host::System;
 
@@ -26,6 +26,8 @@ pub enum UserAnswer {
     Users(Vec<ShownUser>),
     /// Names of keys.
     Names(Vec<String>),
+    /// Issuers.
+    Issuers(Vec<ShownIssuer>),
     /// Nothing to show.
     Nothing,
 }
@@ -79,6 +81,27 @@ pub fn perform(users: &Users, request: UserRequest) -> Result<UserAnswer> {
             users.add_kept_key(&name, &mut random).map_err(refused)?;
             UserAnswer::Nothing
         }
+        UserRequest::SetIssuer {
+            url,
+            keys,
+            audiences,
+        } => {
+            users.set_issuer(&url, &keys, audiences).map_err(refused)?;
+            UserAnswer::Nothing
+        }
+        UserRequest::Issuers => {
+            let issuers = users.issuers().map_err(refused)?;
+            let shown = |issuer: cfs_s3::ShownIssuer| ShownIssuer {
+                url: issuer.url,
+                key_ids: issuer.key_ids,
+                audiences: issuer.audiences,
+            };
+            UserAnswer::Issuers(issuers.into_iter().map(shown).collect())
+        }
+        UserRequest::RemoveIssuer { url } => {
+            users.remove_issuer(&url).map_err(refused)?;
+            UserAnswer::Nothing
+        }
         UserRequest::KeptKeys => UserAnswer::Names(users.kept_keys().map_err(refused)?),
     };
     Ok(answer)
@@ -104,6 +127,28 @@ pub fn user_lines(users: &[ShownUser]) -> Vec<String> {
         ]
     };
     let rows: Vec<_> = std::iter::once(head).chain(users.iter().map(row)).collect();
+    table(&rows, &[Align::Left, Align::Left, Align::Left])
+}
+
+/// Lines that show issuers.
+pub fn issuer_lines(issuers: &[ShownIssuer]) -> Vec<String> {
+    use super::report::{Align, table};
+    let head = ["ISSUER", "KEYS", "AUDIENCES"].map(str::to_owned);
+    let row = |issuer: &ShownIssuer| {
+        let named = |key: &String| match key.as_str() {
+            "" => "(no name)".to_owned(),
+            name => name.to_owned(),
+        };
+        let keys: Vec<String> = issuer.key_ids.iter().map(named).collect();
+        [
+            issuer.url.clone(),
+            keys.join(","),
+            issuer.audiences.join(","),
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(issuers.iter().map(row))
+        .collect();
     table(&rows, &[Align::Left, Align::Left, Align::Left])
 }
 

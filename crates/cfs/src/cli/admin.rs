@@ -112,6 +112,12 @@ pub enum AdminCommand {
         #[command(subcommand)]
         command: KmsCommand,
     },
+    /// Issuers of identity tokens (OpenID Connect), with which roles of the S3 face are taken on
+    Issuer {
+        /// The command.
+        #[command(subcommand)]
+        command: IssuerCommand,
+    },
     /// Keys: of the pool, and of users of the S3 face
     Key {
         /// The key command.
@@ -220,6 +226,49 @@ pub enum KmsCommand {
     },
     /// Names of all such keys
     List(ReportArgs),
+}
+
+const ISSUER_SET_HELP: &str = "\
+The keys are what the issuer shows at the jwks_uri of URL/.well-known/openid-configuration. The pool does not ask for them
+itself: when the issuer changes its keys, give them again. With the keys of a provider that an account has made
+(aws iam create-open-id-connect-provider), and a role whose document names it, AssumeRoleWithWebIdentity gives credentials.
+
+--audience counts for providers that have no client identifiers of their own. Without either no token is taken.
+
+Examples:
+  curl -s https://id.example.com/realms/lab/protocol/openid-connect/certs > keys.json
+  cfs admin issuer set https://id.example.com/realms/lab --keys keys.json --data /srv/pool
+  kubectl get --raw /openid/v1/jwks > keys.json
+  cfs admin issuer set https://kubernetes.default.svc --keys keys.json --audience cfs --data /srv/pool";
+
+/// Commands about issuers of identity tokens.
+#[derive(Debug, Subcommand)]
+pub enum IssuerCommand {
+    /// Give the keys of an issuer, instead of those that it had
+    #[command(after_help = ISSUER_SET_HELP)]
+    Set {
+        /// As its tokens name it (`iss`)
+        url: String,
+        /// File with its public keys, a JSON Web Key Set
+        #[arg(long, value_name = "FILE")]
+        keys: PathBuf,
+        /// Whom its tokens are for, where a provider does not say; several times for several
+        #[arg(long, value_name = "NAME")]
+        audience: Vec<String>,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+    /// All issuers, what names their keys, and whom their tokens are for
+    List(ReportArgs),
+    /// Forget the keys of an issuer: its tokens are refused at once, credentials given for one go on until they end
+    Remove {
+        /// As its tokens name it
+        url: String,
+        /// Options of any report.
+        #[command(flatten)]
+        report: ReportArgs,
+    },
 }
 
 /// The key commands.

@@ -164,6 +164,52 @@ fn users_come_and_go_with_and_without_a_server() {
     server.stop();
 }
 
+/// The key of RFC 7517, A.1, without what it is for.
+const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "kid": "1",
+    "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+
+#[test]
+fn issuers_come_and_go_with_and_without_a_server() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let address = free_address();
+    serve(&data, None, "off").stop();
+    let issuer = "https://id.example.com/realms/lab";
+    let set = |issuer: &str, keys: &Path| {
+        cfs!(
+            "admin",
+            "issuer",
+            "set",
+            issuer,
+            "--keys",
+            keys,
+            "--audience",
+            "app",
+            "--data",
+            data
+        )
+    };
+    let keys = scratch.file("keys", KEYS);
+    set(issuer, &keys).ok();
+    let server = serve(&data, None, &address.to_string());
+    set("https://other.example.com", &keys).ok();
+    let secret = scratch.file("secret", &KEYS.replace("\"x\"", "\"d\": \"AAAA\", \"x\""));
+    set(issuer, &secret).refused(2, "secret key");
+    set("id.example.com", &keys).refused(2, "https://");
+    set(issuer, &scratch.file("long", &" ".repeat(1 << 20))).refused(2, "too long");
+    let other = "https://other.example.com";
+    cfs!("admin", "issuer", "remove", other, "--data", data).ok();
+    cfs!("admin", "issuer", "remove", other, "--data", data).refused(2, "no keys");
+    server.stop();
+    let listed = cfs!("admin", "issuer", "list", "--json", "--data", data)
+        .ok()
+        .json();
+    assert_eq!(
+        listed,
+        serde_json::json!([{"url": issuer, "key_ids": ["1"], "audiences": ["app"]}])
+    );
+}
+
 #[test]
 fn a_taken_port_is_an_error_where_it_was_asked_for() {
     let scratch = Scratch::new();
