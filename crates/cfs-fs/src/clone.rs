@@ -48,7 +48,7 @@ pub(crate) fn is_gone(record: &InodeRecord) -> bool {
 }
 
 /// The number that a volume's tables have for the inode with this base.
-fn number_in(id: VolumeId, volume: &VolumeRecord, base: Ino) -> Option<Ino> {
+pub(crate) fn number_in(id: VolumeId, volume: &VolumeRecord, base: Ino) -> Option<Ino> {
     // Of a clone whose record was lost and made anew the origin is not known.
     match Ino(volume.root.get()).cloned() {
         None => Some(base),

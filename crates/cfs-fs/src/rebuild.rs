@@ -9,6 +9,8 @@
 //! - Names of inodes that are lost go. Inodes without a name that had one are put into `/lost+found`.
 //! - Counts are set to what is counted.
 //! - What a clone has changed and is lost is as its origin has it again, but for names of what it has removed or moved.
+//!   What it sees of its origin, a past state, is mended before ([`origins`]), clone after clone where they are clones of
+//!   clones.
 //! - A volume whose record is lost gets another, with the dedup domain that its extents name, and of a clone without an
 //!   origin.
 //!
@@ -17,7 +19,9 @@
 mod clones;
 mod content;
 mod entries;
+mod origins;
 mod past;
+mod states;
 mod tree;
 mod volumes;
 
@@ -79,6 +83,7 @@ impl Fs {
             troubles: Vec::new(),
             made_anew: BTreeSet::new(),
             lost_volumes: BTreeMap::new(),
+            highest: 0,
         };
         let rebuilt = Store::rebuild(
             device,
@@ -111,6 +116,8 @@ struct Rebuilder {
     made_anew: BTreeSet<VolumeId>,
     /// Root and junction that they get.
     lost_volumes: BTreeMap<VolumeId, (Ino, Ino)>,
+    /// No number of an inode, without its clone, that any row tells is larger.
+    highest: u64,
 }
 
 impl Rebuilder {
@@ -176,14 +183,36 @@ impl Namespace for Rebuilder {
         store: &Store,
         lost: &[LostRange],
         stage: MendStage,
-    ) -> Result<RowChanges, ReadError> {
-        let mut mending = Mending::new(self, store, lost);
-        mending.rows()?;
-        if !lost.is_empty() {
-            mending.past()?;
+        apply: &mut dyn FnMut(RowChanges) -> Result<(), cfs_store::OpenError>,
+    ) -> Result<(), cfs_store::OpenError> {
+        let of = |mending: Mending<'_>| mending.changes.into_iter().collect();
+        let depths = origins::depths(store);
+        let deepest = depths.values().copied().max().unwrap_or(0);
+        if lost.is_empty() {
+            let mut mending = Mending::new(self, store, lost, Depth::all(&depths, deepest));
+            mending.rows()?;
+            mending.tree(stage)?;
+            return apply(of(mending));
         }
-        mending.tree(stage)?;
-        Ok(mending.changes.into_iter().collect())
+        let mut mending = Mending::new(self, store, lost, Depth::all(&depths, deepest));
+        mending.past()?;
+        apply(of(mending))?;
+        for reached in 0..=deepest {
+            let depth = Depth {
+                reached,
+                ..Depth::all(&depths, deepest)
+            };
+            let mut mending = Mending::new(self, store, lost, depth);
+            mending.rows()?;
+            mending.tree(stage)?;
+            apply(of(mending))?;
+            for origin in origins::at_depth(store, &depths, reached) {
+                let mut mending = Mending::new(self, store, lost, depth);
+                mending.origin(&origin)?;
+                apply(of(mending))?;
+            }
+        }
+        Ok(())
     }
 
     fn summarize(&mut self, store: &Store) -> Result<Summary, ReadError> {
@@ -346,6 +375,8 @@ struct Seen {
     parent: Ino,
     /// Entries that point to it, and the directory of the last of them.
     names: u32,
+    /// Those of them that are in directories with rows of their own.
+    own_names: u32,
     name_parent: Ino,
     /// Directories among its own entries.
     subdirectories: u32,
@@ -361,11 +392,36 @@ struct Seen {
     is_new: bool,
 }
 
+/// How far a pass goes: volumes that are clones of clones come after their origins.
+#[derive(Clone, Copy)]
+struct Depth<'a> {
+    /// Of each volume, how many origins it has above it.
+    of: &'a BTreeMap<VolumeId, u32>,
+    /// What lies deeper is left for another pass.
+    reached: u32,
+    deepest: u32,
+}
+
+impl<'a> Depth<'a> {
+    fn all(of: &'a BTreeMap<VolumeId, u32>, deepest: u32) -> Self {
+        Self {
+            of,
+            reached: deepest,
+            deepest,
+        }
+    }
+
+    fn is_all(&self) -> bool {
+        self.reached == self.deepest
+    }
+}
+
 /// One pass of mending.
 struct Mending<'a> {
     rebuilder: &'a mut Rebuilder,
     store: &'a Store,
     lost: &'a [LostRange],
+    depth: Depth<'a>,
     seen: HashMap<Ino, Seen>,
     /// Rows that differ from what is there; `None` goes.
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
@@ -374,23 +430,37 @@ struct Mending<'a> {
 }
 
 impl<'a> Mending<'a> {
-    fn new(rebuilder: &'a mut Rebuilder, store: &'a Store, lost: &'a [LostRange]) -> Self {
+    fn new(
+        rebuilder: &'a mut Rebuilder,
+        store: &'a Store,
+        lost: &'a [LostRange],
+        depth: Depth<'a>,
+    ) -> Self {
+        let volumes = store.volumes().into_iter();
+        let volumes = volumes
+            .filter(|(_, volume)| !volume.is_removed())
+            .map(|(id, volume)| {
+                let ends = (Ino(volume.root.get()), Ino(volume.junction.get()));
+                (id, ends)
+            });
+        // What a pass before this one has given.
+        let made = rebuilder.lost_volumes.iter().map(|(id, ends)| (*id, *ends));
         Self {
+            volumes: volumes.chain(made).collect(),
             rebuilder,
             store,
             lost,
+            depth,
             seen: HashMap::new(),
             changes: BTreeMap::new(),
-            volumes: store
-                .volumes()
-                .into_iter()
-                .filter(|(_, volume)| !volume.is_removed())
-                .map(|(id, volume)| {
-                    let ends = (Ino(volume.root.get()), Ino(volume.junction.get()));
-                    (id, ends)
-                })
-                .collect(),
         }
+    }
+
+    /// Whether an inode is looked at in this pass.
+    fn is_due(&self, ino: Ino) -> bool {
+        let clone = ino.cloned().map(|(clone, _)| clone);
+        let depth = clone.and_then(|clone| self.depth.of.get(&clone));
+        depth.is_none_or(|depth| *depth <= self.depth.reached)
     }
 
     /// Whether it is the root of a volume.

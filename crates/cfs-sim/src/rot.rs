@@ -1,8 +1,8 @@
 //! Bit rot: what one damaged block of a pool costs.
 //!
-//! A small pool with files of many kinds and clones is made, once closed in order and once as a killed process leaves it. Then
-//! each block that it has written is damaged on a copy, in one of several ways; the copy is opened, checked and read to
-//! the end. Allowed is that reading fails in just those ranges of files whose chunk lies in the damaged block.
+//! A small pool with files of many kinds and clones is made, once closed in order and once as a killed process leaves it,
+//! with clones that are made and changed in its log. Then each block that it has written is damaged on a copy, in one of
+//! several ways; the copy is opened, checked and read to the end. Allowed is that reading fails in just those ranges of files whose chunk lies in the damaged block.
 //! Everything else must be as it was, and opening must work.
 
 use std::collections::{BTreeMap, HashSet};
@@ -52,11 +52,23 @@ pub(crate) struct Entry {
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// How a pool is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Closed in order.
+    Closed,
+    /// By a process that was killed, with clones that are made and changed in the log.
+    Killed,
+    /// The same, with tables of several checkpoints.
+    KilledBetween,
+}
+
 /// A pool to damage, and what is known of it.
 pub(crate) struct Subject {
     pub device: MemDevice,
     pub host: Arc<SimHost>,
     pub tree: Tree,
+    pub left: Left,
     /// Where chunks lie: segment, first and last block, and the chunk.
     chunks: Vec<(SegmentId, u32, u32, Fingerprint)>,
     /// The pool open on a copy, to ask which files use a chunk.
@@ -70,8 +82,8 @@ pub(crate) struct Subject {
 pub fn rot(seed: u64, share: u64) -> Result<RotOutcome, String> {
     let mut outcome = RotOutcome::default();
     let mut rng = Rng::new(seed);
-    for crashed in [false, true] {
-        let subject = Subject::make(seed, crashed)?;
+    for left in [Left::Closed, Left::Killed] {
+        let subject = Subject::make(seed, left)?;
         for (segment, block) in subject.device.written_blocks() {
             for damage in [Damage::Zeros, Damage::OneBit, Damage::Noise] {
                 if !rng.one_in(share) {
@@ -81,8 +93,7 @@ pub fn rot(seed: u64, share: u64) -> Result<RotOutcome, String> {
                     .damage_and_look(segment, block..block + 1, damage, &mut rng, &mut outcome)
                     .map_err(|error| {
                         format!(
-                            "{damage:?} in block {block} of segment {segment} ({}): {error}",
-                            if crashed { "killed" } else { "closed" }
+                            "{damage:?} in block {block} of segment {segment} ({left:?}): {error}"
                         )
                     })?;
             }
@@ -106,21 +117,38 @@ pub fn rot(seed: u64, share: u64) -> Result<RotOutcome, String> {
 }
 
 impl Subject {
-    pub fn make(seed: u64, crashed: bool) -> Result<Self, String> {
+    pub fn make(seed: u64, left: Left) -> Result<Self, String> {
         let device = Arc::new(MemDevice::new(256));
         let host = Arc::new(SimHost::new(seed));
         world::format(&device, &host)?;
         let mut rng = Rng::new(seed);
         let fs = world::open(&device, &host)?;
         fill(&fs, &mut rng, "first", 4).map_err(|error| format!("filling: {error}"))?;
-        for (from, to) in [("first/d1", "clone"), ("clone", "clone-of-clone")] {
-            clone(&fs, &mut rng, from, to).map_err(|error| format!("cloning: {error}"))?;
-        }
+        make_clones(
+            &fs,
+            &mut rng,
+            &[("first/d1", "clone"), ("clone", "clone-of-clone")],
+        )?;
         fs.close().map_err(|error| format!("close: {error}"))?;
         drop(fs);
-        if crashed {
-            let fs = world::open(&device, &host)?;
+        if left == Left::KilledBetween {
+            let fs = world::open_without_checkpoints(&device, &host)?;
+            fill(&fs, &mut rng, "between", 1).map_err(|error| format!("filling: {error}"))?;
+            make_clones(
+                &fs,
+                &mut rng,
+                &[("clone", "clone-between"), ("first/d3", "clone-of-first")],
+            )?;
+            fs.close().map_err(|error| format!("close: {error}"))?;
+        }
+        if left != Left::Closed {
+            let fs = world::open_without_checkpoints(&device, &host)?;
             fill(&fs, &mut rng, "second", 1).map_err(|error| format!("filling: {error}"))?;
+            make_clones(
+                &fs,
+                &mut rng,
+                &[("clone", "clone-late"), ("first/d2", "clone-in-log")],
+            )?;
             fs.syncfs().map_err(|error| format!("sync: {error}"))?;
             // The server sees that nothing comes any more, and notes what is durable.
             for _ in 0..3 {
@@ -147,9 +175,41 @@ impl Subject {
             device,
             host,
             tree,
+            left,
             chunks,
             guide,
         })
+    }
+
+    /// What the origins of a clone, its own first, show as content of one of its files.
+    pub fn as_origins_have(&self, ino: Ino) -> Result<Vec<Vec<u8>>, String> {
+        let fail = |error: cfs_fs::FsError| format!("as the origins have inode {ino}: {error}");
+        let store = self.guide.store();
+        let snapshots = self.guide.snapshots(None).map_err(fail)?;
+        let mut contents = Vec::new();
+        let mut clone = ino.cloned().map(|(clone, _)| clone);
+        while let Some((volume, at)) = clone
+            .and_then(|clone| store.volume(clone))
+            .and_then(|clone| clone.origin())
+        {
+            let shown = snapshots
+                .iter()
+                .find(|it| (it.volume, it.timestamp) == (volume, at))
+                .and_then(|it| ino.base().in_view(it.view))
+                .ok_or("a clone without the snapshot that it shows")?;
+            match self.guide.getattr(shown) {
+                Ok(attr) => {
+                    let mut content = Vec::new();
+                    let read = self.guide.read(shown, 0, attr.size as usize, &mut content);
+                    read.map_err(fail)?;
+                    contents.push(content);
+                }
+                Err(error) if error.errno() == libc::ENOENT => {}
+                Err(error) => return Err(fail(error)),
+            }
+            clone = Some(volume);
+        }
+        Ok(contents)
     }
 
     /// Segments of these streams that a pool of which nothing was changed has.
@@ -317,10 +377,17 @@ fn fill(fs: &Fs, rng: &mut Rng, name: &str, directories: u32) -> cfs_fs::Result<
     Ok(())
 }
 
-/// Makes a clone of a directory, and changes both sides.
+/// Makes clones of directories, one by one, and changes both sides of each.
+fn make_clones(fs: &Fs, rng: &mut Rng, clones: &[(&str, &str)]) -> Result<(), String> {
+    for (from, to) in clones {
+        clone(fs, rng, from, to).map_err(|error| format!("cloning: {error}"))?;
+    }
+    Ok(())
+}
+
 fn clone(fs: &Fs, rng: &mut Rng, from: &str, to: &str) -> cfs_fs::Result<()> {
     let caller = Caller::default();
-    let snapshot = fs.snapshot_create(from.as_bytes(), b"cloned")?;
+    let snapshot = fs.snapshot_create(from.as_bytes(), to.as_bytes())?;
     fs.clone_create(&snapshot, to.as_bytes(), Quota::default(), &caller)?;
     for side in [from, to] {
         let top = fs.resolve(side.as_bytes())?.ino;

@@ -592,7 +592,27 @@ pub(crate) fn format(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<(),
 
 /// Opens a pool, with little memory.
 pub(crate) fn open(device: &Arc<MemDevice>, host: &Arc<SimHost>) -> Result<Arc<Fs>, String> {
+    open_with(device, host, options())
+}
+
+/// Opens a pool that makes no checkpoint of itself for the little that is written to it.
+pub(crate) fn open_without_checkpoints(
+    device: &Arc<MemDevice>,
+    host: &Arc<SimHost>,
+) -> Result<Arc<Fs>, String> {
     let (store_options, options) = options();
+    let store_options = StoreOptions {
+        memtable_bytes_max: 32 << 20,
+        ..store_options
+    };
+    open_with(device, host, (store_options, options))
+}
+
+fn open_with(
+    device: &Arc<MemDevice>,
+    host: &Arc<SimHost>,
+    (store_options, options): (StoreOptions, FsOptions),
+) -> Result<Arc<Fs>, String> {
     Fs::open_pool(
         Arc::<MemDevice>::clone(device),
         Arc::<SimHost>::clone(host),

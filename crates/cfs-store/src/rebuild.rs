@@ -124,16 +124,18 @@ pub trait Namespace {
     /// The dedup domain that a command of the log makes, with its secret as the tables hold it.
     fn new_domain(&self, command: &[u8]) -> Option<(DomainId, [u8; 32])>;
 
-    /// What has to be changed so that the rows fit together. `lost`: where rows are missing.
+    /// Changes rows with `apply` so that they fit together, in steps, each of which sees what the ones before have changed.
+    /// `lost`: where rows are missing.
     ///
     /// # Errors
-    /// The tables cannot be read.
+    /// The tables cannot be read or written.
     fn mend(
         &mut self,
         store: &Store,
         lost: &[LostRange],
         stage: MendStage,
-    ) -> Result<RowChanges, ReadError>;
+        apply: &mut dyn FnMut(RowChanges) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError>;
 
     /// Adds up what there is: before anything is mended, so that each volume has a record, and whenever something has been.
     ///
@@ -675,17 +677,20 @@ impl Rebuild<'_> {
     }
 
     fn mend(&mut self, namespace: &mut dyn Namespace, stage: MendStage) -> Result<(), OpenError> {
-        let mut batch = Batch::new();
-        for (key, value) in namespace.mend(self.store, &self.lost, stage)? {
-            match value {
-                Some(value) => batch.put(key, value),
-                None => batch.delete(key),
+        let mut apply = |changes: RowChanges| {
+            let mut batch = Batch::new();
+            for (key, value) in changes {
+                match value {
+                    Some(value) => batch.put(key, value),
+                    None => batch.delete(key),
+                }
+                if batch.len() >= BATCH_CHANGES {
+                    self.absorb(&self.store.meta_tree, &mut batch)?;
+                }
             }
-            if batch.len() >= BATCH_CHANGES {
-                self.absorb(&self.store.meta_tree, &mut batch)?;
-            }
-        }
-        self.absorb(&self.store.meta_tree, &mut batch)?;
+            Ok(self.absorb(&self.store.meta_tree, &mut batch)?)
+        };
+        namespace.mend(self.store, &self.lost, stage, &mut apply)?;
         self.add_up(namespace)
     }
 

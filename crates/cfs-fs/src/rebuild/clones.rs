@@ -24,7 +24,7 @@ pub(super) const AS_ORIGIN: &str =
     "what was changed of it in a clone is lost: it is as its origin has it";
 
 /// What the origin shows, if it can be read: what is damaged there is no part of the clone any more.
-fn readable<T>(found: Result<Option<T>, FsError>) -> Result<Option<T>, ReadError> {
+pub(super) fn readable<T>(found: Result<Option<T>, FsError>) -> Result<Option<T>, ReadError> {
     match found {
         Ok(found) => Ok(found),
         Err(FsError::Read(error)) => Err(error),
@@ -123,7 +123,7 @@ impl Mending<'_> {
     /// Adds to what was met in clones what their origins have: see [`crate::check`], which goes by the same rule.
     pub(super) fn inherit(&mut self) -> Result<(), ReadError> {
         for (root, _) in self.volumes.values() {
-            if root.cloned().is_some() {
+            if root.cloned().is_some() && self.is_due(*root) {
                 self.seen.entry(*root).or_default();
             }
         }
@@ -237,6 +237,32 @@ impl Mending<'_> {
         Ok(())
     }
 
+    /// Files that a clone has removed and of which its origin has more names than anybody knows stay, unseen, as those do
+    /// that have names outside of what was cloned.
+    pub(super) fn keep_unseen(&mut self) -> Result<(), ReadError> {
+        let mut unseen: Vec<Ino> = self
+            .seen
+            .iter()
+            .filter(|(ino, seen)| {
+                let is_named = seen.names > 0 && seen.own_names == 0;
+                ino.cloned().is_some() && seen.kind.is_none() && is_named
+            })
+            .map(|(ino, _)| *ino)
+            .collect();
+        unseen.sort_unstable();
+        for ino in unseen {
+            let is_gone = self.record(ino)?.is_some_and(|it| clone::is_gone(&it));
+            if is_gone
+                && let Some(found) = self.inherited(ino)?
+                && !inode::is_directory(&found.record)
+            {
+                self.note_inherited(ino, &found);
+                self.own_file(ino)?;
+            }
+        }
+        Ok(())
+    }
+
     fn add_names(&mut self, ino: Ino, found: &Found) {
         let is_root = self.is_root(ino);
         let record = &found.record;
@@ -333,7 +359,9 @@ impl Mending<'_> {
         let Some((old_key, new_key)) = keys else {
             return Ok(());
         };
-        if let Some(value) = readable(past.get(source, tag::INLINE, &[]))? {
+        let is_inline = record.flags.get() & inode_flag::INLINE != 0;
+        let inline = readable(past.get(source, tag::INLINE, &[]))?;
+        if let Some(value) = inline.filter(|_| is_inline) {
             self.put(key(ino, tag::INLINE, &[]), value);
         } else {
             record.allocated = 0.into();

@@ -3,7 +3,8 @@
 use cfs_format::table::{
     ExtentRecord, InodeRecord, history_prefix, inode_flag, key, split_key, tag,
 };
-use cfs_format::{Fingerprint, Ino};
+use cfs_format::{DomainId, Fingerprint, Ino, VolumeId};
+use cfs_seal::keys::FileKey;
 use cfs_store::ReadError;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -45,7 +46,7 @@ impl Extents {
 
 /// What of a file is left.
 #[derive(Default)]
-struct Parts {
+pub(super) struct Parts {
     /// Its size.
     size: u64,
     /// What its extents cover, in order.
@@ -55,6 +56,23 @@ struct Parts {
 }
 
 impl Parts {
+    pub fn of_size(size: u64) -> Self {
+        Self {
+            size,
+            ..Self::default()
+        }
+    }
+
+    /// Adds what an extent covers, behind those before.
+    pub fn keep(&mut self, span: Option<(u64, u64)>) {
+        self.kept.extend(span);
+    }
+
+    /// What no extent covers.
+    pub fn gaps(&self) -> Vec<(u64, u64)> {
+        self.gaps_in(0, self.size)
+    }
+
     /// What within `[from, to)` no extent covers.
     fn gaps_in(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
         let mut at = from;
@@ -257,7 +275,7 @@ impl Mending<'_> {
     /// The parts of a file without extents of which the rows may have been in lost blocks; all of them where blocks are
     /// lost and none of those fits.
     fn lost_gaps(&self, ino: Ino, parts: &Parts) -> Vec<(u64, u64)> {
-        let gaps = parts.gaps_in(0, parts.size);
+        let gaps = parts.gaps();
         let lost = |(from, to): &(u64, u64)| self.is_lost_between(ino, *from, *to);
         let likely: Vec<(u64, u64)> = gaps.iter().copied().filter(lost).collect();
         match likely.is_empty() && !self.lost.is_empty() {
@@ -267,14 +285,15 @@ impl Mending<'_> {
     }
 
     /// Whether a lost block may have held an extent at any offset in `[from, to)`.
-    fn is_lost_between(&self, ino: Ino, from: u64, to: u64) -> bool {
-        let (first, last) = (extent_key(ino, from), extent_key(ino, to - 1));
+    pub(super) fn is_lost_between(&self, ino: Ino, from: u64, to: u64) -> bool {
+        self.is_lost_in(&extent_key(ino, from), &extent_key(ino, to - 1))
+    }
+
+    /// Whether a lost block may have held a key from `first` to `last`.
+    pub(super) fn is_lost_in(&self, first: &[u8], last: &[u8]) -> bool {
         self.lost.iter().any(|range| {
-            range.after.as_deref().is_none_or(|after| after < &last[..])
-                && range
-                    .before
-                    .as_deref()
-                    .is_none_or(|before| before > &first[..])
+            range.after.as_deref().is_none_or(|after| after < last)
+                && range.before.as_deref().is_none_or(|before| before > first)
         })
     }
 
@@ -290,12 +309,6 @@ impl Mending<'_> {
         let Some(file_key) = file_key_of(self.store, record) else {
             return 0;
         };
-        let domain = self
-            .store
-            .volume(cfs_format::VolumeId(record.volume.get()))
-            .map_or(cfs_format::DomainId::DEFAULT, |volume| {
-                cfs_format::DomainId(volume.domain.get())
-            });
         let told = from.saturating_add(LOST_EXTENTS_MAX * LOST_EXTENT_BYTES);
         if told < to {
             self.trouble(
@@ -315,14 +328,34 @@ impl Mending<'_> {
                 record.timestamp.get()
             }
         };
+        for (offset, extent) in self.lost_extents(ino, record, &file_key, (from, to), timestamp) {
+            self.put(extent_key(ino, offset), extent.as_bytes().to_vec());
+        }
+        to - from
+    }
+
+    /// Extents of lost chunks for a part of a file, by their offsets; no more than [`LOST_EXTENTS_MAX`].
+    pub(super) fn lost_extents(
+        &self,
+        ino: Ino,
+        record: &InodeRecord,
+        file_key: &FileKey,
+        (from, to): (u64, u64),
+        timestamp: u64,
+    ) -> Vec<(u64, ExtentRecord)> {
+        let volume = self.store.volume(VolumeId(record.volume.get()));
+        let domain = volume.map_or(DomainId::DEFAULT, |volume| DomainId(volume.domain.get()));
+        let mut extents = Vec::new();
         let mut offset = from;
-        while offset < to {
+        while offset < to && (extents.len() as u64) < LOST_EXTENTS_MAX {
             let len = (to - offset).min(LOST_EXTENT_BYTES) as u32;
             // A name that no content has, and that only the file's key tells: a lost row may have had the same mask.
             let mut place = [0; 32];
             place[..8].copy_from_slice(&ino.0.to_le_bytes());
+            place[8..16].copy_from_slice(&timestamp.to_le_bytes());
+            place[16..20].copy_from_slice(&len.to_le_bytes());
             let fingerprint = Fingerprint(file_key.mask(offset, NO_TIMESTAMP, Fingerprint(place)));
-            let value = ExtentRecord {
+            let extent = ExtentRecord {
                 len: len.into(),
                 chunk_offset: 0.into(),
                 chunk_len: len.into(),
@@ -331,9 +364,9 @@ impl Mending<'_> {
                 timestamp: timestamp.into(),
                 masked_fingerprint: file_key.mask(offset, timestamp, fingerprint),
             };
-            self.put(extent_key(ino, offset), value.as_bytes().to_vec());
+            extents.push((offset, extent));
             offset += u64::from(len);
         }
-        to - from
+        extents
     }
 }

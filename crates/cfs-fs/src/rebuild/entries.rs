@@ -47,13 +47,25 @@ impl Mending<'_> {
                     && let Ok(orphan) = suffix.try_into()
                 {
                     let orphan = Ino(u64::from_be_bytes(orphan));
-                    self.seen.entry(orphan).or_default().is_orphan = true;
+                    self.note_number(orphan);
+                    if self.is_due(orphan) {
+                        self.seen.entry(orphan).or_default().is_orphan = true;
+                    }
                 }
                 continue;
             }
             // Numbers that stand for what snapshots show are in no table.
             if ino.view().is_some() {
                 self.delete(row_key);
+                continue;
+            }
+            self.note_number(ino);
+            if row_tag == tag::DIRENT
+                && let Ok(entry) = directory::decode(ino, &value)
+            {
+                self.note_number(Ino(entry.ino.get()));
+            }
+            if !self.is_due(ino) {
                 continue;
             }
             if ino != at.ino {
@@ -90,6 +102,10 @@ impl Mending<'_> {
             }
         }
         self.inode(at)
+    }
+
+    fn note_number(&mut self, ino: Ino) {
+        self.rebuilder.highest = self.rebuilder.highest.max(ino.base().0);
     }
 
     /// Whether a cookie row and the entry that it names say the same.
@@ -190,10 +206,17 @@ impl Mending<'_> {
 
     /// The record of a directory whose own is lost.
     pub(super) fn new_directory(&mut self, ino: Ino) -> InodeRecord {
+        let record = self.directory_record(ino);
+        self.put_record(ino, &record);
+        record
+    }
+
+    /// The same, not put anywhere.
+    pub(super) fn directory_record(&self, ino: Ino) -> InodeRecord {
         let now = crate::types::Time::from_ns(self.rebuilder.host.now_ns()).into();
         let mut salt = [0; 16];
         self.rebuilder.host.fill_random(&mut salt);
-        let record = InodeRecord {
+        InodeRecord {
             mode: (libc::S_IFDIR | 0o700).into(),
             nlink: 2.into(),
             atime: now,
@@ -208,9 +231,7 @@ impl Mending<'_> {
                 .into(),
             salt,
             ..InodeRecord::default()
-        };
-        self.put_record(ino, &record);
-        record
+        }
     }
 
     /// Counts where the entries of a directory lead.
@@ -228,6 +249,7 @@ impl Mending<'_> {
     pub(super) fn count_entry(&mut self, parent: Ino, target: Ino, kind: u8) {
         let seen = self.seen.entry(target).or_default();
         seen.names += 1;
+        seen.own_names += 1;
         seen.name_parent = parent;
         if u32::from(kind) << 12 == libc::S_IFDIR {
             self.seen.entry(parent).or_default().subdirectories += 1;

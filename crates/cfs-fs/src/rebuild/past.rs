@@ -4,16 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cfs_format::table::{
-    PruneRecord, ended_key, history_key, split_ended, split_history, split_key, system_key, tag,
+    PruneRecord, ended_key, history_key, key, split_ended, split_history, split_key, system_key,
+    tag,
 };
 use cfs_format::{Ino, VolumeId};
 use cfs_store::ReadError;
 use zerocopy::FromBytes;
 
-use super::Mending;
+use super::states::stamped;
+use super::{Mending, file_key_of};
 use crate::apply::split_prune_key;
 use crate::views::Snapshot;
-use crate::{history, row};
+use crate::{extent, history, row};
 
 impl Mending<'_> {
     /// Makes the rows of snapshots and of their history fit together.
@@ -77,6 +79,7 @@ impl Mending<'_> {
         }
         // States of one row follow one another; each has an `ENDED` row, which names the volume.
         let mut last: Option<(Ino, u8, Vec<u8>, u64)> = None;
+        let mut behind = Vec::new();
         for (row_key, value) in self.system_rows(tag::HISTORY)? {
             if self.changes.contains_key(&row_key) {
                 continue;
@@ -89,15 +92,17 @@ impl Mending<'_> {
                         && self.store.get(&listed).is_ok_and(|row| row.is_some())
                 });
                 let from = row::timestamp(row_tag, &value).unwrap_or(u64::MAX);
-                let before = match last.take() {
+                let before = match &last {
                     Some((of, of_tag, of_suffix, end))
-                        if (of, of_tag, &of_suffix[..]) == (ino, row_tag, suffix) =>
+                        if (*of, *of_tag, &of_suffix[..]) == (ino, row_tag, suffix) =>
                     {
-                        end
+                        *end
                     }
                     _ => 0,
                 };
-                last = Some((ino, row_tag, suffix.to_vec(), to));
+                let end = before.max(to);
+                let ended = last.replace((ino, row_tag, suffix.to_vec(), end));
+                behind.extend(ended.filter(|_| before == 0));
                 let is_readable = row_tag != tag::EXTENT
                     || history::stored_extent(self.store, ino, suffix, &value).is_ok();
                 is_listed && is_readable && before <= from && from < to
@@ -106,11 +111,51 @@ impl Mending<'_> {
                 removed += 1;
                 self.forget_state(row_key, &volumes);
             }
+            if let Some((ino, row_tag, suffix, end)) = behind.pop() {
+                self.begin_behind(ino, (row_tag, &suffix), end)?;
+            }
+        }
+        if let Some((ino, row_tag, suffix, end)) = last {
+            self.begin_behind(ino, (row_tag, &suffix), end)?;
         }
         if removed > 0 {
             let sentence =
                 format!("{removed} earlier states of names, attributes or content are lost");
             self.find("snapshot", "what snapshots show".to_owned(), sentence);
+        }
+        Ok(())
+    }
+
+    /// A row that is older than the end of the last state before it is one that had been replaced, and what replaced it is
+    /// lost. As snapshots see it, it begins where that ended.
+    fn begin_behind(
+        &mut self,
+        ino: Ino,
+        (row_tag, suffix): (u8, &[u8]),
+        end: u64,
+    ) -> Result<(), ReadError> {
+        let row_key = key(ino, row_tag, suffix);
+        let Some(value) = self.store.get(&row_key)? else {
+            return Ok(());
+        };
+        if row::timestamp(row_tag, &value).is_ok_and(|from| from >= end) {
+            return Ok(());
+        }
+        if row_tag != tag::EXTENT {
+            self.put(row_key, stamped(row_tag, value, end));
+            return Ok(());
+        }
+        let record = self.record(ino)?;
+        let file_key = record.and_then(|record| file_key_of(self.store, &record));
+        let row = (row_key, value);
+        let extent = file_key
+            .as_ref()
+            .and_then(|file_key| extent::decode_row(ino, file_key, &row).ok());
+        match file_key.zip(extent) {
+            Some((file_key, extent)) => {
+                self.put(row.0, extent::encode_value(&file_key, end, &extent));
+            }
+            None => self.delete(row.0),
         }
         Ok(())
     }

@@ -74,6 +74,9 @@ impl Mending<'_> {
         self.inherit()?;
         self.ends_of_volumes()?;
         self.own_stale_directories()?;
+        if is_last {
+            self.keep_unseen()?;
+        }
         self.remove_dangling()?;
         self.name_directories_once()?;
         if is_last {
@@ -81,7 +84,7 @@ impl Mending<'_> {
         }
         self.give_volumes()?;
         self.count_links(stage)?;
-        if is_last {
+        if is_last && self.depth.is_all() {
             self.tell()?;
         }
         Ok(())
@@ -272,9 +275,11 @@ impl Mending<'_> {
             if found_in.values().any(|found| *found == ino) {
                 continue;
             }
-            // Its record names another directory.
-            self.own_directory(ino)?;
             let kind = self.seen[&ino].kind.expect("filtered above");
+            if kind == libc::S_IFDIR {
+                // Its record names another directory.
+                self.own_directory(ino)?;
+            }
             let mut name = format!("inode-{ino}").into_bytes();
             while self.get(&key(found, tag::DIRENT, &name))?.is_some() {
                 name.push(b'~');
@@ -325,7 +330,9 @@ impl Mending<'_> {
     /// A number that no inode has.
     pub(super) fn unused(&self) -> Ino {
         let highest = self.seen.keys().map(|ino| ino.base()).max();
-        let highest = highest.unwrap_or(Ino::ROOT);
+        let highest = highest
+            .unwrap_or(Ino::ROOT)
+            .max(Ino(self.rebuilder.highest));
         let unused = self.store.next_ino().0.max(highest.0.saturating_add(1));
         Ino(unused.max(Ino::ROOT.0 + 1))
     }

@@ -15,6 +15,7 @@ impl Mending<'_> {
     fn is_lost_volume(&self, id: VolumeId) -> bool {
         let record = self.store.volume(id);
         id != VolumeId::ROOT
+            && !self.rebuilder.lost_volumes.contains_key(&id)
             && record.is_none_or(|record| record.junction.get() == 0 && !record.is_removed())
     }
 
@@ -36,6 +37,7 @@ impl Mending<'_> {
         for row in self.system_rows(tag::SNAPSHOT)? {
             if let Ok(snapshot) = Snapshot::decode(&row)
                 && self.is_lost_volume(snapshot.volume)
+                && self.is_due(snapshot.directory)
             {
                 let root = (None, snapshot.directory);
                 lost.entry(snapshot.volume).or_insert(root);
@@ -75,7 +77,7 @@ impl Mending<'_> {
                 let is_good = |seen: &Seen| {
                     seen.kind == Some(libc::S_IFDIR) && seen.is_junction == is_junction
                 };
-                if self.seen.get(&ino).is_some_and(is_good) {
+                if !self.is_due(ino) || self.seen.get(&ino).is_some_and(is_good) {
                     continue;
                 }
                 self.trouble(*root, "attributes", "owner, mode and times are lost");

@@ -1,9 +1,9 @@
 //! What a rebuild leaves of clones of which rows are lost.
 
 use cfs_device::Device;
-use cfs_format::table::{key, tag};
+use cfs_format::table::{history_prefix, key, tag};
 use cfs_format::{Ino, SEGMENT_BYTES, SegmentId, VolumeId};
-use cfs_fs::{Caller, Fs, Quota, Rebuilt, RenameFlags, VolumeOptions, XattrFlags};
+use cfs_fs::{Caller, Fs, Quota, Rebuilt, RenameFlags, SetAttr, VolumeOptions, XattrFlags};
 use cfs_store::{StoreOptions, TableOwner, Txn};
 
 use crate::pool::{Pool, assert_clean};
@@ -405,5 +405,112 @@ fn what_is_left_of_a_removed_clone_is_not_told_as_lost() {
         rebuilt.fs.tick().expect("no trouble");
     }
     assert_eq!(rebuilt.fs.store().volumes().len(), 2);
+    assert_clean(&rebuilt.fs);
+}
+
+/// As [`assert_clean`], where chunks are known to be lost.
+fn assert_clean_but_for_lost(fs: &Fs) {
+    let report = fs.check(|_| true).expect("readable").expect("not ended");
+    let others = report.findings.iter().filter(|it| it.id != "chunk-lost");
+    assert_eq!(others.count(), 0, "{:?}", report.findings);
+}
+
+/// It was taken for a directory, and had no content.
+#[test]
+fn a_file_of_a_clone_that_lost_its_name_keeps_its_content() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    cloned(&fs, false);
+    let d = at(&fs, "/c/d");
+    file(&fs, d, "made", b"in the clone");
+    let rebuilt = lose(&pool, &fs, |txn| {
+        let rows = fs
+            .store()
+            .range(&key(d, tag::DIRENT, &[]), &key(d, 255, &[]));
+        for row in rows {
+            let (row_key, value) = row.expect("readable");
+            let is_of = |name: &[u8]| row_key.ends_with(name) || value.ends_with(name);
+            if is_of(b"kept") || is_of(b"f") {
+                txn.delete(row_key);
+            }
+        }
+    });
+    let fs = rebuilt.fs;
+    assert_eq!(names(&fs, "/c/d"), ["made", "sub"]);
+    let mut contents: Vec<Vec<u8>> = names(&fs, "/c/lost+found")
+        .iter()
+        .map(|name| {
+            let mut content = Vec::new();
+            let ino = at(&fs, &format!("/c/lost+found/{name}"));
+            fs.read(ino, 0, 100_000, &mut content).expect("readable");
+            content
+        })
+        .collect();
+    contents.sort();
+    assert!(contents == [vec![5; 70_000], b"removed later".to_vec()]);
+    remove(&fs, at(&fs, "/c"), b"lost+found");
+    assert_clean(&fs);
+}
+
+/// The record said that there was content beside it, and the copy that the clone made said so too.
+#[test]
+fn content_that_only_a_snapshot_had_and_that_is_lost_is_none_in_its_clones() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    cloned(&fs, false);
+    let (f, kept) = (at(&fs, "/v/d/f"), at(&fs, "/v/d/kept"));
+    for ino in [f, kept] {
+        fs.write(ino, 0, &[9; 90_000], false).expect("written");
+        fs.flush(ino).expect("flushed");
+    }
+    let rebuilt = lose_beside(Beside::Blocks, &pool, &fs, |txn| {
+        for (ino, row_tag) in [(f, tag::INLINE), (kept, tag::EXTENT)] {
+            let lo = history_prefix(ino, row_tag, &[]);
+            let hi = history_prefix(ino, row_tag + 1, &[]);
+            let states: Vec<_> = fs.store().range(&lo, &hi).collect();
+            assert!(!states.is_empty());
+            for state in states {
+                txn.delete(state.expect("readable").0);
+            }
+        }
+    });
+    let told = |path: &str| rebuilt.findings.iter().any(|it| it.object.contains(path));
+    assert!(
+        told("/v/d/f") && told("/v/d/kept"),
+        "{:?}",
+        rebuilt.findings
+    );
+    let fs = rebuilt.fs;
+    assert_clean_but_for_lost(&fs);
+    let d = at(&fs, "/c/d");
+    for name in ["f", "kept"] {
+        let ino = at(&fs, &format!("/c/d/{name}"));
+        let read = fs.read(ino, 0, 100, &mut Vec::new());
+        assert_eq!(read.expect_err("lost").errno(), libc::EIO, "{name}");
+        fs.link(ino, d, format!("{name} too").as_bytes())
+            .expect("linked");
+        let mut content = Vec::new();
+        let ino = at(&fs, &format!("/v/d/{name}"));
+        fs.read(ino, 0, 100_000, &mut content).expect("readable");
+        assert!(content == [9; 90_000]);
+    }
+    assert_clean_but_for_lost(&fs);
+}
+
+/// The newer row was in a lost block, and the older one was seen beside the states that had followed it.
+#[test]
+fn a_row_that_had_been_replaced_is_no_older_than_what_had_replaced_it() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    cloned(&fs, false);
+    let f = at(&fs, "/v/d/f");
+    let row_key = key(f, tag::INODE, &[]);
+    let older = fs.store().get(&row_key).expect("read").expect("there");
+    let set = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    fs.setattr(f, &set).expect("changed");
+    let rebuilt = lose_beside(Beside::Blocks, &pool, &fs, |txn| txn.put(row_key, older));
     assert_clean(&rebuilt.fs);
 }
