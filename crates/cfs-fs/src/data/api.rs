@@ -45,13 +45,7 @@ impl Fs {
             return Err(FsError::Snapshot);
         }
         let _open = self.gate.read();
-        let write = || self.files.write(ino, offset, data, kill_suid_sgid);
-        match write() {
-            // Of a large file, or a snapshot, that was just deleted most is still there.
-            Err(FsError::NoSpace) if self.reap_all()? | self.prune_all()? => write(),
-            Err(FsError::Quota) if self.reap_all()? => write(),
-            written => written,
-        }
+        self.with_room(|| self.files.write(ino, offset, data, kill_suid_sgid))
     }
 
     /// Returns when everything written to the file before the call is durable; and with it, since there is one log,
@@ -115,7 +109,7 @@ impl Fs {
             return Err(FsError::Snapshot);
         }
         let _open = self.gate.read();
-        self.files.allocate(ino, mode, offset, len, kill_suid_sgid)
+        self.with_room(|| self.files.allocate(ino, mode, offset, len, kill_suid_sgid))
     }
 
     /// The first offset from `offset` on that holds data.
@@ -153,8 +147,10 @@ impl Fs {
             return Err(FsError::Snapshot);
         }
         let _open = self.gate.read();
-        self.files
-            .copy_range(source, source_offset, target, target_offset, len)
+        self.with_room(|| {
+            self.files
+                .copy_range(source, source_offset, target, target_offset, len)
+        })
     }
 
     /// Lets a file grow beyond the quota of its volume, for who puts into it, by [`Fs::copy_range`], what other files of the

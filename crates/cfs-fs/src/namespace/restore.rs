@@ -273,10 +273,7 @@ impl Run<'_> {
         let source = self.fs.views.place(then)?;
         let at = source.at.ok_or(FsError::Stale)?;
         let allocated = self.fs.getattr(then)?.allocated_bytes;
-        let _room = self
-            .fs
-            .store
-            .admit(GROWTH_BYTES + allocated / CONTENT_PER_ROW_BYTE)?;
+        let room_bytes = GROWTH_BYTES + allocated / CONTENT_PER_ROW_BYTE;
         let command = |now_is| {
             Command::Restore(Restore {
                 source: source.ino,
@@ -286,15 +283,16 @@ impl Run<'_> {
             })
         };
         let record = inode::committed(&self.fs.store, now)?.ok_or(FsError::NotFound)?;
-        match inode::kind(&record) {
-            libc::S_IFREG => {
-                let _open = self.fs.gate.read();
-                self.fs.files.change_at_rest(now, command)?;
+        self.fs.with_room(|| {
+            let _room = self.fs.store.admit(room_bytes)?;
+            match inode::kind(&record) {
+                libc::S_IFREG => {
+                    let _open = self.fs.gate.read();
+                    self.fs.files.change_at_rest(now, &command)
+                }
+                _ => self.fs.execute(|_, time| Ok(command(time))).map(drop),
             }
-            _ => {
-                self.fs.execute(|_, time| Ok(command(time)))?;
-            }
-        }
+        })?;
         self.fs.atimes.forget(now);
         self.observer.inode_changed(now);
         Ok(())
