@@ -44,8 +44,12 @@ Examples:
   cfs admin snapshot diff /home monday tuesday --json --data /srv/pool";
 
 const SNAPSHOT_RESTORE_HELP: &str = "\
-Content is not copied, and what has not changed is left alone. A file has its old or its restored content at any time, never
-anything between. What was made since the snapshot stays, unless --delete is given.
+Content is not copied, and what is as it was is left alone, whatever its times of access and of change. A file has its old
+or its restored content at any time, never anything between. What was made since the snapshot stays, unless --delete is given.
+
+With SUBPATH, one name of a file that has several comes back to that file if it is as it was; else it becomes a file of its own,
+so that what the other names stand for stays as it is. Restoring all names makes them one again. Missing directories above
+PATH are made, for root alone to enter.
 
 Exit code 1: some objects could not be restored; each is named.
 
