@@ -33,7 +33,9 @@ pub fn perform(
                 .map_err(|error| not_taken(named, &error))?;
             return Ok(Answer::SnapshotTaken(SnapshotTaken {
                 name: String::from_utf8_lossy(&taken.name).into_owned(),
+                name_hex: hex_if_no_text(&taken.name),
                 path: String::from_utf8_lossy(&taken.path).into_owned(),
+                path_hex: hex_if_no_text(&taken.path),
                 seconds: started.elapsed().as_secs_f64(),
             }));
         }

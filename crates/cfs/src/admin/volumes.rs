@@ -79,7 +79,9 @@ pub fn perform(
             name_changed(fs, path, caches);
             Ok(Answer::CloneMade(SnapshotTaken {
                 name: named.sentence(),
+                name_hex: None,
                 path: String::from_utf8_lossy(path.bytes()).into_owned(),
+                path_hex: hex_if_no_text(path.bytes()),
                 seconds,
             }))
         }

@@ -32,12 +32,16 @@ const SNAPSHOT_LIST_HELP: &str = "\
 For each: how much content it shows (logical), what chunks that nothing else holds take in the pool (it alone), and what
 would come back if it were deleted together with those given with --with (freed).
 
+A directory has the path that it has now; one that was removed the path that it had when the snapshot was taken, by which,
+or by the id, the snapshot is named from then on.
+
 Examples:
   cfs admin snapshot list --data /srv/pool
   cfs admin snapshot list /home --with monday --with tuesday --data /srv/pool";
 
 const SNAPSHOT_DIFF_HELP: &str = "\
-One line for each path that differs; with --json one object a line. Access times do not count.
+One line for each path that differs; with --json one object a line, with the bytes of paths that are no UTF-8 in path_hex
+and from_hex. Access times do not count. A directory that was removed is compared with the one that has its path now.
 
 Examples:
   cfs admin snapshot diff /home monday --data /srv/pool
