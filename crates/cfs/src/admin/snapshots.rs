@@ -123,6 +123,11 @@ fn not_taken(named: &Named, error: &FsError) -> Failure {
     match error {
         FsError::Exists => failed(format!("{path} has a snapshot {name} already"))
             .hint("choose another name, or delete that one"),
+        FsError::Reserved => Failure::new(
+            Code::Usage,
+            format!("{name} can be no name of a snapshot: such names are reserved for what is being received"),
+        )
+        .hint("choose another name"),
         FsError::Invalid | FsError::NameTooLong => Failure::new(
             Code::Usage,
             format!("{name} can be no name of a snapshot: {error}"),

@@ -309,6 +309,10 @@ fn not_made(path: &AnyPath, error: &FsError) -> Failure {
             Code::Failed,
             format!("{path} is in a snapshot, which cannot be changed"),
         ),
+        FsError::NoSpace => Failure::new(Code::Host, format!("{path} was not made: {error}"))
+            .hint("remove files or snapshots that are not needed, and give the command again; `cfs admin df` tells what is used"),
+        FsError::Quota => Failure::new(Code::Failed, format!("{path} was not made: {error}"))
+            .hint("a volume is an inode of the one that it lies in; `cfs admin volume list` tells what that may have"),
         error => Failure::new(Code::Failed, format!("volume {path} was not made: {error}"))
             .hint("give a path from the pool's root whose directory above is there"),
     }

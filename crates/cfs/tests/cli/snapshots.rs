@@ -401,3 +401,40 @@ fn a_directory_that_was_made_again_is_compared() {
     assert_eq!(diff(), "changed  f\ncreated  new\n");
     server.stop();
 }
+
+#[test]
+fn what_is_refused_says_why() {
+    let scratch = Scratch::new();
+    let (data, source) = (scratch.path("pool"), scratch.path("source"));
+    plant(&source, 9);
+    fs::write(source.join("f"), b"a file").expect("a file");
+    cfs!("import", "-T", source, "/d", "--data", data).ok();
+    cfs!("admin", "snapshot", "list", "/d/f", "--data", data)
+        .refused(1, "/d/f in the pool: not a directory");
+    let none = cfs!("admin", "snapshot", "list", "/d", "--json", "--data", data);
+    assert_eq!(none.ok().json()["snapshots"], serde_json::json!([]));
+    let reserved = [
+        "admin",
+        "snapshot",
+        "create",
+        "/d",
+        ".cfs-received-1",
+        "--data",
+    ];
+    let [a, b, c, d, e, f] = reserved;
+    cfs!(a, b, c, d, e, f, data).refused(2, "reserved for what is being received");
+    cfs!("admin", "snapshot", "create", "/d", "one", "--data", data).ok();
+    cfs!(
+        "admin",
+        "volume",
+        "create",
+        "/v",
+        "--quota-inodes",
+        "1",
+        "--data",
+        data
+    )
+    .ok();
+    cfs!("admin", "clone", "/d@one", "/v/clone", "--data", data)
+        .refused(1, "a volume is an inode of the one that it lies in");
+}
