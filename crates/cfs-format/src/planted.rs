@@ -53,6 +53,8 @@ pub enum Bug {
     WindowEdgeForgotten,
     /// A chunk that is sealed again keeps the length of its old record in the index.
     ResealedLengthForgotten,
+    /// A file that is restored keeps what has been written where the snapshot has a hole, or no more of it.
+    RestoredHoleForgotten,
     /// A chunk is looked up before it is pinned.
     PinAfterLookup,
     /// A full data segment is looked for on the device before it has been written there.
@@ -63,7 +65,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulation finds, which has one thread.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
         Self::CountAfterExtent,
@@ -84,6 +86,7 @@ impl Bug {
         Self::GoneForgotten,
         Self::WindowEdgeForgotten,
         Self::ResealedLengthForgotten,
+        Self::RestoredHoleForgotten,
     ];
 
     /// Those that show only when threads meet: the models of the store find them.
@@ -124,6 +127,7 @@ impl Bug {
             Self::GoneForgotten => "gone-forgotten",
             Self::WindowEdgeForgotten => "window-edge-forgotten",
             Self::ResealedLengthForgotten => "resealed-length-forgotten",
+            Self::RestoredHoleForgotten => "restored-hole-forgotten",
         }
     }
 

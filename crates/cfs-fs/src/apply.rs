@@ -25,6 +25,7 @@ use crate::command::Command;
 use crate::error::Result;
 use crate::history;
 
+pub(crate) use restore::is_brought;
 pub(crate) use snapshots::split_prune_key;
 
 /// Extents that removing a name frees at once; a file with more is left to the reaper.

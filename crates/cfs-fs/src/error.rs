@@ -34,7 +34,7 @@ pub enum FsError {
     /// Another name stands for the same object of S3: one is escaped, the other not.
     #[error("a file is there already that is the same object of S3, by an escaped name or without")]
     ObjectExists,
-    /// A default ACL belongs to directories alone.
+    /// A default ACL belongs to directories alone; a snapshot is root's alone to enter.
     #[error("access denied")]
     AccessDenied,
     /// A name is longer than 255 bytes, or a symbolic link's target than 4095.

@@ -254,8 +254,9 @@ impl Fs {
         room: Room,
         mut build: impl FnMut(&Txn<'_>, Time) -> Result<Command>,
     ) -> Result<apply::Outcome> {
+        let mut execute_once = || self.with_room(|| self.execute_once(&mut build));
         loop {
-            match self.execute_once(&mut build) {
+            match execute_once() {
                 Err(FsError::Inherited(ino)) => match self.make_own(ino, room) {
                     // Removed meanwhile: the command may be none that needs it. What does need it is refused now.
                     Ok(()) | Err(FsError::NotFound) => {}

@@ -5,6 +5,7 @@ pub(crate) mod atime;
 mod attributes;
 mod clones;
 pub(crate) mod differences;
+mod entrance;
 pub(crate) mod format;
 pub(crate) mod holdings;
 pub(crate) mod locks;

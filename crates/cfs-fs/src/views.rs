@@ -27,7 +27,7 @@ use crate::{directory, inode};
 pub const SNAPSHOTS_NAME: &[u8] = b".snapshots";
 
 /// Directories above another at most; more mean that parents form a circle.
-const DEPTH_MAX: usize = 1 << 16;
+pub(crate) const DEPTH_MAX: usize = 1 << 16;
 
 /// A snapshot: a directory, and all below it, as it was at a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]

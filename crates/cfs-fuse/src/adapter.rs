@@ -3,7 +3,8 @@
 //! # What is left to the kernel
 //! Permissions (`default_permissions`, POSIX ACLs that it reads as extended attributes), locks, the offset of
 //! appending writes, following symbolic links, and caching: names, absent names and attributes are given to it for a
-//! day. Inode numbers are never reused.
+//! day. Inode numbers are never reused. Names of snapshots it remembers for no time, so that each step into one is
+//! asked for here, where it is decided whether the caller may take it ([`Fs::is_closed`]).
 //!
 //! # Closing
 //! Where sync(2) reaches the file system, `close` costs no round trip (FOPEN_NOFLUSH): RELEASE, which nobody waits for,
@@ -33,6 +34,8 @@ pub(crate) struct Adapter {
     directories: Directories,
     lookups: Lookups,
     agreement: Agreement,
+    /// Who runs the server, and could read the pool without the mount.
+    owner: u32,
     /// The kernel passes sync(2) on: it has done so.
     sync_arrives: AtomicBool,
 }
@@ -55,6 +58,7 @@ impl Adapter {
             directories: Directories::default(),
             lookups: Lookups::default(),
             agreement,
+            owner: rustix::process::geteuid().as_raw(),
             sync_arrives: AtomicBool::new(false),
         }
     }
@@ -64,7 +68,7 @@ impl Adapter {
         let header = &request.header;
         let ino = Ino(header.nodeid);
         let result = match &request.operation {
-            Operation::Lookup(name) => self.lookup(ino, name, out),
+            Operation::Lookup(name) => self.lookup(header, ino, name, out),
             Operation::Getattr => self.getattr(ino, out),
             Operation::Read(read) => self.read(ino, read, out),
             Operation::Write(write, data) => self.write(ino, write, data, out),

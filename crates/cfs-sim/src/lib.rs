@@ -10,6 +10,7 @@
 //! | `world` | a life: rounds, and what must hold after each |
 //! | `trouble` | what goes wrong in a round |
 //! | `names`, `contents` | operations, each on the file system and on the model |
+//! | `snapshots`, `restore`, `volumes` | those on snapshots, volumes and clones |
 //! | `edges` | those on files so long that decoded extents are kept in several parts |
 //! | `look` | what is there, and whether the tables agree |
 //! | `damage` | rot and old segments, on a copy |
@@ -29,6 +30,7 @@ mod model;
 pub mod mutate;
 mod names;
 mod rebuild;
+mod restore;
 mod rng;
 mod rot;
 mod snapshots;

@@ -6,10 +6,14 @@
 //! was written by then, no older than what was known to be in the log by then (because the file was closed, replaced
 //! a name, or was changed by a command of its own).
 
+mod restoring;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::content::Content;
+
+pub(crate) use restoring::{Restoring, join};
 
 pub(crate) type NodeId = u64;
 
@@ -98,6 +102,8 @@ pub(crate) struct Model {
     origins: HashMap<NodeId, String>,
     /// Names of files of clones that are outside of what the clone shows.
     links_outside: HashMap<NodeId, u32>,
+    /// A snapshot is being restored, or was when it failed.
+    pub restoring: Option<Restoring>,
 }
 
 /// What a snapshot shows of the mode of a volume in it.
@@ -112,6 +118,11 @@ pub(crate) struct FrozenCopy {
     xattrs: BTreeMap<String, Vec<u8>>,
     /// By path the node, and its names in the whole volume.
     links: BTreeMap<String, (NodeId, u32)>,
+    /// The directory, if it is not the first volume's root, and its path then.
+    directory: Option<NodeId>,
+    path: String,
+    /// The root of its volume, if it is not that.
+    volume: Option<NodeId>,
     /// Taking or deleting it has failed, or a crash came first: it may be there or not.
     pub is_uncertain: bool,
 }
@@ -136,6 +147,11 @@ impl FrozenCopy {
             }
         }
         Ok(())
+    }
+
+    /// All paths.
+    pub fn paths(&self) -> impl Iterator<Item = &String> {
+        self.nodes.keys()
     }
 
     /// Paths and contents of files.
@@ -460,6 +476,9 @@ impl Model {
 
     /// Compares with what was found while the file system was not interrupted.
     pub fn check_now(&self, found: &Found) -> Result<(), String> {
+        if let Some(restoring) = &self.restoring {
+            return self.check_restoring(restoring, found);
+        }
         self.match_moment(&self.now, found)?;
         for (path, node) in &self.now.names {
             if self.kinds[node] == Kind::File && self.content(*node) != found[path].content {
@@ -471,7 +490,13 @@ impl Model {
 
     /// Compares with what was found after a crash, and goes on from there.
     pub fn recover(&mut self, found: &Found) -> Result<(), String> {
-        self.go_on_from(self.moment_of(found)?, found);
+        match self.restoring.take() {
+            None => self.go_on_from(self.moment_of(found)?, found),
+            Some(restoring) => {
+                self.check_restoring(&restoring, found)?;
+                self.take_over(&restoring, found)?;
+            }
+        }
         Ok(())
     }
 
@@ -630,6 +655,9 @@ impl Model {
             mode: attributes.map_or(VOLUME_MODE, |attributes| attributes.mode),
             xattrs: attributes.map_or_else(BTreeMap::new, |attributes| attributes.xattrs.clone()),
             links: links.collect(),
+            directory: self.now.names.get(directory).copied(),
+            path: directory.to_owned(),
+            volume: self.now.names.get(&volume).copied(),
             is_uncertain: false,
         }
     }

@@ -245,7 +245,9 @@ impl World {
         };
         for _ in 0..steps {
             self.outcome.operations += 1;
-            match self.step(&fs) {
+            let done = self.step(&fs);
+            let is_half_restored = self.model.restoring.is_some();
+            match done {
                 Ok(()) => {}
                 Err(Failure::Wrong(reason)) => return Err(reason),
                 Err(Failure::Refused(error)) => {
@@ -265,6 +267,10 @@ impl World {
                         return Err(format!("refused: {error}"));
                     }
                 }
+            }
+            if is_half_restored {
+                // What is there is known when it is looked at again.
+                break;
             }
         }
         if let Health::ReadOnly { reason } = fs.store().health()
@@ -293,10 +299,11 @@ impl World {
             self.check_quotas(&fs)?;
             self.check_handles(&fs)?;
         }
-        if good && !was_lied_to && self.rng.one_in(2) {
+        let is_half_restored = self.model.restoring.is_some();
+        if good && !was_lied_to && !is_half_restored && self.rng.one_in(2) {
             self.settle(&fs)?;
         }
-        if good && !was_lied_to && self.rng.one_in(3) {
+        if good && !was_lied_to && !is_half_restored && self.rng.one_in(3) {
             fs.close().map_err(|error| format!("close: {error}"))?;
             self.model.sync_all();
             self.trace(|| "closed".to_owned());
@@ -311,7 +318,7 @@ impl World {
         if self.rng.one_in(3) {
             self.damage_copy()?;
         }
-        if self.rng.one_in(8) {
+        if self.rng.one_in(8) && !is_half_restored {
             self.rebuild_copy()?;
         }
         self.keep_images();
@@ -441,6 +448,7 @@ impl World {
             40 => self.take_snapshot(fs),
             41 => self.delete_snapshot(fs),
             42 | 43 => self.copy_from_snapshot(fs),
+            39 => self.restore(fs),
             0..=2 => self.create(fs),
             3 => self.mkdir(fs),
             4 => self.make_special(fs),

@@ -30,6 +30,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::GoneForgotten, 50),
     (Bug::WindowEdgeForgotten, 50),
     (Bug::ResealedLengthForgotten, 50),
+    (Bug::RestoredHoleForgotten, 50),
 ];
 
 /// Those that are found within so many seeds are planted in every run of the checks.

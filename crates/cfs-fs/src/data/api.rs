@@ -46,13 +46,7 @@ impl Fs {
         }
         let _open = self.gate.read();
         self.closed.check_content(&self.store, ino)?;
-        let write = || self.files.write(ino, offset, data, kill_suid_sgid);
-        match write() {
-            // Of a large file, or a snapshot, that was just deleted most is still there.
-            Err(FsError::NoSpace) if self.reap_all()? | self.prune_all()? => write(),
-            Err(FsError::Quota) if self.reap_all()? => write(),
-            written => written,
-        }
+        self.with_room(|| self.files.write(ino, offset, data, kill_suid_sgid))
     }
 
     /// Returns when everything written to the file before the call is durable; and with it, since there is one log,
@@ -117,7 +111,7 @@ impl Fs {
         }
         let _open = self.gate.read();
         self.closed.check_content(&self.store, ino)?;
-        self.files.allocate(ino, mode, offset, len, kill_suid_sgid)
+        self.with_room(|| self.files.allocate(ino, mode, offset, len, kill_suid_sgid))
     }
 
     /// The first offset from `offset` on that holds data.
@@ -156,8 +150,10 @@ impl Fs {
         }
         let _open = self.gate.read();
         self.closed.check_content(&self.store, target)?;
-        self.files
-            .copy_range(source, source_offset, target, target_offset, len)
+        self.with_room(|| {
+            self.files
+                .copy_range(source, source_offset, target, target_offset, len)
+        })
     }
 
     /// Lets a file grow beyond the quota of its volume, for who puts into it, by [`Fs::copy_range`], what other files of the

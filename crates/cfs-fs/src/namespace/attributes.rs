@@ -67,7 +67,9 @@ impl Fs {
         self.closed.check_content(&self.store, ino)?;
         let record = inode::committed(&self.store, ino)?.ok_or(FsError::NotFound)?;
         match inode::kind(&record) {
-            libc::S_IFREG => self.files.truncate(ino, size, self.now(), kill_suid_sgid),
+            libc::S_IFREG => {
+                self.with_room(|| self.files.truncate(ino, size, self.now(), kill_suid_sgid))
+            }
             libc::S_IFDIR => Err(FsError::IsDirectory),
             _ => Err(FsError::Invalid),
         }

@@ -10,9 +10,11 @@ use cfs_format::{DomainId, Ino, VolumeId};
 use cfs_seal::keys::FileKey;
 
 use crate::Fs;
+use crate::apply::is_brought;
+use crate::clone::Found;
 use crate::directory::FIRST_COOKIE;
 use crate::error::{FsError, Result};
-use crate::extent::{Extent, scan};
+use crate::extent::scan;
 use crate::{directory, inode, row};
 
 /// What became of a path.
@@ -181,22 +183,77 @@ impl Fs {
         if self.has_changed(then, now)? {
             return Ok(false);
         }
-        let content = |ino| -> Result<(Option<Vec<u8>>, Vec<Extent>)> {
-            let place = self.views.place(ino)?;
+        match kind {
+            libc::S_IFREG | libc::S_IFLNK => self.has_same_content(then, now),
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether the chunks of two files, or the targets of two symbolic links, are the same.
+    fn has_same_content(&self, then: Ino, now: Ino) -> Result<bool> {
+        let inline = |place| -> Result<_> {
             let inline = self.views.get(place, tag::INLINE, &[])?;
-            let inline = inline.map(row::content).transpose()?;
-            let record = self.views.record(ino)?.ok_or(FsError::NotFound)?;
-            let volume = self.store.volume(VolumeId(record.volume.get()));
+            inline.map(row::content).transpose()
+        };
+        let file_key = |record: &InodeRecord| -> Result<_> {
+            let id = VolumeId(record.volume.get());
+            let volume = self.store.volume(id);
             let secret = volume
                 .and_then(|volume| self.store.domain_secret(DomainId(volume.domain.get())))
-                .ok_or_else(|| FsError::damaged(format_args!("the volume of inode {ino}")))?;
-            let file_key = FileKey::derive(&secret, &record.salt);
-            let rows = self.views.extents(place.at);
-            let extents = scan(&rows, place.ino, &file_key, 0, record.size.get());
-            Ok((inline, extents.collect::<Result<_>>()?))
+                .ok_or_else(|| FsError::damaged(format_args!("volume {id}")))?;
+            Ok(FileKey::derive(&secret, &record.salt))
         };
-        match kind {
-            libc::S_IFREG | libc::S_IFLNK => Ok(content(then)? == content(now)?),
+        let found = |ino| self.views.find(ino)?.ok_or(FsError::NotFound);
+        let (then, now) = (found(then)?, found(now)?);
+        let size = then.record.size.get();
+        if now.record.size.get() != size || inline(then.place)? != inline(now.place)? {
+            return Ok(false);
+        }
+        let keys = (file_key(&then.record)?, file_key(&now.record)?);
+        let rows = (
+            self.views.extents(then.place.at),
+            self.views.extents(now.place.at),
+        );
+        let mut before = scan(&rows.0, then.place.ino, &keys.0, 0, size);
+        let mut after = scan(&rows.1, now.place.ino, &keys.1, 0, size);
+        loop {
+            match (before.next().transpose()?, after.next().transpose()?) {
+                (None, None) => return Ok(true),
+                (before, after) if before != after => return Ok(false),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether restoring what `then` shows would change nothing of `now` but times of access and of change. Of a directory
+    /// its entries do not count.
+    pub(super) fn is_restored(&self, then: Ino, now: Ino) -> Result<bool> {
+        let found = |ino| self.views.find(ino)?.ok_or(FsError::NotFound);
+        let (then_found, now_found) = (found(then)?, found(now)?);
+        let (before, after) = (&then_found.record, &now_found.record);
+        let attributes = |record: &InodeRecord| {
+            let owner = (record.uid, record.gid);
+            (record.mode, owner, record.rdev, record.mtime)
+        };
+        if attributes(before) != attributes(after) {
+            return Ok(false);
+        }
+        let xattrs = |found: &Found| -> Result<Vec<_>> {
+            let rows = self.views.rows(found.place, tag::XATTR, &[], None);
+            let brought = rows.filter(|row| {
+                let name = row.as_ref().map(|(name, _)| &name[..]);
+                let source = (then_found.place.ino, before);
+                name.map_or(true, |name| is_brought(source, (now, after), name))
+            });
+            brought
+                .map(|row| row.and_then(|(name, value)| Ok((name, row::content(value)?))))
+                .collect()
+        };
+        if xattrs(&then_found)? != xattrs(&now_found)? {
+            return Ok(false);
+        }
+        match inode::kind(before) {
+            libc::S_IFREG | libc::S_IFLNK => self.has_same_content(then, now),
             _ => Ok(true),
         }
     }

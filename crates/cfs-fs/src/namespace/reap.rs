@@ -1,6 +1,7 @@
 //! Removing inodes that have no name and are not open, in bounded steps.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_format::Ino;
 use cfs_format::table::{split_key, system_key, tag};
@@ -20,6 +21,10 @@ const STEPS_MAX: usize = 16;
 #[derive(Default)]
 pub(crate) struct Reaper {
     queue: Mutex<VecDeque<Ino>>,
+    /// Held by who has taken one out of the queue, until it is gone or in the queue again.
+    turn: Mutex<()>,
+    /// How many steps have been taken.
+    steps: AtomicU64,
 }
 
 impl Reaper {
@@ -29,6 +34,7 @@ impl Reaper {
 
     /// Whether any wait.
     pub(crate) fn has_some(&self) -> bool {
+        let _turn = self.turn.lock();
         !self.queue.lock().is_empty()
     }
 }
@@ -69,18 +75,39 @@ impl Fs {
 
     /// Removes all that is queued, for who needs the room at once. Whether there was anything.
     pub(crate) fn reap_all(&self) -> Result<bool> {
-        let is_empty = || self.reaper.queue.lock().is_empty();
-        let had_some = !is_empty();
-        while !is_empty() {
+        let before = self.reaper.steps.load(Ordering::Relaxed);
+        self.reap_all_since(before)
+    }
+
+    /// As [`Fs::reap_all`]: whether anything has been removed since there had been so many steps.
+    fn reap_all_since(&self, before: u64) -> Result<bool> {
+        while self.reaper.has_some() {
             self.reap_some()?;
         }
-        Ok(had_some)
+        Ok(self.reaper.steps.load(Ordering::Relaxed) != before)
+    }
+
+    /// Does what asks for room or quota. Where there is none, what has been removed and not been given back yet is, and it
+    /// is tried once more.
+    ///
+    /// # Errors
+    /// As `change`; what giving back meets.
+    pub(crate) fn with_room<T>(&self, mut change: impl FnMut() -> Result<T>) -> Result<T> {
+        let before = self.reaper.steps.load(Ordering::Relaxed);
+        match change() {
+            // Of a large file, or a snapshot, that was just deleted most is still there.
+            Err(FsError::NoSpace) if self.reap_all_since(before)? | self.prune_all()? => change(),
+            // No quota counts what is left of snapshots.
+            Err(FsError::Quota) if self.reap_all_since(before)? => change(),
+            changed => changed,
+        }
     }
 
     /// Takes some steps of removing queued inodes.
     pub(crate) fn reap_some(&self) -> Result<()> {
         let mut first_error = Ok(());
         for _ in 0..STEPS_MAX {
+            let _turn = self.reaper.turn.lock();
             let Some(ino) = self.reaper.queue.lock().pop_front() else {
                 break;
             };
@@ -110,6 +137,7 @@ impl Fs {
                 Ok(lost)
             });
         self.opens.end_removal(ino);
+        self.reaper.steps.fetch_add(1, Ordering::Relaxed);
         stepped
     }
 }

@@ -1,18 +1,18 @@
 //! Bringing back what a snapshot shows: by reference, each file in one step.
 //!
 //! A file that is there gets content and attributes by one command; one that is missing is made without a name, gets
-//! them, and then its name. What was made since stays, unless its removal is asked for.
+//! them, and then its name. A directory lets pass whom the snapshot lets pass before anything comes into it. What was made
+//! since stays, unless its removal is asked for; what is as it was is left alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cfs_format::Ino;
-use cfs_format::table::InodeRecord;
 
 use crate::command::{Command, Restore};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Caller, RenameFlags, Room};
 use crate::views::Snapshot;
-use crate::{Fs, inode};
+use crate::{Fs, acl, inode};
 
 /// Entries of a directory that are read at once.
 const ENTRIES_AT_ONCE: usize = 256;
@@ -65,10 +65,22 @@ struct Run<'a> {
     removes_new: bool,
     observer: &'a mut dyn RestoreObserver,
     done: Restored,
-    /// Directories whose attributes are set when all in them is done: in the snapshot, now.
-    directories: Vec<(Ino, Ino)>,
+    /// Directories whose attributes are set when all in them is done.
+    directories: Vec<Entered>,
     /// Files with several names that have been brought back: in the snapshot, now.
     linked: HashMap<Ino, Ino>,
+    /// What those are now.
+    standing: HashSet<Ino>,
+}
+
+/// A directory in which things are brought back.
+struct Entered {
+    /// In the snapshot.
+    then: Ino,
+    /// Now.
+    now: Ino,
+    /// It had to be changed before.
+    changes: bool,
 }
 
 /// A name to bring back.
@@ -82,8 +94,9 @@ struct Wanted<'a> {
 
 impl Fs {
     /// Makes what is at `below`, a path in the snapshot's directory, and all below it as the snapshot shows it. The
-    /// directory is looked for at `path`, and made again where it is missing, as are those above it. With `removes_new`
-    /// what the snapshot does not show is removed.
+    /// directory is looked for at `path`, and made again where it is missing, as are those above it, which are root's alone
+    /// then. With `removes_new` what the snapshot does not show is removed. Times of access and of change do not count where
+    /// it is asked whether something is as it was.
     ///
     /// # Errors
     /// [`FsError::NotFound`] when the snapshot does not show it, [`FsError::Volume`] when another volume is there now:
@@ -116,15 +129,20 @@ impl Fs {
             done: Restored::default(),
             directories: Vec::new(),
             linked: HashMap::new(),
+            standing: HashSet::new(),
         };
         let mut at = Ino::ROOT;
         let mut told = Vec::new();
+        let mut is_new = false;
         for part in parts(path) {
             told.push(b'/');
             told.extend_from_slice(&part);
-            at = run.directory(at, &part)?;
+            (at, is_new) = run.directory(at, &part)?;
         }
         run.check_volume(at)?;
+        if is_new && !parts(below).is_empty() {
+            run.enter(then[0].ino, at)?;
+        }
         // Those on the way are brought back as directories, and nothing else in them.
         let names = parts(below);
         let on_the_way = then.len() - 1;
@@ -137,16 +155,20 @@ impl Fs {
             };
             told = wanted.path.to_vec();
             if index + 1 < on_the_way {
-                at = run.directory(at, name)?;
+                (at, is_new) = run.directory(at, name)?;
                 run.check_volume(at)?;
+                if is_new {
+                    run.enter(wanted.then.ino, at)?;
+                }
                 continue;
             }
             if wanted.then.kind() != libc::S_IFDIR {
                 let result = run.bring_back(&wanted);
                 run.tell(&told, result)?;
+                run.finish_directories()?;
                 return Ok(run.done);
             }
-            at = run.directory(at, name)?;
+            (at, _) = run.directory(at, name)?;
             run.check_volume(at)?;
         }
         run.tree(then[on_the_way].ino, at, told)?;
@@ -159,18 +181,26 @@ fn is_same(then: Ino, now: Ino) -> bool {
     then.base() == now.base()
 }
 
+/// Whether what one object meets is met by all that follow.
+fn ends_all(error: &FsError) -> bool {
+    matches!(
+        error,
+        FsError::ReadOnly(_) | FsError::NoSpace | FsError::Stale
+    )
+}
+
 impl Run<'_> {
-    /// The directory with this name, made if it is missing.
-    fn directory(&mut self, parent: Ino, name: &[u8]) -> Result<Ino> {
+    /// The directory with this name, and whether it was missing and has been made.
+    fn directory(&mut self, parent: Ino, name: &[u8]) -> Result<(Ino, bool)> {
         match self.fs.lookup(parent, name) {
-            Ok(attr) if attr.kind() == libc::S_IFDIR => Ok(attr.ino),
+            Ok(attr) if attr.kind() == libc::S_IFDIR => Ok((attr.ino, false)),
             Ok(_) => Err(FsError::NotDirectory),
             Err(FsError::NotFound) => {
                 let made = self
                     .fs
-                    .mkdir_reserved(parent, name, 0o755, &ROOT, Room::Free)?;
+                    .mkdir_reserved(parent, name, 0o700, &ROOT, Room::Free)?;
                 self.observer.entry_changed(parent, name);
-                Ok(made.ino)
+                Ok((made.ino, true))
             }
             Err(error) => Err(error),
         }
@@ -189,9 +219,7 @@ impl Run<'_> {
         match result {
             Ok(true) => self.done.restored += 1,
             Ok(false) => self.done.unchanged += 1,
-            Err(error @ (FsError::ReadOnly(_) | FsError::NoSpace | FsError::Stale)) => {
-                return Err(error);
-            }
+            Err(error) if ends_all(&error) => return Err(error),
             Err(error) => {
                 self.done.problems += 1;
                 self.observer.problem(path, &error);
@@ -203,7 +231,7 @@ impl Run<'_> {
     fn tree(&mut self, then: Ino, now: Ino, path: Vec<u8>) -> Result<()> {
         let mut waiting = vec![(then, now, path)];
         while let Some((then, now, path)) = waiting.pop() {
-            self.directories.push((then, now));
+            self.enter(then, now)?;
             if self.removes_new {
                 self.remove_new(then, now, &path)?;
             }
@@ -232,8 +260,8 @@ impl Run<'_> {
                     }
                     match self.directory(now, &entry.name) {
                         // A volume has snapshots of its own.
-                        Ok(ino) if self.fs.views.junction(ino).is_some() => {}
-                        Ok(ino) => waiting.push((entry.ino, ino, wanted.path.to_vec())),
+                        Ok((ino, _)) if self.fs.views.junction(ino).is_some() => {}
+                        Ok((ino, _)) => waiting.push((entry.ino, ino, wanted.path.to_vec())),
                         Err(error) => self.tell(wanted.path, Err(error))?,
                     }
                 }
@@ -242,30 +270,57 @@ impl Run<'_> {
         self.finish_directories()
     }
 
+    /// Notes a directory in which things are brought back, and has it let pass those whom it let pass then.
+    fn enter(&mut self, then: Ino, now: Ino) -> Result<()> {
+        let permissions = |ino| -> Result<_> {
+            let attr = self.fs.getattr(ino)?;
+            let acl = match self.fs.getxattr(ino, acl::ACCESS) {
+                Ok(acl) => Some(acl),
+                Err(FsError::NoData) => None,
+                Err(error) => return Err(error),
+            };
+            Ok((attr.mode, attr.uid, attr.gid, acl))
+        };
+        let mut changes = false;
+        if permissions(then)? != permissions(now)? {
+            changes = match self.set(then, now) {
+                Ok(()) => true,
+                Err(error) if ends_all(&error) => return Err(error),
+                // It is told of when all in it is done.
+                Err(_) => false,
+            };
+        }
+        self.directories.push(Entered { then, now, changes });
+        Ok(())
+    }
+
     /// Attributes of directories, the deepest first, since making entries changes their times.
     fn finish_directories(&mut self) -> Result<()> {
-        while let Some((then, now)) = self.directories.pop() {
-            let changed = match self.is_as_then(then, now)? {
-                true => Ok(false),
-                false => self.set(then, now).map(|()| true),
+        while let Some(Entered { then, now, changes }) = self.directories.pop() {
+            let changed = match self.is_as_then(then, now) {
+                Ok(true) => Ok(changes),
+                Ok(false) => self.set(then, now).map(|()| true),
+                Err(error) => Err(error),
             };
             self.tell(b"", changed)?;
         }
         Ok(())
     }
 
-    /// Whether an inode is the one of the snapshot, and has not been changed since.
+    /// Whether an inode is what the snapshot shows, but for times of access and of change.
     fn is_as_then(&self, then: Ino, now: Ino) -> Result<bool> {
-        if !is_same(then, now) {
-            return Ok(false);
-        }
         // Before the record is read, or what is committed in between would be seen nowhere.
         if self.fs.files.is_dirty(now) {
             return Ok(false);
         }
-        let record = inode::committed(&self.fs.store, now)?;
-        let unchanged = |record: InodeRecord| record.timestamp.get() <= self.snapshot.timestamp.0;
-        Ok(record.is_some_and(unchanged))
+        if is_same(then, now) {
+            let record = inode::committed(&self.fs.store, now)?;
+            let record = record.ok_or(FsError::NotFound)?;
+            if record.timestamp.get() <= self.snapshot.timestamp.0 {
+                return Ok(true);
+            }
+        }
+        self.fs.is_restored(then, now)
     }
 
     /// Gives an inode content and attributes of one in the snapshot.
@@ -273,10 +328,7 @@ impl Run<'_> {
         let source = self.fs.views.place(then)?;
         let at = source.at.ok_or(FsError::Stale)?;
         let allocated = self.fs.getattr(then)?.allocated_bytes;
-        let _room = self
-            .fs
-            .store
-            .admit(GROWTH_BYTES + allocated / CONTENT_PER_ROW_BYTE)?;
+        let room_bytes = GROWTH_BYTES + allocated / CONTENT_PER_ROW_BYTE;
         let command = |now_is| {
             Command::Restore(Restore {
                 source: source.ino,
@@ -286,16 +338,17 @@ impl Run<'_> {
             })
         };
         let record = inode::committed(&self.fs.store, now)?.ok_or(FsError::NotFound)?;
-        match inode::kind(&record) {
-            libc::S_IFREG => {
-                let _open = self.fs.gate.read();
-                self.fs.closed.check_content(&self.fs.store, now)?;
-                self.fs.files.change_at_rest(now, command)?;
+        self.fs.with_room(|| {
+            let _room = self.fs.store.admit(room_bytes)?;
+            match inode::kind(&record) {
+                libc::S_IFREG => {
+                    let _open = self.fs.gate.read();
+                    self.fs.closed.check_content(&self.fs.store, now)?;
+                    self.fs.files.change_at_rest(now, command)
+                }
+                _ => self.fs.execute(|_, time| Ok(command(time))).map(drop),
             }
-            _ => {
-                self.fs.execute(|_, time| Ok(command(time)))?;
-            }
-        }
+        })?;
         self.fs.atimes.forget(now);
         self.observer.inode_changed(now);
         Ok(())
@@ -321,7 +374,14 @@ impl Run<'_> {
             })?;
             return Ok(true);
         }
+        let stands_for_it = |now: &Attr| {
+            let is_free = then.nlink < 2 || !self.standing.contains(&now.ino);
+            now.kind() == then.kind() && now.nlink == then.nlink && is_free
+        };
         let brought = match now {
+            Some(now) if stands_for_it(&now) && self.is_as_then(then.ino, now.ino)? => {
+                (now.ino, false)
+            }
             Some(now) if is_same(then.ino, now.ino) => {
                 let changes = !self.is_as_then(then.ino, now.ino)?;
                 if changes {
@@ -329,19 +389,61 @@ impl Run<'_> {
                 }
                 (now.ino, changes)
             }
+            now => (self.bring_in(wanted, now)?, true),
+        };
+        if then.nlink > 1 {
+            self.linked.insert(then.ino, brought.0);
+            self.standing.insert(brought.0);
+        }
+        Ok(brought.1)
+    }
+
+    /// Gives the name to an inode that is as the snapshot shows it, in the place of one that is another.
+    fn bring_in(&mut self, wanted: &Wanted<'_>, now: Option<Attr>) -> Result<Ino> {
+        let then = &wanted.then;
+        if let Some(original) = self.name_again(wanted, now.is_some())? {
+            return Ok(original);
+        }
+        match now {
             // One that has other names, or is of another kind, is not touched: it loses this name.
             Some(now)
                 if now.kind() == libc::S_IFREG && then.kind() == now.kind() && now.nlink == 1 =>
             {
                 self.set(then.ino, now.ino)?;
-                (now.ino, true)
+                Ok(now.ino)
             }
-            now => (self.make(wanted, now.is_some())?, true),
-        };
-        if then.nlink > 1 {
-            self.linked.insert(then.ino, brought.0);
+            now => self.make(wanted, now.is_some()),
         }
-        Ok(brought.1)
+    }
+
+    /// Gives the name to the file that had it among others, if that is what it was. One that has changed since is not
+    /// touched for it, as that would change what its other names stand for.
+    fn name_again(&mut self, wanted: &Wanted<'_>, replaces: bool) -> Result<Option<Ino>> {
+        let then = &wanted.then;
+        if then.nlink < 2 || then.kind() != libc::S_IFREG {
+            return Ok(None);
+        }
+        let original = self.snapshot.number(then.ino.base())?;
+        match self.fs.getattr(original) {
+            Ok(now) if now.nlink > 0 && now.kind() == then.kind() => {}
+            Ok(_) | Err(FsError::NotFound) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        if self.standing.contains(&original) || !self.is_as_then(then.ino, original)? {
+            return Ok(None);
+        }
+        let named = self.take_name(wanted, replaces, |fs, parent, name| {
+            fs.link_again(original, parent, name).map(drop)
+        });
+        match named {
+            Ok(()) => {
+                self.observer.inode_changed(original);
+                Ok(Some(original))
+            }
+            // It has just lost its last name, or may have no other.
+            Err(FsError::NotFound | FsError::Locked | FsError::TooManyLinks) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes an inode as the snapshot shows it, and gives it the name.

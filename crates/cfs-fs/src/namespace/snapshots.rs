@@ -28,11 +28,11 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`]; [`FsError::Exists`] when the directory has one of this name;
-    /// [`FsError::Invalid`], [`FsError::NameTooLong`] for the name; [`FsError::Snapshot`] for a path in a snapshot;
-    /// [`FsError::NoSpace`]; what writing data failed with. There is no new snapshot then, but for an error of the device
+    /// [`FsError::Invalid`], [`FsError::NameTooLong`] for the name; [`FsError::Reserved`] for one that receiving uses;
+    /// [`FsError::Snapshot`] for a path in a snapshot; [`FsError::NoSpace`]; what writing data failed with. There is no new snapshot then, but for an error of the device
     /// itself, after which it is unknown.
     pub fn snapshot_create(&self, path: &[u8], name: &[u8]) -> Result<Arc<Snapshot>> {
-        crate::stream::check_snapshot_name(name)?;
+        crate::stream::check_snapshot_name(name).map_err(|_| FsError::Reserved)?;
         self.take_snapshot(path, name)
     }
 
@@ -81,14 +81,15 @@ impl Fs {
     /// All snapshots, oldest first; with a path, those of this directory.
     ///
     /// # Errors
-    /// [`FsError::NotFound`] when there is no such directory, nor was one when a snapshot was taken.
+    /// [`FsError::NotFound`] when there is no such directory, nor was one when a snapshot was taken;
+    /// [`FsError::NotDirectory`] for what is there and is none.
     pub fn snapshots(&self, path: Option<&[u8]>) -> Result<Vec<Arc<Snapshot>>> {
         let mut all = self.views.all();
         if let Some(path) = path {
             let is_of = self.directory_of_snapshots(path);
             all.retain(|snapshot| is_of(snapshot));
-            if all.is_empty() {
-                self.resolve(path)?;
+            if all.is_empty() && self.resolve(path)?.kind() != libc::S_IFDIR {
+                return Err(FsError::NotDirectory);
             }
         }
         Ok(all)

@@ -16,5 +16,6 @@ mod rebuilt_volumes;
 mod recount;
 mod removed_clones;
 mod rest;
+mod restore;
 mod stream;
 mod volumes;

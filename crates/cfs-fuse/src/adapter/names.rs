@@ -14,9 +14,19 @@ use crate::convert::{NameStays, absent, caller, entry};
 const DIRENT_ALIGNMENT: usize = 8;
 
 impl Adapter {
-    pub(super) fn lookup(&self, parent: Ino, name: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn lookup(
+        &self,
+        header: &InHeader,
+        parent: Ino,
+        name: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let stays = NameStays::in_directory(parent);
+        let is_trusted = header.uid == 0 || header.uid == self.owner;
         match self.fs.lookup(parent, name) {
+            Ok(attr) if !is_trusted && self.fs.is_closed(parent, attr.ino)? => {
+                Err(FsError::AccessDenied)
+            }
             Err(FsError::NotFound) => {
                 out.extend_from_slice(absent(stays).as_bytes());
                 Ok(())
@@ -191,8 +201,9 @@ impl Adapter {
 
     /// Puts the inode of a listed name before it; false if it went away between the listing and now.
     fn tell_listed(&self, parent: Ino, listed: &DirEntry, out: &mut Vec<u8>) -> Result<bool> {
-        if matches!(&listed.name[..], b"." | b"..") {
-            // The kernel does not look at these two, and does not count them.
+        if matches!(&listed.name[..], b"." | b"..") || parent.lists_snapshots() {
+            // The kernel does not look at these two, and does not count them. Of a snapshot it is told when somebody
+            // wants to enter it.
             out.extend_from_slice(abi::EntryOut::default().as_bytes());
             return Ok(true);
         }

@@ -8,7 +8,7 @@ use cfs_fs::{Change, Difference, Fs, FsError, RestoreObserver, Snapshot};
 use serde_json::json;
 
 use super::protocol::{Answer, AnyPath, Event, Named, RestoreSummary};
-use super::report::printable;
+use super::report::{hex_if_no_text, printable};
 use super::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
 use crate::transfer::KernelCaches;
@@ -38,7 +38,7 @@ pub fn diff(
     };
     let now = match other {
         Some(other) => root(other)?,
-        None => snapshot.directory,
+        None => directory_now(fs, named, snapshot),
     };
     let differences = fs
         .differences(root(snapshot)?, now, || !reporter.cancelled())
@@ -59,6 +59,18 @@ pub fn diff(
         reporter.event(&Event::Line { text });
     }
     Ok(Answer::Nothing)
+}
+
+/// The directory of a snapshot; where it is gone, the one that has its path, as when it was made again.
+fn directory_now(fs: &Fs, named: &Named, snapshot: &Snapshot) -> Ino {
+    if let Ok(None) = fs.path_of(snapshot.directory)
+        && let Ok(attr) = fs.resolve(named.path.bytes())
+        && attr.kind() == libc::S_IFDIR
+        && attr.volume == snapshot.volume
+    {
+        return attr.ino;
+    }
+    snapshot.directory
 }
 
 fn lossy(path: &[u8]) -> String {
@@ -93,11 +105,20 @@ fn json_line(difference: &Difference) -> String {
         Change::Created => ("created", None, false),
         Change::Deleted => ("deleted", None, false),
         Change::Changed => ("changed", None, true),
-        Change::Renamed { from, is_changed } => ("renamed", Some(lossy(from)), *is_changed),
+        Change::Renamed { from, is_changed } => ("renamed", Some(from), *is_changed),
     };
     let path = lossy(&difference.path);
-    json!({"change": change, "path": path, "from": from, "kind": kind, "changed": is_changed})
-        .to_string()
+    let from_text = from.map(|from| lossy(from));
+    let mut line = json!({
+        "change": change, "path": path, "from": from_text, "kind": kind, "changed": is_changed
+    });
+    // What the texts do not tell.
+    for (field, path) in [("path_hex", Some(&difference.path)), ("from_hex", from)] {
+        if let Some(hex) = path.and_then(|path| hex_if_no_text(path)) {
+            line[field] = hex.into();
+        }
+    }
+    line.to_string()
 }
 
 /// Tells the kernel and the user of what is brought back or received.

@@ -406,8 +406,14 @@ pub struct SnapshotUse {
 pub struct SnapshotTaken {
     /// Its name.
     pub name: String,
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_hex: Option<String>,
     /// The directory.
     pub path: String,
+    /// The same in hexadecimal digits, if it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
     /// How long it took until it was durable.
     pub seconds: f64,
 }

@@ -37,7 +37,9 @@ pub fn perform(
                 .map_err(|error| not_taken(named, &error))?;
             return Ok(Answer::SnapshotTaken(SnapshotTaken {
                 name: String::from_utf8_lossy(&taken.name).into_owned(),
+                name_hex: hex_if_no_text(&taken.name),
                 path: String::from_utf8_lossy(&taken.path).into_owned(),
+                path_hex: hex_if_no_text(&taken.path),
                 seconds: started.elapsed().as_secs_f64(),
             }));
         }
@@ -156,6 +158,11 @@ fn not_taken(named: &Named, error: &FsError) -> Failure {
     match error {
         FsError::Exists => failed(format!("{path} has a snapshot {name} already"))
             .hint("choose another name, or delete that one"),
+        FsError::Reserved => Failure::new(
+            Code::Usage,
+            format!("{name} can be no name of a snapshot: such names are reserved for what is being received"),
+        )
+        .hint("choose another name"),
         FsError::Invalid | FsError::NameTooLong => Failure::new(
             Code::Usage,
             format!("{name} can be no name of a snapshot: {error}"),

@@ -80,7 +80,9 @@ pub fn perform(
             name_changed(fs, path, caches);
             Ok(Answer::CloneMade(SnapshotTaken {
                 name: named.sentence(),
+                name_hex: None,
                 path: String::from_utf8_lossy(path.bytes()).into_owned(),
+                path_hex: hex_if_no_text(path.bytes()),
                 seconds,
             }))
         }
@@ -317,6 +319,10 @@ fn not_made(path: &AnyPath, error: &FsError) -> Failure {
             Code::Failed,
             format!("{path} is in a snapshot, which cannot be changed"),
         ),
+        FsError::NoSpace => Failure::new(Code::Host, format!("{path} was not made: {error}"))
+            .hint("remove files or snapshots that are not needed, and give the command again; `cfs admin df` tells what is used"),
+        FsError::Quota => Failure::new(Code::Failed, format!("{path} was not made: {error}"))
+            .hint("a volume is an inode of the one that it lies in; `cfs admin volume list` tells what that may have"),
         error => Failure::new(Code::Failed, format!("volume {path} was not made: {error}"))
             .hint("give a path from the pool's root whose directory above is there"),
     }

@@ -32,20 +32,28 @@ const SNAPSHOT_LIST_HELP: &str = "\
 For each: how much content it shows (logical), what chunks that nothing else holds take in the pool (it alone), and what
 would come back if it were deleted together with those given with --with (freed).
 
+A directory has the path that it has now; one that was removed the path that it had when the snapshot was taken, by which,
+or by the id, the snapshot is named from then on.
+
 Examples:
   cfs admin snapshot list --data /srv/pool
   cfs admin snapshot list /home --with monday --with tuesday --data /srv/pool";
 
 const SNAPSHOT_DIFF_HELP: &str = "\
-One line for each path that differs; with --json one object a line. Access times do not count.
+One line for each path that differs; with --json one object a line, with the bytes of paths that are no UTF-8 in path_hex
+and from_hex. Access times do not count. A directory that was removed is compared with the one that has its path now.
 
 Examples:
   cfs admin snapshot diff /home monday --data /srv/pool
   cfs admin snapshot diff /home monday tuesday --json --data /srv/pool";
 
 const SNAPSHOT_RESTORE_HELP: &str = "\
-Content is not copied, and what has not changed is left alone. A file has its old or its restored content at any time, never
-anything between. What was made since the snapshot stays, unless --delete is given.
+Content is not copied, and what is as it was is left alone, whatever its times of access and of change. A file has its old
+or its restored content at any time, never anything between. What was made since the snapshot stays, unless --delete is given.
+
+With SUBPATH, one name of a file that has several comes back to that file if it is as it was; else it becomes a file of its own,
+so that what the other names stand for stays as it is. Restoring all names makes them one again. Missing directories above
+PATH are made, for root alone to enter.
 
 Exit code 1: some objects could not be restored; each is named.
 

@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod clones;
+mod entrances;
 mod first_run;
 mod mount;
 mod readme;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -325,4 +326,115 @@ fn what_has_changed_is_told_and_brought_back() {
     assert_same(&source, &live);
     cfs!("admin", "fsck", "--data", data).ok();
     server.stop();
+}
+
+/// Two names that are no UTF-8 were told as the same text.
+#[test]
+fn paths_that_are_no_text_are_told_apart() {
+    if !can_mount("paths_that_are_no_text_are_told_apart") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    let name = |bytes: &[u8]| mnt.join("d").join(std::ffi::OsStr::from_bytes(bytes));
+    fs::create_dir(mnt.join("d")).expect("a directory");
+    fs::write(name(b"old\xff"), b"moved").expect("a file");
+    cfs!("admin", "snapshot", "create", "/d", "one", "--data", data).ok();
+    for bytes in [b"\xff", b"\xfe"] {
+        fs::write(name(bytes), b"new").expect("a file");
+    }
+    fs::rename(name(b"old\xff"), name(b"text")).expect("rename");
+    let told = cfs!(
+        "admin", "snapshot", "diff", "/d", "one", "--json", "--data", data
+    )
+    .ok();
+    let lines: Vec<serde_json::Value> = told
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), 3, "{told:?}");
+    assert_eq!(lines[0]["path"], "text");
+    assert_eq!(lines[0].get("path_hex"), None);
+    assert_eq!(lines[0]["from_hex"], "6f6c64ff");
+    assert_eq!(lines[1]["path_hex"], "fe");
+    assert_eq!(lines[2]["path_hex"], "ff");
+    server.stop();
+}
+
+/// A directory that was removed and restored was told as if it were gone still.
+#[test]
+fn a_directory_that_was_made_again_is_compared() {
+    if !can_mount("a_directory_that_was_made_again_is_compared") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let server = Server::start(&data, Some(&mnt));
+    let gone = mnt.join("gone");
+    fs::create_dir(&gone).expect("a directory");
+    fs::write(gone.join("f"), noise(5, 100_000)).expect("a file");
+    cfs!(
+        "admin", "snapshot", "create", "/gone", "keep", "--data", data
+    )
+    .ok();
+    fs::remove_dir_all(&gone).expect("remove");
+    let diff = || {
+        cfs!("admin", "snapshot", "diff", "/gone", "keep", "--data", data)
+            .ok()
+            .stdout
+    };
+    assert_eq!(diff(), "deleted  f\n");
+    let restore = || {
+        let done = cfs!(
+            "admin", "snapshot", "restore", "/gone", "keep", "--json", "--data", data
+        );
+        let report = done.ok().json();
+        (report["restored"].clone(), report["unchanged"].clone())
+    };
+    assert_eq!(restore(), (2.into(), 0.into()));
+    assert_eq!(diff(), "");
+    assert_eq!(restore(), (0.into(), 2.into()));
+    fs::write(gone.join("f"), b"another").expect("write");
+    fs::write(gone.join("new"), b"new").expect("write");
+    assert_eq!(diff(), "changed  f\ncreated  new\n");
+    server.stop();
+}
+
+#[test]
+fn what_is_refused_says_why() {
+    let scratch = Scratch::new();
+    let (data, source) = (scratch.path("pool"), scratch.path("source"));
+    plant(&source, 9);
+    fs::write(source.join("f"), b"a file").expect("a file");
+    cfs!("import", "-T", source, "/d", "--data", data).ok();
+    cfs!("admin", "snapshot", "list", "/d/f", "--data", data)
+        .refused(1, "/d/f in the pool: not a directory");
+    let none = cfs!("admin", "snapshot", "list", "/d", "--json", "--data", data);
+    assert_eq!(none.ok().json()["snapshots"], serde_json::json!([]));
+    let reserved = [
+        "admin",
+        "snapshot",
+        "create",
+        "/d",
+        ".cfs-received-1",
+        "--data",
+    ];
+    let [a, b, c, d, e, f] = reserved;
+    cfs!(a, b, c, d, e, f, data).refused(2, "reserved for what is being received");
+    cfs!("admin", "snapshot", "create", "/d", "one", "--data", data).ok();
+    cfs!(
+        "admin",
+        "volume",
+        "create",
+        "/v",
+        "--quota-inodes",
+        "1",
+        "--data",
+        data
+    )
+    .ok();
+    cfs!("admin", "clone", "/d@one", "/v/clone", "--data", data)
+        .refused(1, "a volume is an inode of the one that it lies in");
 }

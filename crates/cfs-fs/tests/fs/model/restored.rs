@@ -184,7 +184,7 @@ fn what_a_snapshot_shows_is_compared_and_brought_back() {
         assert!(referenced_bytes(&run.fs) <= before, "it is by reference");
         assert_clean(&run.fs);
         let again = restore(&run.fs).expect("restored");
-        assert_eq!((again.removed, again.problems), (0, 0));
+        assert_eq!((again.restored, again.removed, again.problems), (0, 0, 0));
         let (pool, fs) = (run.pool.power_cut(seed), run.fs);
         drop(fs);
         let fs = pool.open();
