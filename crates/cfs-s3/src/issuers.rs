@@ -8,6 +8,8 @@
 //! - A key verifies what is signed in the way that the key is for, and only with public keys: a token never says how it is to be
 //!   trusted.
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256,
     RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512, RsaParameters, RsaPublicKeyComponents,
@@ -447,6 +449,16 @@ fn claims(
         if time(name)?.is_some_and(|from| from > now + SKEW_SECONDS) {
             return Err(TokenError::Invalid("the token's time has not come"));
         }
+    }
+    // Keys of conditions are the same in whatever case: which of two such claims is meant nobody can tell.
+    let mut names = BTreeSet::new();
+    if !payload
+        .keys()
+        .all(|name| names.insert(name.to_ascii_lowercase()))
+    {
+        return Err(TokenError::Invalid(
+            "two claims of the token differ in case alone",
+        ));
     }
     let subject = payload.get("sub").and_then(Value::as_str);
     let subject = subject.filter(|subject| !subject.is_empty());

@@ -28,6 +28,8 @@ use crate::patience::PATIENCE;
 
 /// Bytes of a body that are handed to the file system at once, if so many have arrived.
 const STEP_BYTES: usize = 1 << 20;
+/// Pieces that they have arrived in.
+const STEP_PIECES: usize = 1024;
 /// Steps at a time, of all uploads. A step is taken when bytes have come, so that nobody has one who is waited for.
 static STEPS: Semaphore = Semaphore::const_new(32);
 /// Mode of a new object's file.
@@ -367,7 +369,7 @@ async fn next_step(body: &mut StreamingBlob, passed: &mut oneshot::Receiver<()>)
             }
             Some(Err(error)) => return Err(body_error(&error)),
         }
-        next = match step.len < STEP_BYTES {
+        next = match step.len < STEP_BYTES && step.bytes.len() < STEP_PIECES {
             true if has_passed => body.next().now_or_never(),
             true => tokio::select! {
                 biased;

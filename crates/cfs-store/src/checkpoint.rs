@@ -541,6 +541,7 @@ impl Store {
         let dropped = self.drop_some(load, is_low);
         let asked_for = self.aim_of_unfinished_pass();
         let cleaned = self.clean_segments(match asked_for {
+            Some(aim @ Aim::Reseal(_)) if self.has_room_for(aim) => aim,
             _ if is_low => Aim::LowRoom,
             Some(aim) => aim,
             None => Aim::Upkeep(load),

@@ -6,8 +6,8 @@
 //!
 //! Invariants: one thread at a time empties segments, the holder of `Store::cleaning`. A segment that is emptied is not
 //! changed; what is live in it is sealed again, under a key that nothing has had before, the index is pointed to that by
-//! one command, and the segment becomes free with the checkpoint after that. What does not open is copied as it is, and
-//! noted as damaged.
+//! one command, and the segment becomes free with the checkpoint after that. What does not open is noted as damaged, and
+//! stays where it is.
 
 use cfs_format::segment::{RECORD_ALIGN, RECORD_OVERHEAD, RecordHeader, Stream};
 use cfs_format::{BLOCK_BYTES, DomainId, Fingerprint, SEGMENT_BYTES, SegmentId, SegmentSeq};
@@ -294,16 +294,19 @@ impl Store {
             let mut seal_lane = self.seal_lanes[cold_lane].lock();
             let SealLane { sealer, payload } = &mut *seal_lane;
             payload.clear();
-            let (header, payload) = match self.reseal(sealer, (&old, old_payload), codec, payload) {
-                Ok(header) => (header, payload.as_slice()),
-                // The device may have given something else this once: what is read now is not copied then.
-                Err(_) if self.read_chunk_at(&fingerprint, &record, &mut room).is_ok() => {
-                    continue;
-                }
+            // One that does not open stays where it is: replay takes a chunk that was moved and does not open for one that
+            // had not been flushed, and ends the log there.
+            let header = match self.reseal(sealer, (&old, old_payload), codec, payload) {
+                Ok(header) => header,
                 Err(error) => {
-                    tracing::warn!(%error, ?segment, "a chunk is moved as it is");
-                    self.verdicts.reach(fingerprint, &record, true);
-                    (old, old_payload)
+                    if self
+                        .read_chunk_at(&fingerprint, &record, &mut room)
+                        .is_err()
+                    {
+                        tracing::warn!(%error, ?segment, "a chunk is not moved");
+                        self.verdicts.reach(fingerprint, &record, true);
+                    }
+                    continue;
                 }
             };
             let placed = self.lanes.append(cold_lane, &header, payload)?;

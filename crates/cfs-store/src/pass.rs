@@ -21,6 +21,8 @@ use crate::store::Store;
 const DEAD_CHUNKS_MAX: usize = 1 << 16;
 /// Segments that are emptied between two checkpoints.
 const SEGMENTS_BETWEEN_CHECKPOINTS: u64 = 32;
+/// Room without which nothing is sealed again: what is emptied between two checkpoints.
+const RESEAL_ROOM_BYTES: u64 = SEGMENTS_BETWEEN_CHECKPOINTS * SEGMENT_BYTES as u64;
 
 /// Data segments of which a certain part is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,7 +177,8 @@ impl Store {
         Ok(plan)
     }
 
-    /// Begins a pass, which [`Store::tick`] then does; nothing happens when one is under way.
+    /// Begins a pass, which [`Store::tick`] then does. When one is under way, one for room changes nothing, and one for new
+    /// seals takes its place.
     ///
     /// # Errors
     /// The pool is read-only, or a table cannot be read.
@@ -184,12 +187,13 @@ impl Store {
         let aim = self.aim_of_pass(what_for)?;
         let plan = self.plan(aim)?;
         let mut books = self.books.lock();
-        let before = books.totals;
-        books.pass.get_or_insert(Pass {
-            before,
-            segments_total: plan.segments_to_empty,
-            aim,
-        });
+        if books.pass.is_none() || aim != Aim::Pass {
+            books.pass = Some(Pass {
+                before: books.totals,
+                segments_total: plan.segments_to_empty,
+                aim,
+            });
+        }
         Ok(())
     }
 
@@ -220,6 +224,12 @@ impl Store {
     #[must_use]
     pub fn reclaim_totals(&self) -> ReclaimTotals {
         self.books.lock().totals
+    }
+
+    /// Whether there is room to do something for this aim. What is sealed again may become longer, and is not to take what
+    /// has been promised to others.
+    pub(crate) fn has_room_for(&self, aim: Aim) -> bool {
+        !matches!(aim, Aim::Reseal(_)) || self.available_bytes() >= RESEAL_ROOM_BYTES
     }
 
     /// What to empty segments for, if there is a pass whose segments have not all been emptied.
@@ -291,6 +301,8 @@ impl Store {
         let is_worth_it = pass.segments_total > 0;
         while is_worth_it && go_on(pass.progress(self.reclaim_totals())).is_continue() {
             let is_full = match self.clean_up_to(1, pass.aim) {
+                _ if !self.has_room_for(pass.aim) && since_checkpoint > 0 => true,
+                _ if !self.has_room_for(pass.aim) => break,
                 Ok(0) => break,
                 Ok(_) => false,
                 Err(WriteError::NoSpace(_)) if since_checkpoint > 0 => true,

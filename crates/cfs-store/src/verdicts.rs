@@ -4,7 +4,7 @@
 //! [`Store::tick`], or the end of the process, makes a command of it. From then on it is in the chunk's record: a later
 //! write of equal content, by whatever process, stores it again, and everybody who refers to it has it back.
 //!
-//! Compaction copies damaged records as they are, so a chunk that lies elsewhere by then is read once more.
+//! A chunk that lies elsewhere by then is read once more.
 
 use std::collections::BTreeMap;
 

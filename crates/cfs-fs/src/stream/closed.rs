@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
-use cfs_format::table::split_key;
+use cfs_format::table::{split_key, tag};
 use cfs_format::{Ino, VolumeId};
 use cfs_store::{Store, Txn};
 use parking_lot::Mutex;
 
+use super::is_of_pool;
 use crate::command::Command;
 use crate::error::{FsError, Result};
 use crate::{Fs, inode};
@@ -71,11 +72,20 @@ impl Closed {
         if let Command::SnapshotCreate(it) = command {
             self.check_inode(store, it.directory)?;
         }
+        if let Command::VolumeDelete(it) = command
+            && self.is_closed(it.volume)
+        {
+            return Err(FsError::Receiving);
+        }
         let mut last = None;
         for key in txn.changed_keys() {
-            let Ok((ino, _, _)) = split_key(key) else {
+            let Ok((ino, row, name)) = split_key(key) else {
                 continue;
             };
+            // Users of the S3 face and the like go on, also where the whole pool is a replica.
+            if row == tag::XATTR && is_of_pool(ino, name) {
+                continue;
+            }
             if last.replace(ino) != Some(ino) {
                 self.check_inode(store, ino)?;
             }

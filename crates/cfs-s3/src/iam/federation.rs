@@ -4,11 +4,15 @@ use http::StatusCode;
 
 use super::roles::NAME_CHARACTERS_MAX;
 use super::shown::Shown;
-use super::{Done, Form, Refused, denied, refused};
+use super::{Done, Form, Refused, denied, invalid, refused};
 use crate::issuers::{Claims, TokenError};
 use crate::policy::{Asked, Policy, Scope, Verdict, Who};
 use crate::users::{Provider, Role, UserError};
 
+/// Bytes of the name of a role at most.
+const ARN_BYTES_MAX: usize = 2048;
+/// Characters of a subject that are logged.
+const SUBJECT_LOGGED_MAX: usize = 256;
 /// What tags of a session need to be allowed beside.
 const TAG_SESSION: &str = "sts:TagSession";
 
@@ -54,6 +58,11 @@ fn is_let_in(form: &Form, role: &Role, provider: &Provider, claims: &Claims) -> 
 /// Who comes with no such token is not told which roles there are, nor whom they let in.
 pub(super) fn assume(form: &Form) -> Done {
     let arn = form.must("RoleArn")?;
+    if arn.len() > ARN_BYTES_MAX {
+        return Err(invalid(format!(
+            "RoleArn has more than {ARN_BYTES_MAX} characters"
+        )));
+    }
     let name = form.name("RoleSessionName", NAME_CHARACTERS_MAX)?;
     let users = &form.face.users;
     let claims = users
@@ -61,7 +70,8 @@ pub(super) fn assume(form: &Form) -> Done {
         .verified(form.must("WebIdentityToken")?.trim_ascii_end())
         .map_err(UserError::Fs)??;
     let refuse = |why: &str| {
-        let (subject, issuer) = (&claims.subject, &claims.issuer);
+        let subject: String = claims.subject.chars().take(SUBJECT_LOGGED_MAX).collect();
+        let issuer = &claims.issuer;
         tracing::info!("{subject:?} of {issuer} does not get {arn:?}: {why}");
         denied()
     };

@@ -333,6 +333,14 @@ fn tag_values(tags: &SessionTags, name: &str) -> Option<Vec<String>> {
     tag.map(|(_, values)| values.clone())
 }
 
+/// What is compared of a claim's value. One that is no text is there all the same, and is its JSON.
+fn text_of_claim(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// What a key stands for where somebody asks with a token.
 fn values_of_token(key: &str, provider: &Provider, claims: &Claims) -> Option<Vec<String>> {
     let lower = key.to_ascii_lowercase();
@@ -342,16 +350,14 @@ fn values_of_token(key: &str, provider: &Provider, claims: &Claims) -> Option<Ve
     if lower == SESSION_TAG_KEYS {
         return Some(claims.tags.iter().map(|(key, _)| key.clone()).collect());
     }
-    // Keys are the same in whatever case, and claims are not: all that could be meant are.
+    // Keys are the same in whatever case; a token has no two claims that differ in that alone.
     let name = claim_named(key, provider.bare())?;
-    let all = claims.all.iter();
-    let meant = all.filter(|(claim, _)| claim.eq_ignore_ascii_case(name));
-    Some(
-        meant
-            .filter_map(|(_, value)| texts(value))
-            .flatten()
-            .collect(),
-    )
+    let mut all = claims.all.iter();
+    let (_, value) = all.find(|(claim, _)| claim.eq_ignore_ascii_case(name))?;
+    Some(match value {
+        Value::Array(values) => values.iter().map(text_of_claim).collect(),
+        one => vec![text_of_claim(one)],
+    })
 }
 
 impl Asked<'_> {

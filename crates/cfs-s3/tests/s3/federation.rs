@@ -282,6 +282,8 @@ fn tokens_that_are_not_in_order_give_nothing() {
         with(&usual, "nbf", json!(now + 3600)),
         with(&usual, "iat", json!(now + 3600)),
         with(&usual, "exp", json!("never")),
+        // Which of the two a condition means nobody can tell.
+        with(&usual, "Sub", json!("root")),
         without(&usual, "exp"),
         without(&usual, "sub"),
         without(&usual, "aud"),
@@ -407,6 +409,7 @@ fn roles_ask_for_claims_and_tags() {
     let provided = provider(&alice, &["app"]);
     let usual = with(&claims(&served), "groups", json!(["staff", "lab"]));
     let plain = issuer.token(&usual);
+    let odd = issuer.token(&with(&usual, "groups", json!(["banned", {}])));
     let tagged = |tags: Value| {
         let tags = json!({"principal_tags": tags});
         issuer.token(&with(&usual, "https://aws.amazon.com/tags", tags))
@@ -443,6 +446,18 @@ fn roles_ask_for_claims_and_tags() {
             false,
             &plain,
             format!(r#""StringNotEquals": {{"{BARE}:sub": "carol"}}"#),
+        ),
+        (
+            "object",
+            false,
+            &odd,
+            format!(r#""StringNotEquals": {{"{BARE}:groups": "banned"}}"#),
+        ),
+        (
+            "there",
+            false,
+            &odd,
+            format!(r#""Null": {{"{BARE}:groups": "true"}}"#),
         ),
         (
             "azp",

@@ -834,7 +834,12 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     bytes_max: u64,
 ) -> io::Result<Option<T>> {
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
-    let here = stream.fill_buf()?;
+    let here = loop {
+        match stream.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => break stream.fill_buf()?,
+        }
+    };
     let end = here.iter().position(|byte| *byte == b'\n');
     let mut line = Zeroizing::new(Vec::with_capacity(
         end.map_or(2 * here.len(), |end| end + 1),

@@ -197,6 +197,10 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         Ok(None) => return Ok(()),
         Ok(Some(envelope)) if envelope.protocol == PROTOCOL => {
             reporter.event(&Event::Accepted);
+            // Who has waited for its turn may have gone, and told that nothing was done.
+            if reporter.cancelled() {
+                return Ok(());
+            }
             shared.service.perform(envelope.request, &reporter)
         }
         Ok(Some(envelope)) => Err(Failure::new(

@@ -10,7 +10,7 @@ use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cfs_fs::stream::{Received, Sent, StreamError};
 use cfs_fs::{Fs, FsError};
@@ -29,6 +29,11 @@ use crate::transfer::KernelCaches;
 
 /// How long reading or writing may take before it is looked whether to go on.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long the last answers of a process that has ended may take to come.
+const LAST_ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the other side may be silent, which may look for what to send meanwhile: who receives keeps others from changing
+/// the volume.
+const SILENCE_MAX: Duration = Duration::from_secs(3600);
 /// Bytes that are written at once.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -40,6 +45,7 @@ struct Pipe<'a> {
 
 impl Pipe<'_> {
     fn patiently<T>(&self, mut step: impl FnMut(&UnixStream) -> io::Result<T>) -> io::Result<T> {
+        let started = Instant::now();
         loop {
             match step(&self.stream) {
                 Err(error)
@@ -53,6 +59,11 @@ impl Pipe<'_> {
                     if self.reporter.cancelled() {
                         // Not `Interrupted`, after which callers would try again.
                         return Err(io::Error::other("interrupted"));
+                    }
+                    if started.elapsed() > SILENCE_MAX {
+                        return Err(io::Error::other(
+                            "the other side has been silent for too long",
+                        ));
                     }
                 }
                 done => return done,
@@ -457,7 +468,11 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<Ended>> {
             let input = child.stdin.take().expect("it was asked for");
             let copied = pump(&stream, input);
             let ended = listening.end(&mut child)?;
-            answering.join().expect("a panic ends the process");
+            // What it has left behind may hold its output for ever.
+            let ended_at = Instant::now();
+            while !answering.is_finished() && ended_at.elapsed() < LAST_ANSWER_PATIENCE {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             match copied {
                 // How it ended, or that this side misses an answer, is more than that it went away.
                 Err(error) if !ended.has_failed() && error.kind() != io::ErrorKind::BrokenPipe => {
