@@ -15,7 +15,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::CountAfterExtent, 10),
     (Bug::FreeBeforeDurable, 1000),
     (Bug::StaleIndexEntry, 10),
-    (Bug::ReservationLeak, 20),
+    (Bug::ReservationLeak, 50),
     (Bug::DirentWithoutInode, 10),
     (Bug::CheckpointBeforeData, 500),
     (Bug::TailBelieved, 500),
