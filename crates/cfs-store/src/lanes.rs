@@ -28,6 +28,8 @@ struct OpenSegment {
     /// How many of them are on the device (not necessarily flushed); a multiple of the block size.
     written: u32,
     entries: Vec<FooterEntry>,
+    /// Writing its end has failed: it is only read from now on, out of the buffer.
+    has_failed: bool,
 }
 
 struct Lane {
@@ -169,18 +171,35 @@ impl Lanes {
             buffer,
             written: 0,
             entries: Vec::new(),
+            has_failed: false,
         })
     }
 
-    /// Writes what is left of the open segment, with its footer, and closes it.
+    /// Writes what is left of the open segment, with its footer, and closes it. What cannot be written stays readable.
     fn seal(&self, lane: &mut Lane) -> Result<(), WriteError> {
-        let Some(mut open) = lane.open.take() else {
+        let Some(open) = lane.open.as_mut().filter(|open| !open.has_failed) else {
             return Ok(());
         };
         #[cfg(feature = "planted-bugs")]
         if cfs_format::planted::has(cfs_format::planted::Bug::SealForgotten) {
             self.open.write().remove(&open.segment);
         }
+        let used = match self.write_end(open) {
+            Ok(used) => used,
+            Err(error) => {
+                open.has_failed = true;
+                return Err(error);
+            }
+        };
+        let open = lane.open.take().expect("it was there just above");
+        self.pool.space.lock().close(open.segment, used);
+        self.open.write().remove(&open.segment);
+        self.pool.recycle(open.buffer);
+        Ok(())
+    }
+
+    /// Writes what is left of a segment, with its footer. How many of its bytes are records.
+    fn write_end(&self, open: &mut OpenSegment) -> Result<u32, WriteError> {
         let used = open.buffer.as_slice().len() as u32;
         let footer_len = footer_bytes(open.entries.len());
         let footer_offset = SEGMENT_BYTES - footer_len;
@@ -214,10 +233,7 @@ impl Lanes {
             open.written,
             &open.buffer.as_slice()[open.written as usize..],
         )?;
-        self.pool.space.lock().close(open.segment, used);
-        self.open.write().remove(&open.segment);
-        self.pool.recycle(open.buffer);
-        Ok(())
+        Ok(used)
     }
 
     /// Writes every lane's buffered records to the device, without flushing it.
@@ -239,7 +255,7 @@ impl Lanes {
     }
 
     fn write_out_lane(&self, lane: &mut Lane) -> Result<(), WriteError> {
-        let Some(open) = &mut lane.open else {
+        let Some(open) = lane.open.as_mut().filter(|open| !open.has_failed) else {
             return Ok(());
         };
         if open.buffer.as_slice().len() as u32 <= open.written {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use cfs_device::{Device, MemDevice};
+use cfs_device::{Device, FaultPlan, MemDevice};
 use cfs_format::{DomainId, Fingerprint, SEGMENT_BYTES, SegmentId};
 use cfs_seal::codec::Codec;
 use cfs_store::{Host, ReclaimFor, Store};
@@ -443,6 +443,26 @@ fn damage_that_compaction_meets_ends_no_log() {
         .read_chunk(&fingerprint, &mut out)
         .expect("it is there");
     assert_eq!(out, b"acknowledged");
+}
+
+/// What is in a segment whose end could not be written is in no other place, and is read out of memory.
+#[test]
+fn chunks_stay_readable_when_their_segment_cannot_be_written() {
+    let world = World::new(512);
+    world.put(1, 1);
+    let chunk = world.store.freeze().chunks().next().expect("a chunk");
+    let (fingerprint, _) = chunk.expect("readable");
+    world.device.set_faults(FaultPlan {
+        failing_writes: vec![1],
+        ..FaultPlan::default()
+    });
+    let refused = world.store.start_reclaim(ReclaimFor::NewSeals(None));
+    assert!(refused.is_err());
+    let mut out = Vec::new();
+    world
+        .store
+        .read_chunk(&fingerprint, &mut out)
+        .expect("it is there");
 }
 
 /// The tables of a pool from which everything was removed are small again.
