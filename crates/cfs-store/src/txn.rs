@@ -177,7 +177,11 @@ impl<'a> Txn<'a> {
                 if let Mode::Replay { verify } = self.mode {
                     self.store.accept_replayed_chunk(new, verify)?;
                 }
-                if let Mode::Rebuild { verify: true } = self.mode {
+                let is_lost = match self.mode {
+                    Mode::Rebuild { .. } => !self.store.find_rebuilt_chunk(new),
+                    Mode::Live | Mode::Replay { .. } => false,
+                };
+                if is_lost && matches!(self.mode, Mode::Rebuild { verify: true }) {
                     return Err(ReadError::NotWritten {
                         segment: new.segment,
                         offset: new.offset,
@@ -186,7 +190,7 @@ impl<'a> Txn<'a> {
                 }
                 self.pool.chunk_count += 1;
                 self.pool.chunk_raw_bytes += u64::from(new.raw_len);
-                if let Mode::Rebuild { .. } = self.mode {
+                if is_lost {
                     return self.lost_chunk_ref(fingerprint, new);
                 }
                 self.pool.chunk_stored_bytes += u64::from(new.record_len);
@@ -591,6 +595,20 @@ impl Store {
         let now = Timestamp((self.pool.host.now_ns() / 1_000_000) << 16);
         let timestamp = now.max(Timestamp(writer.last_timestamp.0 + 1));
         Txn::new(self, writer, Mode::Live, timestamp)
+    }
+
+    /// Whether a chunk that a command of the log brings, and that no segment was found to hold, is where the command says: a
+    /// power cut may have kept it and not the header of its segment. The segment is in use from then on.
+    fn find_rebuilt_chunk(&self, new: &NewChunk) -> bool {
+        let was_free = {
+            let space = self.pool.space.lock();
+            new.segment.0 < space.segment_count() && space.is_free(new.segment)
+        };
+        let is_there = self.accept_replayed_chunk(new, true).is_ok();
+        if was_free && !is_there {
+            self.pool.space.lock().unclaim(new.segment);
+        }
+        is_there
     }
 
     /// A chunk that a replayed command brings: its segment is in use; if it may not have been flushed, it is read.
