@@ -26,6 +26,10 @@ const HEAD: [Workload; 6] = [
     Workload::SmallRead,
 ];
 
+/// A pool rests when it takes the same room after this time, or does not after so many looks.
+const REST: std::time::Duration = std::time::Duration::from_secs(10);
+const REST_LOOKS_MAX: usize = 6;
+
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Options {
@@ -378,7 +382,7 @@ fn change(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     snapshot(&place, "/", "s0")?;
     let mut random = 1_u64;
     for (number, piece) in [(1, 1_usize << 20), (2, 64 << 10)] {
-        let before = place.stored()?;
+        let before = at_rest(&place)?;
         material.prepare(Workload::WriteUniqueSync);
         for bytes in material.bytes()[..(total / 100).min(256 << 20) as usize].chunks_exact(piece) {
             random = random
@@ -388,7 +392,7 @@ fn change(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         }
         file.sync_all()?;
         snapshot(&place, "/", &format!("s{number}"))?;
-        let after = place.stored()?;
+        let after = at_rest(&place)?;
         let (name, base) = (format!("/@s{number}"), format!("s{}", number - 1));
         let mut send = place.cfs(&["send", &name, "--from", &base]);
         let stream = scratch.join(format!("cfs-stream-{}", std::process::id()));
@@ -407,6 +411,20 @@ fn change(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     }
     place.stop()?;
     place.remove()
+}
+
+/// Bytes of chunks and of the pool, when what was prepared for more has been given back.
+fn at_rest(place: &Place) -> anyhow::Result<(u64, u64)> {
+    let mut last = place.stored()?;
+    for _ in 0..REST_LOOKS_MAX {
+        std::thread::sleep(REST);
+        let now = place.stored()?;
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    Ok(last)
 }
 
 /// A file as the present and as a snapshot shows it, after everything else has been forgotten, and after a part of it has

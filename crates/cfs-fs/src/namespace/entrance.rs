@@ -47,7 +47,7 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError::Stale`] when the snapshot has been deleted; when something cannot be read.
-    pub fn is_closed(&self, list: Ino, shown: Ino) -> Result<bool> {
+    pub fn is_for_root_alone(&self, list: Ino, shown: Ino) -> Result<bool> {
         let (Some(directory), Some((view, base))) = (listed_by(list), shown.view()) else {
             return Ok(false);
         };

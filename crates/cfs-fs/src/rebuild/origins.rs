@@ -577,13 +577,18 @@ impl Mending<'_> {
             let cookie = entry.cookie.get().to_be_bytes();
             self.set_at(origin, ino, tag::COOKIE, &cookie, Some(by_cookie))?;
         }
-        self.set_at(
-            origin,
-            ino,
-            tag::INODE,
-            &[],
-            Some(record.as_bytes().to_vec()),
-        )
+        self.set_inode(origin, ino, &record)
+    }
+
+    /// As of the moment the inode has this record.
+    pub(super) fn set_inode(
+        &mut self,
+        origin: &Origin,
+        ino: Ino,
+        record: &InodeRecord,
+    ) -> Result<(), ReadError> {
+        let value = record.as_bytes().to_vec();
+        self.set_at(origin, ino, tag::INODE, &[], Some(value))
     }
 
     fn set_links(
@@ -598,13 +603,7 @@ impl Mending<'_> {
         }
         let mut record = found.record;
         record.nlink = names.into();
-        self.set_at(
-            origin,
-            ino,
-            tag::INODE,
-            &[],
-            Some(record.as_bytes().to_vec()),
-        )
+        self.set_inode(origin, ino, &record)
     }
 
     /// As of the moment there is no such inode.

@@ -74,13 +74,7 @@ impl Mending<'_> {
             None => {}
         }
         if *record != before {
-            self.set_at(
-                origin,
-                ino,
-                tag::INODE,
-                &[],
-                Some(record.as_bytes().to_vec()),
-            )?;
+            self.set_inode(origin, ino, record)?;
         }
         Ok(true)
     }

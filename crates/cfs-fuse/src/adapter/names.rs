@@ -24,7 +24,7 @@ impl Adapter {
         let stays = NameStays::in_directory(parent);
         let is_trusted = header.uid == 0 || header.uid == self.owner;
         match self.fs.lookup(parent, name) {
-            Ok(attr) if !is_trusted && self.fs.is_closed(parent, attr.ino)? => {
+            Ok(attr) if !is_trusted && self.fs.is_for_root_alone(parent, attr.ino)? => {
                 Err(FsError::AccessDenied)
             }
             Err(FsError::NotFound) => {
