@@ -281,6 +281,14 @@ impl Model {
         }
     }
 
+    /// The file of a clone that has got the name again: it had lost all that the clone shows, and was kept for others.
+    fn named_again(&self, restoring: &Restoring, path: &str, there: &FoundNode) -> Option<NodeId> {
+        let then = restoring.path_then(path)?;
+        let (node, links) = *restoring.copy.links.get(then)?;
+        let outside = *self.links_outside.get(&node)?;
+        (outside > 0 && there.nlink > 1 && there.nlink <= links).then_some(node)
+    }
+
     /// Goes on from what was found after a restoration, or in the middle of one.
     ///
     /// # Errors
@@ -290,6 +298,12 @@ impl Model {
         let mut now = Moment::default();
         let mut files = HashMap::new();
         for (path, there) in found {
+            if !nodes.contains_key(&there.ino)
+                && let Some(node) = self.named_again(restoring, path, there)
+                && !nodes.values().any(|other| *other == node)
+            {
+                nodes.insert(there.ino, node);
+            }
             let node = *nodes.entry(there.ino).or_insert_with(|| {
                 self.next_node += 1;
                 self.kinds.insert(self.next_node, there.kind.clone());
