@@ -8,8 +8,8 @@
 //! - Each journal segment names the one that follows it, which is taken when this one is started.
 //! - A batch is followed by the XOR of its blocks, and a segment has its header twice: one block may be lost of each.
 //!   Both are written with what they protect, in one write.
-//! - When nothing comes any more, an empty batch says that the last commands are durable; damage to their chunks is
-//!   then known from a write that was never finished.
+//! - An empty batch says that the last commands are durable when nothing comes any more, and at once after a flush that
+//!   has not followed another closely; damage to their chunks is then known from a write that was never finished.
 //!
 //! Group commit: who wants durability takes the writer's lock; the first one writes and flushes for all who wait.
 //! How the log is read back is in `log_reader`.
@@ -36,6 +36,10 @@ pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 /// Most payload bytes in one batch, unless a single command is longer.
 const BATCH_PAYLOAD_BYTES: usize = 512 << 10;
+
+/// After a flush that comes sooner after the one before it nothing is written to say that it was done: where one flush
+/// follows another, the next batch says so.
+const CLOSE_FLUSH_NS: u64 = 3_000_000;
 
 const TAG_BYTES: usize = 16;
 /// Longest batch, bytes: a single command that is as long as they may be; and the parity.
@@ -68,6 +72,8 @@ struct Writer {
     follower: SegmentId,
     follower_seq: SegmentSeq,
     written_lsn: u64,
+    /// When the last flush was done that somebody waited for.
+    flushed_at_ns: u64,
     buffer: AlignedBuf,
 }
 
@@ -102,6 +108,7 @@ impl Journal {
             follower,
             follower_seq,
             written_lsn: next_lsn - 1,
+            flushed_at_ns: pool.host.now_ns(),
             buffer: AlignedBuf::with_capacity(BLOCK_BYTES as usize),
         };
         writer.write_header(&pool, next_lsn)?;
@@ -209,7 +216,20 @@ impl Journal {
             false => written,
         };
         self.durable_lsn.store(written, Ordering::Release);
+        self.mark_flushed(&mut writer, written);
         Ok(())
+    }
+
+    /// Says in the log at once that what was flushed is durable, unless the next batch soon will. Without room in the
+    /// segment [`Journal::mark_durable`] does it later.
+    fn mark_flushed(&self, writer: &mut Writer, durable_lsn: u64) {
+        let now = self.pool.host.now_ns();
+        let before = std::mem::replace(&mut writer.flushed_at_ns, now);
+        let has_room = writer.offset + batch_content_bytes(0) + BLOCK_BYTES <= SEGMENT_BYTES;
+        if now.saturating_sub(before) >= CLOSE_FLUSH_NS && has_room && self.queued_bytes() == 0 {
+            // Who waits has what was asked for; a failed write ends those that come.
+            let _ = self.write_batch(writer, &[], 0, durable_lsn);
+        }
     }
 
     /// Writes what is queued without flushing the device: it then survives the death of the process, not yet that of

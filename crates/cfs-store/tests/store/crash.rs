@@ -10,7 +10,7 @@ use cfs_format::superblock::ChunkParams;
 use cfs_format::table::key;
 use cfs_format::{DomainId, Fingerprint, Ino};
 use cfs_seal::codec::Codec;
-use cfs_store::{Health, OpenError, Store, StoreOptions, WriteError};
+use cfs_store::{Health, Host, OpenError, Store, StoreOptions, WriteError};
 
 use crate::support::{
     Shape, TestHost, check_counts, format, format_with, next, open, put, try_open,
@@ -214,6 +214,37 @@ fn a_damaged_chunk_is_stored_again() {
     store.read_chunk(&fingerprint, &mut out).expect("whole");
     assert!(out == content(1));
     check_counts(&store);
+}
+
+/// A process that is killed as soon as its flush is done has said that it was: damage to a chunk then costs that chunk.
+#[test]
+fn damage_behind_the_last_flush_costs_no_other_command() {
+    let host = TestHost::with_clock();
+    let device = Arc::new(MemDevice::new(128));
+    let reopen = |device: &Arc<MemDevice>| {
+        let host = Arc::clone(&host) as Arc<dyn Host>;
+        open(Arc::clone(device) as Arc<dyn Device>, host)
+    };
+    format(
+        &(Arc::clone(&device) as Arc<dyn Device>),
+        &(Arc::clone(&host) as Arc<dyn Host>),
+    );
+    let store = reopen(&device);
+    let put = |slot: u64| put(&store, slot, &content(slot), Shape::default()).expect("a chunk");
+    let (damaged, new) = put(1);
+    let (whole, _) = put(2);
+    host.pass_ms(10);
+    store.sync().expect("durable");
+    drop(store);
+    let new = new.expect("it was not there before");
+    device.flip_bit(new.segment, new.offset + 200, 3);
+
+    let store = reopen(&device);
+    let mut out = Vec::new();
+    store.read_chunk(&whole, &mut out).expect("it is there");
+    assert!(out == content(2));
+    let error = store.read_chunk(&damaged, &mut out);
+    assert!(error.is_err(), "the flipped bit is noticed");
 }
 
 /// What an authentic superblock says of chunks is checked before anything relies on it.

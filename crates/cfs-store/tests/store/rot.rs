@@ -42,7 +42,7 @@ impl Killed {
     }
 
     fn with(commands: u64) -> Self {
-        let host = TestHost::start();
+        let host = TestHost::quick();
         let device = Arc::new(MemDevice::new(128));
         format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
         let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));

@@ -19,7 +19,11 @@ use cfs_store::{
 };
 use zerocopy::FromZeros;
 
-pub struct TestHost(AtomicU64);
+pub struct TestHost {
+    clock_ns: AtomicU64,
+    /// What each look at the clock takes.
+    step_ns: u64,
+}
 
 impl TestHost {
     pub fn start() -> Arc<dyn Host> {
@@ -28,22 +32,34 @@ impl TestHost {
 
     /// One whose clock can be moved.
     pub fn with_clock() -> Arc<Self> {
-        Arc::new(Self(AtomicU64::new(1_700_000_000_000_000_000)))
+        Self::with_step(1_000_000)
+    }
+
+    /// One on which flushes follow each other as closely as on a machine.
+    pub fn quick() -> Arc<dyn Host> {
+        Self::with_step(1_000)
+    }
+
+    fn with_step(step_ns: u64) -> Arc<Self> {
+        Arc::new(Self {
+            clock_ns: AtomicU64::new(1_700_000_000_000_000_000),
+            step_ns,
+        })
     }
 
     pub fn pass_ms(&self, ms: u64) {
-        self.0.fetch_add(ms * 1_000_000, Ordering::Relaxed);
+        self.clock_ns.fetch_add(ms * 1_000_000, Ordering::Relaxed);
     }
 }
 
 impl Host for TestHost {
     fn now_ns(&self) -> u64 {
-        self.0.fetch_add(1_000_000, Ordering::Relaxed)
+        self.clock_ns.fetch_add(self.step_ns, Ordering::Relaxed)
     }
     fn fill_random(&self, buf: &mut [u8]) {
         for byte in buf {
-            *byte = (next(&mut self.0.load(Ordering::Relaxed)) >> 32) as u8;
-            self.0.fetch_add(1, Ordering::Relaxed);
+            *byte = (next(&mut self.clock_ns.load(Ordering::Relaxed)) >> 32) as u8;
+            self.clock_ns.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

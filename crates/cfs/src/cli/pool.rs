@@ -160,9 +160,22 @@ pub enum Cipher {
 #[command(next_help_heading = "Budgets")]
 pub struct BudgetArgs {
     /// Memory for data that are not yet stored [default: 256M, or a quarter of the memory if that is less]
-    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    #[arg(long, value_name = "BYTES", value_parser = dirty_bytes)]
     pub dirty_bytes: Option<u64>,
     /// Memory for opened chunks [default: an eighth of the memory, for a single command at most 128M]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub hot_bytes: Option<u64>,
+}
+
+/// Less does not hold what one request brings.
+const DIRTY_BYTES_MIN: u64 = 1 << 20;
+
+fn dirty_bytes(text: &str) -> Result<u64, String> {
+    match bytes::parse(text)? {
+        amount if amount < DIRTY_BYTES_MIN => Err(format!(
+            "'{text}' is too little; give at least {}",
+            bytes::show(DIRTY_BYTES_MIN)
+        )),
+        amount => Ok(amount),
+    }
 }

@@ -306,14 +306,28 @@ fn make_key_file(path: &Path) -> Result<bool> {
         return Ok(false);
     }
     let random = Zeroizing::new(random::<32>());
+    // Under another name until it is whole, or the next first run would find half a key.
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = PathBuf::from(new);
     let write = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(path)?;
+            .open(&new)?;
         file.write_all(&Zeroizing::new(render_key_file(&random)))?;
         file.sync_all()?;
+        let here = rustix::fs::CWD;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(here, &new, here, path, flags) {
+            // The host's file system cannot do that.
+            Err(rustix::io::Errno::INVAL) => {
+                fs::hard_link(&new, path)?;
+                fs::remove_file(&new)?;
+            }
+            renamed => renamed?,
+        }
         // A key that a crash takes away takes the pool with it.
         match path
             .parent()
@@ -323,7 +337,11 @@ fn make_key_file(path: &Path) -> Result<bool> {
             None => fs::File::open(".")?.sync_all(),
         }
     };
-    write().map_err(|e| Failure::host("write the key file", path, &e))?;
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written.map_err(|e| Failure::host("write the key file", path, &e))?;
     Ok(true)
 }
 
