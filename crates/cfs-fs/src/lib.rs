@@ -269,7 +269,7 @@ impl Fs {
 
     /// Copies what a clone has of an inode from its origin.
     fn make_own(&self, ino: cfs_format::Ino, room: Room) -> Result<()> {
-        match self.files.copy_up(ino, Room::Free) {
+        match self.files.copy_up(ino, room) {
             Err(error @ (FsError::NoSpace | FsError::Quota)) => {
                 self.reap_all()?;
                 // No quota counts what is left of snapshots and of clones that are gone.

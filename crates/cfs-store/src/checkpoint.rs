@@ -52,8 +52,10 @@ const COMPACT_STEPS: usize = 4;
 const CLOSE_STEPS: usize = 64;
 /// With less room than this, dead data are reclaimed as soon as there are any.
 const LOW_BYTES: u64 = 64 * SEGMENT_BYTES as u64;
-/// Tables of less than this are merged into few runs when there is little room.
+/// Tables of less than this are merged into few runs when there is little room, once they take this many segments, and a
+/// quarter of those that they fill, more than they fill.
 const SMALL_TABLES_BYTES: u64 = 32 << 20;
+const SPARE_TABLE_SEGMENTS: u64 = 4;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
@@ -367,14 +369,21 @@ impl Store {
                 None => batch.delete(key),
             }
         }
-        batch.put(system_key(tag::POOL, &[]), writer.pool.as_bytes().to_vec());
+        // A row that says what the tables do already would be a run of its own, and that be merged with all others: a pool
+        // at rest would never rest.
+        let mut put_new = |key: Vec<u8>, row: Vec<u8>| match self.meta_tree.get(&key) {
+            Ok(Some(known)) if known == row => {}
+            _ => batch.put(key, row),
+        };
+        put_new(system_key(tag::POOL, &[]), writer.pool.as_bytes().to_vec());
         if writer.recount.finished_ns.get() > 0 {
             let recount = writer.recount.as_bytes().to_vec();
-            batch.put(system_key(tag::RECOUNT, &[]), recount);
+            put_new(system_key(tag::RECOUNT, &[]), recount);
         }
-        batch.put(
+        let next_ino = self.next_ino.load(Ordering::Relaxed);
+        put_new(
             system_key(tag::NEXT_INO, &[0]),
-            self.next_ino.load(Ordering::Relaxed).to_le_bytes().to_vec(),
+            next_ino.to_le_bytes().to_vec(),
         );
         let volumes = self.volumes.read();
         for volume in std::mem::take(&mut writer.volumes_changed) {
@@ -609,8 +618,14 @@ impl Store {
             }
         }
         // Runs have segments of their own, however small they are.
-        let is_small = self.pool.space.lock().table_bytes() < SMALL_TABLES_BYTES;
-        let for_room = (is_low && is_small)
+        let is_scattered = {
+            let space = self.pool.space.lock();
+            let table_bytes = space.table_bytes();
+            let full = table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
+            let spare = space.counts().table.saturating_sub(full);
+            table_bytes < SMALL_TABLES_BYTES && spare > SPARE_TABLE_SEGMENTS + full / 4
+        };
+        let for_room = (is_low && is_scattered)
             || ((load == Load::Idle || self.has_pass()) && self.has_tombstones());
         for _ in 0..COMPACT_STEPS {
             if maintenance.merges_wait {

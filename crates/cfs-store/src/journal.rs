@@ -9,7 +9,7 @@
 //! - A batch is followed by the XOR of its blocks, and a segment has its header twice: one block may be lost of each.
 //!   Both are written with what they protect, in one write.
 //! - An empty batch says that the last commands are durable when nothing comes any more, and at once after a flush that
-//!   has not followed another closely; damage to their chunks is then known from a write that was never finished.
+//!   has not followed another closely or has brought many; damage to their chunks is then known from a write that was never finished.
 //!
 //! Group commit: who wants durability takes the writer's lock; the first one writes and flushes for all who wait.
 //! How the log is read back is in `log_reader`.
@@ -37,9 +37,10 @@ pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Most payload bytes in one batch, unless a single command is longer.
 const BATCH_PAYLOAD_BYTES: usize = 512 << 10;
 
-/// After a flush that comes sooner after the one before it nothing is written to say that it was done: where one flush
-/// follows another, the next batch says so.
+/// After a flush that comes sooner after the one before it, and brings no more commands, nothing is written to say that it
+/// was done: where one flush follows another, the next batch says so.
 const CLOSE_FLUSH_NS: u64 = 3_000_000;
+const SMALL_FLUSH_COMMANDS: u64 = 8;
 
 const TAG_BYTES: usize = 16;
 /// Longest batch, bytes: a single command that is as long as they may be; and the parity.
@@ -215,20 +216,22 @@ impl Journal {
             true => self.last_lsn().0,
             false => written,
         };
-        self.durable_lsn.store(written, Ordering::Release);
-        self.mark_flushed(&mut writer, written);
+        let before = self.durable_lsn.swap(written, Ordering::AcqRel);
+        self.mark_flushed(&mut writer, Lsn(before), Lsn(written));
         Ok(())
     }
 
     /// Says in the log at once that what was flushed is durable, unless the next batch soon will. Without room in the
     /// segment [`Journal::mark_durable`] does it later.
-    fn mark_flushed(&self, writer: &mut Writer, durable_lsn: u64) {
+    fn mark_flushed(&self, writer: &mut Writer, before: Lsn, durable: Lsn) {
         let now = self.pool.host.now_ns();
-        let before = std::mem::replace(&mut writer.flushed_at_ns, now);
+        let last = std::mem::replace(&mut writer.flushed_at_ns, now);
+        let is_close = now.saturating_sub(last) < CLOSE_FLUSH_NS;
+        let is_small = durable.0 - before.0 <= SMALL_FLUSH_COMMANDS;
         let has_room = writer.offset + batch_content_bytes(0) + BLOCK_BYTES <= SEGMENT_BYTES;
-        if now.saturating_sub(before) >= CLOSE_FLUSH_NS && has_room && self.queued_bytes() == 0 {
+        if !(is_close && is_small) && has_room && self.queued_bytes() == 0 {
             // Who waits has what was asked for; a failed write ends those that come.
-            let _ = self.write_batch(writer, &[], 0, durable_lsn);
+            let _ = self.write_batch(writer, &[], 0, durable.0);
         }
     }
 

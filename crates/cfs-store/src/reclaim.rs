@@ -208,7 +208,11 @@ impl Store {
     fn merge_for_room(&self) -> Result<(), WriteError> {
         let mut maintenance = self.maintenance.lock();
         if self.journal().last_lsn() == maintenance.merged_lsn {
-            return Ok(());
+            // What was merged since then has taken room, and gives more of it back.
+            return match maintenance.has_merged {
+                true => self.checkpoint_now(&mut maintenance),
+                false => Ok(()),
+            };
         }
         self.checkpoint_now(&mut maintenance)?;
         maintenance.merged_lsn = maintenance.checkpoint_lsn;

@@ -200,6 +200,10 @@ impl Core {
         if let Ok(reservation) = self.store.admit(COPY_ROOM_BYTES) {
             return Ok((COPY_ROWS_MAX, Some(reservation)));
         }
+        let may_delete = || room == Room::Reserve && self.store.may_delete();
+        if may_delete() {
+            return Ok((COPY_ROWS_ON_FULL_MAX, None));
+        }
         match self.store.make_room(ROOM_BYTES) {
             // A checkpoint may need more than the host has.
             Ok(_) | Err(WriteError::NoSpace(_)) => {}
@@ -207,9 +211,7 @@ impl Core {
         }
         match self.store.admit(COPY_ROOM_BYTES) {
             Ok(reservation) => Ok((COPY_ROWS_MAX, Some(reservation))),
-            Err(_) if room == Room::Reserve && self.store.may_delete() => {
-                Ok((COPY_ROWS_ON_FULL_MAX, None))
-            }
+            Err(_) if may_delete() => Ok((COPY_ROWS_ON_FULL_MAX, None)),
             Err(error) => Err(error.into()),
         }
     }

@@ -445,6 +445,24 @@ fn damage_that_compaction_meets_ends_no_log() {
     assert_eq!(out, b"acknowledged");
 }
 
+/// A pool with little room merges its tables when they are scattered, and then leaves them.
+#[test]
+fn a_small_pool_rests() {
+    let world = World::new(64);
+    for slot in 1..=200 {
+        world.put(slot, slot);
+    }
+    let ticks = |count: u32| {
+        for _ in 0..count {
+            world.host.pass_ms(100);
+            world.store.tick().expect("a tick");
+        }
+        world.device.counts().writes
+    };
+    let settled = ticks(1000);
+    assert_eq!(ticks(1000) - settled, 0);
+}
+
 /// What is in a segment whose end could not be written is in no other place, and is read out of memory.
 #[test]
 fn chunks_stay_readable_when_their_segment_cannot_be_written() {
