@@ -7,6 +7,7 @@ mod bench_s3;
 mod bench_s3_bounds;
 mod bench_snapshot;
 mod bench_tree;
+mod instructions;
 mod layers;
 mod place;
 mod s3_client;
@@ -50,6 +51,8 @@ enum Task {
     },
     /// Check that the dependencies between the crates are those of the picture.
     Layers,
+    /// Count the instructions of the hot functions with valgrind, and compare with the counts in the repository.
+    Instructions(instructions::Options),
     /// Copy large trees into a pool twice, kill it, and compare everything.
     Scenario(scenario::Options),
     /// Write to a mount, kill its server over and over, and compare with a ledger of what was acknowledged.
@@ -126,6 +129,7 @@ fn main() -> anyhow::Result<()> {
             warm_mib,
         } => toyfs::run(&mountpoint, threads, warm_mib << 20),
         Task::Layers => layers::run(),
+        Task::Instructions(options) => instructions::run(&options),
         Task::S3Clients { scratch } => s3_clients::run(&scratch),
         Task::Scenario(options) => scenario::run(&options),
         Task::Torture(options) => torture::run(&options),

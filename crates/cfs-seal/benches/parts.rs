@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cfs_format::{DomainId, KeyEpoch, SegmentSeq};
 use cfs_seal::block::{BlockCipher, Cipher};
 use cfs_seal::chunk::{ChunkFields, ChunkSealer, RecordPlace, open_record};
-use cfs_seal::chunker::{ChunkParams, Chunker};
+use cfs_seal::chunker::{ChunkParams, Chunker, Instructions};
 use cfs_seal::codec::{Codec, Compressor, decompress};
 use cfs_seal::keys::DomainSecret;
 use cfs_seal::parity::{content_blocks_max, fill_parity};
@@ -70,15 +70,34 @@ fn text(random: &mut u64) -> Vec<u8> {
 
 /// Runs `work`, which handles `bytes`, until half a second has passed; prints the best run.
 fn measure(part: &str, bytes: usize, mut work: impl FnMut()) {
-    let mut best = Duration::MAX;
+    measure_in_turns(bytes, &mut [(part.to_owned(), &mut work)]);
+}
+
+/// Runs each piece of work, which handles `bytes`, in turns for half a second each; prints the best run and the median,
+/// and how the bests compare with the last one's.
+fn measure_in_turns(bytes: usize, parts: &mut [(String, &mut dyn FnMut())]) {
+    let mut times = vec![Vec::new(); parts.len()];
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_millis(500) {
-        let start = Instant::now();
-        work();
-        best = best.min(start.elapsed());
+    while begin.elapsed() < Duration::from_millis(500) * parts.len() as u32 {
+        for ((_, work), times) in parts.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            work();
+            times.push(start.elapsed());
+        }
     }
-    let rate = bytes as f64 / best.as_secs_f64() / 1e9;
-    println!("  {part:<44} {rate:7.2} GB/s");
+    let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
+    for times in &mut times {
+        times.sort_unstable();
+    }
+    let best_of_last = times.last().map_or(1.0, |times| rate(times[0]));
+    for ((part, _), times) in parts.iter().zip(&times) {
+        let (best, median) = (rate(times[0]), rate(times[times.len() / 2]));
+        print!("  {part:<44} {best:7.2} GB/s, median {median:7.2}");
+        if parts.len() > 1 {
+            print!(", {:5.2} x", best / best_of_last);
+        }
+        println!();
+    }
 }
 
 fn measure_all(name: &str, data: &[u8]) {
@@ -90,6 +109,13 @@ fn measure_all(name: &str, data: &[u8]) {
             black_box(secret.fingerprint(piece));
         }
     });
+    let chunker = Chunker::new(ChunkParams::DEFAULT);
+    measure("a duplicate: chunk, fingerprint", data.len(), || {
+        for chunk in chunks(&chunker, data) {
+            black_box(secret.fingerprint(chunk));
+        }
+    });
+    whole(&chunker, &secret, data);
     parity(data);
     for codec in [Codec::Lz4, Codec::Zstd(1), Codec::Zstd(3)] {
         compression(codec, data);
@@ -110,30 +136,122 @@ fn parity(data: &[u8]) {
     });
 }
 
+/// Each way to search that the machine has, beside `fastcdc`.
 fn chunking(data: &[u8]) {
     for (min, avg, max) in [(64, 128, 256), (32, 128, 512)] {
         let params = ChunkParams::new(min << 10, avg << 10, max << 10).expect("sound lengths");
-        let chunker = Chunker::new(params);
-        let mut count = 0;
-        measure(&format!("chunk {min}/{avg}/{max} KiB"), data.len(), || {
-            let mut rest = data;
-            count = 0;
-            while let Some(len) = chunker.cut(rest, true) {
-                rest = &rest[len..];
-                count += 1;
+        println!("  chunks of {min}/{avg}/{max} KiB");
+        let mut ours: Vec<_> = Instructions::available()
+            .into_iter()
+            .map(|instructions| {
+                let chunker = Chunker::with_instructions(params, instructions);
+                let chunker = chunker.expect("instructions of this machine");
+                let work = move || {
+                    black_box(count_chunks(&chunker, data));
+                };
+                (format!("  {instructions:?}"), work)
+            })
+            .collect();
+        let count_theirs = || {
+            let [min, avg, max] = [min, avg, max].map(|kib: u32| (kib as usize) << 10);
+            fastcdc::v2020::FastCDC::new(data, min, avg, max).count()
+        };
+        let mut theirs = || {
+            black_box(count_theirs());
+        };
+        let mut parts: Vec<(String, &mut dyn FnMut())> = Vec::new();
+        for (name, work) in &mut ours {
+            parts.push((name.clone(), work));
+        }
+        parts.push(("  fastcdc v2020".to_owned(), &mut theirs));
+        measure_in_turns(data.len(), &mut parts);
+        let mean = data.len() / count_chunks(&Chunker::new(params), data);
+        let mean_of_theirs = data.len() / count_theirs();
+        println!("    mean {mean} bytes, fastcdc {mean_of_theirs}");
+    }
+}
+
+fn count_chunks(chunker: &Chunker, data: &[u8]) -> usize {
+    chunks(chunker, data).count()
+}
+
+fn chunks<'a>(chunker: &Chunker, mut rest: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    std::iter::from_fn(move || {
+        let (chunk, after) = rest.split_at(chunker.cut(rest, true)?);
+        rest = after;
+        Some(chunk)
+    })
+}
+
+/// A new chunk's whole way in, beside its parts one after the other, and its way out.
+fn whole(chunker: &Chunker, secret: &DomainSecret, data: &[u8]) {
+    let header_cipher = BlockCipher::new(Cipher::Aes256Gcm, &[3; 32]);
+    let place = RecordPlace {
+        seq: SegmentSeq(1),
+        offset: 4096,
+    };
+    let fields = |chunk: &[u8]| ChunkFields {
+        domain: DomainId::DEFAULT,
+        fingerprint: secret.fingerprint(chunk),
+        salt: [1; 16],
+        created_ns: 1,
+        epoch: KeyEpoch(1),
+    };
+    for codec in [Codec::Lz4, Codec::Zstd(1)] {
+        let pieces: Vec<_> = chunks(chunker, data)
+            .map(|chunk| (chunk, fields(chunk)))
+            .collect();
+        let seal = |sealer: &mut ChunkSealer, chunk: &[u8], fields: &_, out: &mut Vec<u8>| {
+            sealer.seal(secret, fields, codec, chunk, place, &header_cipher, out);
+        };
+        let mut sealer = ChunkSealer::new(Cipher::Aes256Gcm);
+        let mut records = Vec::new();
+        for (chunk, fields) in &pieces {
+            let mut record = Vec::new();
+            seal(&mut sealer, chunk, fields, &mut record);
+            records.push(record);
+        }
+        let mut out = Vec::with_capacity(1 << 20);
+        let mut together = || {
+            for chunk in chunks(chunker, data) {
+                out.clear();
+                seal(&mut sealer, chunk, &fields(chunk), &mut out);
+            }
+        };
+        let mut sealer_apart = ChunkSealer::new(Cipher::Aes256Gcm);
+        let mut out_apart = Vec::with_capacity(1 << 20);
+        let mut apart = || {
+            black_box(count_chunks(chunker, data));
+            for (chunk, _) in &pieces {
+                black_box(fields(chunk));
+            }
+            for (chunk, fields) in &pieces {
+                out_apart.clear();
+                seal(&mut sealer_apart, chunk, fields, &mut out_apart);
+            }
+        };
+        let name = format!("new, {codec}: chunk, fingerprint, seal");
+        let of_parts = "  the parts one after the other".to_owned();
+        measure_in_turns(
+            data.len(),
+            &mut [(name, &mut together), (of_parts, &mut apart)],
+        );
+        let mut scratch = Vec::new();
+        let mut opened = Vec::with_capacity(1 << 20);
+        measure(&format!("open and verify, {codec}"), data.len(), || {
+            for record in &records {
+                let secret_of = |_| Some(secret);
+                open_record(
+                    record,
+                    place,
+                    &header_cipher,
+                    secret_of,
+                    &mut scratch,
+                    &mut opened,
+                )
+                .expect("just sealed");
             }
         });
-        println!("    mean {} bytes", data.len() / count);
-        measure(
-            &format!("  fastcdc v2020 {min}/{avg}/{max} KiB"),
-            data.len(),
-            || {
-                let [min, avg, max] = [min, avg, max].map(|kib: u32| (kib as usize) << 10);
-                let chunks = fastcdc::v2020::FastCDC::new(data, min, avg, max);
-                count = black_box(chunks.count());
-            },
-        );
-        println!("    mean {} bytes", data.len() / count);
     }
 }
 

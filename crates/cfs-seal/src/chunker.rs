@@ -10,8 +10,14 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod blocks;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod table;
 
+use blocks::Region;
 use table::{GearTable, gear_table};
 
 /// The bytes before a cut that decide on it.
@@ -99,14 +105,66 @@ pub struct Chunker {
     mask_before_avg: u64,
     mask_after_avg: u64,
     table: &'static GearTable,
+    instructions: Instructions,
+}
+
+/// What the search for cuts is written with. All find the same ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// Those that every machine has.
+    Portable,
+    /// AVX2.
     #[cfg(target_arch = "x86_64")]
-    has_avx2: bool,
+    Avx2,
+    /// AVX-512 F and BW.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// NEON.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
+}
+
+impl Instructions {
+    /// Those of this machine, the fastest last.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                found.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                found.push(Self::Avx512);
+            }
+        }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            found.push(Self::Neon);
+        }
+        found
+    }
 }
 
 impl Chunker {
-    /// A chunker for these lengths.
+    /// A chunker for these lengths, with the fastest instructions of this machine.
     #[must_use]
     pub fn new(params: ChunkParams) -> Self {
+        let available = Instructions::available();
+        let fastest = available.last().copied().unwrap_or(Instructions::Portable);
+        Self::for_machine(params, fastest)
+    }
+
+    /// A chunker for these lengths with these instructions, for measurements and tests. None if the machine lacks
+    /// them.
+    #[must_use]
+    pub fn with_instructions(params: ChunkParams, instructions: Instructions) -> Option<Self> {
+        let has_them = Instructions::available().contains(&instructions);
+        has_them.then(|| Self::for_machine(params, instructions))
+    }
+
+    /// The machine has these instructions.
+    fn for_machine(params: ChunkParams, instructions: Instructions) -> Self {
         let bits = (params.avg - params.min).ilog2();
         Self {
             min: params.min as usize,
@@ -115,8 +173,7 @@ impl Chunker {
             mask_before_avg: mask(bits + 1),
             mask_after_avg: mask(bits - 1),
             table: gear_table(),
-            #[cfg(target_arch = "x86_64")]
-            has_avx2: is_x86_feature_detected!("avx2"),
+            instructions,
         }
     }
 
@@ -143,33 +200,25 @@ impl Chunker {
         if start >= end {
             return None;
         }
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2 {
+        let region = Region {
+            table: self.table,
+            data,
+            start,
+            end,
+            mask,
+        };
+        match self.instructions {
+            Instructions::Portable => region.find(),
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2.
-            return match unsafe { avx2::find(self.table, data, start, end, mask) } {
-                avx2::Search::Found(cut) => Some(cut),
-                avx2::Search::Reached(rest) => self.find_scalar(data, rest, end, mask),
-            };
+            Instructions::Avx2 => unsafe { avx2::find(&region) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the machine has AVX-512 F and BW.
+            Instructions::Avx512 => unsafe { avx512::find(&region) },
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            // SAFETY: the machine has NEON.
+            Instructions::Neon => unsafe { neon::find(&region) },
         }
-        self.find_scalar(data, start, end, mask)
-    }
-
-    fn find_scalar(&self, data: &[u8], start: usize, end: usize, mask: u64) -> Option<usize> {
-        let window = data.get(..start)?.last_chunk::<WINDOW_BYTES>()?;
-        let mut hash = self.table.hash_window(window);
-        if start >= end {
-            return None;
-        }
-        if hash & mask == 0 {
-            return Some(start);
-        }
-        for (index, byte) in data[start..end - 1].iter().enumerate() {
-            hash = self.table.step(hash, *byte);
-            if hash & mask == 0 {
-                return Some(start + index + 1);
-            }
-        }
-        None
     }
 }
 

@@ -10,7 +10,7 @@ const SEED: &[u8] = b"ClaudeFS 2026-11 gear table 1";
 
 pub(super) struct GearTable {
     entries: [u64; 256],
-    nibble_tables: [[u8; 16]; 4],
+    halves: [[u16; 16]; 2],
 }
 
 pub(super) fn gear_table() -> &'static GearTable {
@@ -34,27 +34,36 @@ impl GearTable {
             *value = u16::from_le_bytes(bytes);
         }
         let [low_nibble, high_nibble] = nibbles;
-        let low_byte = |value: u16| value.to_le_bytes()[0];
-        let high_byte = |value: u16| value.to_le_bytes()[1];
         Self {
             entries: std::array::from_fn(|byte| {
                 let low_bits = low_nibble[byte & 15] ^ high_nibble[byte >> 4];
                 (wide[byte] & !0xffff) | u64::from(low_bits)
             }),
-            nibble_tables: [
-                low_nibble.map(low_byte),
-                low_nibble.map(high_byte),
-                high_nibble.map(low_byte),
-                high_nibble.map(high_byte),
-            ],
+            halves: nibbles,
         }
     }
 
-    /// What a byte contributes to the low 16 bits of its entry, by XOR: its low half to their low and to their high
-    /// byte, then its high half to the same.
+    /// What the low and the high half of a byte contribute to the low 16 bits of its entry, by XOR.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn nibble_tables(&self) -> &[[u8; 16]; 4] {
-        &self.nibble_tables
+    pub(super) fn halves(&self) -> &[[u16; 16]; 2] {
+        &self.halves
+    }
+
+    /// The same by bytes: what the low half contributes to their low and to their high byte, then the high half.
+    #[cfg(any(
+        target_arch = "x86_64",
+        all(target_arch = "aarch64", target_endian = "little")
+    ))]
+    pub(super) fn half_bytes(&self) -> [[u8; 16]; 4] {
+        let [low_half, high_half] = self.halves;
+        let low_byte = |value: u16| value.to_le_bytes()[0];
+        let high_byte = |value: u16| value.to_le_bytes()[1];
+        [
+            low_half.map(low_byte),
+            low_half.map(high_byte),
+            high_half.map(low_byte),
+            high_half.map(high_byte),
+        ]
     }
 
     /// The hash of the bytes before, and this one; what lies 64 bytes back drops out.

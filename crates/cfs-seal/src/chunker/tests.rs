@@ -66,15 +66,13 @@ fn cut_by_definition(params: ChunkParams, data: &[u8], at_end: bool) -> Option<u
 
 fn check_all_ways(params: ChunkParams, data: &[u8], at_end: bool, story: &str) {
     let expected = cut_by_definition(params, data, at_end);
-    let chunker = Chunker::new(params);
-    assert_eq!(chunker.cut(data, at_end), expected, "{story}");
-    #[cfg(target_arch = "x86_64")]
-    {
-        let portable = Chunker {
-            has_avx2: false,
-            ..chunker
-        };
-        assert_eq!(portable.cut(data, at_end), expected, "portable, {story}");
+    for instructions in Instructions::available() {
+        let chunker = Chunker::with_instructions(params, instructions).unwrap();
+        assert_eq!(
+            chunker.cut(data, at_end),
+            expected,
+            "{instructions:?}, {story}"
+        );
     }
 }
 
@@ -98,14 +96,37 @@ fn every_way_follows_the_definition() {
         {
             cuts_inside += 1;
             // The ends of the search: the cut is the last or just beyond the last position that the data allow.
-            for len in [cut - 1, cut, cut + 1, cut + 31, cut + 32, cut + 33] {
-                let data = &data[..len.min(data.len())];
+            let blocks = [128, 256, 512].map(|block| [block - 1, block, block + 1]);
+            for behind in blocks.as_flattened().iter().chain(&[0, 1, 2, 16, 17]) {
+                let data = &data[..(cut - 1 + behind).min(data.len())];
                 check_all_ways(params, data, false, &story);
                 check_all_ways(params, data, true, &story);
             }
         }
     }
     assert!(cuts_inside > 20, "{cuts_inside} cuts by content");
+}
+
+/// The first positions of a search depend on bytes that it does not go through.
+#[test]
+fn cuts_where_the_search_begins() {
+    let params = ChunkParams::new(64, 8192, 16384).unwrap();
+    let data = golden_data(1 << 20);
+    let mut position = 0;
+    let mut cuts = 0;
+    while let Some(len) = cut_by_definition(params, &data[position..], false) {
+        position += len;
+        if len < params.avg as usize && position > 8192 {
+            for behind in 0..20 {
+                let data = &data[position - 64 - behind..][..4096];
+                let cut = cut_by_definition(params, data, false);
+                assert!(cut.is_some_and(|cut| cut <= 64 + behind), "{cut:?}");
+                check_all_ways(params, data, false, &format!("{position} {behind}"));
+            }
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 20, "{cuts} cuts");
 }
 
 #[test]
@@ -126,7 +147,10 @@ fn more_data_never_change_a_cut() {
 }
 
 fn cuts(data: &[u8]) -> Vec<usize> {
-    let chunker = Chunker::new(ChunkParams::DEFAULT);
+    cuts_by(&Chunker::new(ChunkParams::DEFAULT), data)
+}
+
+fn cuts_by(chunker: &Chunker, data: &[u8]) -> Vec<usize> {
     let mut position = 0;
     std::iter::from_fn(|| {
         position += chunker.cut(&data[position..], true)?;
@@ -148,27 +172,48 @@ fn golden_data(len: usize) -> Vec<u8> {
 #[test]
 fn golden_cut_points() {
     let noise = golden_data(4 << 20);
-    assert_eq!(
-        cuts(&noise)[..6],
-        [119607, 261352, 473059, 602978, 762443, 947849]
-    );
     let text: Vec<u8> = noise
         .iter()
         .map(|byte| b"etaoin shrdlcu\n "[usize::from(byte & 15)])
         .collect();
-    assert_eq!(
-        cuts(&text)[..6],
-        [184272, 314314, 464213, 600740, 734759, 802647]
-    );
-    let all: Vec<u8> = [cuts(&noise), cuts(&text)]
-        .concat()
-        .iter()
-        .flat_map(|cut| (*cut as u32).to_le_bytes())
-        .collect();
-    assert_eq!(
-        blake3::hash(&all).to_hex().as_str(),
-        "4c6450cbe98ae88aa0027bd8d730f26c1583f8adbd794ac2ad5ab2d97dd8e9d1"
-    );
+    for instructions in Instructions::available() {
+        let chunker = Chunker::with_instructions(ChunkParams::DEFAULT, instructions).unwrap();
+        let [noise, text] = [&noise, &text].map(|data| cuts_by(&chunker, data));
+        assert_eq!(
+            noise[..6],
+            [119607, 261352, 473059, 602978, 762443, 947849],
+            "{instructions:?}"
+        );
+        assert_eq!(
+            text[..6],
+            [184272, 314314, 464213, 600740, 734759, 802647],
+            "{instructions:?}"
+        );
+        let all: Vec<u8> = [noise, text]
+            .concat()
+            .iter()
+            .flat_map(|cut| (*cut as u32).to_le_bytes())
+            .collect();
+        assert_eq!(
+            blake3::hash(&all).to_hex().as_str(),
+            "4c6450cbe98ae88aa0027bd8d730f26c1583f8adbd794ac2ad5ab2d97dd8e9d1",
+            "{instructions:?}"
+        );
+    }
+}
+
+/// What decides which way is taken: every machine that has them runs them.
+#[test]
+fn the_fastest_instructions_of_the_machine_are_used() {
+    let chunker = Chunker::new(ChunkParams::DEFAULT);
+    let available = Instructions::available();
+    assert_eq!(available.last(), Some(&chunker.instructions));
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bw") {
+        assert_eq!(chunker.instructions, Instructions::Avx512);
+    }
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    assert_eq!(chunker.instructions, Instructions::Neon);
 }
 
 #[test]
