@@ -149,7 +149,11 @@ impl Engine for CfsKv {
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let tree = &self.shared.tree;
         keys.iter()
-            .filter(|key| tree.get(&key[..]).expect("get").is_some())
+            .filter(|key| {
+                tree.get_with(&key[..], |value| value.len())
+                    .expect("get")
+                    .is_some()
+            })
             .count()
     }
 
