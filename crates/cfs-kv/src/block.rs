@@ -12,6 +12,7 @@ use std::cmp::Ordering;
 use crate::{
     KEY_BYTES_MAX, VALUE_BYTES_MAX,
     error::BadBlock,
+    prefetch::prefetch,
     search::{guess_u32, lower_bound},
 };
 
@@ -39,6 +40,8 @@ pub(crate) struct Block {
     bytes: Vec<u8>,
     slots: Box<[Slot]>,
     prefix_end: usize,
+    /// Of the first and the last slot: a search starts from them.
+    head_bounds: (u32, u32),
 }
 
 /// Where an entry starts, beside the first bytes of what its key has beyond the prefix: most of a search takes place
@@ -115,6 +118,7 @@ impl Block {
         }
         Ok(Self {
             bytes,
+            head_bounds: (slots[0].head, slots[slots.len() - 1].head),
             slots: slots.into_boxed_slice(),
             prefix_end,
         })
@@ -136,6 +140,7 @@ impl Block {
     }
 
     /// Where the entry at `index < len()` is.
+    #[inline]
     pub(crate) fn place(&self, index: usize) -> EntryPlace {
         EntryPlace::decode(&self.bytes, self.slots[index].start as usize).expect("checked by parse")
     }
@@ -143,6 +148,14 @@ impl Block {
     /// Key of an entry of this block, without the prefix.
     pub(crate) fn suffix(&self, place: EntryPlace) -> &[u8] {
         &self.bytes[place.suffix_start..place.value_start]
+    }
+
+    /// How the key of the entry at `index < len()` compares with `key`.
+    pub(crate) fn cmp_key(&self, index: usize, key: &[u8]) -> Ordering {
+        let prefix = self.prefix();
+        let (start, rest) = key.split_at(key.len().min(prefix.len()));
+        let suffix = self.suffix(self.place(index));
+        prefix.cmp(start).then_with(|| suffix.cmp(rest))
     }
 
     /// Value of an entry of this block; `None` for a tombstone.
@@ -153,6 +166,21 @@ impl Block {
     /// Index of the first entry whose key is at least `key`; `len()` when there is none.
     pub(crate) fn lower_bound(&self, key: &[u8]) -> usize {
         self.search(key).unwrap_or_else(|index| index)
+    }
+
+    /// Fetches what `search` will look at first.
+    #[inline]
+    pub(crate) fn prefetch(&self, key: &[u8]) {
+        let prefix_len = self.prefix_end - HEADER_BYTES - 2 * self.slots.len();
+        let guess = self.guess(head(key.get(prefix_len..).unwrap_or_default()));
+        prefetch(&self.slots[guess.min(self.slots.len() - 1)]);
+    }
+
+    /// Where an entry with this head might be.
+    #[inline]
+    fn guess(&self, head: u32) -> usize {
+        let (first, last) = self.head_bounds;
+        guess_u32(self.slots.len(), first, last, head)
     }
 
     /// Index of the entry with this key, or where it would be.
@@ -168,15 +196,14 @@ impl Block {
         let suffix = &key[shared..];
         let head = head(suffix);
         let slots = &self.slots;
-        let guess = guess_u32(
-            slots.len(),
-            slots[0].head,
-            slots[slots.len() - 1].head,
-            head,
-        );
+        let guess = self.guess(head);
         let mut low = lower_bound(slots.len(), |index| slots[index].head, &head, guess);
-        if self.slots.get(low).is_none_or(|slot| slot.head != head) {
-            return Err(low);
+        match slots.get(low) {
+            // An entry seldom lies within one line.
+            Some(slot) if slot.head == head => {
+                prefetch(&self.bytes[(slot.start as usize + 64).min(self.bytes.len() - 1)]);
+            }
+            _ => return Err(low),
         }
         let mut high = low + self.slots[low..].partition_point(|slot| slot.head == head);
         while low < high {

@@ -17,7 +17,7 @@ use crate::{
     cursor::{Cursor, Direction, Merge, RunCursor},
     run::{ReadThrough, Run, RunContext},
     run_writer::RunBuilder,
-    state::{SortedRun, State, overlapping, stored_bytes},
+    state::{Runs, SortedRun, State, overlapping, stored_bytes},
 };
 
 /// Level 0 is looked at when it has this many sorted runs,
@@ -78,7 +78,10 @@ impl Job {
         let Some(plan) = Plan::pick(state, options, aim) else {
             return Ok(None);
         };
-        let upper = plan.upper.iter().map(|run| Arc::new(vec![Arc::clone(run)]));
+        let upper = plan
+            .upper
+            .iter()
+            .map(|run| Arc::new(Runs::new(vec![Arc::clone(run)])));
         let lower = (!plan.lower.is_empty()).then(|| Arc::clone(&plan.lower));
         let inputs = plan.level0.iter().cloned().chain(upper).chain(lower);
         let cursors = inputs
@@ -190,21 +193,23 @@ impl Job {
             Target::Level0 => {
                 let position = position.expect("what goes to level 0 comes from it");
                 if !output.is_empty() {
-                    state.level0.insert(position, Arc::new(output));
+                    state.level0.insert(position, Arc::new(Runs::new(output)));
                 }
             }
             Target::Level(index) => {
                 if let Some(upper) = &plan.upper {
-                    let level = Arc::make_mut(&mut state.levels[index - 1]);
+                    let mut level = state.levels[index - 1].to_vec();
                     level.retain(|run| !Arc::ptr_eq(run, upper));
+                    state.levels[index - 1] = Arc::new(Runs::new(level));
                 }
                 if state.levels.len() == index {
                     state.levels.push(SortedRun::default());
                 }
-                let level = Arc::make_mut(&mut state.levels[index]);
+                let mut level = state.levels[index].to_vec();
                 level.retain(|run| !plan.lower.iter().any(|lower| Arc::ptr_eq(run, lower)));
                 level.extend(output);
                 level.sort_by(|a, b| a.summary().first_key.cmp(&b.summary().first_key));
+                state.levels[index] = Arc::new(Runs::new(level));
             }
         }
         removed
@@ -318,7 +323,7 @@ impl Plan {
         let drop_tombstones =
             drop_tombstones || cfs_format::planted::has(cfs_format::planted::Bug::LostTombstone);
         Self {
-            lower: Arc::new(lower),
+            lower: Arc::new(Runs::new(lower)),
             drop_tombstones,
             level0,
             upper,

@@ -4,7 +4,8 @@ use std::{cmp::Ordering, collections::VecDeque, ops::Bound, sync::Arc};
 
 use crate::{
     RunError,
-    block::{Block, EntryPlace},
+    block::EntryPlace,
+    cache::CachedBlock,
     memtable::{Change, Memtable},
     run::ReadThrough,
     sorted::head,
@@ -112,7 +113,7 @@ pub(crate) struct RunCursor {
     partition: usize,
     index_position: usize,
     /// None at the end.
-    data: Option<Arc<Block>>,
+    data: Option<Arc<CachedBlock>>,
     position: usize,
     place: EntryPlace,
     /// Key of the current entry.
@@ -190,7 +191,10 @@ impl RunCursor {
 
     /// Goes to where `key` would be. Returns the data block there and the place in it; or nothing, when `key` lies
     /// behind a partition's or run's last block: then the position is behind that block.
-    fn seek(&mut self, key: &[u8]) -> Result<Option<(Arc<Block>, Result<usize, usize>)>, RunError> {
+    fn seek(
+        &mut self,
+        key: &[u8],
+    ) -> Result<Option<(Arc<CachedBlock>, Result<usize, usize>)>, RunError> {
         self.run = self
             .runs
             .partition_point(|run| *run.summary().last_key < *key);
@@ -253,7 +257,7 @@ impl RunCursor {
         Ok(())
     }
 
-    fn enter(&mut self, data: Arc<Block>, position: usize) {
+    fn enter(&mut self, data: Arc<CachedBlock>, position: usize) {
         self.key.clear();
         self.key.extend_from_slice(data.prefix());
         let prefix_len = self.key.len();

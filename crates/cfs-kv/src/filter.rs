@@ -7,6 +7,7 @@
 use crate::{
     block::{BLOCK_VERSION, KIND_FILTER},
     error::BadBlock,
+    prefetch::prefetch,
 };
 
 /// Hash of a key for filters; part of the format.
@@ -34,23 +35,35 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Whether a key with this hash may be there.
+    #[inline]
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
         let mixed = self.mixed(hash);
-        let [first, second, third] = self.slots(mixed).map(|slot| self.fingerprints[slot]);
-        fingerprint(mixed) == first ^ second ^ third
+        let [first, second, third] = self.slots(mixed);
+        let fingerprints = &self.fingerprints;
+        fingerprint(mixed) == fingerprints[first] ^ fingerprints[second] ^ fingerprints[third]
     }
 
+    /// Fetches what `may_contain` will look at.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        for slot in self.slots(self.mixed(hash)) {
+            prefetch(&self.fingerprints[slot]);
+        }
+    }
+
+    #[inline]
     fn mixed(&self, hash: u64) -> u64 {
         mix(hash.wrapping_add(self.seed))
     }
 
     /// One slot in each of three successive segments.
+    #[inline]
     fn slots(&self, mixed: u64) -> [usize; 3] {
         let mask = self.segment_length - 1;
         let first = ((u128::from(mixed) * u128::from(self.segments_length)) >> 64) as u32;
         let second = (first + self.segment_length) ^ ((mixed >> 18) as u32 & mask);
         let third = (first + 2 * self.segment_length) ^ (mixed as u32 & mask);
-        [first, second, third].map(|slot| slot as usize)
+        [first as usize, second as usize, third as usize]
     }
 
     /// Bytes of memory that it takes.
@@ -187,6 +200,7 @@ impl Filter {
     }
 }
 
+#[inline]
 fn fingerprint(mixed: u64) -> u16 {
     (mixed ^ (mixed >> 32)) as u16
 }

@@ -17,6 +17,7 @@ mod error;
 mod filter;
 mod manifest;
 mod memtable;
+mod prefetch;
 mod range;
 mod run;
 mod run_writer;

@@ -15,7 +15,7 @@ use std::{
 
 use parking_lot::RwLock;
 
-use crate::{filter::key_hash, sorted::SortedSlots};
+use crate::{filter::key_hash, prefetch::prefetch, sorted::SortedSlots};
 
 /// Memory that a key takes beside its bytes, about: slot, place in a leaf, allocation.
 const KEY_OVERHEAD: usize = 96;
@@ -194,22 +194,30 @@ impl Memtable {
             .store(bytes.saturating_sub(shrunk), Ordering::Relaxed);
     }
 
-    /// What the newest visible version of `key` says: `None` when there is none, `Some(None)` when it was removed.
-    /// `seq` is asked for under the lock, so that the version that it selects has not been dropped; the caller has
-    /// seen (with acquire ordering) the last batch that it must see.
-    pub(crate) fn get(
+    /// Fetches what `get` will look at first.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        prefetch(self.present.line(hash).0);
+    }
+
+    /// What the newest visible version of `key` says: `None` when there is none, or else what `read` makes of its value;
+    /// it gets `None` when the key was removed. `seq` is asked for under the lock, so that the version that it selects
+    /// has not been dropped; the caller has seen (with acquire ordering) the last batch that it must see.
+    #[inline]
+    pub(crate) fn get<T>(
         &self,
         key: &[u8],
         hash: u64,
         seq: impl FnOnce() -> u64,
-    ) -> Option<Option<Vec<u8>>> {
+        read: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> Option<T> {
         if !self.present.may_contain(hash) {
             return None;
         }
         let slots = self.slots.read();
         let place = slots.locate(key).ok()?;
         let value = slots.at(place).value_at(seq())?;
-        Some(value.map(<[u8]>::to_vec))
+        Some(read(value))
     }
 
     /// Calls `visit` with the newest version of every key, ascending, until it fails.

@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 use crate::{
     BlockCache, BlockPtr, KEY_BYTES_MAX, RunError, RunStore,
     block::{Block, KIND_DATA, KIND_INDEX, KIND_ROOT},
-    cache::{CacheKey, RunNumber},
+    cache::{CacheKey, CachedBlock, RunNumber, Seat},
     error::BadBlock,
     filter::Filter,
     run_writer::PartitionPtrs,
+    sorted::head,
 };
 
 /// First bytes of a root.
@@ -137,11 +138,19 @@ pub(crate) enum ReadThrough {
 }
 
 /// A part of a run that has been used.
-#[derive(Debug)]
 pub(crate) struct Partition {
     /// Separators to data blocks.
     pub index: Block,
+    /// Of the data blocks, in the order of `index`.
+    seats: Arc<[Seat]>,
     filter: Option<Filter>,
+}
+
+impl Partition {
+    /// Bytes of memory that it takes without its filter.
+    fn index_bytes(&self) -> usize {
+        self.index.memory_bytes() + size_of_val(&*self.seats)
+    }
 }
 
 /// A run.
@@ -233,12 +242,44 @@ impl Run {
         self.partitions.lower_bound(key)
     }
 
-    /// What the run says about a key with this hash: `None` when nothing, `Some(None)` when it was removed.
-    pub(crate) fn get(&self, key: &[u8], hash: u64) -> Result<Option<Option<Vec<u8>>>, RunError> {
-        let number = self.partition_of(key);
-        if number == self.partitions.len() {
-            return Ok(None);
+    /// Head of what a partition ends with: a key that is not below any of its keys, and below every key behind it.
+    pub(crate) fn partition_end_head(&self, number: usize) -> u128 {
+        let end = self.partitions.suffix(self.partitions.place(number));
+        head(&[self.partitions.prefix(), end].concat())
+    }
+
+    /// Whether a partition ends before `key`.
+    pub(crate) fn partition_ends_before(&self, number: usize, key: &[u8]) -> bool {
+        self.partitions.cmp_key(number, key).is_lt()
+    }
+
+    /// Fetches what `get` will look at first, if it is in memory.
+    #[inline]
+    pub(crate) fn prefetch(&self, number: usize, hash: u64) {
+        let partition = self.loaded[number].get();
+        if let Some(filter) = partition.and_then(|partition| partition.filter.as_ref()) {
+            filter.prefetch(hash);
         }
+    }
+
+    /// Fetches what `get` will look at once the filter has not said no, if it is in memory.
+    #[inline]
+    pub(crate) fn prefetch_index(&self, number: usize, key: &[u8]) {
+        if let Some(partition) = self.loaded[number].get() {
+            partition.index.prefetch(key);
+        }
+    }
+
+    /// What a partition says about a key with this hash: `None` when nothing, or else what `read` makes of its value;
+    /// it gets `None` when the key was removed.
+    #[inline]
+    pub(crate) fn get<T>(
+        &self,
+        number: usize,
+        key: &[u8],
+        hash: u64,
+        read: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> Result<Option<T>, RunError> {
         let partition = self.partition(number)?;
         if partition
             .filter
@@ -252,13 +293,12 @@ impl Run {
             return Ok(None);
         }
         let data = self.data_block(number, position, ReadThrough::Cache)?;
-        Ok(data
-            .search(key)
-            .ok()
-            .map(|found| data.value(data.place(found)).map(<[u8]>::to_vec)))
+        let found = data.search(key).ok();
+        Ok(found.map(|found| read(data.value(data.place(found)))))
     }
 
     /// A partition, `number < partition_count()`.
+    #[inline]
     pub(crate) fn partition(&self, number: usize) -> Result<&Partition, RunError> {
         match self.loaded[number].get() {
             Some(partition) => Ok(partition),
@@ -283,9 +323,14 @@ impl Run {
         Ok(self.loaded[number].get_or_init(|| {
             let filter_bytes = filter.as_ref().map_or(0, Filter::memory_bytes);
             self.filter_bytes.fetch_add(filter_bytes, Ordering::Relaxed);
+            let partition = Partition {
+                seats: (0..index.len()).map(|_| Seat::default()).collect(),
+                index,
+                filter,
+            };
             self.index_bytes
-                .fetch_add(index.memory_bytes(), Ordering::Relaxed);
-            Partition { index, filter }
+                .fetch_add(partition.index_bytes(), Ordering::Relaxed);
+            partition
         }))
     }
 
@@ -340,23 +385,25 @@ impl Run {
         partition: usize,
         position: usize,
         through: ReadThrough,
-    ) -> Result<Arc<Block>, RunError> {
-        let index = &self.partition(partition)?.index;
+    ) -> Result<Arc<CachedBlock>, RunError> {
+        let Partition { index, seats, .. } = self.partition(partition)?;
+        if through == ReadThrough::Cache
+            && let Some(block) = seats[position].get()
+        {
+            return Ok(block);
+        }
         let pointer = block_ptr(index, position).expect("checked when the partition was loaded");
+        let bytes = self.context.store.read_block(pointer)?;
+        let block = Block::parse(bytes, KIND_DATA).map_err(|bad| bad.at(pointer))?;
+        if through == ReadThrough::Store {
+            return Ok(CachedBlock::alone(block));
+        }
+        let block = CachedBlock::seated(block, seats, position);
         let key = CacheKey {
             run: self.number,
             place: pointer.place,
         };
-        if through == ReadThrough::Cache
-            && let Some(block) = self.context.cache.get(key)
-        {
-            return Ok(block);
-        }
-        let bytes = self.context.store.read_block(pointer)?;
-        let block = Arc::new(Block::parse(bytes, KIND_DATA).map_err(|bad| bad.at(pointer))?);
-        if through == ReadThrough::Cache {
-            self.context.cache.insert(key, Arc::clone(&block));
-        }
+        self.context.cache.insert(key, Arc::clone(&block));
         Ok(block)
     }
 }

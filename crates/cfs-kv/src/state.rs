@@ -4,12 +4,73 @@
 //! ones, then level 0 (whose sorted runs overlap), then levels 1 and on, each one sorted run: a sequence of runs whose
 //! key ranges ascend and do not overlap.
 
-use std::{ops::Bound, sync::Arc};
+use std::{
+    ops::{Bound, Deref},
+    sync::Arc,
+};
 
-use crate::{memtable::Memtable, run::Run};
+use crate::{
+    memtable::Memtable,
+    run::Run,
+    search::{guess_u128, lower_bound},
+};
 
 /// Runs whose key ranges ascend and do not overlap.
-pub(crate) type SortedRun = Arc<Vec<Arc<Run>>>;
+pub(crate) type SortedRun = Arc<Runs>;
+
+/// The runs of a sorted run, and where each of their partitions ends: a lookup goes to its partition at once, by one
+/// array that stays in the processor's cache, instead of by the keys of runs and then of partitions.
+#[derive(Default)]
+pub(crate) struct Runs {
+    runs: Vec<Arc<Run>>,
+    /// Heads of the partitions' last keys, of all runs.
+    ends: Box<[u128]>,
+    /// Run and partition, for each of `ends`.
+    places: Box<[(u32, u32)]>,
+}
+
+impl Runs {
+    /// A sorted run of these.
+    pub(crate) fn new(runs: Vec<Arc<Run>>) -> Self {
+        let places = runs.iter().zip(0u32..).flat_map(|(run, number)| {
+            let partitions = 0..run.partition_count() as u32;
+            partitions.map(move |partition| (number, partition))
+        });
+        let places: Box<[_]> = places.collect();
+        let ends = places.iter().map(|&(number, partition)| {
+            runs[number as usize].partition_end_head(partition as usize)
+        });
+        Self {
+            ends: ends.collect(),
+            places,
+            runs,
+        }
+    }
+
+    /// The run and partition in which `key`, with this head, would be.
+    #[inline]
+    pub(crate) fn place_of(&self, key: &[u8], key_head: u128) -> Option<(&Arc<Run>, usize)> {
+        let ends = &self.ends;
+        let guess = guess_u128(ends.len(), *ends.first()?, *ends.last()?, key_head);
+        let mut index = lower_bound(ends.len(), |index| ends[index], &key_head, guess);
+        if ends.get(index) == Some(&key_head) {
+            let equal = ends[index..].partition_point(|end| *end == key_head);
+            index += self.places[index..index + equal].partition_point(|&(run, partition)| {
+                self.runs[run as usize].partition_ends_before(partition as usize, key)
+            });
+        }
+        let &(run, partition) = self.places.get(index)?;
+        Some((&self.runs[run as usize], partition as usize))
+    }
+}
+
+impl Deref for Runs {
+    type Target = [Arc<Run>];
+
+    fn deref(&self) -> &[Arc<Run>] {
+        &self.runs
+    }
+}
 
 /// A tree's parts.
 #[derive(Clone)]
@@ -34,14 +95,6 @@ impl State {
     pub(crate) fn runs(&self) -> impl Iterator<Item = &Arc<Run>> {
         self.sorted_runs().flat_map(|sorted| sorted.iter())
     }
-}
-
-/// The run of a sorted run in which `key` would be.
-pub(crate) fn run_of<'a>(sorted: &'a SortedRun, key: &[u8]) -> Option<&'a Arc<Run>> {
-    let index = sorted.partition_point(|run| *run.summary().last_key < *key);
-    sorted
-        .get(index)
-        .filter(|run| *run.summary().first_key <= *key)
 }
 
 /// Bytes that a sorted run takes on the device, without roots.

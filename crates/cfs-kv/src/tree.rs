@@ -29,7 +29,7 @@ use crate::{
     memtable::Memtable,
     run::{Run, RunContext},
     run_writer::RunBuilder,
-    state::{SortedRun, State, stored_bytes},
+    state::{Runs, SortedRun, State, stored_bytes},
     view::{self, Pins},
 };
 
@@ -142,7 +142,7 @@ impl Tree {
                 .map(open_run)
                 .collect::<Result<Vec<_>, OpenError>>()?;
             manifest::check_sorted(&runs)?;
-            Ok(Arc::new(runs))
+            Ok(Arc::new(Runs::new(runs)))
         };
         if names.level0.iter().any(Vec::is_empty) {
             return Err(OpenError::Manifest {
@@ -222,10 +222,23 @@ impl Tree {
     /// # Errors
     /// [`RunError`] when a run cannot be read.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, RunError> {
+        self.get_with(key, <[u8]>::to_vec)
+    }
+
+    /// What `read` makes of the value of `key`, which it gets where it lies; it must be quick, since it may stand in the
+    /// way of [`Tree::apply`], and must not use the tree.
+    ///
+    /// # Errors
+    /// [`RunError`] when a run cannot be read.
+    pub fn get_with<T>(
+        &self,
+        key: &[u8],
+        read: impl Fn(&[u8]) -> T,
+    ) -> Result<Option<T>, RunError> {
         let state = self.state();
         // What this has seen published, the presence bits of the memtables show.
         let _ = self.published.load(Ordering::Acquire);
-        view::get(&state, key, || self.published.load(Ordering::Acquire))
+        view::get(&state, key, || self.published.load(Ordering::Acquire), read)
     }
 
     /// The tree as it is now.
@@ -290,7 +303,7 @@ impl Tree {
                     "only this removes memtables"
                 );
                 if !written.is_empty() {
-                    state.level0.insert(0, Arc::new(written));
+                    state.level0.insert(0, Arc::new(Runs::new(written)));
                 }
             });
         }
@@ -327,7 +340,7 @@ impl Tree {
         if let Some(builder) = started {
             let is_newest = state.sealed.len() == 1;
             let tree_before = is_newest.then(|| {
-                let earlier = (!written.is_empty()).then(|| Arc::new(written.clone()));
+                let earlier = (!written.is_empty()).then(|| Arc::new(Runs::new(written.clone())));
                 let level0: Vec<SortedRun> = earlier.iter().chain(&state.level0).cloned().collect();
                 manifest::encode(&level0, &state.levels)
             });

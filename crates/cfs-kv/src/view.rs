@@ -8,11 +8,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{
-    BlockPtr, Range, RunError,
-    filter::key_hash,
-    state::{State, run_of},
-};
+use crate::{BlockPtr, Range, RunError, filter::key_hash, sorted::head, state::State};
+
+/// Sorted runs whose filters a lookup asks for at once; there seldom are more.
+const PREFETCHED_RUNS: usize = 12;
 
 /// Sequence numbers that views read at, and how many views do.
 #[derive(Debug, Default)]
@@ -76,7 +75,7 @@ impl View {
     /// # Errors
     /// [`RunError`] when a run cannot be read.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, RunError> {
-        get(&self.0.state, key, || self.0.seq)
+        get(&self.0.state, key, || self.0.seq, <[u8]>::to_vec)
     }
 
     /// Entries within the bounds, from both ends.
@@ -124,21 +123,41 @@ impl View {
     }
 }
 
-/// The value of `key` in this state at the number that `seq` returns.
-pub(crate) fn get(
+/// What `read` makes of the value of `key` in this state at the number that `seq` returns.
+#[inline]
+pub(crate) fn get<T>(
     state: &State,
     key: &[u8],
     seq: impl Fn() -> u64,
-) -> Result<Option<Vec<u8>>, RunError> {
-    let hash = key_hash(key);
-    for memtable in std::iter::once(&state.active).chain(&state.sealed) {
-        if let Some(value) = memtable.get(key, hash, &seq) {
+    read: impl Fn(&[u8]) -> T,
+) -> Result<Option<T>, RunError> {
+    let (hash, key_head) = (key_hash(key), head(key));
+    let memtables = || std::iter::once(&state.active).chain(&state.sealed);
+    // A filter lies in no cache of the processor: all of them are asked for before any is waited for.
+    memtables().for_each(|memtable| memtable.prefetch(hash));
+    let mut places = [None; PREFETCHED_RUNS];
+    for (place, sorted) in places.iter_mut().zip(state.sorted_runs()) {
+        *place = sorted.place_of(key, key_head);
+        if let Some((run, partition)) = place {
+            run.prefetch(*partition, hash);
+        }
+    }
+    // Most keys are in the last one.
+    if let Some((run, partition)) = places.iter().rev().flatten().next() {
+        run.prefetch_index(*partition, key);
+    }
+    for memtable in memtables() {
+        if let Some(value) = memtable.get(key, hash, &seq, |value| value.map(&read)) {
             return Ok(value);
         }
     }
-    for sorted in state.sorted_runs() {
-        if let Some(run) = run_of(sorted, key)
-            && let Some(value) = run.get(key, hash)?
+    for (index, sorted) in state.sorted_runs().enumerate() {
+        let place = match places.get(index) {
+            Some(place) => *place,
+            None => sorted.place_of(key, key_head),
+        };
+        if let Some((run, partition)) = place
+            && let Some(value) = run.get(partition, key, hash, |value| value.map(&read))?
         {
             return Ok(value);
         }

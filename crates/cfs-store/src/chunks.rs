@@ -308,8 +308,7 @@ impl Store {
         fingerprint: &Fingerprint,
     ) -> Result<Option<ChunkRecord>, ReadError> {
         self.chunk_tree
-            .get(&fingerprint.0)?
-            .map(|value| decode_chunk_record(&value))
+            .get_with(&fingerprint.0, decode_chunk_record)?
             .transpose()
     }
 

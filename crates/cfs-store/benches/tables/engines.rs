@@ -1,4 +1,4 @@
-//! The engines behind one trait, each with a cache that holds everything.
+//! The engines behind one trait.
 
 use std::{
     fs::File,
@@ -6,10 +6,11 @@ use std::{
     ops::Bound,
     path::Path,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use cfs_kv::{Batch, BlockCache, Tree, TreeOptions};
@@ -19,38 +20,63 @@ use redb::{Database as RedbDatabase, ReadableDatabase, ReadableTable, TableDefin
 
 use crate::{Entry, file_store::FileStore};
 
-/// Cache of each engine, bytes.
-const CACHE_BYTES: u64 = 2 << 30;
-
-pub trait Engine {
-    fn name(&self) -> &'static str;
-    /// Durable when it returns.
-    fn commit(&mut self, entries: &[Entry]);
+pub trait Engine: Sync {
+    /// Durable when it returns. Any thread may call it.
+    fn commit(&self, entries: &[Entry]);
     /// Brings what goes on in the background to an end, where that can be asked for.
-    fn settle(&mut self);
+    fn settle(&self);
     fn count_found(&self, keys: &[[u8; 32]]) -> usize;
     /// Number of entries, found by walking over them.
     fn scan(&self) -> u64;
-    fn notes(&self) -> String {
-        String::new()
+}
+
+/// A thread that does what is due until it is dropped.
+pub struct Background {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// `work` says whether there may be more to do at once.
+    pub fn start(work: impl Fn() -> bool + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if !work() {
+                        std::thread::park_timeout(Duration::from_millis(10));
+                    }
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
     }
 }
 
-/// The tree with a log, and a thread that flushes and compacts.
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            thread.join().expect("background thread");
+        }
+    }
+}
+
+/// The tree with a log in a file, flushed once for all who wait, and a thread that flushes and compacts.
 pub struct CfsKv {
     shared: Arc<Shared>,
-    log: File,
-    log_bytes: Vec<u8>,
-    batch: Batch,
-    /// Bytes applied since the memtable was rotated.
-    memtable_bytes: usize,
-    background: Option<JoinHandle<()>>,
+    log: Log,
+    _background: Background,
 }
 
 struct Shared {
     tree: Tree,
     store: Arc<FileStore>,
-    stop: AtomicBool,
 }
 
 impl Shared {
@@ -59,97 +85,112 @@ impl Shared {
         std::hint::black_box(self.tree.manifest());
         self.store.superblock();
     }
+
+    /// A step of what is due; `false` when nothing is.
+    fn work(&self) -> bool {
+        if self.tree.stats().sealed_memtables > 0 {
+            self.checkpoint();
+            return true;
+        }
+        self.tree.compact_step().expect("compact")
+    }
+}
+
+struct Log {
+    file: File,
+    state: Mutex<LogState>,
+    flushed: Condvar,
+}
+
+#[derive(Default)]
+struct LogState {
+    waiting: Vec<u8>,
+    /// Bytes ever appended, and those of them that are durable.
+    appended: u64,
+    durable: u64,
+    is_flushing: bool,
+    batch: Batch,
+    /// Bytes applied since the memtable was rotated.
+    memtable_bytes: usize,
 }
 
 impl CfsKv {
-    pub fn create(path: &Path) -> Self {
+    pub fn create(path: &Path, cache_bytes: u64) -> Self {
         let store = Arc::new(FileStore::create(&path.join("runs")));
-        let cache = Arc::new(BlockCache::new(CACHE_BYTES));
+        let cache = Arc::new(BlockCache::new(cache_bytes));
         let shared = Arc::new(Shared {
             tree: Tree::create(store.clone(), cache, TreeOptions::default()),
             store,
-            stop: AtomicBool::new(false),
         });
-        let background = std::thread::spawn({
+        let background = Background::start({
             let shared = shared.clone();
-            move || {
-                while !shared.stop.load(Ordering::Relaxed) {
-                    if shared.tree.stats().sealed_memtables > 0 {
-                        shared.checkpoint();
-                    } else if !shared.tree.compact_step().expect("compact") {
-                        std::thread::park_timeout(std::time::Duration::from_millis(10));
-                    }
-                }
-            }
+            move || shared.work()
         });
         Self {
             shared,
-            log: File::create(path.join("log")).expect("create"),
-            log_bytes: Vec::new(),
-            batch: Batch::new(),
-            memtable_bytes: 0,
-            background: Some(background),
+            log: Log {
+                file: File::create(path.join("log")).expect("create"),
+                state: Mutex::default(),
+                flushed: Condvar::new(),
+            },
+            _background: background,
         }
-    }
-
-    fn stop(&mut self) {
-        if let Some(background) = self.background.take() {
-            self.shared.stop.store(true, Ordering::Relaxed);
-            background.thread().unpark();
-            background.join().expect("background thread");
-        }
-    }
-}
-
-impl Drop for CfsKv {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 
 impl Engine for CfsKv {
-    fn name(&self) -> &'static str {
-        "cfs-kv"
-    }
-
-    fn commit(&mut self, entries: &[Entry]) {
-        self.log_bytes.clear();
-        self.batch.clear();
-        for (key, value) in entries {
-            self.log_bytes.extend_from_slice(key);
-            self.log_bytes.extend_from_slice(value);
-            self.batch.put(key.to_vec(), value.to_vec());
-        }
-        self.log.write_all(&self.log_bytes).expect("log");
-        self.log.sync_data().expect("log");
+    fn commit(&self, entries: &[Entry]) {
         let tree = &self.shared.tree;
-        tree.apply(&self.batch);
-        self.memtable_bytes += self.log_bytes.len();
-        if self.memtable_bytes >= TreeOptions::default().memtable_bytes_max {
-            self.memtable_bytes = 0;
+        let mut state = self.log.state.lock().unwrap();
+        let LogState { waiting, batch, .. } = &mut *state;
+        let before = waiting.len();
+        batch.clear();
+        for (key, value) in entries {
+            waiting.extend_from_slice(key);
+            waiting.extend_from_slice(value);
+            batch.put(key.to_vec(), value.to_vec());
+        }
+        let bytes = waiting.len() - before;
+        tree.apply(batch);
+        state.appended += bytes as u64;
+        state.memtable_bytes += bytes;
+        let ticket = state.appended;
+        if state.memtable_bytes >= TreeOptions::default().memtable_bytes_max {
+            state.memtable_bytes = 0;
             // As the store does: no more than two memtables wait.
             while tree.stats().sealed_memtables >= 2 {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
             tree.rotate();
-            if let Some(background) = &self.background {
-                background.thread().unpark();
+        }
+        while state.durable < ticket {
+            if state.is_flushing {
+                state = self.log.flushed.wait(state).unwrap();
+                continue;
             }
+            state.is_flushing = true;
+            let (taken, end) = (std::mem::take(&mut state.waiting), state.appended);
+            drop(state);
+            (&self.log.file).write_all(&taken).expect("log");
+            self.log.file.sync_data().expect("log");
+            state = self.log.state.lock().unwrap();
+            state.is_flushing = false;
+            state.durable = end;
+            self.log.flushed.notify_all();
         }
     }
 
-    fn settle(&mut self) {
-        self.stop();
+    fn settle(&self) {
         self.shared.tree.rotate();
         self.shared.checkpoint();
-        while self.shared.tree.compact_step().expect("compact") {}
+        while self.shared.work() {}
         self.shared.checkpoint();
     }
 
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let tree = &self.shared.tree;
         keys.iter()
-            .filter(|key| tree.get(&key[..]).expect("get").is_some())
+            .filter(|key| tree.get_with(&key[..], <[u8]>::len).expect("get").is_some())
             .count()
     }
 
@@ -159,17 +200,6 @@ impl Engine for CfsKv {
             .map(|entry| u64::from(!entry.expect("scan").0.is_empty()))
             .sum()
     }
-
-    fn notes(&self) -> String {
-        let stats = self.shared.tree.stats();
-        format!(
-            "levels {:?}, filters {:.2} + indexes {:.2} bytes an entry, cache {} MB",
-            stats.runs_per_level,
-            stats.filter_bytes as f64 / stats.run_entries as f64,
-            stats.index_bytes as f64 / stats.run_entries as f64,
-            stats.cache_bytes >> 20,
-        )
-    }
 }
 
 pub struct Fjall {
@@ -178,9 +208,9 @@ pub struct Fjall {
 }
 
 impl Fjall {
-    pub fn create(path: &Path) -> Self {
+    pub fn create(path: &Path, cache_bytes: u64) -> Self {
         let database = FjallDatabase::builder(path)
-            .cache_size(CACHE_BYTES)
+            .cache_size(cache_bytes)
             .open()
             .expect("open");
         let keyspace = database
@@ -191,11 +221,7 @@ impl Fjall {
 }
 
 impl Engine for Fjall {
-    fn name(&self) -> &'static str {
-        "fjall"
-    }
-
-    fn commit(&mut self, entries: &[Entry]) {
+    fn commit(&self, entries: &[Entry]) {
         let mut batch = self
             .database
             .batch()
@@ -206,7 +232,7 @@ impl Engine for Fjall {
         batch.commit().expect("commit");
     }
 
-    fn settle(&mut self) {
+    fn settle(&self) {
         self.keyspace.rotate_memtable_and_wait().expect("flush");
     }
 
@@ -229,19 +255,15 @@ const REDB_TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("bench");
 pub struct Redb(RedbDatabase);
 
 impl Redb {
-    pub fn create(path: &Path) -> Self {
+    pub fn create(path: &Path, cache_bytes: u64) -> Self {
         let mut builder = RedbDatabase::builder();
-        builder.set_cache_size(CACHE_BYTES as usize);
+        builder.set_cache_size(cache_bytes as usize);
         Self(builder.create(path.join("redb")).expect("create"))
     }
 }
 
 impl Engine for Redb {
-    fn name(&self) -> &'static str {
-        "redb"
-    }
-
-    fn commit(&mut self, entries: &[Entry]) {
+    fn commit(&self, entries: &[Entry]) {
         let transaction = self.0.begin_write().expect("begin");
         let mut table = transaction.open_table(REDB_TABLE).expect("table");
         for (key, value) in entries {
@@ -251,7 +273,7 @@ impl Engine for Redb {
         transaction.commit().expect("commit");
     }
 
-    fn settle(&mut self) {}
+    fn settle(&self) {}
 
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let transaction = self.0.begin_read().expect("begin");
@@ -297,11 +319,7 @@ impl Lmdb {
 }
 
 impl Engine for Lmdb {
-    fn name(&self) -> &'static str {
-        "lmdb"
-    }
-
-    fn commit(&mut self, entries: &[Entry]) {
+    fn commit(&self, entries: &[Entry]) {
         let mut transaction = self.environment.write_txn().expect("begin");
         for (key, value) in entries {
             self.table
@@ -311,7 +329,7 @@ impl Engine for Lmdb {
         transaction.commit().expect("commit");
     }
 
-    fn settle(&mut self) {}
+    fn settle(&self) {}
 
     fn count_found(&self, keys: &[[u8; 32]]) -> usize {
         let transaction = self.environment.read_txn().expect("begin");
