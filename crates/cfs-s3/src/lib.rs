@@ -41,6 +41,7 @@ mod errors;
 mod expiry;
 mod face;
 mod hosts;
+mod forms;
 mod iam;
 mod issuers;
 mod kms;

@@ -8,6 +8,7 @@ mod extremes;
 mod federation;
 mod files;
 mod iam;
+mod forms;
 mod keys;
 mod lifecycle;
 mod limits;
