@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::issuers::{IssuerError, bare_url};
 use crate::objects::hex;
+use crate::principal::names_account;
 use crate::records::{self, name};
 pub(crate) use entities::{
     Entity, Group, Place, Policies, Provider, Role, managed_name, no_path, place, provider_named,
@@ -297,6 +298,20 @@ impl Users {
     pub(crate) fn provider_in(&self, account: &str, bare: &str) -> Option<Arc<Provider>> {
         let place = (account.to_owned(), bare.to_owned());
         self.known.read().providers.get(&place).cloned()
+    }
+
+    /// Whether a name in a policy is that of everybody, or of somebody that there is: a user, an account, a role, or who has taken
+    /// one on.
+    pub(crate) fn is_somebody(&self, name: &str) -> bool {
+        let known = self.known.read();
+        let mut users = known.by_id.values();
+        let mut roles = known.roles.values();
+        name == "*"
+            || users.any(|user| match user.account.is_empty() {
+                true => names_account(name, &user.id) || user.is_named_by_root(name),
+                false => name == user.id || name == user.arn(),
+            })
+            || roles.any(|role| name == role.arn() || role.is_taken_on_as(name))
     }
 
     /// The identity provider of an account that tokens of this issuer are of.
