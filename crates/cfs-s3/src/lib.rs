@@ -37,6 +37,7 @@ mod configs;
 mod cors;
 mod customer;
 mod download;
+mod due;
 mod errors;
 mod expiry;
 mod face;
