@@ -159,6 +159,9 @@ pub(crate) struct Bucket {
     /// Whether it keeps versions; none: it never has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versioning: Option<Versioning>,
+    /// S3 has made it a volume, to have its content in the dedup domain of who owns it, and removes the volume with it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub volume: bool,
     /// Versions in it can be locked; for good. Not in the record: the directory's own lock says so.
     #[serde(skip)]
     pub object_lock: bool,

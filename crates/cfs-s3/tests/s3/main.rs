@@ -1,5 +1,6 @@
 //! The S3 face over a pool in memory, spoken to over TCP.
 
+mod apart;
 mod client;
 mod clones;
 mod customer;
@@ -7,8 +8,8 @@ mod doors;
 mod extremes;
 mod federation;
 mod files;
-mod iam;
 mod forms;
+mod iam;
 mod keys;
 mod lifecycle;
 mod limits;

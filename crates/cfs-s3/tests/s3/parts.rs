@@ -273,7 +273,7 @@ fn parts_are_in_the_volume_of_their_bucket() {
     let served = pool.serve();
     let root = served.root();
     let options = cfs_fs::VolumeOptions {
-        own_domain: true,
+        domain: cfs_fs::VolumeDomain::New,
         quota: cfs_fs::Quota {
             bytes: 2 * MINIMUM as u64,
             inodes: 0,

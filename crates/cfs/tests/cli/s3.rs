@@ -164,6 +164,102 @@ fn users_come_and_go_with_and_without_a_server() {
     server.stop();
 }
 
+/// What shows the domains of a pool: their users by number.
+fn domains(data: &Path) -> Vec<(u64, Option<String>)> {
+    let shown = cfs!("admin", "ls-domains", "--json", "--data", data)
+        .ok()
+        .json();
+    let domains = shown["domains"].as_array().expect("a list").iter();
+    domains
+        .map(|it| {
+            let user = it["user"].as_str().map(str::to_owned);
+            (it["domain"].as_u64().expect("a number"), user)
+        })
+        .collect()
+}
+
+#[test]
+fn users_have_domains_of_their_own_with_and_without_a_server() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let address = free_address();
+    serve(&data, None, "off").stop();
+    let add = |name: &str| {
+        let added = cfs!(
+            "admin",
+            "user",
+            "add",
+            name,
+            "--own-domain",
+            "--json",
+            "--data",
+            data
+        )
+        .ok()
+        .json();
+        let text = |name: &str| added[name].as_str().expect("text").to_owned();
+        Client {
+            address,
+            access_key_id: text("access_key_id"),
+            secret_access_key: text("secret_access_key"),
+        }
+    };
+    let before = domains(&data).len();
+    let alice = add("alice");
+    let server = serve(&data, None, &address.to_string());
+    let bob = add("bob");
+    cfs!("admin", "user", "add", "carol", "--data", data).ok();
+    // Kept when they were acknowledged.
+    server.kill();
+    let server = serve(&data, None, &address.to_string());
+    let listed = cfs!("admin", "user", "list", "--json", "--data", data)
+        .ok()
+        .json();
+    let domain_of = |name: &str| {
+        let all = listed.as_array().expect("a list");
+        let found = all.iter().find(|user| user["name"] == name);
+        found.expect("it is there")["domain"].as_u64()
+    };
+    let (hers, his) = (
+        domain_of("alice").expect("one"),
+        domain_of("bob").expect("one"),
+    );
+    assert_ne!(hers, his);
+    assert_eq!(domain_of("carol"), None);
+    let shown = domains(&data);
+    assert_eq!(shown.len(), before + 2);
+    for (domain, name) in [(hers, "alice"), (his, "bob")] {
+        assert!(
+            shown.contains(&(domain, Some(name.to_owned()))),
+            "{shown:?}"
+        );
+    }
+    let lines = cfs!("admin", "ls-domains", "--data", data).ok().stdout;
+    assert!(lines.contains("alice"), "{lines}");
+    let content = vec![7; 100_000];
+    for (client, path) in [(&alice, "/alice"), (&bob, "/bob")] {
+        client.put(path, b"").is(200);
+        client.put(&format!("{path}/k"), &content).is(200);
+    }
+    server.kill();
+    let server = serve(&data, None, &address.to_string());
+    assert_eq!(bob.get("/bob/k").is(200).body, content);
+    let volumes = cfs!("admin", "volume", "list", "--json", "--data", data)
+        .ok()
+        .json();
+    let volumes = volumes["volumes"].as_array().expect("a list");
+    let of_alice = volumes.iter().find(|it| it["path"] == "/alice");
+    assert_eq!(of_alice.expect("a volume")["domain"], hers);
+    // What is sealed stays to be read.
+    cfs!("admin", "user", "remove", "alice", "--data", data).ok();
+    assert!(domains(&data).contains(&(hers, None)));
+    server.stop();
+    cfs!("admin", "fsck", "--data", data).ok();
+    let out = scratch.path("out");
+    cfs!("export", "-T", "/alice", out, "--data", data).ok();
+    assert_eq!(fs::read(out.join("k")).expect("a file"), content);
+}
+
 /// The key of RFC 7517, A.1, without what it is for.
 const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "kid": "1",
     "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
