@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::cfs;
 use crate::s3_client::Client;
-use crate::support::{Scratch, Server, can_mount, command, run};
+use crate::support::{Scratch, Server, can_mount, command, detach, run};
 use crate::trees::assert_same;
 
 /// An address that nobody listened at just now.
@@ -258,6 +258,134 @@ fn users_have_domains_of_their_own_with_and_without_a_server() {
     let out = scratch.path("out");
     cfs!("export", "-T", "/alice", out, "--data", data).ok();
     assert_eq!(fs::read(out.join("k")).expect("a file"), content);
+}
+
+/// A lock that compliance keeps is not lost with the process that it was told to.
+#[test]
+fn compliance_holds_through_the_mount_across_kills() {
+    if !can_mount("compliance_holds_through_the_mount_across_kills") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let address = free_address();
+    let server = serve(&data, Some(&mnt), &address.to_string());
+    let said = server.said();
+    let root = Client {
+        address,
+        access_key_id: after(&said, "access_key_id"),
+        secret_access_key: after(&said, "secret_access_key"),
+    };
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    root.send_with("PUT", "/bucket", &[], &lock, b"").is(200);
+    let retained = [
+        ("x-amz-object-lock-mode", "COMPLIANCE"),
+        (
+            "x-amz-object-lock-retain-until-date",
+            "2099-01-01T00:00:00Z",
+        ),
+    ];
+    let content = vec![7; 100_000];
+    root.send_with("PUT", "/bucket/dir/large", &[], &retained, &content)
+        .is(200);
+    root.send_with("PUT", "/bucket/dir/small", &[], &retained, b"small")
+        .is(200);
+    // An older version too, which lies elsewhere.
+    root.send_with("PUT", "/bucket/dir/old", &[], &retained, b"one")
+        .is(200);
+    root.put("/bucket/dir/old", b"two").is(200);
+    // Locked when it is a file already, with data that nobody has synced.
+    fs::write(mnt.join("bucket/dir/made"), b"made").expect("written");
+    let retention = b"<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>2099-01-01T00:00:00Z</RetainUntilDate></Retention>";
+    root.send("PUT", "/bucket/dir/made", &[("retention", "")], retention)
+        .is(200);
+    let locked: [(&str, &[u8]); 3] = [("large", &content), ("small", b"small"), ("made", b"made")];
+    let holds = |round: u32| {
+        let directory = mnt.join("bucket/dir");
+        let refused = |what: &str, done: std::io::Result<()>| {
+            let error = done.expect_err(what);
+            assert_eq!(
+                error.raw_os_error(),
+                Some(libc::EPERM),
+                "{round} {what}: {error}"
+            );
+        };
+        let mut versions = Vec::new();
+        for entry in walk(&mnt.join("bucket/.s3!versions")) {
+            if fs::read(&entry).expect("a version") == b"one" {
+                versions.push(entry);
+            }
+        }
+        assert_eq!(versions.len(), 1, "{versions:?}");
+        let mut paths: Vec<_> = locked
+            .iter()
+            .map(|(name, content)| (directory.join(name), *content))
+            .collect();
+        paths.push((versions.remove(0), b"one"));
+        let other = directory.join(format!("other-{round}"));
+        for (path, content) in &paths {
+            refused("unlink", fs::remove_file(path));
+            fs::write(&other, b"other").expect("others can be made");
+            refused("rename over", fs::rename(&other, path));
+            refused("rename", fs::rename(path, directory.join("elsewhere")));
+            refused("link", fs::hard_link(path, directory.join("elsewhere")));
+            refused("truncate", truncate(path));
+            let write = |path: &Path| -> std::io::Result<()> {
+                use std::os::unix::fs::FileExt;
+                let file = fs::OpenOptions::new().write(true).open(path)?;
+                file.write_at(b"x", 0)?;
+                file.sync_all()
+            };
+            refused("write", write(path));
+            let append = |path: &Path| -> std::io::Result<()> {
+                use std::io::Write;
+                let mut file = fs::OpenOptions::new().append(true).open(path)?;
+                file.write_all(b"x")?;
+                file.sync_all()
+            };
+            refused("append", append(path));
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            refused("chmod", fs::set_permissions(path, mode));
+            assert!(fs::read(path).expect("a file") == *content, "{path:?}");
+        }
+        assert!(fs::rename(mnt.join("bucket"), mnt.join("moved")).is_err());
+        assert!(fs::remove_dir_all(mnt.join("bucket")).is_err());
+        for (path, content) in &paths {
+            assert!(fs::read(path).expect("a file") == *content, "{path:?}");
+        }
+    };
+    let mut server = server;
+    for round in 0..3 {
+        holds(round);
+        server.kill();
+        detach(&mnt);
+        server = serve(&data, Some(&mnt), &address.to_string());
+    }
+    holds(3);
+    server.stop();
+    cfs!("admin", "fsck", "--data", data).ok();
+}
+
+fn truncate(path: &Path) -> std::io::Result<()> {
+    let text = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the path is a string that ends in a zero, and outlives the call.
+    match unsafe { libc::truncate(text.as_ptr(), 1) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// All files below a directory.
+fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let entry = entry.expect("an entry");
+        match entry.file_type().expect("a type").is_dir() {
+            true => files.extend(walk(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
 }
 
 /// The key of RFC 7517, A.1, without what it is for.
