@@ -83,6 +83,8 @@ pub enum Command {
     CopyUp(CopyUp),
     /// Removes rows of a clone that has been removed, in steps; with the last ones its own.
     Sweep(Sweep),
+    /// Makes a dedup domain, with records that tell what it is for.
+    DomainCreate(DomainCreate),
 }
 
 /// See [`Command::Format`].
@@ -173,6 +175,19 @@ pub struct VolumeCreate {
     pub quota_inodes: u64,
     /// Salt of the root directory's file key.
     pub salt: [u8; 16],
+}
+
+/// See [`Command::DomainCreate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DomainCreate {
+    /// The domain.
+    pub domain: DomainId,
+    /// Its secret as the tables hold it.
+    pub secret: [u8; 32],
+    /// The inode that has the records.
+    pub ino: Ino,
+    /// Records to set.
+    pub put: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// See [`Command::VolumeQuota`].

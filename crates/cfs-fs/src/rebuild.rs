@@ -174,6 +174,7 @@ impl Namespace for Rebuilder {
     fn new_domain(&self, command: &[u8]) -> Option<(DomainId, [u8; 32])> {
         match Command::decode(command) {
             Ok(Command::VolumeCreate(made)) => made.new_secret.map(|secret| (made.domain, secret)),
+            Ok(Command::DomainCreate(made)) => Some((made.domain, made.secret)),
             _ => None,
         }
     }

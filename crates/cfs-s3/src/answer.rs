@@ -22,6 +22,7 @@ use crate::bodies::{self, Budget, FORM_FILE_BYTES_MAX, XML_BYTES_MAX};
 use crate::cors;
 use crate::errors;
 use crate::face::Face;
+use crate::forms;
 use crate::hosts::Hosts;
 use crate::iam;
 use crate::logging::{Answered, Noted, Said};
@@ -255,13 +256,15 @@ async fn perform(shared: &Shared, from: From, mut request: Request<Incoming>) ->
         Ok(request) => request,
         Err(refused) => return error(refused),
     };
-    let mut request = request.map(Body::http_body_unsync);
+    let is_form = signature4::is_form(request.method(), request.headers());
+    let mut request = match is_form {
+        true => match forms::prepared(request).await {
+            Ok(request) => request,
+            Err(refused) => return error(refused),
+        },
+        false => request.map(Body::http_body_unsync),
+    };
     request.extensions_mut().insert(Peer::of(from));
-    let is_form = *request.method() == Method::POST
-        && request
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/form-data"));
     match shared.service.call(request).await {
         Ok(response) if is_form && is_unmet(&response) => error(S3Error::with_message(
             S3ErrorCode::AccessDenied,

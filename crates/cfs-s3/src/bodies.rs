@@ -23,7 +23,7 @@ pub(crate) const XML_BYTES_MAX: usize = 8 << 20;
 /// Longest file of a form, bytes.
 pub(crate) const FORM_FILE_BYTES_MAX: u64 = 64 << 20;
 /// What a form's other fields may take, bytes.
-const FORM_REST_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const FORM_REST_BYTES_MAX: u64 = 4 << 20;
 /// KiB of all forms that are held in memory. Who sends one need not have a key, so that they have room of their own.
 const FORMS_KIB_MAX: usize = 136 << 10;
 /// KiB of all other bodies that are.

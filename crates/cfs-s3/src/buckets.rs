@@ -1,7 +1,7 @@
 //! Buckets: directories in the root directory.
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, FsError, RecordChange, Room, Volume};
+use cfs_fs::{Attr, FsError, Quota, RecordChange, Room, Volume, VolumeDomain, VolumeOptions};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::errors::from_fs;
@@ -38,7 +38,7 @@ impl BucketAt {
     }
 }
 
-/// S3 does not remove volumes, which have quotas and snapshots that it does not show.
+/// S3 does not remove volumes that others have made, or have given quotas and snapshots, which it does not show.
 fn volume_stays(volume: &Volume) -> S3Error {
     let path = String::from_utf8_lossy(&volume.path);
     let kind = match volume.is_clone() {
@@ -49,6 +49,11 @@ fn volume_stays(volume: &Volume) -> S3Error {
         InvalidBucketState,
         "{path} is a {kind}, which `cfs admin volume delete {path}` removes, and S3 does not"
     )
+}
+
+/// The path of a bucket's directory.
+fn path_of(name: &str) -> Vec<u8> {
+    format!("/{name}").into_bytes()
 }
 
 /// Whether a directory of this name can be a bucket that is there already; a new one has to meet S3's own rules.
@@ -226,9 +231,18 @@ impl Face {
             };
         }
         let root = self.fs.getattr(Ino::ROOT).map_err(from_fs)?;
-        let made = self
-            .fs
-            .mkdir(Ino::ROOT, name.as_bytes(), MODE, &Self::caller_in(&root));
+        let caller = Self::caller_in(&root);
+        let made = match owner.domain() {
+            None => self.fs.mkdir(Ino::ROOT, name.as_bytes(), MODE, &caller),
+            Some(domain) => {
+                let options = VolumeOptions {
+                    domain: VolumeDomain::Of(domain),
+                    ..VolumeOptions::default()
+                };
+                let path = path_of(name);
+                self.fs.volume_create(&path, &options, &caller)
+            }
+        };
         let attr = made.map_err(|error| match error {
             FsError::Exists => s3_error!(BucketAlreadyExists),
             error => from_fs(error),
@@ -239,6 +253,7 @@ impl Face {
             owner: owner.id.clone(),
             region,
             versioning: object_lock.then_some(Versioning::Enabled),
+            volume: owner.domain().is_some(),
             object_lock,
         };
         let mut put = more;
@@ -257,22 +272,29 @@ impl Face {
     /// Removes a bucket without objects, and the empty directories in it, durably.
     ///
     /// # Errors
-    /// `BucketNotEmpty`, also when there is something in it that is no object; `InvalidBucketState` for the root of a volume,
-    /// and when there is one in it.
+    /// `BucketNotEmpty`, also when there is something in it that is no object; `InvalidBucketState` for the root of a volume that
+    /// somebody else has made, or has given snapshots or quotas, and when there is one in it.
     pub(crate) fn delete_bucket(&self, bucket: &BucketAt) -> S3Result<()> {
         let _lock = self.lock(Ino::ROOT, &bucket.name);
         let mut walk = Walk::new(&self.fs, bucket.ino(), b"", b"").map_err(from_fs)?;
         if walk.next().map_err(from_fs)?.is_some() {
             return Err(S3ErrorCode::BucketNotEmpty.into());
         }
-        let path = format!("/{}", bucket.name).into_bytes();
-        match self.fs.volume(&path) {
-            Ok(volume) => return Err(volume_stays(&volume)),
-            Err(FsError::NotFound) => {}
+        let path = path_of(&bucket.name);
+        let volume = match self.fs.volume(&path) {
+            Ok(volume) => Some(volume),
+            Err(FsError::NotFound) => None,
             Err(error) => return Err(from_fs(error)),
+        };
+        if let Some(volume) = &volume {
+            self.check_volume_goes(bucket, volume)?;
         }
         self.end_uploads(bucket)?;
         let busy = |error: FsError| match error {
+            FsError::NotEmpty if volume.is_some() => s3_error!(
+                BucketNotEmpty,
+                "there is something in the bucket, or what was removed from it is still being read or written"
+            ),
             FsError::NotEmpty => S3Error::new(S3ErrorCode::BucketNotEmpty),
             error => from_fs(error),
         };
@@ -295,12 +317,29 @@ impl Face {
                 }
             }
         }
-        self.fs
-            .rmdir(Ino::ROOT, bucket.name.as_bytes())
-            .map_err(busy)?;
+        match &volume {
+            None => self.fs.rmdir(Ino::ROOT, bucket.name.as_bytes()),
+            Some(volume) => match self.fs.volume_delete(&path) {
+                Err(FsError::HasSnapshots) => return Err(volume_stays(volume)),
+                deleted => deleted,
+            },
+        }
+        .map_err(busy)?;
         self.make_durable()?;
         self.name_changed(Ino::ROOT, bucket.name.as_bytes());
         Ok(())
+    }
+
+    /// Refuses to remove a bucket that is a volume, unless it is one for no other reason than the dedup domain of its owner.
+    fn check_volume_goes(&self, bucket: &BucketAt, volume: &Volume) -> S3Result<()> {
+        let snapshots = self.fs.snapshots(None).map_err(from_fs)?;
+        let is_ours = bucket.record.volume && !volume.is_clone();
+        let is_used_otherwise =
+            volume.quota != Quota::default() || snapshots.iter().any(|it| it.volume == volume.id);
+        match is_ours && !is_used_otherwise {
+            true => Ok(()),
+            false => Err(volume_stays(volume)),
+        }
     }
 
     /// There is a volume in a bucket that was to be removed.

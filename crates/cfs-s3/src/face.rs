@@ -16,6 +16,7 @@ use cfs_fs::{Attr, Caller, Fs};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use s3s::{S3Error, S3Result};
 
+use crate::due::Due;
 use crate::errors;
 use crate::logging::Logs;
 use crate::stats::Counters;
@@ -43,6 +44,7 @@ pub(crate) struct Face {
     pub(crate) etags: Etags,
     pub(crate) counters: Counters,
     pub(crate) logs: Logs,
+    pub(crate) due: Due,
     watcher: Arc<dyn Watcher>,
     locks: [Mutex<()>; LOCKS],
     buckets: [RwLock<()>; BUCKET_LOCKS],
@@ -61,6 +63,7 @@ impl Face {
             etags,
             counters: Counters::default(),
             logs: Logs::default(),
+            due: Due::default(),
             watcher,
             locks: std::array::from_fn(|_| Mutex::default()),
             buckets: std::array::from_fn(|_| RwLock::default()),

@@ -450,6 +450,21 @@ impl Policy {
         })
     }
 
+    /// Whether each denial means somebody, as far as names of users, accounts and roles go; one that means nobody denies nothing.
+    pub(crate) fn denies_somebody(&self, is_somebody: &dyn Fn(&str) -> bool) -> bool {
+        let mut denials = self.statements.iter().filter(|it| !it.allows);
+        denials.all(|statement| {
+            let names = statement.principals.as_deref();
+            names.is_none_or(|names| {
+                !names.is_empty()
+                    && names.iter().all(|name| match name {
+                        Named::Aws(name) => is_somebody(name),
+                        Named::Service(name) | Named::Federated(name) => !name.is_empty(),
+                    })
+            })
+        })
+    }
+
     /// A policy that denies everything.
     pub(crate) fn deny_all() -> Self {
         let text = r#"{"Statement": {"Effect": "Deny", "Action": "*", "Resource": "*"}}"#;

@@ -43,6 +43,14 @@ pub(crate) fn account_text(id: &str) -> &str {
     }
 }
 
+/// Whether a name in a policy is that of the account with this identifier: itself, or the resource name of the head.
+pub(crate) fn names_account(name: &str, id: &str) -> bool {
+    let head = name
+        .strip_prefix("arn:aws:iam::")
+        .and_then(|rest| rest.strip_suffix(":root"));
+    name == id || head.is_some_and(|account| account == id || account == account_text(id))
+}
+
 impl Principal {
     /// Whether it may do only what policies say.
     pub(crate) fn is_bound(&self) -> bool {
@@ -106,11 +114,7 @@ impl Principal {
 
     /// Whether a name in a policy is that of its account: the identifier, or the resource name of the head.
     pub(crate) fn account_is_named(&self, name: &str) -> bool {
-        let id = self.account.id.as_str();
-        let head = name
-            .strip_prefix("arn:aws:iam::")
-            .and_then(|rest| rest.strip_suffix(":root"));
-        name == id || head.is_some_and(|account| account == id || account == account_text(id))
+        names_account(name, &self.account.id)
     }
 
     /// Whether a name in a policy is its own.

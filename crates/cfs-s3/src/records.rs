@@ -54,6 +54,8 @@ pub(crate) mod name {
     pub(crate) const PROVIDER: &[u8] = b"s3.iam.provider.";
     /// Of the root directory: keys of an issuer of identity tokens, under its URL.
     pub(crate) const ISSUER: &[u8] = b"s3.issuer.";
+    /// Of the root directory: files whose SHA-256 is due, under their inodes in 16 hexadecimal digits; empty.
+    pub(crate) const DUE: &[u8] = b"s3.sha256-due.";
     /// Of the root directory: the key that credentials for a while are made with.
     pub(crate) const SESSION_KEY: &[u8] = b"s3.session-key";
     /// Of the root directory: a key that objects are sealed under, under its name.
@@ -70,7 +72,7 @@ pub(crate) mod name {
 pub(crate) struct Content {
     /// Hexadecimal MD5 of the content; of an object in parts, of their MD5s, with `-` and their number.
     pub etag: String,
-    /// Hexadecimal SHA-256 of the content, where it was computed as one.
+    /// Hexadecimal SHA-256 of the content; empty where it is not known yet, and where it would tell of what is sealed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sha256: String,
     /// Parts that it came in, which [`crate::parts`] keeps; 0 of what came whole.
@@ -157,6 +159,9 @@ pub(crate) struct Bucket {
     /// Whether it keeps versions; none: it never has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versioning: Option<Versioning>,
+    /// S3 has made it a volume, to have its content in the dedup domain of who owns it, and removes the volume with it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub volume: bool,
     /// Versions in it can be locked; for good. Not in the record: the directory's own lock says so.
     #[serde(skip)]
     pub object_lock: bool,

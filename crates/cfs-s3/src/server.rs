@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::abandoned;
 use crate::answer::{From, Shared, answer};
+use crate::due;
 use crate::expiry::{Lifecycle, Pass};
 use crate::face::{Face, Watcher};
 use crate::hosts::Hosts;
@@ -153,6 +154,7 @@ impl S3Server {
                 stopped.clone(),
             ));
         }
+        runtime.spawn(due::compute(Arc::clone(&face), stopped.clone()));
         let (end_logs, ended) = watch::channel(false);
         let logs = runtime.spawn(logging::deliver(
             Arc::clone(&face),

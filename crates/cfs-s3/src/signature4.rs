@@ -60,7 +60,7 @@ fn covers(list: &str, headers: &HeaderMap) -> S3Result<()> {
     }
 }
 
-fn is_form(method: &Method, headers: &HeaderMap) -> bool {
+pub(crate) fn is_form(method: &Method, headers: &HeaderMap) -> bool {
     let form = "multipart/form-data";
     method == Method::POST
         && headers.get_all(CONTENT_TYPE).iter().any(|value| {

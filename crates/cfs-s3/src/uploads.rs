@@ -385,6 +385,10 @@ pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<(Co
     let bytes = size_of(parts);
     let mut content = Content {
         etag: format!("{}-{}", hex(&md5.finalize()), parts.len()),
+        sha256: match parts {
+            [part] if upload.customer.is_none() => part.content.sha256.clone(),
+            _ => String::new(),
+        },
         part_count: parts.len() as u32,
         part_algorithm: upload.algorithm.clone(),
         customer: upload

@@ -5,13 +5,14 @@ mod entities;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use cfs_format::Ino;
+use cfs_format::{DomainId, Ino};
 use cfs_fs::{Fs, FsError, RecordChange};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use crate::issuers::{IssuerError, bare_url};
 use crate::objects::hex;
+use crate::principal::names_account;
 use crate::records::{self, name};
 pub(crate) use entities::{
     Entity, Group, Place, Policies, Provider, Role, managed_name, no_path, place, provider_named,
@@ -74,6 +75,22 @@ pub struct User {
     /// Its policies.
     #[serde(default, skip_serializing_if = "Policies::is_empty")]
     pub(crate) policies: Policies,
+    /// The dedup domain of the buckets that its account makes; none: that of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) domain: Option<u16>,
+}
+
+/// A user to be made at the head of an account of its own.
+#[derive(Clone, Default)]
+pub struct NewUser {
+    /// Its name.
+    pub name: String,
+    /// Its key, if not a new one.
+    pub key: Option<Key>,
+    /// An address by which it can be granted something.
+    pub email: Option<String>,
+    /// What its account puts into buckets of its own shares no chunks with anything else.
+    pub own_domain: bool,
 }
 
 impl User {
@@ -81,6 +98,12 @@ impl User {
     #[must_use]
     pub fn is_root(&self) -> bool {
         self.id == ROOT_ID
+    }
+
+    /// The dedup domain of its own, if it has one.
+    #[must_use]
+    pub fn domain(&self) -> Option<DomainId> {
+        self.domain.map(DomainId)
     }
 
     /// Identifier of the account whose buckets it makes.
@@ -277,6 +300,20 @@ impl Users {
         .cloned()
     }
 
+    /// Whether a name in a policy is that of everybody, or of somebody that there is: a user, an account, a role, or who has taken
+    /// one on.
+    pub(crate) fn is_somebody(&self, name: &str) -> bool {
+        let known = self.known.read();
+        let mut users = known.by_id.values();
+        let mut roles = known.roles.values();
+        name == "*"
+            || users.any(|user| match user.account.is_empty() {
+                true => names_account(name, &user.id) || user.is_named_by_root(name),
+                false => name == user.id || name == user.arn(),
+            })
+            || roles.any(|role| name == role.arn() || role.is_taken_on_as(name))
+    }
+
     /// A group of an account.
     pub(crate) fn group_in(&self, account: &str, name: &str) -> Option<Arc<Group>> {
         self.known.read().groups.get(&place(account, name)).cloned()
@@ -325,24 +362,29 @@ impl Users {
         all_in(&self.known.read().roles, account)
     }
 
-    /// Makes a user with a key, the given one or a new one, at the head of an account of its own.
+    /// Makes a user with a key, the given one or a new one, at the head of an account of its own, and its dedup domain
+    /// with it if it is to have one.
     ///
     /// # Errors
     /// See [`UserError`].
     pub fn add(
         &self,
-        name: &str,
-        key: Option<Key>,
-        email: Option<String>,
+        new: NewUser,
         random: &mut dyn FnMut(&mut [u8]),
     ) -> Result<Arc<User>, UserError> {
+        let NewUser {
+            name,
+            key,
+            email,
+            own_domain,
+        } = new;
         let _changing = self.changing.lock();
         let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"._@-".contains(&byte);
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_fit) {
             return Err(UserError::Name);
         }
-        if self.user_in(ROOT_ID, name).is_some() {
-            return Err(UserError::Exists(name.to_owned()));
+        if self.user_in(ROOT_ID, &name).is_some() {
+            return Err(UserError::Exists(name));
         }
         if let Some(email) = &email {
             let is_address = email.len() <= EMAIL_BYTES_MAX
@@ -357,18 +399,33 @@ impl Users {
         let key = self.fit_key(key, random)?;
         let mut id = [0; 32];
         random(&mut id);
-        self.store_user(User {
-            name: name.to_owned(),
+        let mut user = User {
+            name,
             id: hex(&id),
             keys: vec![key],
             path: entities::no_path(),
             email,
             created: self.now(),
             ..User::default()
-        })
+        };
+        if !own_domain {
+            return self.store_user(user);
+        }
+        // In one step: no domain is left without its user, nor a user without its domain.
+        let domain = self.fs.domain_create(Ino::ROOT, |domain| {
+            let user = User {
+                domain: Some(domain.0),
+                ..user.clone()
+            };
+            vec![(user.row(), records::encode(&user))]
+        })?;
+        self.fs.store().sync().map_err(FsError::from)?;
+        user.domain = Some(domain.0);
+        Ok(self.known.write().insert(user))
     }
 
-    /// Removes a user with its keys and all users, groups, roles and identity providers of its account. Buckets stay, and root has them.
+    /// Removes a user with its keys and all users, groups, roles and identity providers of its account. Buckets stay, and root has
+    /// them; so does its dedup domain, which their content is sealed in.
     ///
     /// # Errors
     /// See [`UserError`].

@@ -1,6 +1,6 @@
 //! Making and removing volumes, on the file system and on the model.
 
-use cfs_fs::{Caller, Fs, FsError, Quota, VolumeOptions};
+use cfs_fs::{Caller, Fs, FsError, Quota, VolumeDomain, VolumeOptions};
 
 use crate::world::{Failure, World};
 
@@ -26,7 +26,10 @@ impl World {
                     false => 0,
                 },
             },
-            own_domain: self.rng.one_in(3),
+            domain: match self.rng.one_in(3) {
+                true => VolumeDomain::New,
+                false => VolumeDomain::Shared,
+            },
         };
         self.trace(|| format!("volume {path}, {options:?}"));
         fs.volume_create(path.as_bytes(), &options, &Caller::default())?;

@@ -323,10 +323,16 @@ fn admin(command: AdminCommand, environment: Environment) -> Result<ExitCode> {
                     name,
                     key,
                     email,
+                    own_domain,
                     report,
                 } => {
-                    let key = given_key(key)?;
-                    (report, UserRequest::Add { name, key, email })
+                    let request = UserRequest::Add {
+                        name,
+                        key: given_key(key)?,
+                        email,
+                        own_domain,
+                    };
+                    (report, request)
                 }
                 UserCommand::List(report) => (report, UserRequest::List),
                 UserCommand::Remove { name, report } => (report, UserRequest::Remove { name }),

@@ -8,8 +8,8 @@ use cfs_format::{Ino, VolumeId};
 use cfs_store::{Txn, VolumeDelta};
 
 use super::make::{self, live_directory, touch_entries};
-use super::{Outcome, clones};
-use crate::command::{VolumeCreate, VolumeDelete, VolumeQuota};
+use super::{Outcome, clones, publish};
+use crate::command::{DomainCreate, SetRecords, VolumeCreate, VolumeDelete, VolumeQuota};
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
 use crate::{directory, inode, xattr};
@@ -56,6 +56,22 @@ pub(super) fn create(txn: &mut Txn<'_>, command: &VolumeCreate) -> Result<Outcom
         },
     );
     make::volume_root(txn, &above, command)
+}
+
+pub(super) fn create_domain(txn: &mut Txn<'_>, command: &DomainCreate) -> Result<Outcome> {
+    if txn.domain_secret(command.domain).is_some() {
+        return Err(FsError::Invalid);
+    }
+    let records = SetRecords {
+        ino: command.ino,
+        put: command.put.clone(),
+        delete: Vec::new(),
+        describes: false,
+        now: None,
+    };
+    let outcome = publish::set_records(txn, &records)?;
+    txn.domain_put(command.domain, command.secret);
+    Ok(outcome)
 }
 
 pub(super) fn set_quota(txn: &mut Txn<'_>, command: &VolumeQuota) -> Result<()> {

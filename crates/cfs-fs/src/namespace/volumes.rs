@@ -3,7 +3,7 @@
 use cfs_format::table::{VolumeRecord, tag, volume_flag};
 use cfs_format::{DomainId, Ino, VolumeId};
 
-use crate::command::{Command, Make, VolumeCreate, VolumeDelete, VolumeQuota};
+use crate::command::{Command, DomainCreate, Make, VolumeCreate, VolumeDelete, VolumeQuota};
 use crate::directory::{self, FIRST_COOKIE};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Caller, Room, Time};
@@ -30,8 +30,20 @@ enum Content {
 pub struct VolumeOptions {
     /// Its bounds.
     pub quota: Quota,
-    /// Its files share no chunks with those of other volumes.
-    pub own_domain: bool,
+    /// With which others its files share chunks.
+    pub domain: VolumeDomain,
+}
+
+/// The dedup domain of a new volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VolumeDomain {
+    /// That of the pool.
+    #[default]
+    Shared,
+    /// A new one: its files share no chunks with those of other volumes.
+    New,
+    /// One that [`Fs::domain_create`] has made.
+    Of(DomainId),
 }
 
 /// Bounds of a volume.
@@ -102,7 +114,7 @@ impl Fs {
     /// [`FsError::Exists`]; [`FsError::NotFound`], [`FsError::NotDirectory`] for the directory above;
     /// [`FsError::Invalid`], [`FsError::NameTooLong`] for the name; [`FsError::Snapshot`] for a path in a snapshot;
     /// [`FsError::NoSpace`], [`FsError::Quota`]; [`FsError::TooManyLinks`] when there are as many volumes as there can
-    /// be. There is no new volume then.
+    /// be; [`FsError::Invalid`] also for a domain that there is not. There is no new volume then.
     pub fn volume_create(
         &self,
         path: &[u8],
@@ -116,9 +128,10 @@ impl Fs {
         let salts = (self.salt(), self.salt());
         let outcome = self.execute(|_, now| {
             let volume = self.views.free_volume(VolumeId(u32::MAX));
-            let (domain, new_secret) = match options.own_domain {
-                false => (DomainId::DEFAULT, None),
-                true => {
+            let (domain, new_secret) = match options.domain {
+                VolumeDomain::Shared => (DomainId::DEFAULT, None),
+                VolumeDomain::Of(domain) => (domain, None),
+                VolumeDomain::New => {
                     let (domain, secret) = self.store.new_domain().ok_or(FsError::TooManyLinks)?;
                     (domain, Some(secret))
                 }
@@ -137,6 +150,35 @@ impl Fs {
         self.views.load_junctions();
         let reported = outcome.inode;
         self.attr_after(reported.expect("making a volume reports its root"))
+    }
+
+    /// Makes a dedup domain, and sets records of an inode that tell what it is for: both or neither, whatever happens.
+    /// Durable after [`cfs_store::Store::sync`].
+    ///
+    /// # Errors
+    /// [`FsError::TooManyLinks`] when there are as many domains as there can be; [`FsError::NotFound`];
+    /// [`FsError::Range`], [`FsError::ArgumentTooLong`] for names and values out of bounds; [`FsError::NoSpace`].
+    /// Nothing changed then.
+    pub fn domain_create(
+        &self,
+        ino: Ino,
+        records: impl Fn(DomainId) -> Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<DomainId> {
+        let longest = records(DomainId(u16::MAX));
+        let bytes = longest.iter().map(|(name, value)| name.len() + value.len());
+        let _room = self.admit_growth(bytes.sum())?;
+        let mut made = None;
+        self.execute(|_, _| {
+            let (domain, secret) = self.store.new_domain().ok_or(FsError::TooManyLinks)?;
+            made = Some(domain);
+            Ok(Command::DomainCreate(DomainCreate {
+                domain,
+                secret,
+                ino,
+                put: records(domain),
+            }))
+        })?;
+        Ok(made.expect("the command was made for one"))
     }
 
     /// The volume whose root has this path.

@@ -8,7 +8,7 @@ use cfs_device::{Device, DeviceError, FaultPlan, Geometry, HostSpace, MemDevice}
 use cfs_format::segment::Stream;
 use cfs_format::superblock::Superblock;
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
-use cfs_fs::{Caller, Fs, FsOptions, Rebuilt, VolumeOptions};
+use cfs_fs::{Caller, Fs, FsOptions, Rebuilt, VolumeDomain, VolumeOptions};
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{ClusterKey, open_segment_header, seal_segment_header, unwrap_cluster_key};
 use cfs_store::{StoreOptions, UnlockError};
@@ -302,7 +302,7 @@ fn content_of_a_domain_that_only_the_log_knows_is_there() {
     let fs = pool.open();
     fs.store().checkpoint().expect("checkpoint");
     let options = VolumeOptions {
-        own_domain: true,
+        domain: VolumeDomain::New,
         ..VolumeOptions::default()
     };
     let root = fs.volume_create(b"/own", &options, &Caller::default());

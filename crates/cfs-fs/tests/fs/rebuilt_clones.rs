@@ -3,7 +3,9 @@
 use cfs_device::Device;
 use cfs_format::table::{history_prefix, key, tag};
 use cfs_format::{Ino, SEGMENT_BYTES, SegmentId, VolumeId};
-use cfs_fs::{Caller, Fs, Quota, Rebuilt, RenameFlags, SetAttr, VolumeOptions, XattrFlags};
+use cfs_fs::{
+    Caller, Fs, Quota, Rebuilt, RenameFlags, SetAttr, VolumeDomain, VolumeOptions, XattrFlags,
+};
 use cfs_store::{StoreOptions, TableOwner, Txn};
 
 use crate::pool::{Pool, assert_clean};
@@ -45,7 +47,7 @@ pub fn names(fs: &Fs, path: &str) -> Vec<String> {
 /// A clone `/c` of a volume with `d/f`, `d/kept` and `d/sub/below`.
 pub fn cloned(fs: &Fs, has_locks: bool) {
     let options = VolumeOptions {
-        own_domain: true,
+        domain: VolumeDomain::New,
         ..VolumeOptions::default()
     };
     let made = fs.volume_create(b"/v", &options, &Caller::default());
@@ -330,7 +332,7 @@ fn a_file_of_a_clone_that_lost_its_rows_has_as_many_links_as_names() {
     let pool = Pool::new(64);
     let fs = pool.open();
     let options = VolumeOptions {
-        own_domain: true,
+        domain: VolumeDomain::New,
         ..VolumeOptions::default()
     };
     let made = fs.volume_create(b"/v", &options, &Caller::default());

@@ -2,7 +2,7 @@
 
 use cfs_format::table::{key, tag};
 use cfs_format::{Ino, VolumeId};
-use cfs_fs::{Caller, Fs, VolumeOptions};
+use cfs_fs::{Caller, Fs, VolumeDomain, VolumeOptions};
 
 use crate::pool::{Pool, assert_clean};
 use crate::rebuilt_clones::{
@@ -20,7 +20,7 @@ fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
 /// A volume `/v` with a dedup domain of its own.
 fn owning(fs: &Fs) -> Ino {
     let options = VolumeOptions {
-        own_domain: true,
+        domain: VolumeDomain::New,
         ..VolumeOptions::default()
     };
     let made = fs.volume_create(b"/v", &options, &Caller::default());

@@ -273,7 +273,7 @@ fn what_is_removed_makes_room_for_what_is_brought_back() {
             bytes: BYTES as u64 + 4096,
             inodes: 4,
         },
-        own_domain: false,
+        ..VolumeOptions::default()
     };
     let root = fs.volume_create(b"/v", &options, &Caller::default());
     let root = root.expect("a volume").ino;

@@ -8,7 +8,7 @@ use cfs_format::Ino;
 use cfs_fs::stream::{Received, Sent, StreamError, holds_arrivals};
 use cfs_fs::{
     Caller, Fs, FsError, LockChange, Policy, Quota, RecordChange, RenameFlags, RestoreObserver,
-    SetAttr, VolumeOptions, XattrFlags,
+    SetAttr, VolumeDomain, VolumeOptions, XattrFlags,
 };
 
 use crate::pool::{Pool, Rng, assert_clean};
@@ -371,7 +371,7 @@ fn a_target_that_is_something_else_is_left_alone() {
     ));
     assert_eq!(target.names_from(ours, b"", 9).expect("listed").len(), 1);
     let own = VolumeOptions {
-        own_domain: true,
+        domain: VolumeDomain::New,
         ..VolumeOptions::default()
     };
     let volume = source

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use cfs_format::Ino;
+use cfs_format::{DomainId, Ino};
 use cfs_fs::{
     AllocateMode, Caller, Fs, FsError, Policy, Quota, RecordChange, RenameFlags, RestoreObserver,
-    SetAttr, VolumeOptions, XattrFlags,
+    SetAttr, VolumeDomain, VolumeOptions, XattrFlags,
 };
 
 use crate::pool::{Pool, assert_clean};
@@ -13,7 +13,10 @@ use crate::pool::{Pool, assert_clean};
 fn volume(fs: &Fs, path: &str, quota: Quota) -> Ino {
     let options = VolumeOptions {
         quota,
-        own_domain: path.contains("own"),
+        domain: match path.contains("own") {
+            true => VolumeDomain::New,
+            false => VolumeDomain::Shared,
+        },
     };
     let made = fs.volume_create(path.as_bytes(), &options, &Caller::default());
     made.expect("a volume").ino
@@ -196,6 +199,72 @@ fn what_is_beyond_the_quota_is_refused_when_it_is_written() {
         pool.open().volume(b"/v").expect("there").quota.bytes,
         300_001
     );
+}
+
+/// A crash between a domain and what tells whose it is would leave secrets that nobody needs, or nobody without one.
+#[test]
+fn a_domain_is_made_with_what_tells_of_it_or_not_at_all() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let told = |fs: &Fs| -> Vec<DomainId> {
+        let records = fs.records(Ino::ROOT, b"test.").expect("read");
+        let number = |value: Vec<u8>| u16::from_le_bytes(value.try_into().expect("two bytes"));
+        let mut told: Vec<_> = records
+            .into_iter()
+            .map(|(_, value)| DomainId(number(value)))
+            .collect();
+        told.push(DomainId::DEFAULT);
+        told.sort_unstable();
+        told
+    };
+    let make = |name: String| {
+        let tell =
+            |domain: DomainId| vec![(name.clone().into_bytes(), domain.0.to_le_bytes().to_vec())];
+        fs.domain_create(Ino::ROOT, tell).expect("made")
+    };
+    std::thread::scope(|scope| {
+        let making = scope.spawn(|| {
+            for number in 0..300 {
+                make(format!("test.{number:03}"));
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        let mut seed = 0;
+        while !making.is_finished() {
+            fs.store().sync().expect("synced");
+            let after = pool.power_cut(seed).open();
+            assert_eq!(after.store().domains(), told(&after), "seed {seed}");
+            seed += 1;
+        }
+        assert!(seed > 3, "nothing was seen while they were made");
+    });
+    assert_eq!(told(&fs).len(), 301);
+    assert_eq!(fs.store().domains(), told(&fs));
+    // Volumes can be in one; not in one that there is not.
+    let content: Vec<u8> = (0..10_000_u32).flat_map(u32::to_le_bytes).collect();
+    let domain = make("test.used".to_owned());
+    let volume = |path: &[u8], domain: DomainId| {
+        let options = VolumeOptions {
+            domain: VolumeDomain::Of(domain),
+            ..VolumeOptions::default()
+        };
+        fs.volume_create(path, &options, &Caller::default())
+    };
+    let root = volume(b"/used", domain).expect("made");
+    file(&fs, root.ino, "f", &content);
+    let unknown = (1..).map(DomainId).find(|it| !told(&fs).contains(it));
+    let refused = volume(b"/none", unknown.expect("there is one"));
+    assert!(matches!(refused, Err(FsError::Invalid)), "{refused:?}");
+    assert_clean(&fs);
+    fs.close().expect("closed");
+    drop(fs);
+    let fs = pool.open();
+    assert_eq!(fs.store().domains(), told(&fs));
+    let ino = fs.resolve(b"/used/f").expect("there").ino;
+    let mut read = Vec::new();
+    fs.read(ino, 0, content.len(), &mut read).expect("read");
+    assert_eq!(read, content);
+    assert_clean(&fs);
 }
 
 #[test]

@@ -65,6 +65,12 @@ pub(crate) async fn put_bucket_policy(
             }
             let policy = Policy::parse(&input.policy, Scope::Bucket(&bucket.name))
                 .map_err(|error| s3_error!(MalformedPolicy, "{error}"))?;
+            if !policy.denies_somebody(&|name| face.users.is_somebody(name)) {
+                return Err(s3_error!(
+                    MalformedPolicy,
+                    "a denial names who is no user, account or role here"
+                ));
+            }
             if policy.is_public() && face.public_access(&bucket)?.block_public_policy == Some(true)
             {
                 return Err(s3_error!(

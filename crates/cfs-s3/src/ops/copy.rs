@@ -318,8 +318,10 @@ pub(crate) async fn copy_object(
         if content.part_count > 0 {
             rows.extend(crate::parts::rows(&parts));
         }
-        let (attr, version_id) =
-            face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false)?;
+        face.note_due(upload.ino(), &content)?;
+        let published = face.publish(&bucket, &input.key, upload.ino(), &rows, &|_| Ok(()), false);
+        face.begin_due(upload.ino(), &content);
+        let (attr, version_id) = published?;
         let mut result = CopyObjectResult {
             e_tag: Some(ETag::Strong(content.etag.clone())),
             last_modified: Some(timestamp(attr.mtime)),

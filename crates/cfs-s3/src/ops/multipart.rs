@@ -451,14 +451,17 @@ pub(crate) async fn complete_multipart_upload(
         rows.extend(crate::parts::rows(&kept));
         rows.push((name::COMPLETED.to_vec(), upload.id.clone().into_bytes()));
         let check = |object: Option<&crate::objects::Object>| conditions.check_write(object);
-        let (_, version_id) = face.publish(
+        face.note_due(file.ino(), &content)?;
+        let published = face.publish(
             &bucket,
             &input.key,
             file.ino(),
             &rows,
             &check,
             !conditions.is_empty(),
-        )?;
+        );
+        face.begin_due(file.ino(), &content);
+        let (_, version_id) = published?;
         if let Err(error) = face.end_upload(&bucket, &upload) {
             // The object is there; what is left of the upload can be aborted.
             tracing::warn!("the parts of a completed upload stay for now: {error}");

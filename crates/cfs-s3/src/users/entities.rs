@@ -241,6 +241,14 @@ impl Role {
         let account = account_text(&self.account);
         format!("arn:aws:iam::{account}:role{}{}", self.path, self.name)
     }
+
+    /// Whether a name in a policy is that of who has taken it on.
+    pub(crate) fn is_taken_on_as(&self, name: &str) -> bool {
+        let account = account_text(&self.account);
+        let before = format!("arn:aws:sts::{account}:assumed-role/{}/", self.name);
+        name.strip_prefix(&before)
+            .is_some_and(|session| !session.is_empty())
+    }
 }
 
 impl User {

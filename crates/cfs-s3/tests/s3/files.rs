@@ -217,7 +217,7 @@ fn a_volume_can_lie_below_a_bucket() {
     let root = served.root();
     root.put("/bucket", b"").is(200);
     let options = cfs_fs::VolumeOptions {
-        own_domain: true,
+        domain: cfs_fs::VolumeDomain::New,
         ..cfs_fs::VolumeOptions::default()
     };
     let volume = served

@@ -299,9 +299,13 @@ fn lists_grant_to_addresses() {
     let alice = served.user("alice");
     let email = Some("bob@example.com".to_owned());
     let add = |name: &str| {
-        let email = email.clone();
+        let new = cfs_s3::NewUser {
+            name: name.to_owned(),
+            email: email.clone(),
+            ..cfs_s3::NewUser::default()
+        };
         let mut random = |buf: &mut [u8]| crate::pool::fill(buf, 99);
-        served.users.add(name, None, email, &mut random)
+        served.users.add(new, &mut random)
     };
     let bob = add("bob").expect("a new user");
     assert!(add("other").is_err(), "the address is taken");

@@ -1,5 +1,6 @@
 //! The S3 face over a pool in memory, spoken to over TCP.
 
+mod apart;
 mod client;
 mod clones;
 mod customer;
@@ -7,6 +8,7 @@ mod doors;
 mod extremes;
 mod federation;
 mod files;
+mod forms;
 mod iam;
 mod keys;
 mod lifecycle;

@@ -273,7 +273,7 @@ fn parts_are_in_the_volume_of_their_bucket() {
     let served = pool.serve();
     let root = served.root();
     let options = cfs_fs::VolumeOptions {
-        own_domain: true,
+        domain: cfs_fs::VolumeDomain::New,
         quota: cfs_fs::Quota {
             bytes: 2 * MINIMUM as u64,
             inodes: 0,
@@ -329,4 +329,134 @@ fn parts_are_in_the_volume_of_their_bucket() {
     assert!(served.fs.resolve(b"/bucket/.s3!uploads").is_err());
     assert!(served.fs.resolve(b"/.s3").is_err());
     served.assert_clean();
+}
+
+/// What is kept of an object's SHA-256.
+fn kept_sha256(served: &crate::pool::Served, path: &str) -> String {
+    let ino = served.resolve(path).ino;
+    let record = served.fs.record(ino, b"s3.content").expect("read");
+    let record: serde_json::Value =
+        serde_json::from_slice(&record.expect("it is there")).expect("JSON");
+    record["sha256"].as_str().unwrap_or_default().to_owned()
+}
+
+fn wait_for_sha256(served: &crate::pool::Served, path: &str, content: &[u8]) {
+    use sha2::Digest as _;
+    let wanted = crate::client::hex(&sha2::Sha256::digest(content));
+    for _ in 0..600 {
+        match kept_sha256(served, path).as_str() {
+            "" => std::thread::sleep(std::time::Duration::from_millis(50)),
+            kept => return assert_eq!(kept, wanted, "{path}"),
+        }
+    }
+    panic!("{path} has no SHA-256");
+}
+
+/// Files of which it is noted that their SHA-256 is due.
+fn due(served: &crate::pool::Served) -> usize {
+    let rows = served.fs.records(cfs_format::Ino::ROOT, b"s3.sha256-due.");
+    rows.expect("read").len()
+}
+
+/// Objects in parts had no SHA-256, nor had copies of them.
+#[test]
+fn objects_in_parts_have_their_sha256_soon_and_after_a_crash() {
+    let pool = Pool::new(256);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    let contents = [noise(MINIMUM, 1), noise(MINIMUM, 2), noise(3000, 3)];
+    let put = |path: &str, contents: &[Vec<u8>]| {
+        let id = begin(&root, path, &[]);
+        let parts: Vec<_> = (1..)
+            .zip(contents)
+            .map(|(number, content)| (number, part(&root, path, &id, number, content)))
+            .collect();
+        complete(&root, path, &id, &parts).is(200)
+    };
+    put("/bucket/k", &contents);
+    // Before anything is computed, as like as not: the last of 10 MB take a while.
+    let cut = pool.power_cut(1);
+    let etag = root.get("/bucket/k").header("etag").to_owned();
+    wait_for_sha256(&served, "/bucket/k", &contents.concat());
+    assert_eq!(root.get("/bucket/k").header("etag"), etag);
+    assert!(etag.ends_with("-3\""), "{etag}");
+    // One part is the whole, and has one already.
+    put("/bucket/one", &contents[..1]);
+    assert_ne!(kept_sha256(&served, "/bucket/one"), "");
+    // Parts that are copied, and a copy.
+    let path = "/bucket/copied-parts";
+    let id = begin(&root, path, &[]);
+    let source = [("x-amz-copy-source", "/bucket/k")];
+    let copied: Vec<_> = (1..=2)
+        .map(|number| {
+            let text = number.to_string();
+            let query = [("partNumber", text.as_str()), ("uploadId", id.as_str())];
+            let part = root.send_with("PUT", path, &query, &source, b"").is(200);
+            (number, part.all("ETag").remove(0).replace("&quot;", "\""))
+        })
+        .collect();
+    complete(&root, path, &id, &copied).is(200);
+    let twice = [contents.concat(), contents.concat()].concat();
+    wait_for_sha256(&served, path, &twice);
+    root.send_with("PUT", "/bucket/copy", &[], &source, b"")
+        .is(200);
+    wait_for_sha256(&served, "/bucket/copy", &contents.concat());
+    // Of what was replaced or removed meanwhile nothing is left to do.
+    for path in ["/bucket/replaced", "/bucket/removed"] {
+        put(path, &contents);
+    }
+    root.put("/bucket/replaced", b"small").is(200);
+    root.delete("/bucket/removed").is(204);
+    wait_for_sha256(&served, "/bucket/replaced", b"small");
+    for _ in 0..600 {
+        if due(&served) == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(due(&served), 0);
+    served.assert_clean();
+
+    let again = cut.serve();
+    wait_for_sha256(&again, "/bucket/k", &contents.concat());
+    again.assert_clean();
+}
+
+/// A copy of an object whose SHA-256 is due as the pool is opened.
+#[test]
+fn what_was_due_before_a_crash_is_computed_after_it() {
+    let pool = Pool::new(128);
+    let served = pool.serve();
+    let root = served.root();
+    root.put("/bucket", b"").is(200);
+    root.put("/bucket/k", b"content").is(200);
+    let ino = served.resolve("/bucket/k").ino;
+    // As a crash leaves it: described in parts, and without a SHA-256.
+    let attr = served.fs.getattr(ino).expect("it is there");
+    let due_row = format!("s3.sha256-due.{:016x}", ino.0).into_bytes();
+    let gone = b"s3.sha256-due.00000000deadbeef".to_vec();
+    let record = br#"{"etag": "9a0364b9e99bb480dd25e1f0284c8555-1"}"#.to_vec();
+    let describe = cfs_fs::RecordChange {
+        put: vec![(b"s3.content".to_vec(), record)],
+        describes: Some(attr),
+        ..cfs_fs::RecordChange::default()
+    };
+    served.fs.set_records(ino, describe).expect("there is room");
+    let note = cfs_fs::RecordChange {
+        put: vec![(due_row, Vec::new()), (gone, Vec::new())],
+        ..cfs_fs::RecordChange::default()
+    };
+    let noted = served.fs.set_records(cfs_format::Ino::ROOT, note);
+    noted.expect("there is room");
+    served.fs.store().sync().expect("synced");
+    let again = pool.power_cut(1).serve();
+    wait_for_sha256(&again, "/bucket/k", b"content");
+    for _ in 0..600 {
+        if due(&again) == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(due(&again), 0);
 }

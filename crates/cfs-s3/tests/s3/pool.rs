@@ -8,7 +8,7 @@ use cfs_device::{Device, MemDevice};
 use cfs_format::Ino;
 use cfs_format::superblock::{ChunkParams, KeySlot, UNLOCK_KEY_FILE};
 use cfs_fs::{Attr, Caller, Fs, FsOptions};
-use cfs_s3::{Key, Listening, S3Server, Users, Watcher};
+use cfs_s3::{Key, Listening, NewUser, S3Server, Users, Watcher};
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{
@@ -206,10 +206,26 @@ impl Served {
 
     /// A user and a client for it.
     pub fn user(&self, name: &str) -> Client {
+        self.add_user(NewUser {
+            name: name.to_owned(),
+            ..NewUser::default()
+        })
+    }
+
+    /// The same with a dedup domain of its own.
+    pub fn user_apart(&self, name: &str) -> Client {
+        self.add_user(NewUser {
+            name: name.to_owned(),
+            own_domain: true,
+            ..NewUser::default()
+        })
+    }
+
+    fn add_user(&self, new: NewUser) -> Client {
         let host = Arc::clone(&self.host);
         let user = self
             .users
-            .add(name, None, None, &mut |buf| host.fill_random(buf))
+            .add(new, &mut |buf| host.fill_random(buf))
             .expect("a new user");
         self.client(&user.keys[0])
     }

@@ -229,7 +229,7 @@ fn http_date(seconds: u64) -> String {
     String::from_utf8(text).expect("letters")
 }
 
-fn hmac_sha1(secret: &str, text: &str) -> String {
+pub fn hmac_sha1(secret: &str, text: &str) -> String {
     use s3s::crypto::{Checksum as _, Sha1};
     let mut block = [0; 64];
     block[..secret.len()].copy_from_slice(secret.as_bytes());

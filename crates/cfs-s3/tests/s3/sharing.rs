@@ -159,3 +159,51 @@ fn owners_can_shut_themselves_out_of_a_policy() {
     alice.send("PUT", "/alice", &query, policy).is(204);
     alice.send("DELETE", "/alice", &query, b"").is(204);
 }
+
+/// A denial that means nobody denies nothing, which who has put it would not know.
+#[test]
+fn denials_of_nobody_are_refused() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let alice = served.user("alice");
+    served.user("bob");
+    alice.put("/shared", b"").is(200);
+    let member = crate::iam::member(&served, &alice, "carol");
+    let account = crate::iam::one(&crate::iam::iam(&alice, "GetUser", &[]), "UserId");
+    let put = |effect: &str, who: &str, principal: &str| {
+        let policy = format!(
+            r#"{{"Statement": {{"Effect": "{effect}", "{who}": {principal}, "Action": "s3:GetObject", "Resource": "arn:aws:s3:::shared/*"}}}}"#
+        );
+        let query = [("policy", "")];
+        alice.send("PUT", "/shared", &query, policy.as_bytes())
+    };
+    for nobody in [
+        r#"{"AWS": "arn:aws:iam:::user/dave"}"#.to_owned(),
+        r#"{"AWS": ["arn:aws:iam:::user/bob", "dave"]}"#.to_owned(),
+        r#"{"AWS": "arn:aws:iam::123456789012:root"}"#.to_owned(),
+        format!(r#"{{"AWS": "arn:aws:iam::{account}:user/bob"}}"#),
+        format!(r#"{{"AWS": "arn:aws:iam::{account}:role/r"}}"#),
+        r#"{"AWS": []}"#.to_owned(),
+    ] {
+        put("Deny", "Principal", &nobody).fails(400, "MalformedPolicy");
+        put("Deny", "NotPrincipal", &nobody).fails(400, "MalformedPolicy");
+    }
+    for somebody in [
+        r#""*""#.to_owned(),
+        r#"{"AWS": "*"}"#.to_owned(),
+        r#"{"AWS": ["arn:aws:iam:::user/bob", "bob"]}"#.to_owned(),
+        format!(r#"{{"AWS": ["{account}", "arn:aws:iam::{account}:root"]}}"#),
+        format!(r#"{{"AWS": "arn:aws:iam::{account}:user/carol"}}"#),
+        r#"{"Service": "logging.s3.amazonaws.com"}"#.to_owned(),
+    ] {
+        put("Deny", "Principal", &somebody).is(204);
+    }
+    drop(member);
+    // Who is let in may come later.
+    put(
+        "Allow",
+        "Principal",
+        r#"{"AWS": "arn:aws:iam:::user/dave"}"#,
+    )
+    .is(204);
+}

@@ -335,6 +335,9 @@ pub enum UserRequest {
         key: Option<GivenKey>,
         /// An address by which it can be granted something.
         email: Option<String>,
+        /// With a dedup domain of its own.
+        #[serde(default)]
+        own_domain: bool,
     },
     /// All users.
     List,
@@ -409,6 +412,8 @@ pub struct ShownUser {
     pub id: String,
     /// What names its keys.
     pub access_key_ids: Vec<String>,
+    /// The dedup domain of its own, if it has one.
+    pub domain: Option<u16>,
 }
 
 /// A key that was made, with its secret, which is not shown again.

@@ -218,6 +218,8 @@ pub struct DomainUse {
     pub domain: u16,
     /// Volumes whose new data go there.
     pub volumes: Vec<u32>,
+    /// The user of the S3 face whose buckets are in it, if it is one's.
+    pub user: Option<String>,
     /// Bytes of content that the files of these volumes hold.
     pub logical_bytes: u64,
 }
@@ -646,16 +648,20 @@ impl Df {
 impl Domains {
     /// The lines that people read.
     pub fn lines(&self) -> Vec<String> {
-        let mut rows = vec![["domain", "volumes", "logical"].map(str::to_owned)];
+        let mut rows = vec![["domain", "user", "volumes", "logical"].map(str::to_owned)];
         rows.extend(self.domains.iter().map(|it| {
             let volumes: Vec<String> = it.volumes.iter().map(u32::to_string).collect();
             [
                 it.domain.to_string(),
+                it.user.clone().unwrap_or_else(|| "-".to_owned()),
                 volumes.join(","),
                 show(it.logical_bytes),
             ]
         }));
-        table(&rows, &[Align::Right, Align::Left, Align::Right])
+        table(
+            &rows,
+            &[Align::Right, Align::Left, Align::Left, Align::Right],
+        )
     }
 }
 

@@ -151,7 +151,7 @@ impl Service {
         match request {
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             Request::Df => Ok(Answer::Df(self.df())),
-            Request::LsDomains => Ok(Answer::Domains(self.domains())),
+            Request::LsDomains => Ok(Answer::Domains(self.domains()?)),
             Request::Fsck => self.fsck(reporter),
             Request::Scrub { rate } => {
                 // What opening it has restored was restored for this command, when it was opened for it.
@@ -439,9 +439,10 @@ impl Service {
         }
     }
 
-    fn domains(&self) -> Domains {
+    fn domains(&self) -> Result<Domains> {
         let store = self.pool.fs.store();
         let volumes = store.volumes();
+        let users = self.users()?.list();
         let of = |domain: DomainId| {
             let members: Vec<_> = volumes
                 .iter()
@@ -450,15 +451,19 @@ impl Service {
             DomainUse {
                 domain: domain.0,
                 volumes: members.iter().map(|(id, _)| id.0).collect(),
+                user: users
+                    .iter()
+                    .find(|user| user.domain() == Some(domain))
+                    .map(|user| user.name.clone()),
                 // Files with holes may together have more bytes than a number holds.
                 logical_bytes: members.iter().fold(0, |sum: u64, (_, it)| {
                     sum.saturating_add(it.logical_bytes.get())
                 }),
             }
         };
-        Domains {
+        Ok(Domains {
             domains: store.domains().into_iter().map(of).collect(),
-        }
+        })
     }
 
     fn fsck(&self, reporter: &dyn Reporter) -> Result<Answer> {

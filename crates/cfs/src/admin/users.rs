@@ -1,6 +1,6 @@
 //! Users of the S3 face and their keys, and issuers of identity tokens.
 
-use cfs_s3::{Key, User, UserError, Users};
+use cfs_s3::{Key, NewUser, User, UserError, Users};
 use cfs_store::Host;
 
 use super::protocol::{GivenKey, ShownIssuer, ShownKey, ShownUser, UserRequest};
@@ -45,10 +45,19 @@ pub fn perform(users: &Users, request: UserRequest) -> Result<UserAnswer> {
         secret_access_key: key.secret_access_key.clone(),
     };
     let answer = match request {
-        UserRequest::Add { name, key, email } => {
-            let user = users
-                .add(&name, key.map(Key::from), email, &mut random)
-                .map_err(refused)?;
+        UserRequest::Add {
+            name,
+            key,
+            email,
+            own_domain,
+        } => {
+            let new = NewUser {
+                name,
+                key: key.map(Key::from),
+                email,
+                own_domain,
+            };
+            let user = users.add(new, &mut random).map_err(refused)?;
             UserAnswer::Key(shown(&user, &user.keys[0]))
         }
         UserRequest::List => {
@@ -60,6 +69,7 @@ pub fn perform(users: &Users, request: UserRequest) -> Result<UserAnswer> {
                     .iter()
                     .map(|key| key.access_key_id.clone())
                     .collect(),
+                domain: user.domain().map(|domain| domain.0),
             };
             UserAnswer::Users(users.list().iter().map(|user| shown(user)).collect())
         }
@@ -118,16 +128,20 @@ fn refused(error: UserError) -> Failure {
 /// Lines that show users.
 pub fn user_lines(users: &[ShownUser]) -> Vec<String> {
     use super::report::{Align, table};
-    let head = ["NAME", "ACCESS KEYS", "ID"].map(str::to_owned);
+    let head = ["NAME", "ACCESS KEYS", "DOMAIN", "ID"].map(str::to_owned);
     let row = |user: &ShownUser| {
         [
             user.name.clone(),
             user.access_key_ids.join(","),
+            user.domain.map_or("-".to_owned(), |it| it.to_string()),
             user.id.clone(),
         ]
     };
     let rows: Vec<_> = std::iter::once(head).chain(users.iter().map(row)).collect();
-    table(&rows, &[Align::Left, Align::Left, Align::Left])
+    table(
+        &rows,
+        &[Align::Left, Align::Left, Align::Right, Align::Left],
+    )
 }
 
 /// Lines that show issuers.

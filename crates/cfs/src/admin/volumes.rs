@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cfs_format::Ino;
 use cfs_fs::stream::Arrival;
-use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeOptions};
+use cfs_fs::{Caller, Fs, FsError, Quota, Volume, VolumeDomain, VolumeOptions};
 
 use super::protocol::{Answer, AnyPath, VolumeRequest};
 use super::report::{SnapshotTaken, VolumeShown, Volumes, hex_if_no_text, printable};
@@ -41,7 +41,10 @@ pub fn perform(
                     bytes: *quota_bytes,
                     inodes: *quota_inodes,
                 },
-                own_domain: *own_domain,
+                domain: match own_domain {
+                    true => VolumeDomain::New,
+                    false => VolumeDomain::Shared,
+                },
             };
             let caller = Caller {
                 uid: owner.0,

@@ -48,6 +48,15 @@ Examples:
   cfs admin gc --now --reseal=zstd:9 --data /srv/pool
   cfs admin gc --recount --data /srv/pool";
 
+const USER_ADD_HELP: &str = "\
+With --own-domain each bucket that the user makes is a volume, and all of them are in one dedup domain: equal content in two
+of its buckets is stored once, and equal content of others apart from it. Moving a file into or out of such a bucket
+through the mount copies it. The domain stays when the user is removed. cfs admin ls-domains tells whose each is.
+
+Examples:
+  cfs admin user add alice --data /srv/pool --json
+  cfs admin user add tenant-1 --own-domain --data /srv/pool";
+
 const LIFECYCLE_HELP: &str = "\
 Rules come over S3 (PutBucketLifecycleConfiguration): they say which versions, delete markers and unfinished uploads of a
 bucket go, after how many days, by prefix, tag and size. A server that speaks S3 follows them each hour. This command does so
@@ -186,7 +195,7 @@ pub struct LifecycleArgs {
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
     /// Make a user, and print its key, which is not shown again
-    #[command(after_help = "Example:\n  cfs admin user add alice --data /srv/pool --json")]
+    #[command(after_help = USER_ADD_HELP)]
     Add {
         /// Its name.
         name: String,
@@ -196,6 +205,9 @@ pub enum UserCommand {
         /// An address, by which access control lists can grant it something
         #[arg(long, value_name = "ADDRESS")]
         email: Option<String>,
+        /// Share no chunks with others: the buckets that it makes are volumes under one secret of its own
+        #[arg(long)]
+        own_domain: bool,
         /// Options of any report.
         #[command(flatten)]
         report: ReportArgs,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::cfs;
 use crate::s3_client::Client;
-use crate::support::{Scratch, Server, can_mount, command, run};
+use crate::support::{Scratch, Server, can_mount, command, detach, run};
 use crate::trees::assert_same;
 
 /// An address that nobody listened at just now.
@@ -162,6 +162,230 @@ fn users_come_and_go_with_and_without_a_server() {
     alice.get("/alice").fails(403, "InvalidAccessKeyId");
     cfs!("admin", "user", "add", "root", "--data", data).refused(2, "already");
     server.stop();
+}
+
+/// What shows the domains of a pool: their users by number.
+fn domains(data: &Path) -> Vec<(u64, Option<String>)> {
+    let shown = cfs!("admin", "ls-domains", "--json", "--data", data)
+        .ok()
+        .json();
+    let domains = shown["domains"].as_array().expect("a list").iter();
+    domains
+        .map(|it| {
+            let user = it["user"].as_str().map(str::to_owned);
+            (it["domain"].as_u64().expect("a number"), user)
+        })
+        .collect()
+}
+
+#[test]
+fn users_have_domains_of_their_own_with_and_without_a_server() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let address = free_address();
+    serve(&data, None, "off").stop();
+    let add = |name: &str| {
+        let added = cfs!(
+            "admin",
+            "user",
+            "add",
+            name,
+            "--own-domain",
+            "--json",
+            "--data",
+            data
+        )
+        .ok()
+        .json();
+        let text = |name: &str| added[name].as_str().expect("text").to_owned();
+        Client {
+            address,
+            access_key_id: text("access_key_id"),
+            secret_access_key: text("secret_access_key"),
+        }
+    };
+    let before = domains(&data).len();
+    let alice = add("alice");
+    let server = serve(&data, None, &address.to_string());
+    let bob = add("bob");
+    cfs!("admin", "user", "add", "carol", "--data", data).ok();
+    // Kept when they were acknowledged.
+    server.kill();
+    let server = serve(&data, None, &address.to_string());
+    let listed = cfs!("admin", "user", "list", "--json", "--data", data)
+        .ok()
+        .json();
+    let domain_of = |name: &str| {
+        let all = listed.as_array().expect("a list");
+        let found = all.iter().find(|user| user["name"] == name);
+        found.expect("it is there")["domain"].as_u64()
+    };
+    let (hers, his) = (
+        domain_of("alice").expect("one"),
+        domain_of("bob").expect("one"),
+    );
+    assert_ne!(hers, his);
+    assert_eq!(domain_of("carol"), None);
+    let shown = domains(&data);
+    assert_eq!(shown.len(), before + 2);
+    for (domain, name) in [(hers, "alice"), (his, "bob")] {
+        assert!(
+            shown.contains(&(domain, Some(name.to_owned()))),
+            "{shown:?}"
+        );
+    }
+    let lines = cfs!("admin", "ls-domains", "--data", data).ok().stdout;
+    assert!(lines.contains("alice"), "{lines}");
+    let content = vec![7; 100_000];
+    for (client, path) in [(&alice, "/alice"), (&bob, "/bob")] {
+        client.put(path, b"").is(200);
+        client.put(&format!("{path}/k"), &content).is(200);
+    }
+    server.kill();
+    let server = serve(&data, None, &address.to_string());
+    assert_eq!(bob.get("/bob/k").is(200).body, content);
+    let volumes = cfs!("admin", "volume", "list", "--json", "--data", data)
+        .ok()
+        .json();
+    let volumes = volumes["volumes"].as_array().expect("a list");
+    let of_alice = volumes.iter().find(|it| it["path"] == "/alice");
+    assert_eq!(of_alice.expect("a volume")["domain"], hers);
+    // What is sealed stays to be read.
+    cfs!("admin", "user", "remove", "alice", "--data", data).ok();
+    assert!(domains(&data).contains(&(hers, None)));
+    server.stop();
+    cfs!("admin", "fsck", "--data", data).ok();
+    let out = scratch.path("out");
+    cfs!("export", "-T", "/alice", out, "--data", data).ok();
+    assert_eq!(fs::read(out.join("k")).expect("a file"), content);
+}
+
+/// A lock that compliance keeps is not lost with the process that it was told to.
+#[test]
+fn compliance_holds_through_the_mount_across_kills() {
+    if !can_mount("compliance_holds_through_the_mount_across_kills") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let address = free_address();
+    let server = serve(&data, Some(&mnt), &address.to_string());
+    let said = server.said();
+    let root = Client {
+        address,
+        access_key_id: after(&said, "access_key_id"),
+        secret_access_key: after(&said, "secret_access_key"),
+    };
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    root.send_with("PUT", "/bucket", &[], &lock, b"").is(200);
+    let retained = [
+        ("x-amz-object-lock-mode", "COMPLIANCE"),
+        (
+            "x-amz-object-lock-retain-until-date",
+            "2099-01-01T00:00:00Z",
+        ),
+    ];
+    let content = vec![7; 100_000];
+    root.send_with("PUT", "/bucket/dir/large", &[], &retained, &content)
+        .is(200);
+    root.send_with("PUT", "/bucket/dir/small", &[], &retained, b"small")
+        .is(200);
+    // An older version too, which lies elsewhere.
+    root.send_with("PUT", "/bucket/dir/old", &[], &retained, b"one")
+        .is(200);
+    root.put("/bucket/dir/old", b"two").is(200);
+    // Locked when it is a file already, with data that nobody has synced.
+    fs::write(mnt.join("bucket/dir/made"), b"made").expect("written");
+    let retention = b"<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>2099-01-01T00:00:00Z</RetainUntilDate></Retention>";
+    root.send("PUT", "/bucket/dir/made", &[("retention", "")], retention)
+        .is(200);
+    let locked: [(&str, &[u8]); 3] = [("large", &content), ("small", b"small"), ("made", b"made")];
+    let holds = |round: u32| {
+        let directory = mnt.join("bucket/dir");
+        let refused = |what: &str, done: std::io::Result<()>| {
+            let error = done.expect_err(what);
+            assert_eq!(
+                error.raw_os_error(),
+                Some(libc::EPERM),
+                "{round} {what}: {error}"
+            );
+        };
+        let mut versions = Vec::new();
+        for entry in walk(&mnt.join("bucket/.s3!versions")) {
+            if fs::read(&entry).expect("a version") == b"one" {
+                versions.push(entry);
+            }
+        }
+        assert_eq!(versions.len(), 1, "{versions:?}");
+        let mut paths: Vec<_> = locked
+            .iter()
+            .map(|(name, content)| (directory.join(name), *content))
+            .collect();
+        paths.push((versions.remove(0), b"one"));
+        let other = directory.join(format!("other-{round}"));
+        for (path, content) in &paths {
+            refused("unlink", fs::remove_file(path));
+            fs::write(&other, b"other").expect("others can be made");
+            refused("rename over", fs::rename(&other, path));
+            refused("rename", fs::rename(path, directory.join("elsewhere")));
+            refused("link", fs::hard_link(path, directory.join("elsewhere")));
+            refused("truncate", truncate(path));
+            let write = |path: &Path| -> std::io::Result<()> {
+                use std::os::unix::fs::FileExt;
+                let file = fs::OpenOptions::new().write(true).open(path)?;
+                file.write_at(b"x", 0)?;
+                file.sync_all()
+            };
+            refused("write", write(path));
+            let append = |path: &Path| -> std::io::Result<()> {
+                use std::io::Write;
+                let mut file = fs::OpenOptions::new().append(true).open(path)?;
+                file.write_all(b"x")?;
+                file.sync_all()
+            };
+            refused("append", append(path));
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            refused("chmod", fs::set_permissions(path, mode));
+            assert!(fs::read(path).expect("a file") == *content, "{path:?}");
+        }
+        assert!(fs::rename(mnt.join("bucket"), mnt.join("moved")).is_err());
+        assert!(fs::remove_dir_all(mnt.join("bucket")).is_err());
+        for (path, content) in &paths {
+            assert!(fs::read(path).expect("a file") == *content, "{path:?}");
+        }
+    };
+    let mut server = server;
+    for round in 0..3 {
+        holds(round);
+        server.kill();
+        detach(&mnt);
+        server = serve(&data, Some(&mnt), &address.to_string());
+    }
+    holds(3);
+    server.stop();
+    cfs!("admin", "fsck", "--data", data).ok();
+}
+
+fn truncate(path: &Path) -> std::io::Result<()> {
+    let text = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the path is a string that ends in a zero, and outlives the call.
+    match unsafe { libc::truncate(text.as_ptr(), 1) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// All files below a directory.
+fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let entry = entry.expect("an entry");
+        match entry.file_type().expect("a type").is_dir() {
+            true => files.extend(walk(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
 }
 
 /// The key of RFC 7517, A.1, without what it is for.
