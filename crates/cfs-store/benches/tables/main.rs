@@ -175,7 +175,7 @@ fn measure(engine: &dyn Engine, directory: &Path, count: u64) -> Vec<f64> {
     let hits: Vec<_> = (0..READS).map(|_| key(random.number() % count)).collect();
     // Nothing that is put later has these numbers.
     let misses: Vec<_> = (0..READS)
-        .map(|_| key(1 << 48 | random.number() % count))
+        .map(|_| key((1 << 48) | (random.number() % count)))
         .collect();
     // Once to warm up.
     assert_eq!(engine.count_found(&hits), READS);
