@@ -253,6 +253,11 @@ fn exposition(face: &Face) -> String {
             stats.damaged_chunks,
         ),
         (
+            "unreadable_table_blocks",
+            "Blocks of tables that could not be read since the start.",
+            stats.unreadable_table_blocks,
+        ),
+        (
             "healthy",
             "1 while the pool takes changes.",
             u64::from(report.healthy),

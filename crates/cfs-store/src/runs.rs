@@ -9,6 +9,7 @@
 //! open is tried again with what the parity says. How much is used is known from outside of the segment; its header
 //! tells it too. Before the parity comes the segment's directory ([`crate::directory`]), a block like the others.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cfs_device::AlignedBuf;
@@ -35,6 +36,7 @@ const CONTENT_BYTES_MAX: u32 =
 const NOTE_BYTES_MAX: usize = BLOCK_RAW_BYTES_MAX / 2;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;
+const UNREADABLE_COUNTED_MAX: usize = 1000;
 
 /// A block and the segment it lies in.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +56,8 @@ pub(crate) struct SegmentRuns {
     released: Mutex<Vec<SegmentId>>,
     /// The checkpoint that is being written.
     checkpoint: Mutex<Option<CheckpointMark>>,
+    /// Places of blocks that could not be read.
+    unreadable: Mutex<BTreeSet<u64>>,
 }
 
 /// The storage of one tree.
@@ -68,7 +72,13 @@ impl SegmentRuns {
             pool,
             released: Mutex::new(Vec::new()),
             checkpoint: Mutex::new(None),
+            unreadable: Mutex::new(BTreeSet::new()),
         }
+    }
+
+    /// Blocks that could not be read since the pool was opened, as far as they are counted.
+    pub fn unreadable_blocks(&self) -> u64 {
+        self.unreadable.lock().len() as u64
     }
 
     /// What is flushed from now on belongs to this checkpoint; to none, when there is none.
@@ -126,7 +136,9 @@ impl SegmentRuns {
             Some(plain) => plain,
             None => {
                 read?;
-                return Err(damaged("authentication failed"));
+                return Err(damaged(
+                    "authentication failed; `cfs repair --rebuild-index` makes the tables anew",
+                ));
             }
         };
         let (codec, rest) = plain.split_first().ok_or_else(|| damaged("empty"))?;
@@ -187,7 +199,13 @@ impl RunStore for TreeRuns {
             seq: entry.seq,
             used_bytes: entry.used_bytes,
         };
-        SegmentRuns::open_block(&self.runs.pool, block).map_err(run_error)
+        SegmentRuns::open_block(&self.runs.pool, block).map_err(|error| {
+            let mut unreadable = self.runs.unreadable.lock();
+            if unreadable.len() < UNREADABLE_COUNTED_MAX {
+                unreadable.insert(block.place);
+            }
+            run_error(error)
+        })
     }
 
     fn release_run(&self, extents: &[u64]) {

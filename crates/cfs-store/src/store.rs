@@ -156,6 +156,8 @@ pub struct StoreStats {
     pub healed_blocks: u64,
     /// Chunks that are lost or could not be opened when somebody asked for them, and have not been replaced since.
     pub damaged_chunks: u64,
+    /// Blocks of tables that could not be read since the pool was opened, up to a thousand.
+    pub unreadable_table_blocks: u64,
 }
 
 /// Room that has been promised; given back when dropped.
@@ -439,6 +441,7 @@ impl Store {
             block_cache_bytes: self.block_cache.bytes(),
             healed_blocks: self.pool.healing.healed_blocks(),
             damaged_chunks,
+            unreadable_table_blocks: self.runs.unreadable_blocks(),
         }
     }
 }

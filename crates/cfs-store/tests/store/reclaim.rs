@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cfs_device::{Device, FaultPlan, MemDevice};
-use cfs_format::{DomainId, Fingerprint, SEGMENT_BYTES, SegmentId};
+use cfs_format::segment::{SegmentHeader, Stream};
+use cfs_format::{BLOCK_BYTES, DomainId, Fingerprint, SEGMENT_BYTES, SegmentId};
 use cfs_seal::codec::Codec;
 use cfs_store::{Host, ReclaimFor, Store};
 
@@ -515,4 +516,38 @@ fn tables_of_what_was_removed_become_small() {
         tables(&world.store)
     );
     assert!(tables(&world.store) <= 4, "{full} {}", tables(&world.store));
+}
+
+/// Who looks after a pool is told of tables that cannot be read.
+#[test]
+fn unreadable_blocks_of_tables_are_counted() {
+    let world = World::new(512);
+    for slot in 1..=20_000_u64 {
+        let mut txn = world.store.begin();
+        let mut state = slot;
+        let value: Vec<u8> = (0..100).map(|_| next(&mut state) as u8).collect();
+        let key = cfs_format::table::key(cfs_format::Ino(1 << 40 | slot), 0x10, &[]);
+        txn.put(key, value);
+        txn.commit(b"row").expect("commits");
+    }
+    world.store.checkpoint().expect("a checkpoint");
+    assert_eq!(world.store.stats().unreadable_table_blocks, 0);
+    let device = &*world.device;
+    for segment in 0..device.geometry().segment_count {
+        let segment = SegmentId(segment);
+        let mut header = [0; BLOCK_BYTES as usize];
+        device.read_at(segment, 0, &mut header).expect("readable");
+        let is_table =
+            SegmentHeader::decode(&header).is_ok_and(|header| header.stream == Stream::Table as u8);
+        if is_table {
+            let zeros = vec![0; 200 << 10];
+            device.write_at(segment, 64 << 10, &zeros).expect("written");
+        }
+    }
+    let mut rows = (1..=20_000_u64).map(|slot| {
+        let key = cfs_format::table::key(cfs_format::Ino(1 << 40 | slot), 0x10, &[]);
+        world.store.get(&key)
+    });
+    assert!(rows.any(|row| row.is_err()));
+    assert!(world.store.stats().unreadable_table_blocks > 0);
 }

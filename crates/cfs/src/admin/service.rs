@@ -259,6 +259,14 @@ impl Service {
         let volumes = store.volumes();
         let recount = fs.recount_status();
         let (health, health_reason) = match store.health() {
+            Health::Good if stats.unreadable_table_blocks > 0 => (
+                "damaged",
+                Some(format!(
+                    "{} blocks of tables cannot be read, so that files are missing and some writes cannot be stored; stop \
+                     the server and run `cfs repair --rebuild-index`",
+                    count(stats.unreadable_table_blocks)
+                )),
+            ),
             Health::Good if stats.damaged_chunks > 0 => (
                 "damaged",
                 Some(format!(
