@@ -96,6 +96,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let before = Counts::parse(&record).with_context(|| RECORD.to_owned())?;
     for (what, before, now) in [
         ("valgrind", &before.valgrind, &now.valgrind),
+        ("a compiler that is", &before.rustc, &now.rustc),
         ("a processor with", &before.processor, &now.processor),
     ] {
         if before != now {
@@ -107,11 +108,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if grown.is_empty() {
         return Ok(());
     }
-    let mut advice = String::from("if that is meant: cargo xtask instructions --write");
-    if before.rustc != now.rustc {
-        let _ = write!(advice, " (before: {}, now: {})", before.rustc, now.rustc);
-    }
-    bail!("{}\n{advice}", grown.join("\n"));
+    bail!(
+        "{}\nif that is meant: cargo xtask instructions --write",
+        grown.join("\n")
+    );
 }
 
 /// Prints all counts. What is wrong, a sentence each.
