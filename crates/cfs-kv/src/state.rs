@@ -60,6 +60,10 @@ impl Runs {
             });
         }
         let &(run, partition) = self.places.get(index)?;
+        // Nothing is looked at, and nothing that is damaged met, for a key before the run.
+        if partition == 0 && *key < *self.runs[run as usize].summary().first_key {
+            return None;
+        }
         Some((&self.runs[run as usize], partition as usize))
     }
 }

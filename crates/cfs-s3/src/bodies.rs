@@ -11,12 +11,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::CONTENT_LENGTH;
 use http::{Method, Request};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use s3s::{S3ErrorCode, S3Result, StdError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+
+use crate::signature4::is_form;
 
 /// Longest XML body, bytes: a batch delete of a thousand of the longest keys, escaped.
 pub(crate) const XML_BYTES_MAX: usize = 8 << 20;
@@ -158,9 +160,9 @@ impl HowRead {
         let is_content =
             *request.method() == Method::PUT && has_key && query.split('&').all(is_plain);
         if !is_content {
-            let is_form = header(CONTENT_TYPE.as_str())
-                .is_some_and(|kind| kind.starts_with("multipart/form-data"));
-            return Self::Held { is_form };
+            return Self::Held {
+                is_form: is_form(request.method(), request.headers()),
+            };
         }
         match header("x-amz-content-sha256").and_then(|it| it.strip_prefix("STREAMING-")) {
             Some(kind) => Self::Chunked {

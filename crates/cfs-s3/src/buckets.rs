@@ -262,7 +262,13 @@ impl Face {
             put,
             ..RecordChange::default()
         };
-        self.fs.set_records(attr.ino, change).map_err(from_fs)?;
+        if let Err(error) = self.fs.set_records(attr.ino, change) {
+            // A volume that is no bucket could not be removed through S3.
+            if owner.domain().is_some() {
+                let _ = self.fs.volume_delete(&path_of(name));
+            }
+            return Err(from_fs(error));
+        }
         if object_lock {
             self.fs.fix_directory(attr.ino).map_err(from_fs)?;
         }

@@ -36,8 +36,9 @@ pub(crate) async fn prepared(request: Request<Watched>) -> S3Result<Request<Body
     };
     let (mut head, mut body) = request.into_parts();
     let mut held = Vec::new();
+    let mut read = Reading::new(&boundary);
     let fields = loop {
-        match Fields::of(&held, &boundary) {
+        match read.go_on(&held) {
             Read::Fields(fields) => break Some(fields),
             Read::NoForm => break None,
             Read::More if held.len() as u64 > FORM_REST_BYTES_MAX => break None,
@@ -105,12 +106,19 @@ struct Fields {
     file_name: String,
 }
 
-fn find(text: &[u8], from: usize, wanted: &[u8]) -> Option<usize> {
-    let found = text.get(from..)?.windows(wanted.len());
-    found
-        .into_iter()
-        .position(|at| at == wanted)
-        .map(|at| from + at)
+/// Most fields before the file.
+const FIELDS_MAX: usize = 1000;
+
+/// The reading of a form as it arrives: no byte is searched twice.
+struct Reading {
+    edge: String,
+    /// Where the part begins that has not been read to its end.
+    at: Option<usize>,
+    /// What cannot be the beginning of what is searched for lies before this.
+    searched: usize,
+    /// The name of the part, and where its value begins, once its head has come.
+    named: Option<(String, usize)>,
+    all: Vec<(String, Range<usize>)>,
 }
 
 /// The name of a field, and that of its file.
@@ -126,48 +134,81 @@ fn disposition(head: &str) -> Option<(&str, Option<&str>)> {
     Some((name, file.and_then(|rest| rest.split('"').next())))
 }
 
-impl Fields {
-    fn of(held: &[u8], boundary: &str) -> Read {
-        let edge = format!("--{boundary}");
-        let mut at = match held.starts_with(b"\r\n") {
-            true => 2,
-            false => 0,
-        };
-        let mut all = Vec::new();
-        loop {
-            let start = at + edge.len() + 2;
-            let Some(edge_here) = held.get(at..start) else {
-                return Read::More;
-            };
-            if edge_here != format!("{edge}\r\n").as_bytes() {
-                return Read::NoForm;
-            }
-            let Some(end) = find(held, start, b"\r\n\r\n") else {
-                return Read::More;
-            };
-            let named = str::from_utf8(&held[start..end]).ok().and_then(disposition);
-            let Some((name, file)) = named else {
-                return Read::NoForm;
-            };
-            let value = end + 4;
-            if name.eq_ignore_ascii_case("file") {
-                let file = file.unwrap_or_default();
-                let file_name = file.rsplit(['/', '\\']).next().unwrap_or_default();
-                return Read::Fields(Self {
-                    all,
-                    file_name: file_name.to_owned(),
-                });
-            }
-            let Some(next) = find(held, value, format!("\r\n{edge}").as_bytes()) else {
-                return Read::More;
-            };
-            all.push((name.to_ascii_lowercase(), value..next));
-            at = next + 2;
+impl Reading {
+    fn new(boundary: &str) -> Self {
+        Self {
+            edge: format!("--{boundary}"),
+            at: None,
+            searched: 0,
+            named: None,
+            all: Vec::new(),
         }
     }
 
+    /// Where `wanted` is, from `from` on and where it has not been searched for yet.
+    fn find(&mut self, held: &[u8], from: usize, wanted: &[u8]) -> Option<usize> {
+        let from = from.max(self.searched);
+        let found = memchr::memmem::find(held.get(from..)?, wanted);
+        if found.is_none() {
+            self.searched = from.max((held.len() + 1).saturating_sub(wanted.len()));
+        }
+        found.map(|at| from + at)
+    }
+
+    /// Reads what has come since the last time.
+    fn go_on(&mut self, held: &[u8]) -> Read {
+        loop {
+            let at = match self.at {
+                Some(at) => at,
+                None if held.len() < 2 => return Read::More,
+                None if held.starts_with(b"\r\n") => *self.at.insert(2),
+                None => *self.at.insert(0),
+            };
+            let start = at + self.edge.len() + 2;
+            let Some(edge) = held.get(at..start) else {
+                return Read::More;
+            };
+            if edge.strip_suffix(b"\r\n") != Some(self.edge.as_bytes()) {
+                return Read::NoForm;
+            }
+            let (name, value) = match self.named.take() {
+                Some(named) => named,
+                None => {
+                    let Some(end) = self.find(held, start, b"\r\n\r\n") else {
+                        return Read::More;
+                    };
+                    let head = str::from_utf8(&held[start..end]).ok();
+                    let Some((name, file)) = head.and_then(disposition) else {
+                        return Read::NoForm;
+                    };
+                    if name.eq_ignore_ascii_case("file") {
+                        let file = file.unwrap_or_default();
+                        let file_name = file.rsplit(['/', '\\']).next().unwrap_or_default();
+                        return Read::Fields(Fields {
+                            all: std::mem::take(&mut self.all),
+                            file_name: file_name.to_owned(),
+                        });
+                    }
+                    (name.to_ascii_lowercase(), end + 4)
+                }
+            };
+            let next_edge = format!("\r\n{}", self.edge);
+            let Some(next) = self.find(held, value, next_edge.as_bytes()) else {
+                self.named = Some((name, value));
+                return Read::More;
+            };
+            if self.all.len() == FIELDS_MAX {
+                return Read::NoForm;
+            }
+            self.all.push((name, value..next));
+            self.at = Some(next + 2);
+        }
+    }
+}
+
+impl Fields {
     fn value<'a>(&self, held: &'a [u8], name: &str) -> Option<&'a str> {
-        let (_, at) = self.all.iter().find(|(other, _)| other == name)?;
+        let (_, at) = self.all.iter().rfind(|(other, _)| other == name)?;
         str::from_utf8(&held[at.clone()]).ok()
     }
 
@@ -216,12 +257,15 @@ impl Fields {
 }
 
 /// What was held, and then the rest.
-struct Resumed {
+struct Resumed<B> {
     held: VecDeque<Bytes>,
-    rest: Watched,
+    rest: B,
 }
 
-impl hyper::body::Body for Resumed {
+impl<B> hyper::body::Body for Resumed<B>
+where
+    B: hyper::body::Body<Data = Bytes, Error = StdError> + Unpin,
+{
     type Data = Bytes;
     type Error = StdError;
 
@@ -241,11 +285,13 @@ impl hyper::body::Body for Resumed {
 
     fn size_hint(&self) -> SizeHint {
         let held: u64 = self.held.iter().map(|held| held.len() as u64).sum();
-        let mut hint = self.rest.size_hint();
-        hint.set_lower(hint.lower() + held);
-        if let Some(upper) = hint.upper() {
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        // In this order: the lower bound is never above the other.
+        if let Some(upper) = rest.upper() {
             hint.set_upper(upper + held);
         }
+        hint.set_lower(rest.lower() + held);
         hint
     }
 }
@@ -258,11 +304,14 @@ mod tests {
         let form = format!(
             "--edge\r\nContent-Disposition: form-data; name=\"Key\"\r\n\r\n{key}\r\n--edge\r\ncontent-disposition: form-data; name=\"file\"{file}\r\n\r\n"
         );
+        let mut reading = Reading::new("edge");
         for end in 0..form.len() {
-            let read = Fields::of(&form.as_bytes()[..end], "edge");
-            assert!(matches!(read, Read::More), "{end}");
+            for reading in [&mut reading, &mut Reading::new("edge")] {
+                let read = reading.go_on(&form.as_bytes()[..end]);
+                assert!(matches!(read, Read::More), "{end}");
+            }
         }
-        let Read::Fields(fields) = Fields::of(form.as_bytes(), "edge") else {
+        let Read::Fields(fields) = reading.go_on(form.as_bytes()) else {
             panic!("{form}");
         };
         let bytes = fields.with_file_name(form.as_bytes());
@@ -295,10 +344,22 @@ mod tests {
         );
         for no_form in ["--other\r\n\r\n", "--edge--\r\n", "--edge\r\nx: y\r\n\r\nz"] {
             assert!(matches!(
-                Fields::of(no_form.as_bytes(), "edge"),
+                Reading::new("edge").go_on(no_form.as_bytes()),
                 Read::NoForm
             ));
         }
+    }
+
+    #[test]
+    fn what_was_held_counts_as_to_come() {
+        let rest = http_body_util::Full::new(Bytes::from_static(b"rest"));
+        let mut resumed = Resumed {
+            held: VecDeque::from([Bytes::from_static(b"held")]),
+            rest: rest.map_err(|never| match never {}),
+        };
+        assert_eq!(hyper::body::Body::size_hint(&resumed).exact(), Some(8));
+        resumed.held.clear();
+        assert_eq!(hyper::body::Body::size_hint(&resumed).exact(), Some(4));
     }
 
     #[test]

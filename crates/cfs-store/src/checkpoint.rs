@@ -239,7 +239,7 @@ impl Store {
         // a run with a segment of its own.
         self.meta_tree.flush_rotated()?;
         self.chunk_tree.flush_rotated()?;
-        let (position, replay_bytes, timestamp, unlisted_from, mut retired) = {
+        let (mark, position, timestamp, replay_bytes, mut retired) = {
             let mut writer = self.writer.lock();
             let (position, bytes) = self.journal().cut()?;
             // In one hold of the lock: what is retired after this has a row in the tables of this checkpoint, and may
@@ -280,14 +280,15 @@ impl Store {
                 space.retire(segment);
                 retired.extend(space.take_pending_one(segment));
             }
-            let timestamp = writer.last_timestamp;
-            (position, bytes, timestamp, unlisted_from, retired)
+            // Under the lock too: a domain that comes after this is one of a command that is in the log.
+            let mark = CheckpointMark {
+                log: LogMark::new(&position, writer.last_timestamp),
+                domains: self.stored_domains(),
+                unlisted_from: unlisted_from.0,
+            };
+            (mark, position, writer.last_timestamp, bytes, retired)
         };
-        let result = self.write_checkpoint(
-            maintenance,
-            (position, timestamp, unlisted_from),
-            &mut retired,
-        );
+        let result = self.write_checkpoint(maintenance, mark, (position, timestamp), &mut retired);
         match result {
             Ok(()) => {
                 self.journal()
@@ -309,14 +310,10 @@ impl Store {
     fn write_checkpoint(
         &self,
         maintenance: &mut Maintenance,
-        (position, timestamp, unlisted_from): (JournalPosition, Timestamp, SegmentSeq),
+        mark: CheckpointMark,
+        (position, timestamp): (JournalPosition, Timestamp),
         retired: &mut Vec<SegmentId>,
     ) -> Result<(), WriteError> {
-        let mark = CheckpointMark {
-            log: LogMark::new(&position, timestamp),
-            domains: self.stored_domains(),
-            unlisted_from: unlisted_from.0,
-        };
         self.lanes.write_out()?;
         self.pool.flush()?;
         self.runs.set_checkpoint(Some(mark.clone()));

@@ -200,9 +200,12 @@ impl RunStore for TreeRuns {
             used_bytes: entry.used_bytes,
         };
         SegmentRuns::open_block(&self.runs.pool, block).map_err(|error| {
-            let mut unreadable = self.runs.unreadable.lock();
-            if unreadable.len() < UNREADABLE_COUNTED_MAX {
-                unreadable.insert(block.place);
+            // Others may go by.
+            if matches!(error, ReadError::Damaged { .. }) {
+                let mut unreadable = self.runs.unreadable.lock();
+                if unreadable.len() < UNREADABLE_COUNTED_MAX {
+                    unreadable.insert(block.place);
+                }
             }
             run_error(error)
         })

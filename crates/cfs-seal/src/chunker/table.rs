@@ -10,6 +10,13 @@ const SEED: &[u8] = b"ClaudeFS 2026-11 gear table 1";
 
 pub(super) struct GearTable {
     entries: [u64; 256],
+    #[cfg_attr(
+        not(any(
+            target_arch = "x86_64",
+            all(target_arch = "aarch64", target_endian = "little")
+        )),
+        expect(dead_code, reason = "only vector code looks at halves of bytes")
+    )]
     halves: [[u16; 16]; 2],
 }
 

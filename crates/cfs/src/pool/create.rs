@@ -305,10 +305,11 @@ fn make_key_file(path: &Path) -> Result<bool> {
     if path.exists() {
         return Ok(false);
     }
-    let random = Zeroizing::new(random::<32>());
+    let key = Zeroizing::new(random::<32>());
     // Under another name until it is whole, or the next first run would find half a key.
     let mut new = path.as_os_str().to_owned();
-    new.push(format!(".{}.new", std::process::id()));
+    let [a, b, c, d] = random::<4>();
+    new.push(format!(".{a:02x}{b:02x}{c:02x}{d:02x}.new"));
     let new = PathBuf::from(new);
     let write = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new()
@@ -316,7 +317,7 @@ fn make_key_file(path: &Path) -> Result<bool> {
             .create_new(true)
             .mode(0o600)
             .open(&new)?;
-        file.write_all(&Zeroizing::new(render_key_file(&random)))?;
+        file.write_all(&Zeroizing::new(render_key_file(&key)))?;
         file.sync_all()?;
         let here = rustix::fs::CWD;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
