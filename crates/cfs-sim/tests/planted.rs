@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 /// Each bug, and within how many seeds, counted from 0, it must be found. The table in docs/RELIABILITY.md is this one.
 const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::MissingFlush, 10),
-    (Bug::FailedFlushRetried, 100),
+    (Bug::FailedFlushRetried, 200),
     (Bug::CountAfterExtent, 10),
     (Bug::FreeBeforeDurable, 1000),
     (Bug::StaleIndexEntry, 10),
@@ -34,7 +34,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
 ];
 
 /// Those that are found within so many seeds are planted in every run of the checks.
-const SOON: u64 = 100;
+const SOON: u64 = 200;
 
 /// A planted bug is everybody's in the process.
 static PLANTED: Mutex<()> = Mutex::new(());
