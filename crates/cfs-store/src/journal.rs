@@ -11,7 +11,9 @@
 //! - An empty batch says that the last commands are durable when nothing comes any more, and at once after a flush that
 //!   has not followed another closely or has brought many; damage to their chunks is then known from a write that was never finished.
 //!
-//! Group commit: who wants durability takes the writer's lock; the first one writes and flushes for all who wait.
+//! Group commit: the first one who wants durability writes and flushes for all who have come by then; who comes later
+//! waits for that flush, or makes the next one. Those who wait do so apart from the writer's lock, so that who has what
+//! it wanted does not wait behind a flush for others.
 //! How the log is read back is in `log_reader`.
 
 use std::sync::Arc;
@@ -85,6 +87,10 @@ pub(crate) struct Journal {
     /// The first command of an awaited queue has come.
     arrival: Condvar,
     writer: Mutex<Writer>,
+    /// Somebody makes a flush that others wait for.
+    is_flushing: Mutex<bool>,
+    /// That flush has ended.
+    flush_end: Condvar,
     durable_lsn: AtomicU64,
     /// What a reader of the log would take for durable.
     marked_lsn: AtomicU64,
@@ -125,6 +131,8 @@ impl Journal {
             }),
             arrival: Condvar::new(),
             writer: Mutex::new(writer),
+            is_flushing: Mutex::new(false),
+            flush_end: Condvar::new(),
             durable_lsn: AtomicU64::new(next_lsn - 1),
             marked_lsn: AtomicU64::new(next_lsn - 1),
             idle_lsn: AtomicU64::new(0),
@@ -200,6 +208,23 @@ impl Journal {
         if self.durable_lsn() >= lsn {
             return Ok(());
         }
+        let mut is_flushing = self.is_flushing.lock();
+        while *is_flushing {
+            if self.durable_lsn() >= lsn {
+                return Ok(());
+            }
+            self.flush_end.wait(&mut is_flushing);
+        }
+        *is_flushing = true;
+        drop(is_flushing);
+        let flushed = self.flush_to(lsn);
+        *self.is_flushing.lock() = false;
+        self.flush_end.notify_all();
+        flushed
+    }
+
+    /// Writes and flushes what is queued, unless `lsn` has become durable.
+    fn flush_to(&self, lsn: Lsn) -> Result<(), WriteError> {
         let mut writer = self.writer.lock();
         if self.durable_lsn() >= lsn {
             return Ok(());

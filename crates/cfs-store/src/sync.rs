@@ -52,7 +52,7 @@ mod modelled {
 
     pub(crate) struct MutexGuard<'a, T> {
         mutex: &'a Mutex<T>,
-        /// None only within [`Condvar::wait_for`].
+        /// None only while somebody waits on a [`Condvar`].
         held: Option<sync::MutexGuard<'a, T>>,
     }
 
@@ -88,16 +88,23 @@ mod modelled {
         }
     }
 
-    /// Models have no time: who waits for a while may be woken at any moment, and is.
-    pub(crate) struct Condvar;
+    pub(crate) struct Condvar(sync::Condvar);
 
     impl Condvar {
         pub fn new() -> Self {
-            Self
+            Self(sync::Condvar::new())
         }
 
-        pub fn notify_all(&self) {}
+        pub fn notify_all(&self) {
+            self.0.notify_all();
+        }
 
+        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+            let held = guard.held.take().expect(HELD);
+            guard.held = Some(self.0.wait(held).unwrap_or_else(PoisonError::into_inner));
+        }
+
+        /// Models have no time: who waits for a while may be woken at any moment, and is.
         pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _patience: Duration) {
             guard.held = None;
             shuttle::thread::yield_now();
