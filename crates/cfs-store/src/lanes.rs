@@ -4,6 +4,11 @@
 //! A record is first in the lane's buffer and readable from there; it reaches the device when the segment is full or
 //! when [`Lanes::write_out`] is called, which every flush of the log does before it writes commands. What has been
 //! written is never written again: a partial write-out is padded to the block boundary.
+//!
+//! Where small write-outs follow one another in a file of the host, zeros are written ahead of them now and then: a
+//! direct write to blocks that have never been written has the host's file system note that they are now, which takes
+//! longer than writing them, and makes the flush after it a transaction (ext4, 4 KiB, in a loop of its own: 126 us and
+//! 104 us for the flush, against 39 us and 40 us).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +32,10 @@ struct OpenSegment {
     buffer: AlignedBuf,
     /// How many of them are on the device (not necessarily flushed); a multiple of the block size.
     written: u32,
+    /// Up to here the device has been written to, with zeros behind `written`.
+    zeroed: u32,
+    /// The last write-out was small.
+    was_small: bool,
     entries: Vec<FooterEntry>,
     /// Writing its end has failed: it is only read from now on, out of the buffer.
     has_failed: bool,
@@ -56,6 +65,11 @@ pub(crate) struct Lanes {
 
 /// Zeros that are written rather than begin another write: 256 KiB take a disk about as long as its latency.
 const GAP_WRITTEN_MAX: u32 = 256 << 10;
+
+/// Write-outs up to this many bytes are small: those of somebody who writes little and syncs.
+const SMALL_WRITE_MAX: u32 = 32 << 10;
+/// Zeros that are written ahead of them.
+const ZEROS_AHEAD: u32 = 256 << 10;
 
 /// Bytes that the footer of `count` entries takes at the end of a segment.
 fn footer_bytes(count: usize) -> u32 {
@@ -170,6 +184,8 @@ impl Lanes {
             seq,
             buffer,
             written: 0,
+            zeroed: 0,
+            was_small: false,
             entries: Vec::new(),
             has_failed: false,
         })
@@ -266,13 +282,22 @@ impl Lanes {
             // The padding would take the footer's room; hardly anything else would have found any.
             return self.seal(lane);
         }
-        open.buffer.resize(end as usize);
-        self.pool.write(
+        let is_small = end - open.written <= SMALL_WRITE_MAX;
+        let follows_another = std::mem::replace(&mut open.was_small, is_small);
+        let mut written_to = end;
+        if is_small && follows_another && end > open.zeroed && self.pool.device.geometry().sparse {
+            written_to = (end + ZEROS_AHEAD).min(SEGMENT_BYTES);
+        }
+        open.buffer.resize(written_to as usize);
+        let written = self.pool.write(
             open.segment,
             open.written,
             &open.buffer.as_slice()[open.written as usize..],
-        )?;
+        );
+        open.buffer.resize(end as usize);
+        written?;
         open.written = end;
+        open.zeroed = open.zeroed.max(written_to);
         self.pool.space.lock().set_used(open.segment, end);
         Ok(())
     }
