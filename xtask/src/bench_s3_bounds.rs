@@ -59,6 +59,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         &options.buffers,
         "--hot-bytes",
         &options.buffers,
+        "--table-bytes",
+        &options.buffers,
     ]);
     place.start(false)?;
     let account = place.account(address, "bench")?;

@@ -458,16 +458,41 @@ const HOT_BYTES_ONE_COMMAND: u64 = 128 << 20;
 /// is sealed, and little to touch for the first time.
 const DIRTY_BYTES_ONE_COMMAND: u64 = 32 << 20;
 
+/// Memory for blocks of the tables where a process serves: what is listed again of a large directory should be there.
+const TABLE_CACHE_BYTES_MAX: u64 = 512 << 20;
+
+/// Budgets of the tables in the memory that is given for them: each of the two has a memtable that is filled, and one that
+/// is written.
+fn table_options(table_bytes: u64, defaults: StoreOptions) -> StoreOptions {
+    StoreOptions {
+        block_cache_bytes: table_bytes / 2,
+        memtable_bytes_max: (table_bytes / 8) as usize,
+        ..defaults
+    }
+}
+
 fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     // While one waits for the device, another has its core.
     let sealing_threads = cores * 2;
     let defaults = FsOptions::default();
     let memory = memory::usable_bytes();
+    let tables = StoreOptions::default();
+    let tables = match (usage.budgets.table_bytes, usage.serves) {
+        (Some(table_bytes), _) => table_options(table_bytes, tables),
+        (None, false) => tables,
+        (None, true) => {
+            let least = tables.block_cache_bytes;
+            StoreOptions {
+                block_cache_bytes: (memory / 64).clamp(least, TABLE_CACHE_BYTES_MAX),
+                ..tables
+            }
+        }
+    };
     let store = StoreOptions {
         lanes: sealing_threads,
         accept_log_loss: usage.accept_log_loss,
-        ..StoreOptions::default()
+        ..tables
     };
     let fs = FsOptions {
         dirty_bytes_max: usage.budgets.dirty_bytes.unwrap_or(match usage.serves {

@@ -117,6 +117,7 @@ impl PoolArgs {
             ("--codec", self.first_run.codec.is_some()),
             ("--dirty-bytes", self.budgets.dirty_bytes.is_some()),
             ("--hot-bytes", self.budgets.hot_bytes.is_some()),
+            ("--table-bytes", self.budgets.table_bytes.is_some()),
         ]
         .into_iter()
         .find_map(|(option, is_given)| is_given.then_some(option))
@@ -165,16 +166,30 @@ pub struct BudgetArgs {
     /// Memory for opened chunks [default: an eighth of the memory, for a single command at most 128M]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub hot_bytes: Option<u64>,
+    /// Memory for the tables: half for blocks of them, half for changes that they have not got yet [default: 192M; a
+    /// process that serves keeps more blocks, a 64th of the memory, at most 512M]
+    #[arg(long, value_name = "BYTES", value_parser = table_bytes)]
+    pub table_bytes: Option<u64>,
 }
 
 /// Less does not hold what one request brings.
 const DIRTY_BYTES_MIN: u64 = 1 << 20;
+/// With less a few commands fill a memtable.
+const TABLE_BYTES_MIN: u64 = 8 << 20;
 
 fn dirty_bytes(text: &str) -> Result<u64, String> {
+    at_least(DIRTY_BYTES_MIN, text)
+}
+
+fn table_bytes(text: &str) -> Result<u64, String> {
+    at_least(TABLE_BYTES_MIN, text)
+}
+
+fn at_least(min: u64, text: &str) -> Result<u64, String> {
     match bytes::parse(text)? {
-        amount if amount < DIRTY_BYTES_MIN => Err(format!(
+        amount if amount < min => Err(format!(
             "'{text}' is too little; give at least {}",
-            bytes::show(DIRTY_BYTES_MIN)
+            bytes::show(min)
         )),
         amount => Ok(amount),
     }
