@@ -9,12 +9,12 @@ use std::sync::Arc;
 use cfs_format::Ino;
 use cfs_fs::{Fs, FsError};
 use cfs_seal::customer::{BLOCK_BYTES, BLOCK_TAG_BYTES, CustomerKey, sealed_bytes};
-use md5::{Digest, Md5};
 use s3s::dto::ServerSideEncryption;
 use s3s::{S3Error, S3Result, s3_error};
 
 use crate::errors::custom;
 use crate::face::Face;
+use crate::md5::Md5;
 use crate::objects::hex;
 use crate::parts::Part;
 use crate::records::Customer;
@@ -65,7 +65,7 @@ impl Given<'_> {
             .ok()
             .and_then(|bytes| bytes.try_into().ok())
             .ok_or_else(|| s3_error!(InvalidArgument, "a key that is brought has 32 bytes"))?;
-        if base64_simd::STANDARD.encode_to_string(Md5::digest(bytes)) != md5.trim() {
+        if base64_simd::STANDARD.encode_to_string(Md5::digest(&bytes)) != md5.trim() {
             return Err(s3_error!(
                 InvalidArgument,
                 "the key that is brought has another MD5"

@@ -16,7 +16,7 @@
 //! | `buckets`, `configs`, `cors`, `objects`, `versions`, `listing`, `locks`, `logging`, `lifecycle`, `expiry`, `uploads`, `abandoned` | S3's notions on directories and files |
 //! | `names`, `walk` | keys as names, and names in the order of keys |
 //! | `records`, `metadata`, `parts` | what is kept with inodes |
-//! | `bodies`, `upload`, `download`, `customer`, `kms` | bodies: what they may have us hold, in, out, and keys that clients bring or name for them |
+//! | `bodies`, `upload`, `md5`, `download`, `customer`, `kms` | bodies: what they may have us hold, in, out, and keys that clients bring or name for them |
 //! | `conditions`, `errors` | what they say |
 //! | `stats`, `statistics` | figures, and who may see them |
 //!
@@ -50,6 +50,7 @@ mod lifecycle;
 mod listing;
 mod locks;
 mod logging;
+mod md5;
 mod metadata;
 mod names;
 mod objects;

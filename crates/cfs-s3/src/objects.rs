@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use cfs_format::Ino;
 use cfs_fs::{Arrangement, Attr, Expected, FsError, Moved, Named, Publication, RecordChange, Room};
-use md5::{Digest, Md5};
 use s3s::{S3Result, s3_error};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 use crate::buckets::BucketAt;
 use crate::download::Opened;
 use crate::errors::from_fs;
 use crate::face::Face;
+use crate::md5::Md5;
 use crate::names;
 use crate::records::{self, Content, name};
 use crate::upload::{Etags, etag_of_sha256};

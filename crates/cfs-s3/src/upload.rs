@@ -5,24 +5,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cfs_format::Ino;
 use cfs_fs::{Fs, Room};
-use futures_util::{FutureExt as _, StreamExt as _};
-use md5::{Digest, Md5};
+use futures_util::StreamExt as _;
 use s3s::checksum::ChecksumHasher;
 use s3s::dto::{Checksum, StreamingBlob};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 use http::StatusCode;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::bodies;
 use crate::customer::{Brought, Sealing};
 use crate::errors::{custom, from_fs, full};
 use crate::face::{Face, blocking};
+use crate::md5::Md5;
 use crate::objects::hex;
 use crate::patience::PATIENCE;
 
@@ -35,8 +37,12 @@ static STEPS: Semaphore = Semaphore::const_new(32);
 /// Mode of a new object's file.
 const MODE: u32 = 0o644;
 
-/// Bodies up to so many bytes that arrive at once are written and measured in one go.
-const SMALL_BYTES: usize = 64 << 10;
+/// Bodies up to so many bytes that arrive in one step are written and measured in one go: to wake threads costs more
+/// than they would save by working at the same time.
+const SMALL_BYTES: usize = 1 << 20;
+/// How long a step that could be processed waits for more, so that there are fewer. Little, since it is held meanwhile, and
+/// not at all while others wait for one.
+const LINGER: Duration = Duration::from_millis(3);
 
 /// What ETags are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -212,7 +218,7 @@ impl Digests {
 
     /// What was measured of what an upload has been given.
     pub(crate) fn finish(self, upload: &Upload) -> Measured {
-        let md5: Option<[u8; 16]> = self.md5.map(|md5| md5.finalize().into());
+        let md5: Option<[u8; 16]> = self.md5.map(Md5::finalize);
         let sha256 = self.sha256.map(|sha256| hex(&sha256.finalize()));
         let sha256 = sha256.or(self.verified_sha256).unwrap_or_default();
         let (etag, sha256) = match (&upload.sealing, md5) {
@@ -347,8 +353,8 @@ struct Step {
     _permit: Option<SemaphorePermit<'static>>,
 }
 
-/// Waits for bytes, and takes with them what arrives until the step is full or the one before it has `passed`: the fewer
-/// steps there are, the less often threads are woken.
+/// Waits for bytes, and takes with them what arrives until the step is full or, a moment after the one before it has
+/// `passed`: the fewer steps there are, the less often threads are woken.
 async fn next_step(body: &mut StreamingBlob, passed: &mut oneshot::Receiver<()>) -> S3Result<Step> {
     let mut step = Step::default();
     let mut next = match tokio::time::timeout(PATIENCE, body.next()).await {
@@ -356,7 +362,7 @@ async fn next_step(body: &mut StreamingBlob, passed: &mut oneshot::Receiver<()>)
         Err(_) => return Err(S3ErrorCode::RequestTimeout.into()),
     };
     step._permit = Some(STEPS.acquire().await.map_err(S3Error::internal_error)?);
-    let mut has_passed = false;
+    let mut end = None;
     while let Some(item) = next {
         match item {
             None => {
@@ -369,17 +375,24 @@ async fn next_step(body: &mut StreamingBlob, passed: &mut oneshot::Receiver<()>)
             }
             Some(Err(error)) => return Err(body_error(&error)),
         }
-        next = match step.len < STEP_BYTES && step.bytes.len() < STEP_PIECES {
-            true if has_passed => body.next().now_or_never(),
-            true => tokio::select! {
-                biased;
-                next = body.next() => Some(next),
-                _ = &mut *passed => {
-                    has_passed = true;
-                    body.next().now_or_never()
+        // One more than fits, to see whether the body ends there.
+        if step.len > STEP_BYTES || step.bytes.len() >= STEP_PIECES {
+            break;
+        }
+        next = 'more: {
+            if end.is_none() {
+                tokio::select! {
+                    biased;
+                    next = body.next() => break 'more Some(next),
+                    _ = &mut *passed => {}
                 }
-            },
-            false => None,
+            }
+            let linger = match STEPS.available_permits() {
+                0 => Duration::ZERO,
+                _ => LINGER,
+            };
+            let end = *end.get_or_insert_with(|| Instant::now() + linger);
+            timeout_at(end, body.next()).await.ok()
         };
     }
     Ok(step)

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use cfs_format::Ino;
 use cfs_fs::{Attr, Expected, FsError, Publication, RecordChange, Room};
-use md5::{Digest, Md5};
 use s3s::crypto::Checksum as _;
 use s3s::{S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::buckets::BucketAt;
 use crate::errors::from_fs;
 use crate::face::Face;
+use crate::md5::Md5;
 use crate::objects::hex;
 use crate::parts::{Part, checksum_bytes};
 use crate::records::{self, Content, Customer, name};
@@ -380,7 +380,7 @@ pub(crate) fn assembled(upload: &UploadRecord, parts: &[PartAt]) -> S3Result<(Co
     for part in parts {
         // What follows the digits says that they are no MD5.
         let digits = part.content.etag.split('-').next().unwrap_or_default();
-        md5.update(unhex(digits));
+        md5.update(&unhex(digits));
     }
     let bytes = size_of(parts);
     let mut content = Content {
