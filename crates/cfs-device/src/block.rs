@@ -3,7 +3,7 @@
 //! Invariants: the device is claimed exclusively (`O_EXCL`), so that nobody mounts it or opens a second pool on it
 //! while this one is in use. Its size is read once.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cfs_format::{SEGMENT_BYTES, SegmentId};
 
-use crate::descriptors::{Descriptors, assert_writable, check_readable, failed, last_of, position};
+use crate::descriptors::{
+    Access, Descriptors, assert_writable, check_readable, failed, last_of, position,
+};
 use crate::file::open_failed;
 use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
 
@@ -30,6 +32,18 @@ impl BlockDevice {
     /// # Errors
     /// [`OpenDeviceError`]: `WrongKind` for anything but a block device, `Busy`, `TooSmall`, or `Io`.
     pub fn open(path: &Path) -> Result<Self, OpenDeviceError> {
+        Self::open_for(Access::ReadAndWrite, path)
+    }
+
+    /// The same where nothing is to be written, or can be: each write fails.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::open`].
+    pub fn open_to_read(path: &Path) -> Result<Self, OpenDeviceError> {
+        Self::open_for(Access::Read, path)
+    }
+
+    fn open_for(access: Access, path: &Path) -> Result<Self, OpenDeviceError> {
         let kind = std::fs::metadata(path)
             .map_err(|source| open_failed("examine", path, source))?
             .file_type();
@@ -39,9 +53,8 @@ impl BlockDevice {
                 expected: "block device",
             });
         }
-        let mut cached = OpenOptions::new()
-            .read(true)
-            .write(true)
+        let mut cached = access
+            .options()
             .custom_flags(libc::O_EXCL)
             .open(path)
             .map_err(|source| match source.raw_os_error() {
@@ -58,9 +71,8 @@ impl BlockDevice {
                 bytes,
             });
         }
-        let direct = OpenOptions::new()
-            .read(true)
-            .write(true)
+        let direct = access
+            .options()
             .custom_flags(libc::O_DIRECT)
             .open(path)
             .ok();

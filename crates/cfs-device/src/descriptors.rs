@@ -5,7 +5,7 @@
 //! and does not push out what readers keep there; the kernel drops the cached pages of the range when it writes
 //! directly, so both ways see the same bytes. Where direct I/O is refused, everything goes through the page cache.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,21 @@ use crate::DeviceError;
 
 /// Reads from this size on may go around the page cache, bytes.
 const DIRECT_READ_BYTES_MIN: usize = 64 << 10;
+
+/// What a file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    ReadAndWrite,
+}
+
+impl Access {
+    pub(crate) fn options(self) -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.read(true).write(self == Self::ReadAndWrite);
+        options
+    }
+}
 
 pub(crate) struct Descriptors {
     pub(crate) cached: File,

@@ -1,8 +1,8 @@
 //! A device in one sparse regular file: segment `n` lies at byte `n * SEGMENT_BYTES`.
 //!
-//! Invariants: the file is locked (`flock`) while the device lives; its length only grows, and is made to hold a
-//! segment before anything is written there, so that no write lengthens it; the room that it takes shrinks with each
-//! discard.
+//! Invariants: the file is locked (`flock`) while the device lives, alone or with others that only read; its length only
+//! grows, and is made to hold a segment before anything is written there, so that no write lengthens it; the room that it
+//! takes shrinks with each discard.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 use crate::descriptors::{
-    Descriptors, assert_writable, check_readable, failed, last_of, no_space_or_failed, position,
+    Access, Descriptors, assert_writable, check_readable, failed, last_of, no_space_or_failed,
+    position,
 };
 use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
 
@@ -54,7 +55,7 @@ impl FileDevice {
         File::open(parent)
             .and_then(|parent| parent.sync_all())
             .map_err(|source| open_failed("flush the directory of", path, source))?;
-        Self::with_file(path, cached, segment_count_max)
+        Self::with_file(Access::ReadAndWrite, path, cached, segment_count_max)
     }
 
     /// Opens the device at `path`. Segments up to `segment_count_max` can be addressed, and all that the file
@@ -63,9 +64,24 @@ impl FileDevice {
     /// # Errors
     /// [`OpenDeviceError`]: `WrongKind` for anything but a regular file, `Busy`, or `Io`.
     pub fn open(path: &Path, segment_count_max: u32) -> Result<Self, OpenDeviceError> {
-        let cached = OpenOptions::new()
-            .read(true)
-            .write(true)
+        Self::open_for(Access::ReadAndWrite, path, segment_count_max)
+    }
+
+    /// The same where nothing is to be written, or can be: each write fails. Others may open it in this way too.
+    ///
+    /// # Errors
+    /// As [`FileDevice::open`].
+    pub fn open_to_read(path: &Path, segment_count_max: u32) -> Result<Self, OpenDeviceError> {
+        Self::open_for(Access::Read, path, segment_count_max)
+    }
+
+    fn open_for(
+        access: Access,
+        path: &Path,
+        segment_count_max: u32,
+    ) -> Result<Self, OpenDeviceError> {
+        let cached = access
+            .options()
             // A named pipe without a reader must not hold the caller up.
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
@@ -73,10 +89,11 @@ impl FileDevice {
                 io::ErrorKind::IsADirectory => wrong_kind(path),
                 _ => open_failed("open", path, source),
             })?;
-        Self::with_file(path, cached, segment_count_max)
+        Self::with_file(access, path, cached, segment_count_max)
     }
 
     fn with_file(
+        access: Access,
         path: &Path,
         cached: File,
         segment_count_max: u32,
@@ -87,15 +104,16 @@ impl FileDevice {
         if !metadata.is_file() {
             return Err(wrong_kind(path));
         }
-        rustix::fs::flock(&cached, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
-            match errno {
-                rustix::io::Errno::WOULDBLOCK => OpenDeviceError::Busy { path: path.into() },
-                _ => open_failed("lock", path, errno.into()),
-            }
+        let lock = match access {
+            Access::Read => FlockOperation::NonBlockingLockShared,
+            Access::ReadAndWrite => FlockOperation::NonBlockingLockExclusive,
+        };
+        rustix::fs::flock(&cached, lock).map_err(|errno| match errno {
+            rustix::io::Errno::WOULDBLOCK => OpenDeviceError::Busy { path: path.into() },
+            _ => open_failed("lock", path, errno.into()),
         })?;
-        let direct = OpenOptions::new()
-            .read(true)
-            .write(true)
+        let direct = access
+            .options()
             .custom_flags(libc::O_DIRECT)
             .open(path)
             .ok();

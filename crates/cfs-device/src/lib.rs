@@ -7,6 +7,7 @@ mod block;
 mod descriptors;
 mod file;
 mod memory;
+mod overlay;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub use aligned::AlignedBuf;
 pub use block::BlockDevice;
 pub use file::FileDevice;
 pub use memory::{FaultPlan, MemDevice, OperationCounts, SegmentImage};
+pub use overlay::Overlay;
 
 /// What a device is and can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

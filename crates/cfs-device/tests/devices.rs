@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use cfs_device::{
-    AlignedBuf, BlockDevice, Device, DeviceError, FileDevice, MemDevice, OpenDeviceError,
+    AlignedBuf, BlockDevice, Device, DeviceError, FileDevice, MemDevice, OpenDeviceError, Overlay,
 };
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 
@@ -132,6 +133,49 @@ fn file_follows_the_model() {
         check_against_model(&device, seed, true);
     }
     check_refuses_reads_outside(&device);
+}
+
+#[test]
+fn an_overlay_follows_the_model_and_leaves_the_file_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    let device = FileDevice::create(&path, 8).unwrap();
+    device
+        .write_at(SegmentId(6), 4096, &[6; 3 * BLOCK])
+        .unwrap();
+    device.flush().unwrap();
+    drop(device);
+    let before = fs::read(&path).unwrap();
+    for seed in 1..=3 {
+        let below = Arc::new(FileDevice::open_to_read(&path, 8).unwrap());
+        let overlay = Overlay::new(below);
+        check_against_model(&overlay, seed, true);
+        check_refuses_reads_outside(&overlay);
+        // One changed block between two of the file.
+        overlay.write_at(SegmentId(6), 8192, &[9; BLOCK]).unwrap();
+        let mut buf = vec![0; 2 * BLOCK];
+        overlay.read_at(SegmentId(6), 6144, &mut buf).unwrap();
+        let expected = [[6; BLOCK / 2].as_slice(), &[9; BLOCK], &[6; BLOCK / 2]].concat();
+        assert_eq!(buf, expected);
+    }
+    assert!(fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn who_reads_shares_a_file_with_others_who_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    let writes = FileDevice::create(&path, 8).unwrap();
+    let refused = FileDevice::open_to_read(&path, 8).err().unwrap();
+    assert!(matches!(refused, OpenDeviceError::Busy { .. }));
+    drop(writes);
+    let reads = FileDevice::open_to_read(&path, 8).unwrap();
+    let reads_too = FileDevice::open_to_read(&path, 8).unwrap();
+    let refused = FileDevice::open(&path, 8).err().unwrap();
+    assert!(matches!(refused, OpenDeviceError::Busy { .. }));
+    assert!(reads.write_at(SegmentId(0), 0, &[1; BLOCK]).is_err());
+    drop((reads, reads_too));
+    FileDevice::open(&path, 8).unwrap();
 }
 
 #[test]

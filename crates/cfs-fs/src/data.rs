@@ -345,14 +345,20 @@ impl Core {
     /// The first failure of re-chunking. Failures of flushing stay with the files.
     pub(crate) fn tick(&self) -> Result<()> {
         self.flush_aged();
-        self.buffers.trim();
-        self.hot.trim(self.host.now_ns());
-        let tick = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
+        let tick = self.forget_unused();
         if tick.is_multiple_of(RETRY_TICKS) {
             for file in self.all() {
                 self.retry_failed(&file);
             }
         }
+        self.rechunk_some()
+    }
+
+    /// Gives up memory that nobody uses: part of [`Files::tick`], whose number it returns.
+    pub(crate) fn forget_unused(&self) -> u64 {
+        self.buffers.trim();
+        self.hot.trim(self.host.now_ns());
+        let tick = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         let oldest = tick.saturating_sub(IDLE_TICKS_MAX);
         self.shards[tick as usize % SHARDS]
             .lock()
@@ -362,6 +368,6 @@ impl Core {
                     || file.used_at.load(Ordering::Relaxed) > oldest
                     || !file.is_idle()
             });
-        self.rechunk_some()
+        tick
     }
 }

@@ -80,10 +80,11 @@ pub enum WriteError {
     /// No room. Nothing changed.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
-    /// The pool has gone read-only after a device failure. Nothing changed; what was not yet durable may be lost.
+    /// The pool has gone read-only after a device failure, whereby what was not yet durable may be lost, or was opened so.
+    /// Nothing changed.
     #[error("the pool is read-only: {reason}")]
     ReadOnly {
-        /// The failure.
+        /// The failure, or how it was opened.
         reason: Arc<str>,
     },
     /// Something that had to be read first could not be read. Nothing changed.

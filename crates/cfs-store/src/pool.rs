@@ -88,7 +88,7 @@ impl Pool {
     }
 
     /// # Errors
-    /// [`WriteError::ReadOnly`] once a write or flush has failed.
+    /// [`WriteError::ReadOnly`] once a write or flush has failed, or writes are refused.
     pub fn writable(&self) -> Result<(), WriteError> {
         match self.failure.get() {
             None => Ok(()),
@@ -96,6 +96,11 @@ impl Pool {
                 reason: Arc::clone(reason),
             }),
         }
+    }
+
+    /// Nothing is written from now on, for a reason that is no failure.
+    pub fn refuse_writes(&self, reason: &str) {
+        self.failure.get_or_init(|| reason.into());
     }
 
     /// A write or flush has failed: nothing is acknowledged from now on, because what the device holds is unknown.

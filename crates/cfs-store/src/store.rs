@@ -118,9 +118,9 @@ pub struct Store {
 pub enum Health {
     /// Yes.
     Good,
-    /// No: the device failed.
+    /// No: the device failed, or [`Store::refuse_writes`] was called.
     ReadOnly {
-        /// The failure.
+        /// The failure, or what was given.
         reason: Arc<str>,
     },
 }
@@ -395,6 +395,11 @@ impl Store {
         self.lanes.data_lanes()
     }
 
+    /// Makes the pool read-only from now on, for this reason. What has been accepted and not written by now stays so.
+    pub fn refuse_writes(&self, reason: &str) {
+        self.pool.refuse_writes(reason);
+    }
+
     /// Whether the pool can be written to.
     #[must_use]
     pub fn health(&self) -> Health {
@@ -429,7 +434,10 @@ impl Store {
             pool,
             segments: space.counts(),
             host_allocated_bytes: host.map(|host| host.allocated_bytes),
-            available_bytes: host_available.map_or(available, |host| available.min(host)),
+            available_bytes: match self.health() {
+                Health::Good => host_available.map_or(available, |host| available.min(host)),
+                Health::ReadOnly { .. } => 0,
+            },
             promised_bytes: space.promised_bytes(),
             live_bytes,
             data_used_bytes,

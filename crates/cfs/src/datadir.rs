@@ -365,39 +365,74 @@ impl DataDir {
     /// # Errors
     /// [`Code::Busy`] when another process has it; [`Code::Host`] when the lock file cannot be written.
     pub fn lock(&self) -> Result<Lock> {
-        let path = self.path.join("lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| Failure::host("write", &path, &e))?;
-        let started = Instant::now();
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(errno) => return Err(Failure::host("lock", &path, &errno.into())),
-            }
-            // A process that was killed has the lock until the kernel has taken its memory away.
-            let owner = owner(&mut file);
-            let patience = match owner.is_some_and(is_ending) {
-                true => ENDING_PATIENCE,
-                false => SIGNAL_PATIENCE,
-            };
-            if started.elapsed() > patience {
-                return Err(self.busy(owner));
-            }
-            std::thread::sleep(LOCK_POLL);
-        }
+        let path = self.lock_path();
+        let mut file = lock_file(&path).map_err(|e| Failure::host("write", &path, &e))?;
+        self.take(&mut file, FlockOperation::NonBlockingLockExclusive)?;
         let write_pid = || -> io::Result<()> {
             file.set_len(0)?;
             writeln!(&file, "{}", std::process::id())
         };
         write_pid().map_err(|e| Failure::host("write", &path, &e))?;
-        Ok(Lock { file })
+        Ok(Lock {
+            file: Some(file),
+            is_alone: true,
+        })
+    }
+
+    /// Takes the directory together with others that only read, also where nothing can be written in it.
+    ///
+    /// # Errors
+    /// [`Code::Busy`] when another process has it alone; [`Code::Host`] when the lock file cannot be opened.
+    pub fn lock_to_read(&self) -> Result<Lock> {
+        let path = self.lock_path();
+        let mut file = match File::open(&path).or_else(|_| lock_file(&path)) {
+            Ok(file) => Some(file),
+            // Nobody can have taken it: the pool's file has a lock of its own.
+            Err(_) if !path.exists() => None,
+            Err(error) => return Err(Failure::host("read", &path, &error)),
+        };
+        if let Some(file) = &mut file {
+            self.take(file, FlockOperation::NonBlockingLockShared)?;
+        }
+        Ok(Lock {
+            file,
+            is_alone: false,
+        })
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    fn take(&self, file: &mut File, operation: FlockOperation) -> Result<()> {
+        let started = Instant::now();
+        let mut readers_since = None;
+        loop {
+            match rustix::fs::flock(&*file, operation) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(errno) => return Err(Failure::host("lock", &self.lock_path(), &errno.into())),
+            }
+            // Those who read beside others have not written themselves down; whoever has, has ended.
+            if rustix::fs::flock(&*file, FlockOperation::NonBlockingLockShared).is_ok() {
+                let _ = rustix::fs::flock(&*file, FlockOperation::NonBlockingUnlock);
+                let since: &mut Instant = readers_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > SIGNAL_PATIENCE {
+                    return Err(self.busy(None));
+                }
+            } else {
+                // A process that was killed has the lock until the kernel has taken its memory away.
+                let owner = owner(file);
+                let patience = match owner.is_some_and(is_ending) {
+                    true => ENDING_PATIENCE,
+                    false => SIGNAL_PATIENCE,
+                };
+                if started.elapsed() > patience {
+                    return Err(self.busy(owner));
+                }
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
     }
 
     /// Whether a process has the directory.
@@ -418,9 +453,21 @@ impl DataDir {
         );
         match pid {
             Some(pid) => failure.hint(format!("use its mount, or stop it: kill {pid}")),
-            None => failure.hint("use its mount, or stop it"),
+            None => {
+                failure.hint("use its mount, or stop it, or wait until it has read what it wants")
+            }
         }
     }
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 /// The process that has made a socket with this name, if it is the name of one over which a stream goes.
@@ -470,13 +517,19 @@ fn is_ending(pid: u32) -> bool {
 /// Holds the data directory; the kernel gives it back when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    /// None where there is no lock file and none can be made.
+    file: Option<File>,
+    is_alone: bool,
 }
 
 impl Drop for Lock {
     /// The number of a process that has ended may soon be another's.
     fn drop(&mut self) {
-        let _ = self.file.set_len(0);
+        if let Some(file) = &self.file
+            && self.is_alone
+        {
+            let _ = file.set_len(0);
+        }
     }
 }
 

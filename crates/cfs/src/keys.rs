@@ -95,6 +95,7 @@ const OF_TARGET: Ways = Ways {
 };
 
 /// What the user gave, before it is known what the pool wants.
+#[derive(Clone)]
 pub struct KeyGiven {
     args: KeyArgs,
     environment: Option<Zeroizing<Vec<u8>>>,

@@ -722,7 +722,7 @@ fn on_existing(
     let dir = DataDir::at(&existing.data)?;
     let given = KeyGiven::new(existing.key, environment);
     client::perform(&dir, request, json, |request, reporter| {
-        let pool = pool::open(&dir, given, Use::default())?;
+        let pool = client::open_for(&dir, given, &request)?;
         client::on_own_pool(pool, request, reporter)
     })
 }

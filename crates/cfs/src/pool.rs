@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cfs_device::{BlockDevice, Device, DeviceError, FileDevice, OpenDeviceError};
+use cfs_device::{BlockDevice, Device, DeviceError, FileDevice, OpenDeviceError, Overlay};
 use cfs_format::superblock::{KeySlot, Superblock, UNLOCK_KEY_FILE, UNLOCK_PASSPHRASE};
 use cfs_format::{SEGMENT_BYTES, VolumeId};
 use cfs_fs::{AtimePolicy, Fs, FsOptions};
@@ -46,6 +46,8 @@ pub struct Pool {
     pub dir: DataDir,
     /// The block device it is on.
     pub device: Option<PathBuf>,
+    /// Nothing of it is written; see [`Use::only_reads`].
+    pub only_reads: bool,
     _lock: Lock,
 }
 
@@ -64,6 +66,9 @@ pub struct Use {
     pub serves: bool,
     /// It goes with the command that makes it: nobody is told to keep its key.
     pub is_temporary: bool,
+    /// Nothing of the pool is written: what opening has to change is kept in memory, and forgotten. Its directory may be
+    /// one in which nothing can be written.
+    pub only_reads: bool,
 }
 
 /// Opens the pool of `dir`.
@@ -75,9 +80,21 @@ pub fn open(dir: &DataDir, given: KeyGiven, usage: Use) -> Result<Pool> {
     if matches!(contents, Contents::Nothing) {
         return Err(no_pool(dir));
     }
-    let lock = dir.lock()?;
-    let (device, path) = open_device(dir, &contents)?;
+    let lock = lock(dir, usage)?;
+    let (device, path) = open_device(dir, &contents, usage.only_reads)?;
     open_on(dir, device, path, given, usage, lock)
+}
+
+fn lock(dir: &DataDir, usage: Use) -> Result<Lock> {
+    match usage.only_reads {
+        false => dir.lock(),
+        true if !usage.serves => dir.lock_to_read(),
+        // Alone if that can be, since it makes a socket.
+        true => match dir.lock() {
+            Err(failure) if failure.code == Code::Host => dir.lock_to_read(),
+            locked => locked,
+        },
+    }
 }
 
 /// What is said where a command needs a pool and there is none.
@@ -111,8 +128,8 @@ pub fn peek(dir: &DataDir) -> Result<Peek> {
     if matches!(contents, Contents::Nothing) {
         return Err(no_pool(dir));
     }
-    let lock = dir.lock()?;
-    let (device, path) = open_device(dir, &contents)?;
+    let lock = dir.lock_to_read()?;
+    let (device, path) = open_device(dir, &contents, true)?;
     let path = pool_path(dir, path.as_deref());
     let superblock = cfs_store::read_superblock(&*device)
         .map_err(|error| not_opened(&path, error.into()))?
@@ -149,10 +166,11 @@ pub fn open_or_create(
     usage: Use,
 ) -> Result<Pool> {
     match dir.contents()? {
+        Contents::Nothing if usage.only_reads => Err(no_pool(dir)),
         Contents::Nothing => create::create(dir, given, first_run, usage),
         contents => {
-            let lock = dir.lock()?;
-            let (device, path) = open_device(dir, &contents)?;
+            let lock = lock(dir, usage)?;
+            let (device, path) = open_device(dir, &contents, usage.only_reads)?;
             check_wishes(dir, &*device, path.as_deref(), first_run)?;
             let pool = open_on(dir, device, path, given, usage, lock)?;
             check_codec(&pool, first_run)?;
@@ -225,13 +243,26 @@ fn check_codec(pool: &Pool, wished: &FirstRunArgs) -> Result<()> {
         ),
     )
     .hint("leave --codec out; it counts on the first run only");
-    close(&pool.fs)?;
+    pool.close()?;
     Err(failure)
 }
 
 fn volume_codec(fs: &Fs) -> Option<Codec> {
     let volume = fs.store().volume(VolumeId::ROOT)?;
     Codec::from_numbers(volume.codec, volume.codec_level)
+}
+
+impl Pool {
+    /// Writes what is pending and marks the pool clean, unless it is only read.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn close(&self) -> Result<()> {
+        match self.only_reads {
+            true => Ok(()),
+            false => close(&self.fs),
+        }
+    }
 }
 
 /// Writes what is pending and marks the pool clean.
@@ -251,18 +282,32 @@ fn pool_path(dir: &DataDir, device: Option<&Path>) -> PathBuf {
 
 /// Opens what the pool is on. The caller has the directory's lock, so a device in use is most likely one that a
 /// process which is about to end has not given back yet, and is waited for.
-fn open_device(dir: &DataDir, contents: &Contents) -> Result<(Arc<dyn Device>, Option<PathBuf>)> {
+fn open_device(
+    dir: &DataDir,
+    contents: &Contents,
+    only_reads: bool,
+) -> Result<(Arc<dyn Device>, Option<PathBuf>)> {
+    let open_once = || -> std::result::Result<(Arc<dyn Device>, _), _> {
+        Ok(match (contents, only_reads) {
+            (Contents::Device(path), false) => {
+                (Arc::new(BlockDevice::open(path)?), Some(path.clone()))
+            }
+            (Contents::Device(path), true) => {
+                let below = Arc::new(BlockDevice::open_to_read(path)?);
+                (Arc::new(Overlay::new(below)), Some(path.clone()))
+            }
+            (Contents::File | Contents::Nothing, false) => {
+                (Arc::new(FileDevice::open(&dir.pool(), u32::MAX)?), None)
+            }
+            (Contents::File | Contents::Nothing, true) => {
+                let below = Arc::new(FileDevice::open_to_read(&dir.pool(), u32::MAX)?);
+                (Arc::new(Overlay::new(below)), None)
+            }
+        })
+    };
     let started = Instant::now();
     loop {
-        let opened: std::result::Result<(Arc<dyn Device>, _), _> = match contents {
-            Contents::Device(path) => {
-                BlockDevice::open(path).map(|it| (Arc::new(it) as _, Some(path.clone())))
-            }
-            Contents::File | Contents::Nothing => {
-                FileDevice::open(&dir.pool(), u32::MAX).map(|it| (Arc::new(it) as _, None))
-            }
-        };
-        match opened {
+        match open_once() {
             Err(OpenDeviceError::Busy { .. }) if started.elapsed() < DEVICE_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -293,11 +338,17 @@ fn open_on(
         return Err(refusal);
     }
     let fs = fs.map_err(|error| not_opened(&pool_path(dir, path.as_deref()), error))?;
-    keep_superblock(dir, &fs);
+    match usage.only_reads {
+        // One command ends before its changes in memory could grow.
+        true if usage.serves => fs.store().refuse_writes("it was opened to be read only"),
+        true => {}
+        false => keep_superblock(dir, &fs),
+    }
     Ok(Pool {
         fs,
         dir: dir.clone(),
         device: path,
+        only_reads: usage.only_reads,
         _lock: lock,
     })
 }
@@ -330,7 +381,7 @@ pub fn rebuild(
         return Err(no_pool(dir));
     }
     let lock = dir.lock()?;
-    let (device, path) = open_device(dir, &contents)?;
+    let (device, path) = open_device(dir, &contents, false)?;
     let mut refusal = None;
     let unlock = |superblock: &Superblock| {
         cluster_key(dir, given, &superblock.key_slot).map_err(|failure| {

@@ -247,6 +247,10 @@ pub fn start(
             tracing::warn!("no room for the S3 root key: S3 has none before the next start");
             None
         }
+        Err(UserError::Fs(FsError::ReadOnly(_))) => {
+            tracing::warn!("the pool is only read, and has no S3 root key: S3 knows no users");
+            None
+        }
         Err(error) => {
             let message = format!("the S3 root key: {error}");
             return Err(Failure::new(Code::Failed, message));

@@ -24,7 +24,7 @@ use crate::failure::{Code, Failure, Result};
 use crate::interrupt;
 use crate::keys::{Environment, KeyGiven};
 use crate::memory::Trimmer;
-use crate::pool::{self, Use};
+use crate::pool::{self, Pool, Use};
 use crate::s3::S3At;
 
 /// How often background work is looked for.
@@ -97,11 +97,13 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
     let usage = Use {
         budgets: serving.pool.budgets,
         atime: match serving.mounting.atime {
+            _ if serving.mounting.read_only_pool => AtimePolicy::Noatime,
             Atime::Relatime => AtimePolicy::Relatime,
             Atime::Noatime => AtimePolicy::Noatime,
             Atime::Strict => AtimePolicy::Strict,
         },
         list_snapshots: serving.mounting.list_snapshots,
+        only_reads: serving.mounting.read_only_pool,
         serves: true,
         ..Use::default()
     };
@@ -118,7 +120,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
     let (mounted, gone, socket, ticker, s3) = match served {
         Ok(served) => served,
         Err(failure) => {
-            pool::close(&service.pool().fs)?;
+            service.pool().close()?;
             return Err(failure);
         }
     };
@@ -136,7 +138,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
         unmount(&mounted, &gone);
     }
     drop(ticker);
-    pool::close(&service.pool().fs)?;
+    service.pool().close()?;
     tracing::info!("everything is written; good bye");
     Ok(())
 }
@@ -144,7 +146,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
 type Served = (
     Option<Arc<Mounted>>,
     Receiver<std::result::Result<(), SessionError>>,
-    AdminSocket,
+    Option<AdminSocket>,
     Ticker,
     Option<S3Server>,
 );
@@ -172,7 +174,7 @@ fn start(
             None
         }
     };
-    let ticker = Ticker::start(Arc::clone(fs));
+    let ticker = Ticker::start(service.pool());
     let end = |failure: Failure| {
         if let Some(mounted) = &mounted {
             unmount(mounted, &gone);
@@ -180,7 +182,15 @@ fn start(
         failure
     };
     let s3 = crate::s3::start(service, dir, s3.0, s3.1).map_err(end)?;
-    let socket = AdminSocket::start(dir, Arc::clone(service)).map_err(end)?;
+    let socket = match AdminSocket::start(dir, Arc::clone(service)) {
+        Ok(socket) => Some(socket),
+        // Its directory may be one in which nothing can be made.
+        Err(failure) if service.pool().only_reads => {
+            tracing::warn!("`cfs admin` cannot ask this process: {}", failure.message);
+            None
+        }
+        Err(failure) => return Err(end(failure)),
+    };
     let line = ready_line(service, dir, mounted.as_deref());
     match starting {
         Some(starting) => starting.ready(&line, &dir.log()).map_err(end)?,
@@ -197,7 +207,7 @@ fn start(
 fn mount_options(path: PathBuf, args: &MountingArgs) -> MountOptions {
     let mut options = MountOptions::new(path);
     options.allow_other |= args.allow_other;
-    options.read_only = args.read_only;
+    options.read_only = args.read_only || args.read_only_pool;
     options.sync_calls = args.sync_calls == SyncCalls::Auto;
     options.noatime = args.atime == Atime::Noatime;
     options
@@ -286,8 +296,10 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// Starts them.
-    pub fn start(fs: Arc<Fs>) -> Self {
+    /// Starts them. In a pool that is only read they give back memory, and nothing else.
+    pub fn start(pool: &Pool) -> Self {
+        let fs = Arc::clone(&pool.fs);
+        let only_reads = pool.only_reads;
         let (stop, stopped) = bounded::<()>(0);
         // One that is not taken yet will do for all that come meanwhile.
         let (change, changed) = bounded::<()>(1);
@@ -297,7 +309,10 @@ impl Ticker {
                 fs.wait_for_changes(CHANGES_PATIENCE);
                 let _ = change.try_send(());
                 let start = Instant::now();
-                let written = fs.write_log();
+                let written = match only_reads {
+                    true => Ok(()),
+                    false => fs.write_log(),
+                };
                 let pause = (start.elapsed() * (LOG_SHARE - 1)).clamp(LOG_PERIOD, LOG_PERIOD_MAX);
                 (written, Pause::For(pause))
             })
@@ -306,7 +321,13 @@ impl Ticker {
         let of = Arc::clone(&fs);
         let background = repeat("background", stopped, changed, move || {
             let fs = &of;
-            let ticked = fs.tick();
+            let ticked = match only_reads {
+                true => {
+                    fs.tick_to_read();
+                    Ok(())
+                }
+                false => fs.tick(),
+            };
             let dirty_bytes = fs.dirty_bytes();
             memory.trim(fs.hot_bytes() + dirty_bytes, dirty_bytes);
             let pause = match fs.rests() {

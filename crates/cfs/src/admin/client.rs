@@ -131,16 +131,43 @@ fn ask_or_do(
     here(request, reporter)
 }
 
+/// Opens the pool for one request: to be only read if that is enough, or all that can be done for it.
+///
+/// # Errors
+/// As [`pool::open`].
+pub fn open_for(dir: &DataDir, given: KeyGiven, request: &Request) -> Result<Pool> {
+    let only_reads = pool::Use {
+        only_reads: true,
+        ..pool::Use::default()
+    };
+    if request.only_looks() {
+        return pool::open(dir, given, only_reads);
+    }
+    if !matches!(request, Request::Export(_)) {
+        return pool::open(dir, given, pool::Use::default());
+    }
+    match pool::open(dir, given.clone(), pool::Use::default()) {
+        Err(failure) if failure.code == Code::Host => {
+            tell!(
+                "notice: {}; the pool is only read, and damage that is found is not written down",
+                failure.message
+            );
+            pool::open(dir, given, only_reads)
+        }
+        opened => opened,
+    }
+}
+
 /// Does `request` on a pool that was opened for it, and closes the pool.
 ///
 /// # Errors
 /// What the command meets, or closing the pool.
 pub fn on_own_pool(pool: Pool, request: Request, reporter: &dyn Reporter) -> Result<Answer> {
     let service = Service::new(pool, false);
-    let ticker = Ticker::start(Arc::clone(&service.pool().fs));
+    let ticker = Ticker::start(service.pool());
     let answer = service.perform(request, reporter);
     drop(ticker);
-    let closed = pool::close(&service.pool().fs);
+    let closed = service.pool().close();
     let answer = answer?;
     closed?;
     Ok(answer)
@@ -168,7 +195,7 @@ pub fn debug(dir: &DataDir, target: DebugTarget, given: KeyGiven) -> Result<Exit
                 Ok(Answer::Nothing)
             }
             request => {
-                let pool = pool::open(dir, given, pool::Use::default())?;
+                let pool = open_for(dir, given, &request)?;
                 on_own_pool(pool, request, reporter)
             }
         }

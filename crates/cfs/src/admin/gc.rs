@@ -164,7 +164,7 @@ fn read_only(store: &Store) -> Option<WriteError> {
 fn failed(error: WriteError) -> Failure {
     let hint = match &error {
         WriteError::ReadOnly { .. } => {
-            "look at the disk, then start the server again; --dry-run tells the plan"
+            "if the disk failed, look at it, then start the server again; --dry-run tells the plan"
         }
         _ => "`cfs admin fsck` tells what is wrong with the tables",
     };

@@ -134,6 +134,23 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it looks and changes nothing, so that nothing of the pool needs to be written for it. Who reads content
+    /// may find damage, which is written down.
+    pub fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Self::Status
+                | Self::Df
+                | Self::LsDomains
+                | Self::Fsck
+                | Self::Debug(_)
+                | Self::Snapshot(SnapshotRequest::List { .. } | SnapshotRequest::Diff { .. })
+                | Self::Volume(VolumeRequest::List)
+        )
+    }
+}
+
 /// How segments are to be emptied.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "way")]

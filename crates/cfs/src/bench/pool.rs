@@ -3,7 +3,6 @@
 //! The limits are those of the parts: each byte passes all of them on some core, and what is left of it passes the disk.
 
 use std::path::Path as HostPath;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -104,7 +103,7 @@ impl Running {
             ..Use::default()
         };
         let pool = pool::open_or_create(&dir, key, &first_run, usage)?;
-        let ticker = Ticker::start(Arc::clone(&pool.fs));
+        let ticker = Ticker::start(&pool);
         Ok(Self { pool, ticker })
     }
 
@@ -376,6 +375,7 @@ fn drop_page_cache(pool: &HostPath) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
     use super::*;

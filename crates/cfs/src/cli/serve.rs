@@ -127,6 +127,9 @@ pub struct MountingArgs {
     /// Refuse all writes through the mount
     #[arg(long)]
     pub read_only: bool,
+    /// Write nothing to the pool, as on a disk that fails or may not change; what opening it would write stays in memory
+    #[arg(long)]
+    pub read_only_pool: bool,
     /// Let listings of the roots of volumes show .snapshots; it is in every directory in any case
     #[arg(long)]
     pub list_snapshots: bool,

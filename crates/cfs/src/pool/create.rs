@@ -229,6 +229,7 @@ fn make(
         fs,
         dir: dir.clone(),
         device: first_run.device.clone(),
+        only_reads: false,
         _lock: lock,
     })
 }

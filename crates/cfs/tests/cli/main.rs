@@ -9,6 +9,7 @@ mod clones;
 mod entrances;
 mod first_run;
 mod mount;
+mod only_reads;
 mod readme;
 mod reclaim;
 mod refusals;
