@@ -6,6 +6,7 @@
 //! but a full pool or disk ends the run.
 
 pub mod export;
+mod host_file;
 mod host_tree;
 pub mod import;
 mod pool_path;
@@ -112,7 +113,7 @@ impl From<FsError> for Trouble {
             ),
             FsError::ReadOnly(_) => Self::Run(
                 Failure::new(Code::Host, format!("{error}"))
-                    .hint("the log says which device error it was; restart to try again"),
+                    .hint("if the disk failed, the log says how, and a restart tries again"),
             ),
             error => Self::Object(error.to_string()),
         }

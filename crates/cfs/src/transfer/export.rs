@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use super::host_file::HostFile;
 use super::host_tree::{HostDir, Meta, Xattrs, pool_xattrs};
 use super::import::interrupted;
 use super::pool_path::{PoolPath, join};
@@ -371,7 +372,8 @@ impl Export<'_, '_> {
             Mode::RUSR | Mode::WUSR,
         )
         .map_err(|errno| host("create", errno))?;
-        let written = self.copy_content(job, meta, &file, buffer).and_then(|()| {
+        let file = HostFile::new(file, meta.size);
+        let written = self.copy_content(job, meta, file, buffer).and_then(|()| {
             let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
             self.set_attributes(&job.to, &job.name, meta, &xattrs)
         });
@@ -392,10 +394,11 @@ impl Export<'_, '_> {
         &self,
         job: &Job,
         meta: &Meta,
-        file: &OwnedFd,
+        mut file: HostFile,
         buffer: &mut Vec<u8>,
     ) -> std::result::Result<(), Trouble> {
-        rustix::fs::ftruncate(file, meta.size).map_err(|errno| host("lengthen", errno))?;
+        file.set_len(meta.size)
+            .map_err(|errno| host("lengthen", errno))?;
         let ino = job.attr.ino;
         let mut offset = 0;
         while offset < meta.size {
@@ -415,13 +418,9 @@ impl Export<'_, '_> {
                 if buffer.is_empty() {
                     return Err(changed());
                 }
-                let mut rest = &buffer[..];
-                while !rest.is_empty() {
-                    let written = rustix::io::pwrite(file, rest, offset)
-                        .map_err(|errno| host("write", errno))?;
-                    rest = &rest[written..];
-                    offset += written as u64;
-                }
+                file.write(buffer, offset)
+                    .map_err(|errno| host("write", errno))?;
+                offset += buffer.len() as u64;
                 self.run.add(|it| &it.bytes, buffer.len() as u64);
             }
         }
