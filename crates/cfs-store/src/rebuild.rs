@@ -20,7 +20,7 @@
 mod scan;
 mod sources;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -789,9 +789,17 @@ impl Rebuild<'_> {
         let store = self.store;
         {
             let mut space = store.pool.space.lock();
-            for (segment, bytes) in live {
-                let counted = space.entry(segment).map_or(0, |entry| entry.live_bytes);
-                space.add_live(segment, bytes - i64::from(counted), 0);
+            // Also of those of which nothing is live any more.
+            let counted: BTreeMap<SegmentId, i64> = space
+                .entries()
+                .filter(|(_, entry)| entry.live_bytes > 0)
+                .map(|(segment, entry)| (segment, i64::from(entry.live_bytes)))
+                .collect();
+            let segments: BTreeSet<&SegmentId> = counted.keys().chain(live.keys()).collect();
+            for segment in segments {
+                let bytes = live.get(segment).copied().unwrap_or_default();
+                let counted = counted.get(segment).copied().unwrap_or_default();
+                space.add_live(*segment, bytes - counted, 0);
             }
         }
         let mut batch = Batch::new();
