@@ -86,17 +86,25 @@ fn wait_until_ready(pipe: File, child: libc::pid_t) -> ExitCode {
 }
 
 impl Starting {
-    /// Leaves the session, sends output to the log and tells the parent.
+    /// Leaves the session, sends output to the log and tells the parent. `may_do_without`: where the log cannot be opened
+    /// there is none.
     ///
     /// # Errors
     /// When the log cannot be opened; the parent then sees the exit code.
-    pub fn ready(mut self, line: &str, log: &Path) -> Result<()> {
+    pub fn ready(mut self, line: &str, log: &Path, may_do_without: bool) -> Result<()> {
         let detach = || -> io::Result<()> {
-            let log = OpenOptions::new()
+            let opened = OpenOptions::new()
                 .create(true)
                 .append(true)
                 .mode(0o600)
-                .open(log)?;
+                .open(log);
+            let log = match opened {
+                Err(error) if may_do_without => {
+                    crate::tell!("notice: there is no log: {}: {error}", log.display());
+                    OpenOptions::new().write(true).open("/dev/null")?
+                }
+                opened => opened?,
+            };
             let null = OpenOptions::new().read(true).open("/dev/null")?;
             rustix::process::setsid()?;
             rustix::stdio::dup2_stdin(&null)?;

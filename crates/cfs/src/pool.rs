@@ -530,7 +530,8 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let memory = memory::usable_bytes();
     let tables = StoreOptions::default();
     let tables = match (usage.budgets.table_bytes, usage.serves) {
-        (Some(table_bytes), _) => table_options(table_bytes, tables),
+        // More than there is would be asked for at once.
+        (Some(table_bytes), _) => table_options(table_bytes.min(memory), tables),
         (None, false) => tables,
         (None, true) => {
             let least = tables.block_cache_bytes;
@@ -632,7 +633,7 @@ fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
             "restore it from a copy, or do without the lost changes: cfs repair --accept-log-loss --data DIR",
         ),
         Store::Write(error) => Failure::new(Code::Host, format!("cannot write to {path}: {error}"))
-            .hint("look at the disk that it is on, and free some room"),
+            .hint("look at the disk that it is on, and free some room there; `cfs mount --read-only-pool` reads it meanwhile"),
         error => pool(format!("{path} is damaged: {error}")).hint(
             "restore it from a copy, or make the index anew from what is left: cfs repair --rebuild-index --data DIR; \
              nothing was changed",

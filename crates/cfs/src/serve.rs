@@ -193,7 +193,9 @@ fn start(
     };
     let line = ready_line(service, dir, mounted.as_deref());
     match starting {
-        Some(starting) => starting.ready(&line, &dir.log()).map_err(end)?,
+        Some(starting) => starting
+            .ready(&line, &dir.log(), service.pool().only_reads)
+            .map_err(end)?,
         None => {
             let mut out = std::io::stdout().lock();
             if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {

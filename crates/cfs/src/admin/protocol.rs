@@ -145,7 +145,19 @@ impl Request {
                 | Self::LsDomains
                 | Self::Fsck
                 | Self::Debug(_)
-                | Self::Snapshot(SnapshotRequest::List { .. } | SnapshotRequest::Diff { .. })
+                | Self::Gc {
+                    way: GcWay::DryRun,
+                    ..
+                }
+                | Self::Snapshot(
+                    SnapshotRequest::List { .. }
+                        | SnapshotRequest::Diff { .. }
+                        | SnapshotRequest::Policy {
+                            change: PolicyChange::None,
+                            ..
+                        }
+                )
+                | Self::User(UserRequest::List | UserRequest::Issuers)
                 | Self::Volume(VolumeRequest::List)
         )
     }

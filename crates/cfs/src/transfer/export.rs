@@ -353,33 +353,46 @@ impl Export<'_, '_> {
         existing: Option<Meta>,
         buffer: &mut Vec<u8>,
     ) -> std::result::Result<(), Trouble> {
+        let replaces = existing
+            .as_ref()
+            .is_some_and(|present| present.kind() == libc::S_IFREG && present.nlink == 1);
         if let Some(present) = &existing
             && present.kind() != libc::S_IFREG
         {
             Self::remove(job, present)?;
         }
         let dir = dir_fd(&job.to)?;
-        let file = rustix::fs::openat(
-            &dir,
-            &*job.name,
-            // A named pipe that took the place must not hold the worker up.
-            OFlags::WRONLY
-                | OFlags::CREATE
-                | OFlags::TRUNC
-                | OFlags::NOFOLLOW
-                | OFlags::NONBLOCK
-                | OFlags::CLOEXEC,
-            Mode::RUSR | Mode::WUSR,
-        )
-        .map_err(|errno| host("create", errno))?;
+        // What has this name stays until all of the copy is there.
+        let beside = replaces.then(|| name_beside(&job.name)).flatten();
+        let made = match &beside {
+            Some(name) => {
+                Self::remove_half_copy(job, name);
+                create(&dir, name, OFlags::EXCL).map(|file| (file, name))
+            }
+            None => Err(Errno::NOENT),
+        };
+        // Where nothing can be made in the directory, or the file has other names, the file itself is written to.
+        let (file, name) = match made {
+            Ok(made) => made,
+            Err(_) => {
+                let file = create(&dir, &job.name, OFlags::TRUNC);
+                (file.map_err(|errno| host("create", errno))?, &job.name)
+            }
+        };
         let file = HostFile::new(file, meta.size);
+        let is_new = existing.is_none() || name != &job.name;
         let written = self.copy_content(job, meta, file, buffer).and_then(|()| {
             let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
-            self.set_attributes(&job.to, &job.name, meta, &xattrs)
+            self.set_attributes(&job.to, name, meta, &xattrs)?;
+            match name == &job.name {
+                true => Ok(()),
+                false => rustix::fs::renameat(&dir, &**name, &dir, &*job.name)
+                    .map_err(|errno| host("replace", errno)),
+            }
         });
-        if written.is_err() && existing.is_none() {
+        if written.is_err() && is_new {
             // Half a file helps nobody who finds it.
-            if let Err(errno) = rustix::fs::unlinkat(&dir, &*job.name, AtFlags::empty()) {
+            if let Err(errno) = rustix::fs::unlinkat(&dir, &**name, AtFlags::empty()) {
                 self.run.note(
                     &job.path,
                     format!("the half copy could not be removed: {errno}"),
@@ -387,6 +400,16 @@ impl Export<'_, '_> {
             }
         }
         written
+    }
+
+    /// Removes what an export that was killed has left at this name.
+    fn remove_half_copy(job: &Job, name: &CString) {
+        let is_ours = |meta: Meta| meta.kind() == libc::S_IFREG && meta.permissions() == 0o600;
+        if job.to.stat(name).is_ok_and(is_ours)
+            && let Ok(dir) = dir_fd(&job.to)
+        {
+            let _ = rustix::fs::unlinkat(&dir, &**name, AtFlags::empty());
+        }
     }
 
     /// Copies all that is not a hole.
@@ -414,7 +437,10 @@ impl Export<'_, '_> {
                     return Err(Trouble::Run(interrupted()));
                 }
                 let wanted = (end - offset).min(COPY_BYTES as u64) as usize;
-                self.fs().read(ino, offset, wanted, buffer)?;
+                if let Err(error) = self.fs().read(ino, offset, wanted, buffer) {
+                    self.meet_damage(ino, offset, end, buffer);
+                    return Err(error.into());
+                }
                 if buffer.is_empty() {
                     return Err(changed());
                 }
@@ -429,6 +455,19 @@ impl Export<'_, '_> {
             return Err(changed());
         }
         Ok(())
+    }
+
+    /// Reads what is left of a range of which something cannot be read, so that all damage in it is known: what is imported
+    /// later then heals it.
+    fn meet_damage(&self, ino: Ino, from: u64, to: u64, buffer: &mut Vec<u8>) {
+        /// No chunk that is not the last of its file is shorter.
+        const STEP: u64 = 16 << 10;
+        let mut offset = from;
+        while offset < to && !self.run.stopped() {
+            // It is told once.
+            let _ = self.fs().read(ino, offset, STEP as usize, buffer);
+            offset += STEP;
+        }
     }
 
     fn copy_other(
@@ -512,6 +551,31 @@ impl Export<'_, '_> {
         };
         rustix::fs::utimensat(&fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| host("set the times of", errno))
+    }
+}
+
+/// Makes a file to write to.
+fn create(dir: &OwnedFd, name: &CString, how: OFlags) -> std::result::Result<OwnedFd, Errno> {
+    rustix::fs::openat(
+        dir,
+        &**name,
+        // A named pipe that took the place must not hold the worker up.
+        OFlags::WRONLY
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK
+            | OFlags::CLOEXEC
+            | how,
+        Mode::RUSR | Mode::WUSR,
+    )
+}
+
+/// The name of a copy that is to take the place of a file with this name; none for the longest names.
+fn name_beside(name: &CString) -> Option<CString> {
+    let beside = [b".", name.to_bytes(), b".cfs-part"].concat();
+    match beside.len() <= cfs_fs::NAME_BYTES_MAX {
+        true => CString::new(beside).ok(),
+        false => None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 use crate::cfs;
-use crate::support::{Scratch, Server, as_root, can_mount, command};
+use crate::support::{Scratch, Server, as_root, can_mount, command, detach, eventually};
 use crate::trees::{assert_same, noise};
 
 /// A pool whose process was killed: its log has files that its tables have not. And the tree that it holds.
@@ -112,6 +112,26 @@ fn a_pool_that_cannot_be_written_to_is_read() {
     cfs!("admin", "fsck", "--data", frozen).ok();
     server.stop();
     assert!(content(&data) == before);
+    // In the background too, where it can have no log.
+    let daemon = cfs!(
+        "mount",
+        "--read-only-pool",
+        "--data",
+        frozen,
+        mounted,
+        "--daemon"
+    )
+    .ok();
+    assert!(daemon.stderr.contains("there is no log"), "{daemon:?}");
+    assert_same(&source, &mounted.join("tree"));
+    detach(&mounted);
+    eventually("the process in the background ends", || {
+        cfs!(
+            "admin", "snapshot", "create", "/tree", "then-too", "--data", data
+        )
+        .code
+            == 0
+    });
     cfs!(
         "admin", "snapshot", "create", "/tree", "now", "--data", data
     )

@@ -162,6 +162,38 @@ fn damage_that_a_reader_has_met_is_known_to_later_processes() {
     assert_eq!(health().as_deref(), Some("good"));
 }
 
+/// And it meets all damage of the file, so that the same content heals it.
+#[test]
+fn an_export_that_fails_leaves_what_was_there() {
+    let scratch = Scratch::new();
+    let (data, source) = make_pool(&scratch);
+    let chunks = chunks_of(&data, "/tree/large");
+    assert!(chunks.len() > 3, "{chunks:?}");
+    for (_, _, at) in [chunks[1], chunks[2], chunks[chunks.len() - 1]] {
+        spoil(&data.join("pool"), at + 1_000, b"rot");
+    }
+    let out = scratch.dir("out");
+    let copy = out.join("large");
+    fs::write(&copy, "an older copy").expect("a file");
+    fs::write(out.join(".large.cfs-part"), "of a killed export").expect("a file");
+    let export = || cfs!("export", "-T", "/tree/large", copy, "--data", data);
+    let listed = || fs::read_dir(&out).expect("a directory").count();
+    // It is not ours: its mode is another.
+    assert_eq!(export().code, 1);
+    assert_eq!(listed(), 2);
+    fs::write(&copy, "an older copy").expect("a file");
+    fs::remove_file(out.join(".large.cfs-part")).expect("removed");
+    scratch.file("out/.large.cfs-part", "of a killed export");
+    assert_eq!(export().code, 1);
+    assert_eq!(fs::read(&copy).expect("a file"), b"an older copy");
+    assert_eq!(listed(), 1);
+    cfs!("import", source.join("large"), "/again", "--data", data).ok();
+    export().ok();
+    assert!(fs::read(&copy).expect("a file") == noise(1, 700_000));
+    assert_eq!(listed(), 1);
+    assert_eq!(scrub(&data).0, 0);
+}
+
 #[test]
 fn a_scrub_can_be_slow_and_interrupted() {
     let scratch = Scratch::new();
