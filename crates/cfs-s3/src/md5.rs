@@ -1,5 +1,5 @@
 //! MD5 (RFC 1321), which ETags are by custom, as AWS-LC computes it: nothing else of a PUT takes as long, and its
-//! assembly makes 0.78 GB/s where the `md-5` crate makes 0.62.
+//! assembly makes 0.78 GB/s where the `md-5` crate makes 0.62 (by hand, 512 times 1 MiB, three times).
 
 use std::mem::MaybeUninit;
 

@@ -50,7 +50,7 @@ pub enum Etags {
     /// MD5, as clients expect who compare it with their own.
     #[default]
     Md5,
-    /// SHA-256, which costs a third of it. They have the form of those of parts, which nobody takes for an MD5.
+    /// SHA-256, which costs less than half of it. They have the form of those of parts, which nobody takes for an MD5.
     Sha256,
 }
 

@@ -100,7 +100,7 @@ pub struct S3Args {
 /// What ETags are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum EtagKind {
-    /// The MD5 of the content, which some clients compare with their own; it takes as long as all else together
+    /// The MD5 of the content, which some clients compare with their own; it takes a third of the time of all that is done
     #[default]
     Md5,
     /// Its SHA-256, as DIGITS-1, which clients compare with nothing; an MD5 is only computed to verify one that they send
