@@ -375,7 +375,7 @@ pub(crate) fn account(
         allocated_bytes: allocated_delta,
         inodes: 0,
     };
-    txn.volume_add(VolumeId(record.volume.get()), delta);
+    txn.volume_add(VolumeId(record.volume.get()), delta)?;
     Ok(())
 }
 

@@ -56,6 +56,12 @@ pub enum ReadError {
         /// The record.
         what: &'static str,
     },
+    /// Values in the tables that cannot be true at once.
+    #[error("the tables contradict themselves: {what}; run `cfs admin fsck`")]
+    Contradiction {
+        /// What is not possible.
+        what: &'static str,
+    },
 }
 
 impl From<DeviceError> for ReadError {

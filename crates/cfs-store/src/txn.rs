@@ -210,13 +210,12 @@ impl<'a> Txn<'a> {
             self.meta
                 .insert(system_key(tag::DEAD_CHUNK, &fingerprint.0), None);
         }
-        record.refs.set(
-            record
-                .refs
-                .get()
-                .checked_add(1)
-                .expect("references of a chunk fit 32 bits"),
-        );
+        let refs = record.refs.get().checked_add(1);
+        record.refs = refs
+            .ok_or(ReadError::Contradiction {
+                what: "a chunk has more references than can be counted",
+            })?
+            .into();
         self.pool.reference_count += 1;
         self.pool.referenced_bytes += u64::from(record.raw_len.get());
         self.chunk(fingerprint)?.after = Some(record);
@@ -443,17 +442,19 @@ impl<'a> Txn<'a> {
 
     /// Changes a volume's counters.
     ///
-    /// # Panics
-    /// When the volume does not exist or a counter would become negative: the tables contradict themselves then.
-    pub fn volume_add(&mut self, volume: VolumeId, delta: VolumeDelta) {
-        let mut record = self.volume(volume).expect("the volume of an inode exists");
+    /// # Errors
+    /// The volume does not exist, or a counter would become negative: the tables contradict themselves then. The
+    /// transaction must be dropped.
+    pub fn volume_add(&mut self, volume: VolumeId, delta: VolumeDelta) -> Result<(), ReadError> {
+        let contradiction = |what| ReadError::Contradiction { what };
+        let record = self.volume(volume);
+        let mut record = record.ok_or_else(|| contradiction("an inode's volume does not exist"))?;
         let add = |counter: &mut zerocopy::little_endian::U64, delta: i64| {
+            let sum = counter.get().checked_add_signed(delta);
             counter.set(
-                counter
-                    .get()
-                    .checked_add_signed(delta)
-                    .expect("a volume's counters do not become negative"),
+                sum.ok_or_else(|| contradiction("a volume has less than is removed from it"))?,
             );
+            Ok::<(), ReadError>(())
         };
         // Sparse files have sizes without having content: three of the largest ones pass 2^64 together. The sum is
         // kept modulo that.
@@ -461,9 +462,10 @@ impl<'a> Txn<'a> {
         record
             .logical_bytes
             .set(logical.wrapping_add_signed(delta.logical_bytes));
-        add(&mut record.allocated_bytes, delta.allocated_bytes);
-        add(&mut record.inode_count, delta.inodes);
+        add(&mut record.allocated_bytes, delta.allocated_bytes)?;
+        add(&mut record.inode_count, delta.inodes)?;
         self.volumes.insert(volume, Some(record));
+        Ok(())
     }
 
     /// The command uses this inode number; it will not be given out again.

@@ -142,7 +142,7 @@ fn begin(
         allocated_bytes: record.allocated.get() as i64,
         inodes: 1,
     };
-    txn.volume_add(volume, delta);
+    txn.volume_add(volume, delta)?;
     Ok(record)
 }
 

@@ -156,7 +156,7 @@ fn put_new(txn: &mut Txn<'_>, directory: &InodeRecord, new: &New<'_>) -> Result<
             allocated_bytes: target_bytes as i64,
             inodes: 1,
         },
-    );
+    )?;
     Ok(record)
 }
 

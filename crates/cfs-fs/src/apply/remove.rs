@@ -142,7 +142,7 @@ fn free_content(
                 allocated_bytes: -(record.allocated.get() as i64),
                 inodes: 0,
             };
-            txn.volume_add(VolumeId(record.volume.get()), delta);
+            txn.volume_add(VolumeId(record.volume.get()), delta)?;
             Ok(true)
         }
         _ => Ok(true),
@@ -160,6 +160,6 @@ fn erase(txn: &mut Txn<'_>, ino: Ino, record: &InodeRecord) -> Result<()> {
         allocated_bytes: 0,
         inodes: -1,
     };
-    txn.volume_add(VolumeId(record.volume.get()), delta);
+    txn.volume_add(VolumeId(record.volume.get()), delta)?;
     Ok(())
 }

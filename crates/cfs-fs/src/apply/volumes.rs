@@ -136,7 +136,7 @@ pub(super) fn delete(txn: &mut Txn<'_>, command: &VolumeDelete) -> Result<()> {
             inodes: -1,
             ..VolumeDelta::default()
         };
-        txn.volume_add(volume, delta);
+        txn.volume_add(volume, delta)?;
     }
     if !is_clone {
         txn.volume_remove(volume);

@@ -208,7 +208,7 @@ const DAMAGES: &[(&str, Damage)] = &[
             allocated_bytes: 0,
             inodes: 0,
         };
-        txn.volume_add(VolumeId::ROOT, delta);
+        txn.volume_add(VolumeId::ROOT, delta).unwrap();
     }),
     ("inode-missing", |txn, tree| {
         txn.delete(key(tree.link.ino, tag::INODE, &[]))
