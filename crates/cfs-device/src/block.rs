@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -109,13 +110,13 @@ impl Device for BlockDevice {
         Ok(())
     }
 
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        assert_writable(self.segment_count, segment, offset, 0);
-        if offset == SEGMENT_BYTES || self.discard_refused.load(Ordering::Relaxed) {
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, range.start, range.len());
+        if range.is_empty() || self.discard_refused.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let range = [position(segment, offset), u64::from(SEGMENT_BYTES - offset)];
-        match discard(&self.descriptors.cached, &range) {
+        let on_device = [position(segment, range.start), range.len() as u64];
+        match discard(&self.descriptors.cached, &on_device) {
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -125,7 +126,7 @@ impl Device for BlockDevice {
                 self.discard_refused.store(true, Ordering::Relaxed);
                 Ok(())
             }
-            result => result.map_err(|source| failed("discard", segment, offset, source)),
+            result => result.map_err(|source| failed("discard", segment, range.start, source)),
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -205,17 +206,17 @@ impl Device for FileDevice {
             .map_err(|source| no_space_or_failed("prepare", first, 0, source))
     }
 
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        assert_writable(self.segment_count, segment, offset, 0);
-        if offset == SEGMENT_BYTES {
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, range.start, range.len());
+        if range.is_empty() {
             return Ok(());
         }
         self.fallocate(
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            position(segment, offset),
-            u64::from(SEGMENT_BYTES - offset),
+            position(segment, range.start),
+            range.len() as u64,
         )
-        .map_err(|source| failed("discard", segment, offset, source))?;
+        .map_err(|source| failed("discard", segment, range.start, source))?;
         self.is_discard_unsynced.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -9,9 +9,10 @@ mod file;
 mod memory;
 mod overlay;
 
+use std::ops::Range;
 use std::path::PathBuf;
 
-use cfs_format::SegmentId;
+use cfs_format::{SEGMENT_BYTES, SegmentId};
 
 pub use aligned::AlignedBuf;
 pub use block::BlockDevice;
@@ -62,7 +63,7 @@ pub enum DeviceError {
     },
 }
 
-/// An array of `cfs_format::SEGMENT_BYTES`-sized segments.
+/// An array of [`SEGMENT_BYTES`]-sized segments.
 ///
 /// Offsets and lengths of writes are multiples of `cfs_format::BLOCK_BYTES`. Calls may come from several threads at
 /// once; writes to overlapping ranges do not. A read of what is being written may return any mixture of old and new.
@@ -90,12 +91,20 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::NoSpace`] when there is too little; some of the segments may have been given room all the same.
     fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError>;
 
-    /// Gives the room of `[offset, SEGMENT_BYTES)` of the segment back to the host; `offset` is a multiple of the
-    /// block size. Offset 0 resets a zone.
+    /// Gives the room of `range` of the segment, bytes, back to the host; both ends are multiples of the block size. What
+    /// is read there afterwards is as if it had never been written. The whole range resets a zone.
     ///
     /// # Errors
     /// [`DeviceError::Io`]. A device that cannot give room back does nothing and succeeds.
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError>;
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError>;
+
+    /// As above, to the end of the segment.
+    ///
+    /// # Errors
+    /// As above.
+    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
+        self.discard(segment, offset..SEGMENT_BYTES)
+    }
 
     /// Returns when everything written before the call is on stable storage.
     ///

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
@@ -48,7 +49,7 @@ pub struct FaultPlan {
 /// How many calls there have been since the [`FaultPlan`] was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperationCounts {
-    /// Calls of all kinds: those below, `prepare` and `discard_from`.
+    /// Calls of all kinds: those below, `prepare` and `discard`.
     pub calls: u64,
     /// Calls of `read_at`.
     pub reads: u64,
@@ -99,8 +100,8 @@ enum ChangeKind {
         first_block: u32,
         blocks: Vec<Block>,
     },
-    DiscardFrom {
-        first_block: u32,
+    Discard {
+        blocks: Range<u32>,
     },
 }
 
@@ -326,16 +327,16 @@ impl Device for MemDevice {
         power.check(|| failed("prepare", first, 0, no_power()))
     }
 
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        assert_writable(self.segment_count, segment, offset, 0);
-        let first_block = offset / BLOCK_BYTES;
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, range.start, range.len());
+        let blocks = range.start / BLOCK_BYTES..range.end / BLOCK_BYTES;
         let mut state = self.state.lock();
         let power = state.begin_call();
         if power == Power::Off {
-            return Err(failed("discard", segment, offset, no_power()));
+            return Err(failed("discard", segment, range.start, no_power()));
         }
-        state.change(segment, ChangeKind::DiscardFrom { first_block });
-        power.check(|| failed("discard", segment, offset, no_power()))
+        state.change(segment, ChangeKind::Discard { blocks });
+        power.check(|| failed("discard", segment, range.start, no_power()))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
@@ -517,12 +518,12 @@ impl Image {
                     target.insert(index, block.clone());
                 }
             }
-            ChangeKind::DiscardFrom { first_block: 0 } => {
+            ChangeKind::Discard { blocks } if *blocks == (0..SEGMENT_BYTES / BLOCK_BYTES) => {
                 self.segments.remove(&segment);
             }
-            ChangeKind::DiscardFrom { first_block } => {
-                if let Some(blocks) = self.segments.get_mut(&segment) {
-                    blocks.split_off(first_block);
+            ChangeKind::Discard { blocks } => {
+                if let Some(there) = self.segments.get_mut(&segment) {
+                    there.retain(|index, _| !blocks.contains(index));
                 }
             }
         }
@@ -549,9 +550,9 @@ impl Image {
                     }
                 }
             }
-            ChangeKind::DiscardFrom { first_block } => {
-                if let Some(blocks) = self.segments.get_mut(&segment) {
-                    blocks.retain(|index, _| index < first_block || random.below(2) == 0);
+            ChangeKind::Discard { blocks } => {
+                if let Some(there) = self.segments.get_mut(&segment) {
+                    there.retain(|index, _| !blocks.contains(index) || random.below(2) == 0);
                 }
             }
         }

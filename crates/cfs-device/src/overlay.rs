@@ -6,6 +6,7 @@
 //! is read from memory, every other one from below.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
@@ -106,10 +107,16 @@ impl Device for Overlay {
         Ok(())
     }
 
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        assert_writable(self.geometry().segment_count, segment, offset, 0);
-        let first = offset as usize / BLOCK;
-        self.set(segment, first, std::iter::repeat_n(Block::Zeros, BLOCKS));
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
+        assert_writable(
+            self.geometry().segment_count,
+            segment,
+            range.start,
+            range.len(),
+        );
+        let first = range.start as usize / BLOCK;
+        let zeros = std::iter::repeat_n(Block::Zeros, range.len() / BLOCK);
+        self.set(segment, first, zeros);
         Ok(())
     }
 

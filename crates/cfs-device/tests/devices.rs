@@ -45,9 +45,16 @@ fn check_against_model(device: &dyn Device, seed: u64, zeros_when_new: bool) {
             0 => device.prepare(segment, 1).unwrap(),
             1 => device.flush().unwrap(),
             2 => {
-                let offset = random.below(SEGMENT / BLOCK + 1) * BLOCK;
-                device.discard_from(segment, offset as u32).unwrap();
-                expected[offset..].fill(unknown);
+                let from = random.below(SEGMENT / BLOCK + 1);
+                let to = match random.below(2) {
+                    0 => SEGMENT / BLOCK,
+                    _ => from + random.below(SEGMENT / BLOCK - from + 1),
+                };
+                let range = from * BLOCK..to * BLOCK;
+                device
+                    .discard(segment, range.start as u32..range.end as u32)
+                    .unwrap();
+                expected[range].fill(unknown);
             }
             3..=6 => {
                 let block_count = random.below(16) + 1;
@@ -213,6 +220,9 @@ fn file_takes_and_gives_back_room() {
         .unwrap();
     let half = allocated();
     assert!((empty..empty + u64::from(SEGMENT_BYTES)).contains(&half));
+    let middle = SEGMENT_BYTES / 8..SEGMENT_BYTES / 4;
+    device.discard(SegmentId(3), middle.clone()).unwrap();
+    assert_eq!(half - allocated(), middle.len() as u64);
     device.discard_from(SegmentId(3), 0).unwrap();
     assert!(allocated() < half);
 }

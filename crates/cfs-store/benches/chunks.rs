@@ -5,6 +5,7 @@
 //! `cargo bench -p cfs-store --bench chunks -- DIR [MILLIONS]` (default: the system's temporary folder, 20).
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -92,8 +93,8 @@ impl Device for Counted {
     fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
         self.inner.prepare(first, count)
     }
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        self.inner.discard_from(segment, offset)
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
+        self.inner.discard(segment, range)
     }
     fn flush(&self) -> Result<(), DeviceError> {
         self.inner.flush()

@@ -11,6 +11,7 @@
 //! third less with them, on ext4 (`cargo xtask bench mount --workloads append`).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cfs_device::AlignedBuf;
@@ -200,22 +201,26 @@ impl Lanes {
         if cfs_format::planted::has(cfs_format::planted::Bug::SealForgotten) {
             self.open.write().remove(&open.segment);
         }
-        let used = match self.write_end(open) {
-            Ok(used) => used,
+        let (used, gap) = match self.write_end(open) {
+            Ok(written) => written,
             Err(error) => {
                 open.has_failed = true;
                 return Err(error);
             }
         };
         let open = lane.open.take().expect("it was there just above");
-        self.pool.space.lock().close(open.segment, used);
+        let mut space = self.pool.space.lock();
+        space.note_gap(open.segment, open.seq, gap);
+        space.close(open.segment, used);
+        drop(space);
         self.open.write().remove(&open.segment);
         self.pool.recycle(open.buffer);
         Ok(())
     }
 
-    /// Writes what is left of a segment, with its footer. How many of its bytes are records.
-    fn write_end(&self, open: &mut OpenSegment) -> Result<u32, WriteError> {
+    /// Writes what is left of a segment, with its footer. How many of its bytes are records, and the blocks between those
+    /// and the footer, bytes.
+    fn write_end(&self, open: &mut OpenSegment) -> Result<(u32, Range<u32>), WriteError> {
         let used = open.buffer.as_slice().len() as u32;
         let footer_len = footer_bytes(open.entries.len());
         let footer_offset = SEGMENT_BYTES - footer_len;
@@ -249,7 +254,8 @@ impl Lanes {
             open.written,
             &open.buffer.as_slice()[open.written as usize..],
         )?;
-        Ok(used)
+        let footer_block = footer_offset / BLOCK_BYTES * BLOCK_BYTES;
+        Ok((used, block_ceil(used)..footer_block.max(block_ceil(used))))
     }
 
     /// Writes every lane's buffered records to the device, without flushing it.

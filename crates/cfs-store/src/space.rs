@@ -9,6 +9,7 @@
 //!   have some, which goes back to it a little at a time.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use cfs_device::{Device, DeviceError};
 use cfs_format::segment::Stream;
@@ -24,6 +25,10 @@ pub(crate) const SEGMENT_PAYLOAD_BYTES: u64 = (SEGMENT_BYTES - 2 * BLOCK_BYTES) 
 const PREPARED_KEPT: usize = 8;
 /// As above, once nobody uses the pool.
 const PREPARED_KEPT_IDLE: usize = 2;
+/// Room between the records of a segment and its footer that is worth giving back, bytes.
+const GAP_BYTES_MIN: u32 = 16 << 10;
+/// Such gaps that are remembered at most: those of 128 GiB.
+const GAPS_MAX: usize = 1 << 16;
 /// While a pool grows a sixteenth of its segments more are kept prepared, at most so many: it asks the host seldom then.
 const PREPARED_AHEAD_MAX: usize = 24;
 /// Segments, at the end of the pool and beyond it, that are tried on a full host.
@@ -97,6 +102,13 @@ pub(crate) enum Purpose {
     Upkeep,
 }
 
+/// Blocks of a segment that hold nothing.
+struct Gap {
+    segment: SegmentId,
+    seq: SegmentSeq,
+    range: Range<u32>,
+}
+
 pub(crate) struct Space {
     /// Segments `0..entries.len()`; those beyond have never been used.
     entries: Vec<Entry>,
@@ -108,6 +120,8 @@ pub(crate) struct Space {
     held: BTreeSet<u32>,
     /// Segments that were never used, but perhaps prepared by a process that ended without giving them back.
     suspect: std::ops::Range<u32>,
+    /// Gaps in full segments whose room the host is to get back.
+    gaps: Vec<Gap>,
     pending: Vec<SegmentId>,
     segment_count: u32,
     reserve_segments: u32,
@@ -152,6 +166,7 @@ impl Space {
             prepared: BTreeSet::new(),
             held: BTreeSet::new(),
             suspect: 0..0,
+            gaps: Vec::new(),
             pending: Vec::new(),
             segment_count,
             reserve_segments: (segment_count / 16).clamp(12, 96),
@@ -462,18 +477,33 @@ impl Space {
         self.promised_bytes
     }
 
-    /// Gives the room of one segment that nobody needs back to the host; false when there is none. An idle pool keeps
-    /// less.
+    /// Gives the room of one segment, or gap in one, that nobody needs back to the host; false when there is none. An
+    /// idle pool keeps less, and no gaps: those cost writes more than they give.
     pub fn trim_one(&mut self, device: &dyn Device, is_idle: bool) -> Result<bool, DeviceError> {
-        let index = match self.held.pop_last() {
-            Some(index) => index,
-            None => match self.superfluous(is_idle) {
-                Some(index) => index,
-                None => return Ok(false),
-            },
-        };
-        device.discard_from(SegmentId(index), 0)?;
-        Ok(true)
+        if let Some(index) = self.held.pop_last().or_else(|| self.superfluous(is_idle)) {
+            device.discard_from(SegmentId(index), 0)?;
+            return Ok(true);
+        }
+        while is_idle && let Some(gap) = self.gaps.pop() {
+            let entry = self.entry_mut(gap.segment);
+            if entry.seq == gap.seq && matches!(entry.state, State::Full(_)) {
+                entry.hollow = true;
+                device.discard(gap.segment, gap.range)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// There is nothing in `range` of a segment that is about to be closed.
+    pub fn note_gap(&mut self, segment: SegmentId, seq: SegmentSeq, range: Range<u32>) {
+        if self.sparse && range.len() >= GAP_BYTES_MIN as usize && self.gaps.len() < GAPS_MAX {
+            self.gaps.push(Gap {
+                segment,
+                seq,
+                range,
+            });
+        }
     }
 
     /// A segment that is prepared, or may be so by an earlier process, and that no promise needs.

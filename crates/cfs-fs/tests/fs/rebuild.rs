@@ -120,8 +120,8 @@ impl Device for Interrupted {
         self.device.prepare(first, count)
     }
 
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        self.device.discard_from(segment, offset)
+    fn discard(&self, segment: SegmentId, range: std::ops::Range<u32>) -> Result<(), DeviceError> {
+        self.device.discard(segment, range)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

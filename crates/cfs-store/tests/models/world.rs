@@ -1,6 +1,7 @@
 //! A store whose every call of the device is a step, and a ledger of what it has acknowledged.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cfs_device::{Device, DeviceError, Geometry, HostSpace, MemDevice};
@@ -41,8 +42,8 @@ impl Device for Stepped {
     fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
         self.step().prepare(first, count)
     }
-    fn discard_from(&self, segment: SegmentId, offset: u32) -> Result<(), DeviceError> {
-        self.step().discard_from(segment, offset)
+    fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
+        self.step().discard(segment, range)
     }
     fn flush(&self) -> Result<(), DeviceError> {
         self.step().flush()

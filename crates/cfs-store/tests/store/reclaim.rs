@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use cfs_device::{Device, FaultPlan, MemDevice};
+use cfs_device::{Device, FaultPlan, FileDevice, MemDevice};
 use cfs_format::segment::{SegmentHeader, Stream};
 use cfs_format::{BLOCK_BYTES, DomainId, Fingerprint, SEGMENT_BYTES, SegmentId};
 use cfs_seal::codec::Codec;
 use cfs_store::{Host, ReclaimFor, Store};
 
 use crate::support::check_counts;
-use crate::support::{Put, TestHost, apply, format, next, open};
+use crate::support::{Put, Shape, TestHost, apply, format, next, open, put};
 
 /// What the pool may take beside its live data and a tenth: log, tables, manifests, open segments, what is kept ready.
 const FIXED_SEGMENTS: u64 = 20;
@@ -550,4 +550,47 @@ fn unreadable_blocks_of_tables_are_counted() {
     });
     assert!(rows.any(|row| row.is_err()));
     assert!(world.store.stats().unreadable_table_blocks > 0);
+}
+
+/// Segments end with room that no chunk finds place in, and those that were open last are not full.
+#[test]
+fn the_ends_of_segments_go_back_to_the_host() {
+    const CHUNK_BYTES: usize = 200 << 10;
+    // Ten to a segment, and half of the last one.
+    const CHUNKS: u64 = 85;
+    let directory = tempfile::tempdir().expect("a directory");
+    let device = FileDevice::create(&directory.path().join("pool"), 256).expect("a pool's file");
+    let device: Arc<dyn Device> = Arc::new(device);
+    let allocated = || {
+        let host = device.host_space().expect("measured");
+        host.expect("sparse").allocated_bytes
+    };
+    let before_prepared = allocated();
+    device.prepare(SegmentId(100), 1).expect("room");
+    if allocated() == before_prepared {
+        eprintln!("SKIPPED: the host's file system does not preallocate");
+        return;
+    }
+    device.discard_from(SegmentId(100), 0).expect("given back");
+    let host: Arc<dyn Host> = TestHost::with_clock();
+    format(&device, &host);
+    let fill = |from: u64, to: u64| {
+        let store = open(Arc::clone(&device), Arc::clone(&host));
+        for slot in from..to {
+            let mut state = slot;
+            let bytes: Vec<u8> = (0..CHUNK_BYTES).map(|_| next(&mut state) as u8).collect();
+            put(&store, slot, &bytes, Shape::default()).expect("room");
+        }
+        store.close().expect("closed");
+        allocated()
+    };
+    let before = fill(1, 2);
+    let grown = fill(2, 2 + CHUNKS) - before;
+    let content = CHUNKS * CHUNK_BYTES as u64;
+    assert!(
+        grown <= content + content / 100 + (256 << 10),
+        "{content} bytes of chunks took {grown}"
+    );
+    let store = open(device.clone(), host);
+    check_counts(&store);
 }
