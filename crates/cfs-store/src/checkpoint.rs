@@ -193,6 +193,7 @@ impl Store {
 
     /// A step of merging in both trees; false when there is none to do. Called by who holds `maintenance`.
     pub(crate) fn compact_step(&self, for_room: bool) -> Result<bool, RunError> {
+        self.runs.follow_codec(self.root_codec());
         let step = |tree: &Tree| match for_room {
             true => tree.compact_step_for_room(),
             false => tree.compact_step(),
@@ -316,6 +317,7 @@ impl Store {
     ) -> Result<(), WriteError> {
         self.lanes.write_out()?;
         self.pool.flush()?;
+        self.runs.follow_codec(self.root_codec());
         self.runs.set_checkpoint(Some(mark.clone()));
         let flushed = self.meta_tree.flush_rotated();
         self.runs.set_checkpoint(None);

@@ -37,6 +37,8 @@ const NOTE_BYTES_MAX: usize = BLOCK_RAW_BYTES_MAX / 2;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;
 const UNREADABLE_COUNTED_MAX: usize = 1000;
+/// Level of Zstandard for blocks at most.
+const ZSTD_LEVEL_MAX: u8 = 3;
 
 /// A block and the segment it lies in.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +60,8 @@ pub(crate) struct SegmentRuns {
     checkpoint: Mutex<Option<CheckpointMark>>,
     /// Places of blocks that could not be read.
     unreadable: Mutex<BTreeSet<u64>>,
+    /// How blocks are compressed.
+    codec: Mutex<Codec>,
 }
 
 /// The storage of one tree.
@@ -73,7 +77,17 @@ impl SegmentRuns {
             released: Mutex::new(Vec::new()),
             checkpoint: Mutex::new(None),
             unreadable: Mutex::new(BTreeSet::new()),
+            codec: Mutex::new(Codec::Lz4),
         }
+    }
+
+    /// From now on blocks are compressed as content is whose codec is this one: with Zstandard where that is, at a level
+    /// that costs merges little, with LZ4 else.
+    pub fn follow_codec(&self, codec: Codec) {
+        *self.codec.lock() = match codec {
+            Codec::None | Codec::Lz4 => Codec::Lz4,
+            Codec::Zstd(level) => Codec::Zstd(level.min(ZSTD_LEVEL_MAX)),
+        };
     }
 
     /// Blocks that could not be read since the pool was opened, as far as they are counted.
@@ -97,6 +111,7 @@ impl SegmentRuns {
             owner,
             purpose,
             first_seq: None,
+            codec: *self.codec.lock(),
             compressor: Compressor::new(),
             open: None,
             segments: Vec::new(),
@@ -233,6 +248,7 @@ pub(crate) struct SegmentRunWriter<'a> {
     purpose: Purpose,
     /// Sequence number of the first segment.
     first_seq: Option<SegmentSeq>,
+    codec: Codec,
     compressor: Compressor,
     open: Option<OpenTableSegment>,
     segments: Vec<u64>,
@@ -276,7 +292,7 @@ impl SegmentRunWriter<'_> {
             .extend_from_slice(&[CODEC_NONE; BLOCK_PREFIX_BYTES]);
         let codec = self
             .compressor
-            .compress(Codec::Lz4, plain, &mut self.scratch);
+            .compress(self.codec, plain, &mut self.scratch);
         self.scratch[0] = codec;
         self.scratch[1..BLOCK_PREFIX_BYTES].copy_from_slice(&(plain.len() as u32).to_le_bytes());
     }

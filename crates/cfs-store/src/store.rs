@@ -8,6 +8,7 @@ use cfs_format::superblock::Superblock;
 use cfs_format::table::{PoolRecord, RecountRecord, VolumeRecord};
 use cfs_format::{DomainId, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
+use cfs_seal::codec::Codec;
 use cfs_seal::keys::DomainSecret;
 
 use crate::anchor::Anchors;
@@ -232,6 +233,13 @@ impl Store {
     #[must_use]
     pub fn volume(&self, volume: VolumeId) -> Option<VolumeRecord> {
         self.volumes.read().get(&volume).copied()
+    }
+
+    /// How the content of the root volume is compressed.
+    pub(crate) fn root_codec(&self) -> Codec {
+        let root = self.volume(VolumeId::ROOT);
+        let codec = root.and_then(|root| Codec::from_numbers(root.codec, root.codec_level));
+        codec.unwrap_or_default()
     }
 
     /// All volumes.
