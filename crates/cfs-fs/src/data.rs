@@ -28,7 +28,7 @@ mod lanes;
 mod pressure;
 pub(crate) mod quota;
 mod ranges;
-mod read;
+pub(crate) mod read;
 mod rechunk;
 mod windows;
 mod write;

@@ -45,6 +45,7 @@ use command::Command;
 
 pub use data::AllocateMode;
 pub use data::quota::Unbound;
+pub use data::read::{PARTS_MAX, Parts};
 pub use directory::{FIRST_COOKIE, NAME_BYTES_MAX};
 pub use error::{FsError, Result};
 pub use lock::{Lock, RetentionMode};

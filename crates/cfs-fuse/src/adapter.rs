@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cfs_format::Ino;
-use cfs_fs::{Fs, FsError};
+use cfs_fs::{Fs, FsError, Parts};
 
 use crate::abi::opcode;
 use crate::agreement::Agreement;
@@ -41,12 +41,13 @@ pub(crate) struct Adapter {
 }
 
 /// What becomes of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// It has no reply.
     None,
     /// The bytes in the buffer.
     Body,
+    /// These bytes of a file.
+    Parts(Parts),
     /// This error number.
     Error(i32),
 }
@@ -70,7 +71,10 @@ impl Adapter {
         let result = match &request.operation {
             Operation::Lookup(name) => self.lookup(header, ino, name, out),
             Operation::Getattr => self.getattr(ino, out),
-            Operation::Read(read) => self.read(ino, read, out),
+            Operation::Read(read) => match self.read(ino, read, out) {
+                Ok(Some(parts)) => return Answer::Parts(parts),
+                result => result.map(drop),
+            },
             Operation::Write(write, data) => self.write(ino, write, data, out),
             Operation::Open(open) => self.open(ino, open, out),
             Operation::Create(create, name) => self.create(header, ino, create, name, out),

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use cfs_fs::PARTS_MAX;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -89,7 +90,7 @@ impl Channel {
         }
     }
 
-    /// Answers a request with `parts`, one after the other.
+    /// Answers a request with `parts`, at most [`PARTS_MAX`], one after the other.
     ///
     /// # Errors
     /// When the kernel refuses the reply; whoever asked goes on waiting then. That nobody waits any more is no error.
@@ -159,7 +160,7 @@ impl Channel {
             error,
             unique,
         };
-        let mut slices = [IoSlice::new(&[]); 4];
+        let mut slices = [IoSlice::new(&[]); 1 + PARTS_MAX];
         let count = 1 + parts.len();
         slices[0] = IoSlice::new(header.as_bytes());
         for (slice, part) in slices[1..count].iter_mut().zip(parts) {

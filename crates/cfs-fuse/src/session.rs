@@ -247,6 +247,7 @@ fn serve(
         let sent = match adapter.answer(&request, &mut out) {
             Answer::None => Ok(()),
             Answer::Body => channel.reply(unique, &[&out]),
+            Answer::Parts(parts) => channel.reply(unique, &parts.slices().collect::<Vec<_>>()),
             Answer::Error(errno) => channel.refuse(unique, errno),
         };
         if let Err(error) = sent {

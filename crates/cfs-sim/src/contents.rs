@@ -381,7 +381,9 @@ impl World {
     ) -> Result<(), Failure> {
         self.trace(|| format!("read {name} at {offset}, {len} bytes"));
         let mut out = Vec::new();
-        fs.read(file.0, offset, len as usize, &mut out)?;
+        if let Some(parts) = fs.read_parts(file.0, offset, len as usize, &mut out)? {
+            out = parts.slices().collect::<Vec<_>>().concat();
+        }
         if out != self.model.content(file.1).range(offset, offset + len) {
             let text = format!("{name} reads wrong at {offset}, {len} bytes");
             return Err(Failure::Wrong(text));

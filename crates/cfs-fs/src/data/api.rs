@@ -4,6 +4,7 @@ use cfs_format::Ino;
 
 use super::quota::Unbound;
 use super::ranges::{AllocateMode, Seek};
+use super::read::Parts;
 use crate::Fs;
 use crate::error::{FsError, Result};
 
@@ -26,10 +27,28 @@ impl Fs {
     /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no
     /// regular file; [`FsError::Io`]. The content of `out` is then unspecified.
     pub fn read(&self, ino: Ino, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        if self.files.read(ino, offset, len, out)? {
+        if self.files.read(ino, offset, len, false, out)?.touch {
             self.touch_atime(ino)?;
         }
         Ok(())
+    }
+
+    /// As above, but what lies in opened chunks alone is not copied: then they are returned, and `out` is left as it is.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn read_parts(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Parts>> {
+        let done = self.files.read(ino, offset, len, true, out)?;
+        if done.touch {
+            self.touch_atime(ino)?;
+        }
+        Ok(done.parts)
     }
 
     /// Accepts `data` at `offset`; they are in the log after [`Fs::flush`], a while, or under pressure, and durable

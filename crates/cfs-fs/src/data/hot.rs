@@ -19,7 +19,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult};
 use quick_cache::{OptionsBuilder, Weighter};
 
 /// The content of a chunk.
-pub(super) type Content = Arc<Opened>;
+pub(crate) type Content = Arc<Opened>;
 
 /// Memory of chunks is taken in multiples of this, bytes, so that it fits another chunk later.
 const CLASS_BYTES: usize = 32 << 10;
@@ -96,7 +96,7 @@ impl Spare {
 }
 
 /// Content in memory that goes back to where it came from.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     bytes: Vec<u8>,
     home: Arc<Spare>,
 }

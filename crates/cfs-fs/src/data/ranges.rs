@@ -375,7 +375,7 @@ impl Core {
         while done < len {
             let step = (len - done).min(COPY_STEP_BYTES);
             let copied = self
-                .read(source, source_offset + done, step as usize, &mut out)
+                .read(source, source_offset + done, step as usize, false, &mut out)
                 .and_then(|_| match out.is_empty() {
                     true => Ok(0),
                     false => self.write(target, target_offset + done, &out, false),

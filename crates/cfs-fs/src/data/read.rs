@@ -5,6 +5,7 @@
 //! carried out with the lock held.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cfs_format::table::tag;
@@ -13,6 +14,7 @@ use cfs_store::ReadError;
 
 use super::Core;
 use super::body::{Body, Job};
+use super::hot::Content;
 use super::windows::WINDOW_BYTES;
 use crate::error::{FsError, Result};
 use crate::extent::{Extent, scan};
@@ -34,8 +36,32 @@ const AHEAD_BYTES_FIRST: u64 = 512 << 10;
 /// Chunks that a reader has passed and not let go of, at most.
 const PASSED_MAX: usize = 64;
 
+/// Pieces of a [`Parts`] at most; what lies in more is copied together.
+pub const PARTS_MAX: usize = 30;
+
 /// A range of a file.
 type Span = (u64, u64);
+
+/// What was read of a file, as parts of opened chunks, one after the other. They stay in memory as long as this does.
+pub struct Parts {
+    pieces: Vec<(Content, Range<usize>)>,
+}
+
+impl Parts {
+    /// The bytes, in at most [`PARTS_MAX`] pieces.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        let pieces = self.pieces.iter();
+        pieces.map(|(content, range)| &content[range.clone()])
+    }
+}
+
+/// What became of a read.
+pub(crate) struct Done {
+    /// Where the content lies, if it was not copied.
+    pub parts: Option<Parts>,
+    /// The access time may have to change.
+    pub touch: bool,
+}
 
 /// A part of a chunk that belongs into the output.
 struct Fetch {
@@ -44,6 +70,13 @@ struct Fetch {
     chunk_offset: usize,
     chunk_len: u32,
     fingerprint: Fingerprint,
+}
+
+impl Fetch {
+    /// The part of the chunk.
+    fn within(&self) -> Range<usize> {
+        self.chunk_offset..self.chunk_offset + self.len
+    }
 }
 
 /// Readers of a file that go through it in order.
@@ -144,8 +177,8 @@ impl Readers {
 }
 
 impl Core {
-    /// Replaces `out` with up to `len` bytes of the file from `offset`; fewer at its end. Returns whether the access
-    /// time may have to change.
+    /// Replaces `out` with up to `len` bytes of the file from `offset`; fewer at its end. Where `takes_parts` is set and
+    /// opened chunks alone show them, these are returned instead, and `out` is left as it is.
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::IsDirectory`], [`FsError::Invalid`] for what is no regular file;
@@ -155,8 +188,9 @@ impl Core {
         ino: Ino,
         offset: u64,
         len: usize,
+        takes_parts: bool,
         out: &mut Vec<u8>,
-    ) -> Result<bool> {
+    ) -> Result<Done> {
         let file = self.file(ino);
         for attempt in 0.. {
             let mut body = file.lock();
@@ -169,10 +203,20 @@ impl Core {
             }
             if offset >= end {
                 out.clear();
-                return Ok(touch);
+                return Ok(Done { parts: None, touch });
             }
-            out.resize((end - offset) as usize, 0);
-            let fetches = self.plan(&mut body, (offset, end), out)?;
+            let as_parts = match takes_parts {
+                true => self.plan_parts(&mut body, (offset, end))?,
+                false => None,
+            };
+            let is_copied = as_parts.is_none();
+            let fetches = match as_parts {
+                Some(fetches) => fetches,
+                None => {
+                    out.resize((end - offset) as usize, 0);
+                    self.plan(&mut body, (offset, end), out)?
+                }
+            };
             let mut ahead = Vec::new();
             let mut left = Vec::new();
             if let Some(noted) = body.readers.note((offset, end), self.readahead_bytes) {
@@ -190,19 +234,43 @@ impl Core {
                     .iter()
                     .map(|extent| (extent.fingerprint, extent.chunk_len)),
             );
-            let result = self.fetch(&fetches, out);
+            let result = match is_copied {
+                true => self.fetch(&fetches, out).map(|()| None),
+                false => self.fetch_parts(&fetches).map(Some),
+            };
             drop(locked);
             left.iter()
                 .for_each(|fingerprint| self.hot.let_go(fingerprint));
             match result {
                 Err(ReadError::Missing { .. }) if !is_last => {}
-                result => return Ok(result.map(|()| touch)?),
+                result => {
+                    let parts = result?;
+                    return Ok(Done { parts, touch });
+                }
             }
         }
         unreachable!("the last plan returns")
     }
 
     fn fetch(&self, fetches: &[Fetch], out: &mut [u8]) -> std::result::Result<(), ReadError> {
+        self.each_content(fetches, |fetch, content| {
+            out[fetch.at..fetch.at + fetch.len].copy_from_slice(&content[fetch.within()]);
+        })
+    }
+
+    fn fetch_parts(&self, fetches: &[Fetch]) -> std::result::Result<Parts, ReadError> {
+        let mut pieces = Vec::with_capacity(fetches.len());
+        self.each_content(fetches, |fetch, content| {
+            pieces.push((content, fetch.within()));
+        })?;
+        Ok(Parts { pieces })
+    }
+
+    fn each_content(
+        &self,
+        fetches: &[Fetch],
+        mut each: impl FnMut(&Fetch, Content),
+    ) -> std::result::Result<(), ReadError> {
         // The others are opened by other threads while this one opens the first.
         let others = fetches.iter().skip(1);
         self.hot
@@ -211,10 +279,25 @@ impl Core {
             let content = self
                 .hot
                 .get(&self.store, &fetch.fingerprint, fetch.chunk_len)?;
-            out[fetch.at..fetch.at + fetch.len]
-                .copy_from_slice(&content[fetch.chunk_offset..fetch.chunk_offset + fetch.len]);
+            each(fetch, content);
         }
         Ok(())
+    }
+
+    /// What to fetch, where committed chunks alone show the span, in not too many pieces. The span ends at or before
+    /// the size.
+    fn plan_parts(&self, body: &mut Body, span: Span) -> Result<Option<Vec<Fetch>>> {
+        let has_changes =
+            !body.runs.is_empty() || body.pending.truncate_to.is_some() || !body.jobs.is_empty();
+        if has_changes || body.committed_inline || span.1 > body.committed_size {
+            return Ok(None);
+        }
+        let mut fetches = Vec::new();
+        let mut has_holes = false;
+        self.plan_gap(body, span.0, span, &mut fetches, |hole| {
+            has_holes |= hole.0 < hole.1;
+        })?;
+        Ok((!has_holes && fetches.len() <= PARTS_MAX).then_some(fetches))
     }
 
     /// Fills `out` with what is in memory and with the zeros of holes, and says what to fetch for the rest. The span
@@ -247,25 +330,41 @@ impl Core {
             return Ok(Vec::new());
         }
         let mut fetches = Vec::new();
-        for (from, to) in gaps {
-            let mut filled_to = from;
-            self.each_extent(body, from, to, |extent| {
-                let Some(part) = extent.part(from, to) else {
-                    return;
-                };
-                zero(start, out, (filled_to, part.offset));
-                filled_to = part.end();
-                fetches.push(Fetch {
-                    at: (part.offset - start) as usize,
-                    len: part.len as usize,
-                    chunk_offset: part.chunk_offset as usize,
-                    chunk_len: part.chunk_len,
-                    fingerprint: part.fingerprint,
-                });
+        for gap in gaps {
+            self.plan_gap(body, start, gap, &mut fetches, |hole| {
+                zero(start, out, hole);
             })?;
-            zero(start, out, (filled_to, to));
         }
         Ok(fetches)
+    }
+
+    /// Adds what to fetch for a part of a read from `start` on that committed extents show, and tells what lies in holes,
+    /// which may be empty.
+    fn plan_gap(
+        &self,
+        body: &mut Body,
+        start: u64,
+        (from, to): Span,
+        fetches: &mut Vec<Fetch>,
+        mut hole: impl FnMut(Span),
+    ) -> Result<()> {
+        let mut filled_to = from;
+        self.each_extent(body, from, to, |extent| {
+            let Some(part) = extent.part(from, to) else {
+                return;
+            };
+            hole((filled_to, part.offset));
+            filled_to = part.end();
+            fetches.push(Fetch {
+                at: (part.offset - start) as usize,
+                len: part.len as usize,
+                chunk_offset: part.chunk_offset as usize,
+                chunk_len: part.chunk_len,
+                fingerprint: part.fingerprint,
+            });
+        })?;
+        hole((filled_to, to));
+        Ok(())
     }
 
     /// Calls `each` with the committed extents that show a part of `[from, to)`, in order.

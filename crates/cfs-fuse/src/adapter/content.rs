@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use cfs_format::Ino;
-use cfs_fs::{AllocateMode, Attr, FsError, Result, SetAttr};
+use cfs_fs::{AllocateMode, Attr, FsError, Parts, Result, SetAttr};
 use zerocopy::IntoBytes;
 
 use super::{Adapter, errno};
@@ -149,8 +149,14 @@ impl Adapter {
         Ok(())
     }
 
-    pub(super) fn read(&self, ino: Ino, read: &abi::ReadIn, out: &mut Vec<u8>) -> Result<()> {
-        self.fs.read(ino, read.offset, read.size as usize, out)
+    pub(super) fn read(
+        &self,
+        ino: Ino,
+        read: &abi::ReadIn,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Parts>> {
+        self.fs
+            .read_parts(ino, read.offset, read.size as usize, out)
     }
 
     pub(super) fn write(

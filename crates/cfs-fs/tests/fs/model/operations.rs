@@ -225,5 +225,18 @@ impl Run {
             out == file[(offset as usize).min(end)..end],
             "content of {ino} at {offset}"
         );
+        let parts = self
+            .fs
+            .read_parts(ino, offset, len as usize, &mut out)
+            .expect("read");
+        if let Some(parts) = parts {
+            let slices: Vec<_> = parts.slices().collect();
+            assert!(slices.len() <= cfs_fs::PARTS_MAX);
+            out = slices.concat();
+        }
+        assert!(
+            out == file[(offset as usize).min(end)..end],
+            "parts of {ino} at {offset}"
+        );
     }
 }
