@@ -131,7 +131,7 @@ impl Mending<'_> {
         if self.is_of_clone(ino, at.record.as_ref(), (at.rows, names))? {
             return Ok(());
         }
-        let record = match at.record {
+        let mut record = match at.record {
             Some(record) => record,
             None if names > 0 => match self.record_from_origin(ino, at.has_xattrs)? {
                 Some(record) => {
@@ -170,15 +170,13 @@ impl Mending<'_> {
             self.trouble(ino, "lock", "it was locked, and until when is lost");
         }
         if wanted != flags {
-            let mut mended = record;
-            mended.flags.set(wanted);
-            self.put_record(ino, &mended);
+            record.flags.set(wanted);
+            self.put_record(ino, &record);
         }
         if at.lock == Some(false) {
             self.delete(key(ino, tag::XATTR, LOCK_NAME));
         }
         if !inode::is_directory(&record) {
-            let record = self.record(ino)?.unwrap_or(record);
             return self.content(ino, &record, (at.inline, at.extents));
         }
         let next_cookie = record.next_cookie.get();
