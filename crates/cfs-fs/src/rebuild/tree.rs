@@ -1,7 +1,7 @@
 //! The tree as a whole: names that lead nowhere, inodes that no name leads to, counts of links; and the paths of all
 //! findings.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use cfs_format::table::{DirentRecord, InodeRecord, key, split_key, system_key, tag};
 use cfs_format::{Ino, VolumeId};
@@ -412,20 +412,22 @@ impl Mending<'_> {
 
     /// Turns what was found into findings, with paths.
     fn tell(&mut self) -> Result<(), ReadError> {
-        let troubles = std::mem::take(&mut self.rebuilder.troubles);
+        let mut troubles = std::mem::take(&mut self.rebuilder.troubles);
+        // What is mended before the log is read and after it may be told twice.
+        let mut known = HashSet::new();
+        troubles.retain(|trouble| known.insert(trouble.clone()));
         let ranges: Vec<LostRange> = self.lost.iter().take(RANGES_TOLD).cloned().collect();
         if troubles.is_empty() && ranges.is_empty() {
             return Ok(());
         }
         let mut paths = Paths::default();
-        let wanted: std::collections::HashSet<Ino> =
-            troubles.iter().map(|(ino, ..)| *ino).collect();
+        let wanted: HashSet<Ino> = troubles.iter().map(|(ino, ..)| *ino).collect();
         let edges = ranges
             .iter()
             .flat_map(|range| [&range.after, &range.before])
             .flatten()
             .filter_map(|row_key| split_key(row_key).ok().map(|(ino, ..)| ino));
-        let wanted: std::collections::HashSet<Ino> = wanted.into_iter().chain(edges).collect();
+        let wanted: HashSet<Ino> = wanted.into_iter().chain(edges).collect();
         for (parent, name, value) in self.mended_rows(tag::DIRENT)? {
             let Ok(entry) = directory::decode(parent, &value) else {
                 continue;
