@@ -8,6 +8,7 @@
 //! - Content that is known to be missing is replaced by extents of lost chunks: reading it fails, which zeros would hide.
 //! - Names of inodes that are lost go. Inodes without a name that had one are put into `/lost+found`.
 //! - Counts are set to what is counted.
+//! - What is put where earlier states of a row are kept begins where the last of them ended, or a snapshot would see both.
 //! - What a clone has changed and is lost is as its origin has it again, but for names of what it has removed or moved.
 //!   What it sees of its origin, a past state, is mended before ([`origins`]), clone after clone where they are clones of
 //!   clones.
@@ -191,8 +192,7 @@ impl Namespace for Rebuilder {
         let deepest = depths.values().copied().max().unwrap_or(0);
         if lost.is_empty() {
             let mut mending = Mending::new(self, store, lost, Depth::all(&depths, deepest));
-            mending.rows()?;
-            mending.tree(stage)?;
+            mending.present(stage)?;
             return apply(of(mending));
         }
         let mut mending = Mending::new(self, store, lost, Depth::all(&depths, deepest));
@@ -204,8 +204,7 @@ impl Namespace for Rebuilder {
                 ..Depth::all(&depths, deepest)
             };
             let mut mending = Mending::new(self, store, lost, depth);
-            mending.rows()?;
-            mending.tree(stage)?;
+            mending.present(stage)?;
             apply(of(mending))?;
             for origin in origins::at_depth(store, &depths, reached) {
                 let mut mending = Mending::new(self, store, lost, depth);
@@ -455,6 +454,13 @@ impl<'a> Mending<'a> {
             seen: HashMap::new(),
             changes: BTreeMap::new(),
         }
+    }
+
+    /// Makes what is there now fit together.
+    fn present(&mut self, stage: MendStage) -> Result<(), ReadError> {
+        self.rows()?;
+        self.tree(stage)?;
+        self.begin_behind_past()
     }
 
     /// Whether an inode is looked at in this pass.

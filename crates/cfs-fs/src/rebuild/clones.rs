@@ -9,6 +9,7 @@ use cfs_format::{Ino, ViewId, VolumeId};
 use cfs_store::ReadError;
 use zerocopy::IntoBytes;
 
+use super::states::stamped;
 use super::{Mending, file_key_of};
 use crate::clone::{self, Found};
 use crate::error::FsError;
@@ -60,8 +61,9 @@ impl Mending<'_> {
             }
             // Names are worth more than a record.
             (None, Some(found)) if names > 0 && inode::is_directory(&found.record) => {}
-            (None, Some(_)) => {
+            (None, Some(found)) => {
                 self.trouble(ino, "inode", AS_ORIGIN);
+                self.tell_past(ino, found)?;
                 self.delete_rows(ino)?;
                 return Ok(true);
             }
@@ -94,6 +96,21 @@ impl Mending<'_> {
             self.changes.remove(&key(ino, tag::INODE, &[]));
         }
         Ok(true)
+    }
+
+    /// Tells what snapshots of a clone miss of an inode that is its origin's again, if it had rows of its own for them.
+    fn tell_past(&mut self, ino: Ino, found: &Found) -> Result<(), ReadError> {
+        if !self.has_past(ino)? {
+            return Ok(());
+        }
+        let sentence = match inode::is_directory(&found.record) {
+            true => {
+                "as snapshots show it, names in it may be missing, or be those that its origin has"
+            }
+            false => "as snapshots show it, what is lost of it may read as zeros",
+        };
+        self.trouble(ino, "snapshot", sentence);
+        Ok(())
     }
 
     /// The record of a clone's own directory whose own is lost, from its origin's: extended attributes are the origin's too if it
@@ -287,6 +304,7 @@ impl Mending<'_> {
         let Some(found) = self.inherited(ino)? else {
             return Ok(());
         };
+        self.tell_past(ino, &found)?;
         let past = Past {
             table: self.store,
             at: found.place.at.unwrap_or_default(),
@@ -353,7 +371,11 @@ impl Mending<'_> {
             at: found.place.at.unwrap_or_default(),
         };
         let source = found.place.ino;
+        // Its parts belong together: what a snapshot shows of others that it had stays as it is.
+        let begin = self.end_of_past(ino)?;
+        self.tell_past(ino, &found)?;
         let mut record = found.record;
+        record.timestamp = record.timestamp.get().max(begin).into();
         self.rebuilder.host.fill_random(&mut record.salt);
         let keys = file_key_of(self.store, &found.record).zip(file_key_of(self.store, &record));
         let Some((old_key, new_key)) = keys else {
@@ -362,7 +384,7 @@ impl Mending<'_> {
         let is_inline = record.flags.get() & inode_flag::INLINE != 0;
         let inline = readable(past.get(source, tag::INLINE, &[]))?;
         if let Some(value) = inline.filter(|_| is_inline) {
-            self.put(key(ino, tag::INLINE, &[]), value);
+            self.put(key(ino, tag::INLINE, &[]), since(tag::INLINE, value, begin));
         } else {
             record.allocated = 0.into();
         }
@@ -376,7 +398,7 @@ impl Mending<'_> {
                 continue;
             };
             record.allocated += u64::from(extent.len);
-            let value = extent::encode_value(&new_key, timestamp, &extent);
+            let value = extent::encode_value(&new_key, timestamp.max(begin), &extent);
             self.put(extent::extent_key(ino, extent.offset), value);
         }
         let flags = record.flags.get() & !OF_RECORDS;
@@ -394,6 +416,7 @@ impl Mending<'_> {
             table: self.store,
             at: found.place.at.unwrap_or_default(),
         };
+        let begin = self.end_of_past(ino)?;
         let mut flags = 0;
         for row in past.rows(found.place.ino, tag::XATTR, &[], None) {
             let Some((name, value)) = readable(row.map(Some))? else {
@@ -409,7 +432,7 @@ impl Mending<'_> {
                 flags |= inode_flag::LOCKED;
             }
             flags |= inode_flag::XATTRS;
-            self.put(key(ino, tag::XATTR, &name), value);
+            self.put(key(ino, tag::XATTR, &name), since(tag::XATTR, value, begin));
         }
         Ok(flags)
     }
@@ -462,5 +485,13 @@ impl Mending<'_> {
                 self.find("snapshot", name, sentence);
             }
         }
+    }
+}
+
+/// A row as if it had not been written before then. No extent.
+fn since(row_tag: u8, value: Vec<u8>, begin: u64) -> Vec<u8> {
+    match crate::row::timestamp(row_tag, &value) {
+        Ok(from) if from >= begin => value,
+        _ => stamped(row_tag, value, begin),
     }
 }

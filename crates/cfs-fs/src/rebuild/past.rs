@@ -135,7 +135,7 @@ impl Mending<'_> {
         end: u64,
     ) -> Result<(), ReadError> {
         let row_key = key(ino, row_tag, suffix);
-        let Some(value) = self.store.get(&row_key)? else {
+        let Some(value) = self.get(&row_key)? else {
             return Ok(());
         };
         if row::timestamp(row_tag, &value).is_ok_and(|from| from >= end) {
@@ -160,6 +160,58 @@ impl Mending<'_> {
         Ok(())
     }
 
+    /// The same for all rows that have been put.
+    pub(super) fn begin_behind_past(&mut self) -> Result<(), ReadError> {
+        let mut of = (Ino(0), false);
+        let mut put = Vec::new();
+        for (row_key, value) in &self.changes {
+            let Ok((ino, ..)) = split_key(row_key) else {
+                continue;
+            };
+            if ino != of.0 {
+                of = (ino, self.has_past(ino)?);
+            }
+            if of.1 && value.is_some() {
+                put.push(row_key.clone());
+            }
+        }
+        for row_key in put {
+            let Ok((ino, row_tag, suffix)) = split_key(&row_key) else {
+                continue;
+            };
+            let lo = history_key(ino, row_tag, suffix, 0);
+            let hi = history_key(ino, row_tag, suffix, u64::MAX);
+            let last = self.store.range(&lo, &hi).next_back();
+            if let Some((state_key, _)) = last.transpose().map_err(ReadError::from)? {
+                self.begin_behind(ino, (row_tag, suffix), end_of(&state_key))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Earlier states of all rows of an inode.
+    fn states_of(&self, ino: Ino) -> cfs_store::Range {
+        let lo = system_key(tag::HISTORY, &ino.0.to_be_bytes());
+        let hi = system_key(tag::HISTORY, &ino.0.saturating_add(1).to_be_bytes());
+        self.store.range(&lo, &hi)
+    }
+
+    /// Whether there are earlier states of any row of an inode.
+    pub(super) fn has_past(&self, ino: Ino) -> Result<bool, ReadError> {
+        let first = self.states_of(ino).next();
+        Ok(first.transpose().map_err(ReadError::from)?.is_some())
+    }
+
+    /// Where the last of them ended; 0 without any.
+    pub(super) fn end_of_past(&self, ino: Ino) -> Result<u64, ReadError> {
+        let mut end = 0;
+        for state in self.states_of(ino) {
+            let (state_key, _) = state.map_err(ReadError::from)?;
+            end = end.max(end_of(&state_key));
+        }
+        Ok(end)
+    }
+
     fn forget_state(&mut self, row_key: Vec<u8>, volumes: &BTreeSet<VolumeId>) {
         let parts = split_key(&row_key).and_then(|(_, _, state)| split_history(state));
         if let Ok((ino, row_tag, suffix, to)) = parts {
@@ -175,4 +227,10 @@ impl Mending<'_> {
         let rows = self.store.range(&lo, &hi);
         rows.map(|row| row.map_err(ReadError::from)).collect()
     }
+}
+
+/// Where a state ended.
+fn end_of(state_key: &[u8]) -> u64 {
+    let parts = split_key(state_key).and_then(|(_, _, state)| split_history(state));
+    parts.map_or(0, |(.., to)| to)
 }

@@ -12,6 +12,7 @@ mod namespace;
 mod pool;
 mod rebuild;
 mod rebuilt_clones;
+mod rebuilt_past;
 mod rebuilt_volumes;
 mod recount;
 mod removed_clones;

@@ -32,7 +32,10 @@ pub fn file(fs: &Fs, parent: Ino, name: &str, content: &[u8]) {
 }
 
 pub fn names(fs: &Fs, path: &str) -> Vec<String> {
-    let ino = at(fs, path);
+    names_in(fs, at(fs, path))
+}
+
+pub fn names_in(fs: &Fs, ino: Ino) -> Vec<String> {
     let limit = fs.dir_limit(ino).expect("a directory");
     let mut names: Vec<String> = fs
         .read_dir(ino, 0, limit, usize::MAX)
