@@ -464,7 +464,7 @@ pub(crate) fn is_hole(bytes: &[u8]) -> bool {
 /// Stands for a byte that cannot be read.
 const HOLE: u8 = 0xee;
 
-/// As `read_tree`, but that a file's parts that cannot be read are [`HOLE`]s.
+/// As `read_tree`, but that a file's parts that cannot be read are [`HOLE`]s, and so is the target of a symbolic link.
 pub(crate) fn read_tree_with_holes(fs: &Fs) -> Result<Tree, String> {
     let mut waiting = vec![Ino::ROOT];
     let mut unreadable: BTreeMap<Ino, Vec<(u64, u64)>> = BTreeMap::new();
@@ -489,6 +489,8 @@ pub(crate) fn read_tree_with_holes(fs: &Fs) -> Result<Tree, String> {
                     }
                     unreadable.insert(ino, ranges);
                 }
+                // Reading one whose target is lost fails, as reading lost content does.
+                libc::S_IFLNK => drop(unreadable.insert(ino, vec![(0, 1)])),
                 _ => {}
             }
         }
@@ -504,7 +506,11 @@ fn read_entry(
     let attr = fs.getattr(ino)?;
     let mut content = Vec::new();
     match attr.kind() {
-        libc::S_IFLNK => content = fs.readlink(ino)?,
+        libc::S_IFLNK => match fs.readlink(ino) {
+            Ok(target) => content = target,
+            Err(error) if allowed.is_some() && error.errno() == libc::EIO => content.push(HOLE),
+            Err(error) => return Err(error),
+        },
         libc::S_IFREG => {
             let mut at = 0;
             let mut part = Vec::new();
