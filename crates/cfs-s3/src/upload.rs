@@ -24,7 +24,7 @@ use crate::bodies;
 use crate::customer::{Brought, Sealing};
 use crate::errors::{custom, from_fs, full};
 use crate::face::{Face, blocking};
-use crate::md5::Md5;
+use crate::md5::{Md5, Together};
 use crate::objects::hex;
 use crate::patience::PATIENCE;
 
@@ -33,7 +33,12 @@ const STEP_BYTES: usize = 1 << 20;
 /// Pieces that they have arrived in.
 const STEP_PIECES: usize = 1024;
 /// Steps at a time, of all uploads. A step is taken when bytes have come, so that nobody has one who is waited for.
-static STEPS: Semaphore = Semaphore::const_new(32);
+static STEPS: Semaphore = Semaphore::const_new(STEPS_MAX);
+const STEPS_MAX: usize = 32;
+/// Steps of one upload: one that is processed, and one that arrives.
+const STEPS_OF_ONE: usize = 2;
+/// The MD5 of all uploads.
+static TOGETHER: Together = Together::new();
 /// Mode of a new object's file.
 const MODE: u32 = 0o644;
 
@@ -210,10 +215,23 @@ impl Digests {
         if let Some(md5) = &mut self.md5 {
             md5.update(data);
         }
+        self.add_rest(data);
+    }
+
+    fn add_rest(&mut self, data: &[u8]) {
         if let Some(sha256) = &mut self.sha256 {
             sha256.update(data);
         }
         self.checksums.update(data);
+    }
+
+    /// As [`Digests::add`], for a step of an upload; its MD5 is computed together with those of others. Blocks.
+    fn add_step(&mut self, pieces: Vec<Bytes>) {
+        pieces.iter().for_each(|piece| self.add_rest(piece));
+        if let Some(md5) = self.md5.take() {
+            let is_alone = STEPS.available_permits() + STEPS_OF_ONE >= STEPS_MAX;
+            self.md5 = Some(TOGETHER.add(md5, pieces, is_alone));
+        }
     }
 
     /// What was measured of what an upload has been given.
@@ -272,8 +290,8 @@ pub(crate) async fn receive(
             upload.seal(key);
             for bytes in &step.bytes {
                 upload.write(bytes)?;
-                digests.add(bytes);
             }
+            digests.add_step(step.bytes);
             upload.finish()?;
             let measured = digests.finish(&upload);
             Ok((upload, measured))
@@ -328,9 +346,11 @@ fn check_length(received: u64, declared: Option<u64>, is_all: bool) -> S3Result<
 
 /// Writes and measures a step, both at a time.
 async fn pass(mut upload: Upload, mut digests: Digests, step: Step) -> S3Result<(Upload, Digests)> {
-    let bytes = step.bytes.clone();
+    // Whoever is done with it last gives back its permit.
+    let step = Arc::new(step);
+    let measuring = Arc::clone(&step);
     let measure = blocking(move || {
-        bytes.iter().for_each(|bytes| digests.add(bytes));
+        digests.add_step(measuring.bytes.clone());
         Ok(digests)
     });
     let write = blocking(move || {
