@@ -211,15 +211,20 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
             Ok(megabytes / written)
         }
         Workload::ReadCold => {
+            let file = large(root, "large", material)?;
             drop_caches()?;
-            Ok(megabytes / read_file(&root.join("large"), &material.data)?)
+            Ok(megabytes / read_file(&file, &material.data)?)
         }
-        Workload::ReadAgain => Ok(megabytes / read_file(&root.join("large"), &material.data)?),
+        Workload::ReadAgain => {
+            let file = large(root, "large", material)?;
+            Ok(megabytes / read_file(&file, &material.data)?)
+        }
         Workload::RandomRead => {
+            let file = large(root, "large", material)?;
             drop_caches()?;
-            random_pages(&root.join("large"), material, false)
+            random_pages(&file, material, false)
         }
-        Workload::RandomWrite => random_pages(&root.join("copy"), material, true),
+        Workload::RandomWrite => random_pages(&large(root, "copy", material)?, material, true),
         Workload::WriteFsync => append_and_sync(&root.join("log"), &material.data),
         Workload::Create => {
             let directories = make_directories(&root.join("one"), files)?;
@@ -288,6 +293,15 @@ fn rate(operations: usize, work: impl FnOnce() -> io::Result<()>) -> io::Result<
     let start = Instant::now();
     work()?;
     Ok(operations as f64 / start.elapsed().as_secs_f64())
+}
+
+/// A large file that another workload leaves, or one like it if that was not run.
+fn large(root: &Path, name: &str, material: &Material) -> io::Result<PathBuf> {
+    let path = root.join(name);
+    if !path.exists() {
+        write_file(&path, &material.data, true)?;
+    }
+    Ok(path)
 }
 
 /// Seconds for writing, and for the fsync if asked for.
