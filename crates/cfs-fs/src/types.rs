@@ -269,7 +269,7 @@ impl Default for FsOptions {
             hot_bytes: 256 << 20,
             seal_threads: 0,
             atime: AtimePolicy::Relatime,
-            readahead_bytes: 4 << 20,
+            readahead_bytes: 8 << 20,
             list_snapshots: false,
         }
     }

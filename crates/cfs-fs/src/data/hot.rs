@@ -321,6 +321,18 @@ impl HotArea {
         }
     }
 
+    /// Opens those that are not here and that nobody is opening, in this thread.
+    pub(super) fn open_missing(
+        &self,
+        store: &Store,
+        chunks: impl Iterator<Item = (Fingerprint, u32)>,
+    ) {
+        let missing: Vec<_> = chunks.filter(|(chunk, _)| !self.contains(chunk)).collect();
+        if !missing.is_empty() {
+            self.open_together(store, &missing);
+        }
+    }
+
     fn work(&self, store: &Store) {
         for task in &self.receiver {
             match task {

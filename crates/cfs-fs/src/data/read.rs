@@ -33,6 +33,10 @@ const READER_SLACK_BYTES: u64 = 1 << 20;
 /// Bytes read ahead for a reader that has just begun.
 const AHEAD_BYTES_FIRST: u64 = 512 << 10;
 
+/// More is asked for when so many bytes have been read, or half of what is read ahead: often enough that the device is never
+/// without a read, seldom enough that a read is long.
+const AHEAD_STEP_BYTES: u64 = 1 << 20;
+
 /// Chunks that a reader has passed and not let go of, at most.
 const PASSED_MAX: usize = 64;
 
@@ -142,8 +146,8 @@ impl Readers {
             .min(ahead_bytes_max);
         let target = to + reader.ahead_bytes;
         let start = reader.ahead.max(to);
-        let worth_it =
-            reader.ahead_bytes > 0 && target.saturating_sub(start) >= reader.ahead_bytes / 2;
+        let step = (reader.ahead_bytes / 2).min(AHEAD_STEP_BYTES);
+        let worth_it = reader.ahead_bytes > 0 && target.saturating_sub(start) >= step;
         if worth_it {
             reader.ahead = target;
         }
@@ -219,7 +223,9 @@ impl Core {
             };
             let mut ahead = Vec::new();
             let mut left = Vec::new();
-            if let Some(noted) = body.readers.note((offset, end), self.readahead_bytes) {
+            let noted = body.readers.note((offset, end), self.readahead_bytes);
+            let in_order = noted.is_some();
+            if let Some(noted) = noted {
                 if let Some((from, to)) = noted.ahead {
                     ahead = self.extents_of(&mut body, from, to)?;
                 }
@@ -234,6 +240,12 @@ impl Core {
                     .iter()
                     .map(|extent| (extent.fingerprint, extent.chunk_len)),
             );
+            if in_order {
+                // Whose turn has come before it was opened ahead is opened here, all with one read of the device.
+                let wanted = fetches.iter();
+                let wanted = wanted.map(|fetch| (fetch.fingerprint, fetch.chunk_len));
+                self.hot.open_missing(&self.store, wanted);
+            }
             let result = match is_copied {
                 true => self.fetch(&fetches, out).map(|()| None),
                 false => self.fetch_parts(&fetches).map(Some),
