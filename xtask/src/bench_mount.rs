@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 use crate::workload::{self, Material, Unit, WORKLOADS, Workload};
 
 /// What to compare, and how much of it.
@@ -37,6 +38,9 @@ pub struct Options {
     /// Workloads to run: all whose title has this in it.
     #[arg(long, default_value = "")]
     workloads: String,
+    /// Draw the medians here, as an SVG, relative to the toy, or else to the last system; needs two systems.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// Runs the bench and prints the table.
@@ -45,6 +49,10 @@ pub struct Options {
 /// When a system does not mount or a workload fails. Everything is unmounted in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0, "at least one round");
+    if let Some(path) = &options.svg {
+        ensure!(options.systems.len() > 1, "--svg compares two systems");
+        plot::prepare(path)?;
+    }
     in_scratch(options.scratch.as_deref(), |scratch| {
         run_in(options, scratch)
     })
@@ -69,6 +77,11 @@ pub(crate) fn in_scratch(
 fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     let warm_mib = options.size_mib * 3 + 64;
     let systems = System::start_all(&options.systems, scratch, options.cfs.as_deref(), warm_mib)?;
+    ensure!(
+        options.svg.is_none() || systems.len() > 1,
+        "--svg compares two systems, and only {} runs",
+        systems[0].name
+    );
     let mut material = Material::new(options.size_mib << 20, options.files);
     let chosen: Vec<Workload> = WORKLOADS
         .into_iter()
@@ -93,8 +106,15 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         }
         eprintln!(" round {} of {}", round + 1, options.rounds);
     }
-    print_table(&systems, &chosen, &figures);
-    Ok(())
+    let medians: Vec<Vec<f64>> = figures
+        .iter()
+        .map(|row| row.iter().map(|figures| median(figures)).collect())
+        .collect();
+    print_table(&systems, &chosen, &figures, &medians);
+    match &options.svg {
+        Some(path) => relative(&systems, &chosen, &medians, options.rounds).write(path),
+        None => Ok(()),
+    }
 }
 
 pub(crate) fn median(figures: &[f64]) -> f64 {
@@ -103,8 +123,72 @@ pub(crate) fn median(figures: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
+fn cell(unit: Unit, value: f64) -> String {
+    match unit {
+        Unit::Megabytes => format!("{value:.0} MB/s"),
+        Unit::Operations => format!("{value:.0} /s"),
+        Unit::Microseconds => format!("{value:.0} us"),
+    }
+}
+
+/// How many times as quick the first one is.
+fn quicker(unit: Unit, first: f64, other: f64) -> f64 {
+    match unit {
+        Unit::Microseconds => other / first,
+        Unit::Megabytes | Unit::Operations => first / other,
+    }
+}
+
+/// All systems beside the toy, or else the last one: how many times as quick as it they are.
+fn relative(
+    systems: &[System],
+    workloads: &[Workload],
+    medians: &[Vec<f64>],
+    rounds: usize,
+) -> Plot {
+    let toy = systems.iter().position(|system| system.name == "toy");
+    let base = toy.unwrap_or(systems.len() - 1);
+    let others: Vec<usize> = (0..systems.len()).filter(|other| *other != base).collect();
+    let groups = workloads.iter().zip(medians).map(|(workload, medians)| {
+        let unit = workload.unit();
+        let bar = |other: &usize| {
+            let value = quicker(unit, medians[*other], medians[base]);
+            Bar::ratio(value, &cell(unit, medians[*other]))
+        };
+        Group {
+            title: workload.title().to_owned(),
+            bars: others.iter().map(bar).collect(),
+        }
+    });
+    let name = match systems[base].name.as_str() {
+        "toy" => "the toy",
+        other => other,
+    };
+    Plot {
+        title: "The mount".to_owned(),
+        subtitle: format!(
+            "How many times as quick as {name} (1), {}; more is better",
+            plot::medians_of(rounds)
+        ),
+        axis: Axis::Ratios,
+        series: others
+            .iter()
+            .map(|other| systems[*other].name.clone())
+            .collect(),
+        panels: vec![Panel {
+            title: String::new(),
+            groups: groups.collect(),
+        }],
+    }
+}
+
 /// The first system is compared with the others: how many times as quick as they it is.
-fn print_table(systems: &[System], workloads: &[Workload], figures: &[Vec<Vec<f64>>]) {
+fn print_table(
+    systems: &[System],
+    workloads: &[Workload],
+    figures: &[Vec<Vec<f64>>],
+    medians: &[Vec<f64>],
+) {
     let (first, others) = systems.split_first().expect("at least one");
     let mut head = format!("| workload | {} |", first.name);
     let mut rule = "| --- | ---: |".to_owned();
@@ -117,13 +201,8 @@ fn print_table(systems: &[System], workloads: &[Workload], figures: &[Vec<Vec<f6
         rule += " ---: |";
     }
     println!("{head}\n{rule}");
-    for (workload, row) in workloads.iter().zip(figures) {
-        let medians: Vec<f64> = row.iter().map(|figures| median(figures)).collect();
-        let cell = |value: f64| match workload.unit() {
-            Unit::Megabytes => format!("{value:.0} MB/s"),
-            Unit::Operations => format!("{value:.0} /s"),
-            Unit::Microseconds => format!("{value:.0} us"),
-        };
+    for ((workload, row), medians) in workloads.iter().zip(figures).zip(medians) {
+        let unit = workload.unit();
         let spread = {
             let low = row[0].iter().copied().fold(f64::INFINITY, f64::min);
             let high = row[0].iter().copied().fold(0.0, f64::max);
@@ -132,17 +211,13 @@ fn print_table(systems: &[System], workloads: &[Workload], figures: &[Vec<Vec<f6
         let mut line = format!(
             "| {} | {} (spread {spread:.0} %) |",
             workload.title(),
-            cell(medians[0])
+            cell(unit, medians[0])
         );
         for other in &medians[1..] {
-            let quicker = match workload.unit() {
-                Unit::Microseconds => other / medians[0],
-                Unit::Megabytes | Unit::Operations => medians[0] / other,
-            };
-            line += &format!(" {quicker:.2} |");
+            line += &format!(" {:.2} |", quicker(unit, medians[0], *other));
         }
         for other in &medians[1..] {
-            line += &format!(" {} |", cell(*other));
+            line += &format!(" {} |", cell(unit, *other));
         }
         println!("{line}");
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::bench_mount::median;
+use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 
 /// The trees, and how often.
 #[derive(clap::Args)]
@@ -33,6 +34,9 @@ pub struct Options {
     /// The release binary of ClaudeFS; by default the one beside this program.
     #[arg(long)]
     cfs: Option<PathBuf>,
+    /// Draw the medians of the seconds here, as an SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// A program that stores trees.
@@ -70,6 +74,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         "{} does not exist; build it, or give --cfs",
         binary.display()
     );
+    ensure!(options.rounds > 0, "at least one round");
+    if let Some(path) = &options.svg {
+        plot::prepare(path)?;
+    }
     let mut programs: Vec<Program> = options
         .codecs
         .iter()
@@ -90,6 +98,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             Err(_) => println!("{name} is not installed, and left out"),
         }
     }
+    let mut panels = Vec::new();
     for tree in &options.trees {
         let tree = std::path::absolute(tree)?;
         let bytes = warm(&tree)?;
@@ -105,9 +114,27 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 );
             }
         }
-        print(&programs, &rounds, bytes);
+        let medians: Vec<Median> = rounds
+            .iter()
+            .map(|rounds| Median::of(rounds, bytes))
+            .collect();
+        print(&programs, &medians);
+        panels.push(panel(&tree, &medians, bytes));
     }
-    Ok(())
+    let Some(path) = &options.svg else {
+        return Ok(());
+    };
+    let plot = Plot {
+        title: "Beside backup programs".to_owned(),
+        subtitle: format!(
+            "Seconds, {}; less is better",
+            plot::medians_of(options.rounds)
+        ),
+        axis: Axis::Values,
+        series: programs.iter().map(Program::name).collect(),
+        panels,
+    };
+    plot.write(path)
 }
 
 impl Program {
@@ -307,33 +334,74 @@ fn visit(
     Ok(())
 }
 
-fn print(programs: &[Program], rounds: &[Vec<Round>], bytes: u64) {
+/// What the rounds of a program came to, each figure by itself.
+struct Median {
+    stored_ratio: f64,
+    first: Took,
+    again: Took,
+    restore: Took,
+    resident_mib: f64,
+}
+
+impl Median {
+    fn of(rounds: &[Round], bytes: u64) -> Self {
+        let of =
+            |figure: &dyn Fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+        let took = |phase: fn(&Round) -> Took| Took {
+            seconds: of(&|round| phase(round).seconds),
+            processor_seconds: of(&|round| phase(round).processor_seconds),
+            resident_mib: of(&|round| phase(round).resident_mib),
+        };
+        Self {
+            stored_ratio: of(&|round| bytes as f64 / round.stored_bytes as f64),
+            first: took(|round| round.first),
+            again: took(|round| round.again),
+            restore: took(|round| round.restore),
+            resident_mib: of(&|round| {
+                let all = [round.first, round.again, round.restore];
+                all.iter()
+                    .fold(0.0, |most: f64, took| most.max(took.resident_mib))
+            }),
+        }
+    }
+}
+
+/// One tree's part of the plot: a group for each thing that is done with it, a bar for each program.
+fn panel(tree: &Path, medians: &[Median], bytes: u64) -> Panel {
+    let phases: [(&str, fn(&Median) -> Took); 3] = [
+        ("first", |it| it.first),
+        ("again", |it| it.again),
+        ("restore", |it| it.restore),
+    ];
+    let groups = phases.map(|(title, phase)| {
+        let bar = |median: &Median| Bar::seconds(phase(median).seconds);
+        Group {
+            title: title.to_owned(),
+            bars: medians.iter().map(bar).collect(),
+        }
+    });
+    let name = tree.file_name().unwrap_or(tree.as_os_str());
+    Panel {
+        title: format!("{}, {:.2} GB", name.display(), bytes as f64 / 1e9),
+        groups: groups.into(),
+    }
+}
+
+fn print(programs: &[Program], medians: &[Median]) {
     println!(
         "| program | stored ratio | first, s / CPU s | again, s / CPU s | restore, s / CPU s | resident, MiB |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
-    for (program, rounds) in programs.iter().zip(rounds) {
-        let of =
-            |figure: &dyn Fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
-        let both = |took: fn(&Round) -> Took| {
-            let seconds = of(&|round| took(round).seconds);
-            format!(
-                "{seconds:.2} / {:.2}",
-                of(&|round| took(round).processor_seconds)
-            )
-        };
-        let resident = of(&|round| {
-            let all = [round.first, round.again, round.restore];
-            all.iter()
-                .fold(0.0, |most: f64, took| most.max(took.resident_mib))
-        });
+    for (program, median) in programs.iter().zip(medians) {
+        let both = |took: Took| format!("{:.2} / {:.2}", took.seconds, took.processor_seconds);
         println!(
-            "| {} | {:.2} | {} | {} | {} | {resident:.0} |",
+            "| {} | {:.2} | {} | {} | {} | {:.0} |",
             program.name(),
-            of(&|round| bytes as f64 / round.stored_bytes as f64),
-            both(|round| round.first),
-            both(|round| round.again),
-            both(|round| round.restore),
+            median.stored_ratio,
+            both(median.first),
+            both(median.again),
+            both(median.restore),
+            median.resident_mib,
         );
     }
 }

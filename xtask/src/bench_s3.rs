@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+use crate::bench_mount::median;
 use crate::place::Place;
+use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 use crate::s3_client::{Account, Connection, PIECE_BYTES, Sent};
 use crate::workload::Random;
 
@@ -49,6 +51,9 @@ pub struct Options {
     /// An option for `cfs server`; may be given often.
     #[arg(long, allow_hyphen_values = true)]
     server_option: Vec<String>,
+    /// Draw the medians of the rates here, as an SVG, relative to s3s-fs.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// Runs the bench and prints the table.
@@ -57,6 +62,11 @@ pub struct Options {
 /// When a server does not start or refuses a request. Both are ended and their data removed in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0, "at least one round");
+    let has_peer = options.peer.as_os_str() != "none";
+    if let Some(path) = &options.svg {
+        ensure!(has_peer, "--svg compares with s3s-fs");
+        plot::prepare(path)?;
+    }
     let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut place = Place::new(&dir, "bench-s3", options.cfs.as_deref())?;
     let address = place.with_s3()?;
@@ -65,9 +75,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     place.start(false)?;
     let mut accounts = vec![place.account(address, "bench")?];
     let mut pids = vec![place.pid()];
-    let peer = match options.peer.as_os_str() == "none" {
-        true => None,
-        false => Some(Peer::start(&options.peer, &place.dir().join("s3s-fs"))?),
+    let peer = match has_peer {
+        true => Some(Peer::start(&options.peer, &place.dir().join("s3s-fs"))?),
+        false => None,
     };
     accounts.extend(peer.iter().map(|peer| peer.account.clone()));
     pids.extend(peer.iter().map(|peer| peer.child.id()));
@@ -102,7 +112,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
         eprintln!(" round {} of {}", round + 1, options.rounds);
     }
-    print_table(&cells, &figures);
+    let medians: Vec<Vec<Figure>> = figures
+        .iter()
+        .map(|row| row.iter().map(|figures| Figure::median(figures)).collect())
+        .collect();
+    print_table(&cells, &medians);
+    if let Some(path) = &options.svg {
+        relative(&cells, &medians, options.rounds).write(path)?;
+    }
     drop(peer);
     place.stop()?;
     place.remove()
@@ -132,6 +149,35 @@ struct Figure {
     put: Rate,
     put_again: Rate,
     get: Rate,
+}
+
+/// What [`Figure`] has, by the names of the columns.
+const KINDS: [(&str, fn(&Figure) -> Rate); 3] = [
+    ("PUT, unique", |figure| figure.put),
+    ("PUT, duplicate", |figure| figure.put_again),
+    ("GET", |figure| figure.get),
+];
+
+impl Figure {
+    /// Each of its numbers by itself.
+    fn median(figures: &[Self]) -> Self {
+        let rate = |kind: fn(&Self) -> Rate| {
+            let of = |number: fn(Rate) -> f64| {
+                let numbers: Vec<f64> = figures.iter().map(|it| number(kind(it))).collect();
+                median(&numbers)
+            };
+            Rate {
+                objects_per_second: of(|rate| rate.objects_per_second),
+                cpu_seconds: of(|rate| rate.cpu_seconds),
+            }
+        };
+        let [put, put_again, get] = KINDS.map(|(_, kind)| rate(kind));
+        Self {
+            put,
+            put_again,
+            get,
+        }
+    }
 }
 
 /// Seconds of CPU time that a process has taken (proc(5), `stat`).
@@ -287,10 +333,10 @@ impl Cell {
         self.bytes < 1 << 20
     }
 
-    fn title(&self) -> String {
+    fn size(&self) -> String {
         match self.is_small() {
-            true => format!("{} KiB | {}", self.bytes >> 10, self.connections),
-            false => format!("{} MiB | {}", self.bytes >> 20, self.connections),
+            true => format!("{} KiB", self.bytes >> 10),
+            false => format!("{} MiB", self.bytes >> 20),
         }
     }
 
@@ -302,41 +348,63 @@ impl Cell {
     }
 }
 
-fn median(figures: &[Figure], of: impl Fn(&Figure) -> f64) -> f64 {
-    let mut sorted: Vec<f64> = figures.iter().map(of).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
+/// How many times the rates of s3s-fs ours are.
+fn relative(cells: &[Cell], medians: &[Vec<Figure>], rounds: usize) -> Plot {
+    let groups = cells.iter().zip(medians).map(|(cell, row)| {
+        let bars = KINDS.map(|(_, kind)| {
+            let [ours, theirs] = [0, 1].map(|column| kind(&row[column]).objects_per_second);
+            Bar::ratio(ours / theirs, &cell.show(ours))
+        });
+        let connections = match cell.connections {
+            1 => "1 connection".to_owned(),
+            more => format!("{more} connections"),
+        };
+        Group {
+            title: format!("{}, {connections}", cell.size()),
+            bars: bars.into(),
+        }
+    });
+    Plot {
+        title: "S3".to_owned(),
+        subtitle: format!(
+            "Rates of cfs, how many times those of s3s-fs (1) they are, {}; more is better",
+            plot::medians_of(rounds)
+        ),
+        axis: Axis::Ratios,
+        series: KINDS.map(|(title, _)| title.to_owned()).into(),
+        panels: vec![Panel {
+            title: String::new(),
+            groups: groups.collect(),
+        }],
+    }
 }
 
-fn print_table(cells: &[Cell], figures: &[Vec<Vec<Figure>>]) {
-    let kinds: [fn(&Figure) -> Rate; 3] = [|it| it.put, |it| it.put_again, |it| it.get];
+fn print_table(cells: &[Cell], medians: &[Vec<Figure>]) {
     let head = "| object | connections | PUT, unique | s3s-fs | PUT, duplicate | s3s-fs | GET | s3s-fs |\n\
                 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |";
     println!("Rates, and how many times that of s3s-fs they are:\n\n{head}");
-    for (cell, row) in cells.iter().zip(figures) {
-        let rate = |figures: &[Figure], kind: fn(&Figure) -> Rate| {
-            median(figures, |figure| kind(figure).objects_per_second)
-        };
-        let line = kinds.map(|kind| {
-            let ours = rate(&row[0], kind);
-            let theirs = row.get(1).map(|theirs| rate(theirs, kind));
+    for (cell, row) in cells.iter().zip(medians) {
+        let line = KINDS.map(|(_, kind)| {
+            let ours = kind(&row[0]).objects_per_second;
+            let theirs = row.get(1).map(|theirs| kind(theirs).objects_per_second);
             let beside = theirs.map_or("-".to_owned(), |theirs| {
                 format!("{:.2} of {}", ours / theirs, cell.show(theirs))
             });
             format!("{} | {beside}", cell.show(ours))
         });
-        println!("| {} | {} |", cell.title(), line.join(" | "));
+        let (size, connections) = (cell.size(), cell.connections);
+        println!("| {size} | {connections} | {} |", line.join(" | "));
     }
     println!("\nCPU time of the server for an object, or for a GB of larger ones:\n\n{head}");
-    for (cell, row) in cells.iter().zip(figures) {
-        let time = |figures: &[Figure], kind: fn(&Figure) -> Rate| {
-            let seconds = median(figures, |figure| kind(figure).cpu_seconds);
+    for (cell, row) in cells.iter().zip(medians) {
+        let time = |figure: &Figure, kind: fn(&Figure) -> Rate| {
+            let seconds = kind(figure).cpu_seconds;
             match cell.is_small() {
                 true => format!("{:.0} us", seconds * 1e6),
                 false => format!("{:.2} s", seconds * 1e9 / cell.bytes as f64),
             }
         };
-        let line = kinds.map(|kind| {
+        let line = KINDS.map(|(_, kind)| {
             let beside = row.get(1).map(|theirs| time(theirs, kind));
             format!(
                 "{} | {}",
@@ -344,7 +412,8 @@ fn print_table(cells: &[Cell], figures: &[Vec<Vec<Figure>>]) {
                 beside.unwrap_or("-".to_owned())
             )
         });
-        println!("| {} | {} |", cell.title(), line.join(" | "));
+        let (size, connections) = (cell.size(), cell.connections);
+        println!("| {size} | {connections} | {} |", line.join(" | "));
     }
 }
 

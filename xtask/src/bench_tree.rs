@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 
 use crate::bench_mount::{System, checked, in_scratch, median};
+use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 
 /// The tree, and what to compare.
 #[derive(clap::Args)]
@@ -28,6 +29,9 @@ pub struct Options {
     /// Systems to run, of: cfs, toy, gocryptfs, plain.
     #[arg(long, value_delimiter = ',', default_value = "cfs,toy,gocryptfs,plain")]
     systems: Vec<String>,
+    /// Draw the medians here, as an SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// MiB that the toy touches beforehand.
@@ -50,6 +54,9 @@ const STEPS: [(&str, &str); 7] = [
 /// When a system does not mount or a program fails. Everything is unmounted in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0, "at least one round");
+    if let Some(path) = &options.svg {
+        plot::prepare(path)?;
+    }
     in_scratch(options.scratch.as_deref(), |scratch| {
         run_in(options, scratch)
     })
@@ -87,8 +94,15 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         }
         eprintln!(" round {} of {}", round + 1, options.rounds);
     }
-    print_table(&systems, &figures);
-    Ok(())
+    let medians: Vec<Vec<f64>> = figures
+        .iter()
+        .map(|row| row.iter().map(|figures| median(figures)).collect())
+        .collect();
+    print_table(&systems, &figures, &medians);
+    match &options.svg {
+        Some(path) => seconds(&systems, &medians, options.rounds).write(path),
+        None => Ok(()),
+    }
 }
 
 fn shell(directory: &Path, line: &str) -> anyhow::Result<()> {
@@ -100,8 +114,28 @@ fn shell(directory: &Path, line: &str) -> anyhow::Result<()> {
     )
 }
 
+fn seconds(systems: &[System], medians: &[Vec<f64>], rounds: usize) -> Plot {
+    let groups = STEPS.iter().zip(medians).map(|((title, _), medians)| {
+        let bar = |seconds: &f64| Bar::seconds(*seconds);
+        Group {
+            title: (*title).to_owned(),
+            bars: medians.iter().map(bar).collect(),
+        }
+    });
+    Plot {
+        title: "Trees of source code".to_owned(),
+        subtitle: format!("Seconds, {}; less is better", plot::medians_of(rounds)),
+        axis: Axis::Values,
+        series: systems.iter().map(|system| system.name.clone()).collect(),
+        panels: vec![Panel {
+            title: String::new(),
+            groups: groups.collect(),
+        }],
+    }
+}
+
 /// Seconds, and how many times those of each other system the first one takes.
-fn print_table(systems: &[System], figures: &[Vec<Vec<f64>>]) {
+fn print_table(systems: &[System], figures: &[Vec<Vec<f64>>], medians: &[Vec<f64>]) {
     let (first, others) = systems.split_first().expect("at least one");
     let mut head = format!("| | {}, s (least to most) |", first.name);
     let mut rule = "| --- | ---: |".to_owned();
@@ -110,13 +144,12 @@ fn print_table(systems: &[System], figures: &[Vec<Vec<f64>>]) {
         rule += " ---: | ---: |";
     }
     println!("{head}\n{rule}");
-    for ((title, _), row) in STEPS.iter().zip(figures) {
-        let own = median(&row[0]);
+    for (((title, _), row), medians) in STEPS.iter().zip(figures).zip(medians) {
+        let own = medians[0];
         let least = row[0].iter().copied().fold(f64::INFINITY, f64::min);
         let most = row[0].iter().copied().fold(0.0, f64::max);
         let mut line = format!("| {title} | {own:.2} ({least:.2}-{most:.2}) |");
-        for other in &row[1..] {
-            let other = median(other);
+        for other in &medians[1..] {
             line += &format!(" {:.2} | {other:.2} |", own / other);
         }
         println!("{line}");

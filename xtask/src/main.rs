@@ -6,10 +6,12 @@ mod bench_reclaim;
 mod bench_s3;
 mod bench_s3_bounds;
 mod bench_snapshot;
+mod bench_tables;
 mod bench_tree;
 mod instructions;
 mod layers;
 mod place;
+mod plot;
 mod s3_client;
 mod s3_clients;
 mod scenario;
@@ -110,7 +112,7 @@ enum Bench {
         millions: f64,
     },
     /// The tables, beside fjall, redb, LMDB and RocksDB.
-    Tables(TablesOptions),
+    Tables(bench_tables::Options),
     /// What compaction costs those who use the mount meanwhile.
     Reclaim(bench_reclaim::Options),
     /// Trees of source code: tar, cp -a, git clone, find, grep, rm -rf, beside the ceiling, gocryptfs and a plain directory.
@@ -121,27 +123,6 @@ enum Bench {
     S3(bench_s3::Options),
     /// S3: memory under slow clients and under one huge object, and what listing costs in a large bucket.
     S3Bounds(bench_s3_bounds::Options),
-}
-
-#[derive(clap::Args)]
-struct TablesOptions {
-    /// Where the tables lie meanwhile; 20 million entries need some 6 GB.
-    #[arg(long, default_value = "/tmp")]
-    dir: PathBuf,
-    /// Millions of entries.
-    #[arg(long, default_value_t = 2.0)]
-    millions: f64,
-    /// How often; the medians are shown.
-    #[arg(long, default_value_t = 1)]
-    rounds: u64,
-    /// Cache of each engine, MiB.
-    #[arg(long, default_value_t = 2048)]
-    cache_mib: u64,
-    /// RocksDB too; needs its library (Debian: librocksdb-dev).
-    #[arg(long)]
-    rocksdb: bool,
-    /// Only these, the first one against the others: cfs-kv, pool, fjall, redb, lmdb, rocksdb.
-    engines: Vec<String>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -182,7 +163,7 @@ fn main() -> anyhow::Result<()> {
         } => bench_chunks(&dir, millions),
         Task::Bench {
             bench: Bench::Tables(options),
-        } => bench_tables(&options),
+        } => bench_tables::run(&options),
         Task::Bench {
             bench: Bench::Reclaim(options),
         } => bench_reclaim::run(&options),
@@ -207,21 +188,6 @@ fn bench_chunks(dir: &std::path::Path, millions: f64) -> anyhow::Result<()> {
     command.args(["bench", "--quiet", "--package", "cfs-store"]);
     command.args(["--bench", "chunks", "--"]).arg(dir);
     let status = command.arg(millions.to_string()).status()?;
-    anyhow::ensure!(status.success(), "the bench failed");
-    Ok(())
-}
-
-/// Builds and runs the bench of the tables; see `crates/cfs-store/benches/tables`.
-fn bench_tables(options: &TablesOptions) -> anyhow::Result<()> {
-    let mut command = std::process::Command::new(env!("CARGO"));
-    command.args(["bench", "--quiet", "--package", "cfs-store"]);
-    if options.rocksdb {
-        command.args(["--features", "rocksdb"]);
-    }
-    command.args(["--bench", "tables", "--"]);
-    command.arg(options.millions.to_string()).arg(&options.dir);
-    command.args([options.rounds, options.cache_mib].map(|number| number.to_string()));
-    let status = command.args(&options.engines).status()?;
     anyhow::ensure!(status.success(), "the bench failed");
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! warm hits and misses; hits while another thread commits 1,000 at a time; durable puts of single entries by one thread
 //! and by 32; a scan; memory and space.
 //!
-//! `cargo xtask bench tables`, or `cargo bench -p cfs-store --bench tables -- [millions [directory [rounds [MiB of cache
-//! [engine...]]]]]`. RocksDB with `--features rocksdb`. Each engine runs in a process of its own, in turns; medians are
+//! `cargo xtask bench tables`, or `cargo bench -p cfs-store --bench tables -- [--figures FILE] [millions [directory [rounds
+//! [MiB of cache [engine...]]]]]`. RocksDB with `--features rocksdb`. Each engine runs in a process of its own, in turns; medians are
 //! shown. `cfs-kv` is the tables alone over a file, with a log as simple as can be, which is what the others do too;
 //! `pool` is a whole store, with journal, compression and encryption.
 
@@ -35,6 +35,9 @@ const PHASE: Duration = Duration::from_secs(5);
 const PUTTERS: u64 = 32;
 /// Says that this process is to run one engine and to print its figures.
 const CHILD: &str = "--engine";
+
+/// Has the medians written to a file too; see [`write_figures`].
+const FIGURES: &str = "--figures";
 
 /// What is measured: its name, digits behind the point, whether more is better.
 const MEASURES: [(&str, usize, bool); 15] = [
@@ -279,28 +282,54 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
+/// For each measure the median of each engine.
+fn medians(names: &[String], rounds: &BTreeMap<String, Vec<Vec<f64>>>) -> Vec<Vec<f64>> {
+    let figure = |name: &String, row: usize| {
+        let figures = rounds[name].iter().map(|figures| figures[row]);
+        median(figures.collect())
+    };
+    (0..MEASURES.len())
+        .map(|row| names.iter().map(|name| figure(name, row)).collect())
+        .collect()
+}
+
+/// How many times as good one figure is as another.
+fn times_as_good(one: f64, other: f64, more_is_better: bool) -> f64 {
+    match more_is_better {
+        true => one / other,
+        false => other / one,
+    }
+}
+
 /// A row for each measure: ours, then each of the others and how many times as good ours is.
-fn report(names: &[String], rounds: &BTreeMap<String, Vec<Vec<f64>>>) {
+fn report(names: &[String], medians: &[Vec<f64>]) {
     println!("| | {} |", names.join(" | "));
     println!("| --- |{}", " ---: |".repeat(names.len()));
-    for (row, (measure, digits, more_is_better)) in MEASURES.iter().enumerate() {
-        let figure = |name: &String| {
-            let figures = rounds[name].iter().map(|figures| figures[row]);
-            median(figures.collect())
-        };
-        let ours = figure(&names[0]);
+    for ((measure, digits, more_is_better), row) in MEASURES.iter().zip(medians) {
+        let ours = row[0];
         print!("| {measure} | {ours:.digits$} |");
-        for name in &names[1..] {
-            let theirs = figure(name);
-            let ratio = match more_is_better {
-                true => ours / theirs,
-                false => theirs / ours,
-            };
+        for theirs in &row[1..] {
+            let ratio = times_as_good(ours, *theirs, *more_is_better);
             print!(" {theirs:.digits$} ({ratio:.2}) |");
         }
         println!();
     }
     println!("\nIn brackets: how many times as good {} is.", names[0]);
+}
+
+/// What is printed for a program to read, with tabs between: the names of the engines; then a line for each measure with its
+/// name, and of each engine the figure and how many times as good as the first one's it is.
+fn write_figures(path: &Path, names: &[String], medians: &[Vec<f64>]) {
+    let mut text = names.join("\t") + "\n";
+    for ((measure, digits, more_is_better), row) in MEASURES.iter().zip(medians) {
+        text += measure;
+        for figure in row {
+            let ratio = times_as_good(*figure, row[0], *more_is_better);
+            text += &format!("\t{figure:.digits$}\t{ratio}");
+        }
+        text.push('\n');
+    }
+    std::fs::write(path, text).expect("a file for the figures");
 }
 
 fn main() {
@@ -319,6 +348,9 @@ fn main() {
         }
         return;
     }
+    let figures_path = arguments
+        .next_if(|first| first == FIGURES)
+        .map(|_| PathBuf::from(arguments.next().expect("a file after --figures")));
     let millions: f64 = arguments.next().map_or(2.0, |number| {
         number.parse().expect("millions of keys are a number")
     });
@@ -357,5 +389,9 @@ fn main() {
             outcomes.entry(name.clone()).or_default().push(figures);
         }
     }
-    report(&names, &outcomes);
+    let medians = medians(&names, &outcomes);
+    report(&names, &medians);
+    if let Some(path) = figures_path {
+        write_figures(&path, &names, &medians);
+    }
 }
