@@ -2,8 +2,10 @@
 //!
 //! Invariants: the socket is 0600 in a 0700 directory and answers only its own user and root; it exists only while
 //! the data directory is locked, so that one found there by the next owner is stale; at most [`CLIENTS_MAX`] clients
-//! are served at a time, and others wait; no input makes it panic or grow without bound.
+//! are served at a time, and others wait, for whom those go that have asked nothing yet, the oldest first; no input makes it
+//! panic or grow without bound.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -24,12 +26,14 @@ use crate::failure::{Code, Failure, Result};
 
 /// Clients at a time.
 const CLIENTS_MAX: usize = 64;
-/// How long a client may take to send its request: others may wait for its turn.
+/// How long a client may take to send its request.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+/// As above, while others wait for a turn: a `cfs` sends it at once.
+const REQUEST_PATIENCE_CROWDED: Duration = Duration::from_millis(250);
 /// How long a client may take to read an event.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks whether a client has gone whom others wait for.
-const TURN_LOOK: Duration = Duration::from_millis(10);
+const TURN_LOOK: Duration = Duration::from_millis(2);
 
 /// A running admin socket. Dropping it ends it.
 pub struct AdminSocket {
@@ -43,7 +47,15 @@ struct Shared {
     service: Arc<Service>,
     stopping: AtomicBool,
     clients: AtomicUsize,
+    /// Clients that have not sent their request yet, by their order.
+    silent: Mutex<BTreeMap<u64, Silent>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A client of which no request has come yet.
+struct Silent {
+    stream: Arc<UnixStream>,
+    since: Instant,
 }
 
 impl AdminSocket {
@@ -59,6 +71,7 @@ impl AdminSocket {
             service,
             stopping: AtomicBool::new(false),
             clients: AtomicUsize::new(0),
+            silent: Mutex::default(),
             workers: Mutex::default(),
         });
         let listener = Arc::new(listener);
@@ -140,20 +153,40 @@ pub fn connect(dir: &DataDir) -> io::Result<Option<UnixStream>> {
     }
 }
 
-fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
-    loop {
-        // Others wait in the queue of the socket until one has its answer.
-        while shared.clients.load(Ordering::Relaxed) >= CLIENTS_MAX
-            && !shared.stopping.load(Ordering::Relaxed)
+impl Shared {
+    /// Returns when a client has gone that one more can take the place of, or at the end.
+    fn wait_for_turn(&self) {
+        while self.clients.load(Ordering::Relaxed) >= CLIENTS_MAX
+            && !self.stopping.load(Ordering::Relaxed)
         {
+            self.dismiss_silent();
             std::thread::sleep(TURN_LOOK);
         }
+    }
+
+    /// Ends the side of the client that has been silent for longest, unless it may still be about to ask.
+    fn dismiss_silent(&self) {
+        let mut silent = self.silent.lock();
+        let is_due = |oldest: &Silent| oldest.since.elapsed() >= REQUEST_PATIENCE_CROWDED;
+        if let Some(oldest) = silent.first_entry()
+            && is_due(oldest.get())
+        {
+            // Who reads there finds the end. One that has gone itself is none the worse.
+            let _ = oldest.remove().stream.shutdown(std::net::Shutdown::Read);
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
+    for number in 0.. {
         let stream = listener.accept();
+        // Others wait in the queue of the socket until one has its answer.
+        shared.wait_for_turn();
         if shared.stopping.load(Ordering::Relaxed) {
             return;
         }
         let stream = match stream {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => Arc::new(stream),
             Err(error) => {
                 tracing::warn!("admin socket: {error}");
                 std::thread::sleep(Duration::from_millis(100));
@@ -163,20 +196,27 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         let mut workers = shared.workers.lock();
         workers.retain(|worker| !worker.is_finished());
         shared.clients.fetch_add(1, Ordering::Relaxed);
+        let silent = Silent {
+            stream: Arc::clone(&stream),
+            since: Instant::now(),
+        };
+        shared.silent.lock().insert(number, silent);
         let spawned = std::thread::Builder::new()
             .name("admin client".to_owned())
             .spawn({
                 let shared = Arc::clone(shared);
                 move || {
-                    if let Err(error) = converse(&stream, &shared) {
+                    if let Err(error) = converse(&stream, number, &shared) {
                         tracing::debug!("admin client: {error}");
                     }
+                    shared.silent.lock().remove(&number);
                     shared.clients.fetch_sub(1, Ordering::Relaxed);
                 }
             });
         match spawned {
             Ok(worker) => workers.push(worker),
             Err(error) => {
+                shared.silent.lock().remove(&number);
                 shared.clients.fetch_sub(1, Ordering::Relaxed);
                 tracing::warn!("admin client: {error}");
             }
@@ -184,7 +224,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
     }
 }
 
-fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
+fn converse(stream: &UnixStream, number: u64, shared: &Shared) -> io::Result<()> {
     let peer = rustix::net::sockopt::socket_peercred(stream)?;
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -193,7 +233,13 @@ fn converse(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
     let reporter = Remote::new(stream, &shared.stopping);
     let request = receive::<Envelope>(&mut Messages::new(stream), REQUEST_BYTES_MAX);
+    let was_dismissed = shared.silent.lock().remove(&number).is_none();
     let result = match request {
+        Ok(None) if was_dismissed => Err(Failure::new(
+            Code::Busy,
+            "the process that serves the pool has too many clients, and no request had come",
+        )
+        .hint("run the command again")),
         Ok(None) => return Ok(()),
         Ok(Some(envelope)) if envelope.protocol == PROTOCOL => {
             reporter.event(&Event::Accepted);

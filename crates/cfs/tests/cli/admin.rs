@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -158,6 +159,46 @@ fn the_socket_takes_no_garbage() {
         assert!(line.contains(&format!("\"event\":\"{event}\"")), "{line}");
     }
     drop(silent);
+    server.stop();
+}
+
+/// Each silent client had its five seconds, sixty-four at a time, and who came behind six hundred of them was told that
+/// the server had not answered.
+#[test]
+fn many_silent_clients_keep_nobody_out() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let server = Server::start(&data, None);
+    let socket = data.join("socket");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let silent: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut open = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        match open.len() {
+                            100 => std::thread::sleep(Duration::from_millis(5)),
+                            _ => open.push(UnixStream::connect(&socket).expect("it listens")),
+                        }
+                    }
+                    open.len()
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(500));
+        let asked: Vec<_> = (0..3)
+            .map(|_| cfs!("admin", "status", "--data", data))
+            .collect();
+        let threads = fs::read_dir(format!("/proc/{}/task", server.pid()));
+        let threads = threads.expect("our own child").count();
+        stop.store(true, Ordering::Relaxed);
+        for thread in silent {
+            assert!(thread.join().expect("connected") > 0);
+        }
+        asked.into_iter().for_each(|done| drop(done.ok()));
+        assert!(threads < 150, "{threads}");
+    });
     server.stop();
 }
 
