@@ -17,7 +17,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,6 +31,11 @@ use crate::failure::{Code, Failure, Result};
 const ENDING_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take until it can be seen that a process has been killed.
 const SIGNAL_PATIENCE: Duration = Duration::from_millis(100);
+/// How long those that only read the pool may keep the lock from who wants it alone: most commands that look are short.
+const READERS_PATIENCE: Duration = Duration::from_secs(5);
+/// Processes that are named where the lock cannot be had, and how much of the command of each.
+const HOLDERS_NAMED: usize = 3;
+const COMMAND_CHARS: usize = 80;
 /// How often to try again meanwhile.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
@@ -372,7 +377,13 @@ impl DataDir {
             file.set_len(0)?;
             writeln!(&file, "{}", std::process::id())
         };
-        write_pid().map_err(|e| Failure::host("write", &path, &e))?;
+        match write_pid() {
+            // The number is for messages; a pool on a full disk opens with the room that it has kept for that.
+            Err(error) if error.kind() != io::ErrorKind::StorageFull => {
+                return Err(Failure::host("write", &path, &error));
+            }
+            _ => {}
+        }
         Ok(Lock {
             file: Some(file),
             is_alone: true,
@@ -417,12 +428,12 @@ impl DataDir {
             if rustix::fs::flock(&*file, FlockOperation::NonBlockingLockShared).is_ok() {
                 let _ = rustix::fs::flock(&*file, FlockOperation::NonBlockingUnlock);
                 let since: &mut Instant = readers_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > SIGNAL_PATIENCE {
-                    return Err(self.busy(None));
+                if since.elapsed() > READERS_PATIENCE {
+                    return Err(self.busy_reading(&holders(file)));
                 }
             } else {
                 // A process that was killed has the lock until the kernel has taken its memory away.
-                let owner = owner(file);
+                let owner = owner(file).or_else(|| holders(file).first().copied());
                 let patience = match owner.is_some_and(is_ending) {
                     true => ENDING_PATIENCE,
                     false => SIGNAL_PATIENCE,
@@ -446,17 +457,39 @@ impl DataDir {
     }
 
     fn busy(&self, pid: Option<u32>) -> Failure {
-        let by = pid.map_or_else(String::new, |pid| format!(" by process {pid}"));
+        let by = pid.map_or_else(String::new, |pid| format!(" by {}", described(pid)));
         let failure = Failure::new(
             Code::Busy,
             format!("the pool in {} is already open{by}", self.path.display()),
         );
         match pid {
             Some(pid) => failure.hint(format!("use its mount, or stop it: kill {pid}")),
-            None => {
-                failure.hint("use its mount, or stop it, or wait until it has read what it wants")
-            }
+            None => failure.hint("use its mount, or stop it"),
         }
+    }
+
+    /// Others read the pool, and have not ended in time.
+    fn busy_reading(&self, pids: &[u32]) -> Failure {
+        let by = match pids {
+            [] => String::new(),
+            pids => {
+                let named = pids.iter().take(HOLDERS_NAMED).map(|pid| described(*pid));
+                let named: Vec<String> = named.collect();
+                let more = match pids.len().saturating_sub(HOLDERS_NAMED) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                format!(" by {}{more}", named.join(", "))
+            }
+        };
+        Failure::new(
+            Code::Busy,
+            format!(
+                "the pool in {} is already open{by} to be read",
+                self.path.display()
+            ),
+        )
+        .hint("wait until it has read what it wants, use its mount, or stop it")
     }
 }
 
@@ -489,6 +522,59 @@ fn owner(lock: &mut File) -> Option<u32> {
     lock.rewind().ok()?;
     lock.take(32).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
+}
+
+/// The processes that hold a lock (`flock`) of this file, as far as the kernel tells this one.
+fn holders(file: &File) -> Vec<u32> {
+    let Ok(metadata) = file.metadata() else {
+        return Vec::new();
+    };
+    let inode = format!(":{}", metadata.ino());
+    let device = metadata.dev();
+    let device = format!(
+        "{:02x}:{:02x}",
+        rustix::fs::major(device),
+        rustix::fs::minor(device)
+    );
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let of_file = locks.lines().filter_map(|line| {
+        // `1: FLOCK  ADVISORY  READ 1234 fe:00:5678 0 EOF`; who waits for one has an arrow behind the number.
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else {
+            return None;
+        };
+        let found = place.strip_suffix(&inode)?;
+        Some((found == device, pid.parse::<u32>().ok()?))
+    });
+    let (here, elsewhere): (Vec<_>, Vec<_>) = of_file.partition(|(is_here, _)| *is_here);
+    // Some file systems have another number for the device there than for who asks.
+    let found = if here.is_empty() { elsewhere } else { here };
+    let mut pids: Vec<u32> = found.into_iter().map(|(_, pid)| pid).collect();
+    pids.retain(|pid| Path::new(&format!("/proc/{pid}")).exists());
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// A process by its number and its command.
+fn described(pid: u32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line);
+    let mut words = line.trim_end_matches('\0').split('\0');
+    let program = words.next().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or_default();
+    if program.is_empty() {
+        return format!("process {pid}");
+    }
+    let words: Vec<&str> = std::iter::once(program).chain(words).collect();
+    let command = crate::admin::report::printable(&words.join(" "));
+    let shown: String = command.chars().take(COMMAND_CHARS).collect();
+    let more = if shown.len() < command.len() {
+        "..."
+    } else {
+        ""
+    };
+    format!("process {pid} ({shown}{more})")
 }
 
 /// Whether the process has a `SIGKILL` to come, is exiting, or has exited and only its threads are left.
@@ -631,5 +717,28 @@ mod tests {
         assert!(failure.message.contains(&std::process::id().to_string()));
         drop(lock);
         dir.lock().expect("free again");
+    }
+
+    /// Who took a pool that somebody looked at was refused at once, and not told by whom.
+    #[test]
+    fn readers_are_waited_for_and_named() {
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let dir = DataDir::at(base.path()).expect("absolute");
+        let reading = || dir.lock_to_read().expect("shared");
+        let short = reading();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(700));
+            drop(short);
+        });
+        drop(dir.lock().expect("it is waited for"));
+        ending.join().expect("it only waits");
+
+        let _long = [reading(), reading()];
+        let failure = dir.lock().expect_err("taken");
+        assert_eq!(failure.code, Code::Busy);
+        // That is this test, by its number and its command.
+        let named = format!("already open by process {} (cfs-", std::process::id());
+        assert!(failure.message.contains(&named), "{failure}");
+        assert!(failure.message.ends_with(") to be read"), "{failure}");
     }
 }
