@@ -19,7 +19,8 @@ use crate::descriptors::{
     Access, Descriptors, assert_writable, check_readable, failed, last_of, no_space_or_failed,
     position,
 };
-use crate::{Device, DeviceError, Geometry, HostSpace, OpenDeviceError};
+use crate::extents::{self, Extent};
+use crate::{Device, DeviceError, Geometry, HostRoom, HostSpace, OpenDeviceError};
 
 /// A device in a regular file.
 pub struct FileDevice {
@@ -145,6 +146,24 @@ impl FileDevice {
         Ok(())
     }
 
+    /// Gives `len` bytes from the start of `first` on room, and makes the file long enough for `last`.
+    fn allocate(&self, first: SegmentId, len: u64, last: SegmentId) -> Result<(), DeviceError> {
+        let allocate = || self.fallocate(FallocateFlags::KEEP_SIZE, position(first, 0), len);
+        let mut allocated = allocate();
+        if allocated
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+            && self.is_discard_unsynced.swap(false, Ordering::Relaxed)
+        {
+            // File systems with a journal give out what was punched only when that is in the journal.
+            self.descriptors.flush()?;
+            allocated = allocate();
+        }
+        allocated
+            .and_then(|()| self.grow_to_hold(last))
+            .map_err(|source| no_space_or_failed("prepare", first, 0, source))
+    }
+
     fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
         loop {
             match rustix::fs::fallocate(&self.descriptors.cached, flags, offset, len) {
@@ -184,26 +203,12 @@ impl Device for FileDevice {
     fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError> {
         let last = last_of(first, count);
         assert_writable(self.segment_count, last, 0, 0);
-        let allocate = || {
-            self.fallocate(
-                FallocateFlags::KEEP_SIZE,
-                position(first, 0),
-                u64::from(count) * u64::from(SEGMENT_BYTES),
-            )
-        };
-        let mut allocated = allocate();
-        if allocated
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
-            && self.is_discard_unsynced.swap(false, Ordering::Relaxed)
-        {
-            // File systems with a journal give out what was punched only when that is in the journal.
-            self.descriptors.flush()?;
-            allocated = allocate();
-        }
-        allocated
-            .and_then(|()| self.grow_to_hold(last))
-            .map_err(|source| no_space_or_failed("prepare", first, 0, source))
+        self.allocate(first, u64::from(count) * u64::from(SEGMENT_BYTES), last)
+    }
+
+    fn prepare_start(&self, segment: SegmentId, bytes: u32) -> Result<(), DeviceError> {
+        assert_writable(self.segment_count, segment, 0, bytes as usize);
+        self.allocate(segment, u64::from(bytes), segment)
     }
 
     fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
@@ -240,6 +245,50 @@ impl Device for FileDevice {
             available_bytes: host.f_bavail.saturating_mul(host.f_frsize),
         }))
     }
+
+    fn host_room(&self) -> Result<Option<Vec<HostRoom>>, DeviceError> {
+        let file = &self.descriptors.cached;
+        let found = extents::of(file).and_then(|found| match found {
+            Some(found) => Ok(Some((found, extents::is_copied_on_write(file)?))),
+            None => Ok(None),
+        });
+        let found = found.map_err(|source| DeviceError::Io {
+            operation: "list the extents",
+            segment: None,
+            offset: 0,
+            source,
+        })?;
+        Ok(found.map(|(found, is_copied)| room_of(&found, is_copied, self.segment_count)))
+    }
+}
+
+/// Which segments these extents give room to. Where content is copied when it is written again, only what has never been
+/// written can be without more room.
+fn room_of(extents: &[Extent], is_copied: bool, segment_count: u32) -> Vec<HostRoom> {
+    let segment_bytes = u64::from(SEGMENT_BYTES);
+    let mut rooms: Vec<HostRoom> = Vec::new();
+    for extent in extents {
+        let is_usable = extent.is_own && !(is_copied && extent.is_written);
+        let end = (extent.start + extent.len).min(u64::from(segment_count) * segment_bytes);
+        let mut at = extent.start;
+        while at < end {
+            let segment = SegmentId((at / segment_bytes) as u32);
+            let start = position(segment, 0);
+            let until = end.min(start + segment_bytes);
+            if rooms.last().is_none_or(|last| last.segment != segment) {
+                rooms.push(HostRoom {
+                    segment,
+                    start_bytes: 0,
+                });
+            }
+            let room = rooms.last_mut().expect("just pushed");
+            if is_usable && start + u64::from(room.start_bytes) == at {
+                room.start_bytes = (until - start) as u32;
+            }
+            at = until;
+        }
+    }
+    rooms
 }
 
 fn wrong_kind(path: &Path) -> OpenDeviceError {
@@ -258,5 +307,43 @@ pub(crate) fn open_failed(
         operation,
         path: path.into(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_told_by_what_of_their_room_can_be_written() {
+        const MIB: u64 = 1 << 20;
+        let extent = |start, len, is_written, is_own| Extent {
+            start: start * MIB,
+            len: len * MIB,
+            is_written,
+            is_own,
+        };
+        let extents = [
+            // Segments 0 and 1, the first half of 2.
+            extent(0, 5, true, true),
+            // 4, in two pieces; 5 shared with another file; the second half of 6.
+            extent(8, 1, false, true),
+            extent(9, 1, true, true),
+            extent(10, 2, false, false),
+            extent(13, 1, false, true),
+            // 9, and beyond the end of the device.
+            extent(18, 6, false, true),
+        ];
+        let rooms = |is_copied| -> Vec<(u32, u32)> {
+            room_of(&extents, is_copied, 10)
+                .iter()
+                .map(|room| (room.segment.0, room.start_bytes >> 20))
+                .collect()
+        };
+        let written_again = [(0, 2), (1, 2), (2, 1), (4, 2), (5, 0), (6, 0), (9, 2)];
+        assert_eq!(rooms(false), written_again);
+        let copied = [(0, 0), (1, 0), (2, 0), (4, 1), (5, 0), (6, 0), (9, 2)];
+        assert_eq!(rooms(true), copied);
+        assert_eq!(room_of(&[], false, 10), []);
     }
 }

@@ -5,6 +5,7 @@
 mod aligned;
 mod block;
 mod descriptors;
+mod extents;
 mod file;
 mod memory;
 mod overlay;
@@ -91,6 +92,15 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::NoSpace`] when there is too little; some of the segments may have been given room all the same.
     fn prepare(&self, first: SegmentId, count: u32) -> Result<(), DeviceError>;
 
+    /// As [`Device::prepare`], for the first `bytes` of one segment; whole blocks.
+    ///
+    /// # Errors
+    /// As [`Device::prepare`].
+    fn prepare_start(&self, segment: SegmentId, bytes: u32) -> Result<(), DeviceError> {
+        let _ = bytes;
+        self.prepare(segment, 1)
+    }
+
     /// Gives the room of `range` of the segment, bytes, back to the host; both ends are multiples of the block size. What
     /// is read there afterwards is as if it had never been written. The whole range resets a zone.
     ///
@@ -119,6 +129,23 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`DeviceError::Io`].
     fn host_space(&self) -> Result<Option<HostSpace>, DeviceError>;
+
+    /// The segments that have room on the host now, in order, whoever was given it; `None` where that cannot be told.
+    ///
+    /// # Errors
+    /// [`DeviceError::Io`].
+    fn host_room(&self) -> Result<Option<Vec<HostRoom>>, DeviceError> {
+        Ok(None)
+    }
+}
+
+/// A segment of a sparse device that has room on its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRoom {
+    /// The segment.
+    pub segment: SegmentId,
+    /// So many bytes from its start on can be written without more room.
+    pub start_bytes: u32,
 }
 
 /// Room that a sparse device takes and could take.

@@ -17,7 +17,7 @@ use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 use parking_lot::Mutex;
 
 use crate::descriptors::{assert_writable, check_readable, failed, last_of};
-use crate::{Device, DeviceError, Geometry, HostSpace};
+use crate::{Device, DeviceError, Geometry, HostRoom, HostSpace};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const SECTOR: usize = 512;
@@ -78,6 +78,8 @@ struct State {
     changes: Vec<Change>,
     plan: FaultPlan,
     counts: OperationCounts,
+    /// Segments of which only so many bytes at the start have been given room. They count as whole where room is scarce.
+    starts: HashMap<u32, u32>,
 }
 
 /// The segments that take room, and those of their blocks that were written.
@@ -299,6 +301,10 @@ impl Device for MemDevice {
             return Err(DeviceError::NoSpace { segment });
         }
         let (blocks, _) = bytes.as_chunks::<BLOCK>();
+        let end = offset + bytes.len() as u32;
+        if state.starts.get(&segment.0).is_some_and(|len| end > *len) {
+            state.starts.remove(&segment.0);
+        }
         let write = ChangeKind::Write {
             first_block: offset / BLOCK_BYTES,
             blocks: blocks.iter().map(|block| Arc::new(*block)).collect(),
@@ -322,9 +328,19 @@ impl Device for MemDevice {
             if !state.has_room_for(segment) {
                 return Err(DeviceError::NoSpace { segment });
             }
+            state.starts.remove(&segment.0);
             state.change(segment, ChangeKind::Prepare);
         }
         power.check(|| failed("prepare", first, 0, no_power()))
+    }
+
+    fn prepare_start(&self, segment: SegmentId, bytes: u32) -> Result<(), DeviceError> {
+        let is_new = !self.state.lock().visible.segments.contains_key(&segment.0);
+        self.prepare(segment, 1)?;
+        if is_new {
+            self.state.lock().starts.insert(segment.0, bytes);
+        }
+        Ok(())
     }
 
     fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
@@ -365,14 +381,29 @@ impl Device for MemDevice {
     fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
         let state = self.state.lock();
         let taken = state.visible.segments.len() as u64;
+        let spared = state.starts.iter();
+        let spared = spared.filter(|(segment, _)| state.visible.segments.contains_key(segment));
+        let spared: u64 = spared.map(|(_, len)| u64::from(SEGMENT_BYTES - len)).sum();
         let room = state
             .plan
             .prepared_segments_max
             .unwrap_or(self.segment_count);
         Ok(Some(HostSpace {
-            allocated_bytes: taken * u64::from(SEGMENT_BYTES),
+            allocated_bytes: taken * u64::from(SEGMENT_BYTES) - spared,
             available_bytes: u64::from(room).saturating_sub(taken) * u64::from(SEGMENT_BYTES),
         }))
+    }
+
+    fn host_room(&self) -> Result<Option<Vec<HostRoom>>, DeviceError> {
+        let state = self.state.lock();
+        let mut segments: Vec<_> = state.visible.segments.keys().copied().collect();
+        segments.sort_unstable();
+        // The host has room by the segment.
+        let room = |segment| HostRoom {
+            segment: SegmentId(segment),
+            start_bytes: SEGMENT_BYTES,
+        };
+        Ok(Some(segments.into_iter().map(room).collect()))
     }
 }
 

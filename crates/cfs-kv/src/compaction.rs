@@ -59,6 +59,15 @@ struct Plan {
     drop_tombstones: bool,
 }
 
+impl Plan {
+    /// What the inputs take.
+    fn stored_bytes(&self) -> u64 {
+        let level0 = self.level0.iter().flat_map(|sorted| sorted.iter());
+        let runs = level0.chain(&self.upper).chain(self.lower.iter());
+        runs.map(|run| run.summary().stored_bytes).sum()
+    }
+}
+
 /// A merge under way.
 pub(crate) struct Job {
     plan: Plan,
@@ -132,6 +141,7 @@ impl Job {
                     None => builder.insert(RunBuilder::new(
                         &*context.store,
                         RunReason::Compaction,
+                        self.plan.stored_bytes(),
                         options.block_bytes,
                     )?),
                 };

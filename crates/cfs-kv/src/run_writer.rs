@@ -64,14 +64,15 @@ pub(crate) struct RunBuilder<'a> {
 }
 
 impl<'a> RunBuilder<'a> {
-    /// Starts a run with blocks of about `block_bytes`.
+    /// Starts a run of about `bytes` with blocks of about `block_bytes`.
     pub(crate) fn new(
         store: &'a dyn RunStore,
         reason: RunReason,
+        bytes: u64,
         block_bytes: usize,
     ) -> Result<Self, RunError> {
         Ok(Self {
-            writer: store.create_run(reason)?,
+            writer: store.create_run(reason, bytes)?,
             block_bytes,
             data: BlockBuilder::default(),
             index: BlockBuilder::default(),

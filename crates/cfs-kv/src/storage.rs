@@ -45,11 +45,15 @@ pub enum RunReason {
 /// A run's storage. The store compresses, encrypts and authenticates each block; this crate has no checksums of its
 /// own, so a block that `read_block` returns must be the one that was written.
 pub trait RunStore: Send + Sync {
-    /// Starts writing a new run.
+    /// Starts writing a new run, of about `bytes` before the store compresses them.
     ///
     /// # Errors
     /// [`RunError::NoSpace`], [`RunError::Io`]; nothing changed.
-    fn create_run(&self, reason: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError>;
+    fn create_run(
+        &self,
+        reason: RunReason,
+        bytes: u64,
+    ) -> Result<Box<dyn RunWriter + '_>, RunError>;
 
     /// The plain bytes of one block.
     ///

@@ -332,6 +332,7 @@ impl Tree {
                 None => started.insert(RunBuilder::new(
                     &*self.context.store,
                     RunReason::Flush,
+                    memtable.bytes() as u64,
                     self.options.block_bytes,
                 )?),
             };

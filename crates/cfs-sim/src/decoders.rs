@@ -516,7 +516,7 @@ struct Blocks(Arc<Mutex<Vec<Vec<u8>>>>);
 struct BlocksWriter(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl RunStore for Blocks {
-    fn create_run(&self, _: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(&self, _: RunReason, _: u64) -> Result<Box<dyn RunWriter + '_>, RunError> {
         Ok(Box::new(BlocksWriter(Arc::clone(&self.0))))
     }
 

@@ -172,7 +172,10 @@ impl Store {
             self.checkpoint_now(&mut maintenance)?;
         }
         // Room that is held for later goes back to the host.
-        self.trim(usize::MAX, true).map(drop)
+        self.trim(usize::MAX, true)?;
+        let mut space = self.pool.space.lock();
+        let kept = space.keep_for_opening(&*self.pool.device);
+        kept.map_err(|error| self.pool.fail(&error))
     }
 
     /// Gives the room of up to `count` segments that nobody needs back to the host. Whether there are more.
@@ -189,6 +192,31 @@ impl Store {
         }
         self.pool.space.lock().end_trim();
         Ok(has_more)
+    }
+
+    /// Where the host has no room for what is kept, small tables are merged before the checkpoint that follows an opening: it
+    /// adds runs to them, and a process that is killed again soon would not come to merging them.
+    pub(crate) fn merge_on_full_host(
+        &self,
+        maintenance: &mut Maintenance,
+    ) -> Result<(), WriteError> {
+        let table_bytes = {
+            let mut space = self.pool.space.lock();
+            let has_room = space.restock(&*self.pool.device);
+            match has_room.map_err(|error| self.pool.fail(&error))? {
+                true => return Ok(()),
+                false => space.table_bytes(),
+            }
+        };
+        for _ in 0..CLOSE_STEPS {
+            match self.compact_step(table_bytes < SMALL_TABLES_BYTES) {
+                Ok(true) => maintenance.has_merged = true,
+                // The checkpoint may find room all the same.
+                Ok(false) | Err(RunError::NoSpace) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// A step of merging in both trees; false when there is none to do. Called by who holds `maintenance`.
@@ -445,7 +473,10 @@ impl Store {
         manifest: &[u8],
         maintenance: &mut Maintenance,
     ) -> Result<BlobPointer, WriteError> {
-        let mut writer = self.runs.writer(TableOwner::Manifest, Purpose::Upkeep);
+        let bytes = manifest.len() as u64;
+        let mut writer = self
+            .runs
+            .writer(TableOwner::Manifest, Purpose::Upkeep, bytes);
         let mut pieces = Vec::new();
         for piece in manifest.chunks(MANIFEST_PIECE_BYTES) {
             let block = writer.append(piece)?;
@@ -617,14 +648,16 @@ impl Store {
             }
         }
         // Runs have segments of their own, however small they are.
-        let is_scattered = {
+        let (is_scattered, lacks_host_room) = {
             let space = self.pool.space.lock();
             let table_bytes = space.table_bytes();
             let full = table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
             let spare = space.counts().table.saturating_sub(full);
-            table_bytes < SMALL_TABLES_BYTES && spare > SPARE_TABLE_SEGMENTS + full / 4
+            let is_scattered =
+                table_bytes < SMALL_TABLES_BYTES && spare > SPARE_TABLE_SEGMENTS + full / 4;
+            (is_scattered, space.lacks_host_room())
         };
-        let for_room = (is_low && is_scattered)
+        let for_room = ((is_low || lacks_host_room) && is_scattered)
             || ((load == Load::Idle || self.has_pass()) && self.has_tombstones());
         for _ in 0..COMPACT_STEPS {
             if maintenance.merges_wait {

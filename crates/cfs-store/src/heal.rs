@@ -344,7 +344,7 @@ mod tests {
                 Space::new(64, true),
             ));
             let runs = SegmentRuns::new(Arc::clone(&pool));
-            let mut writer = runs.writer(TableOwner::Meta, Purpose::Upkeep);
+            let mut writer = runs.writer(TableOwner::Meta, Purpose::Upkeep, 240_000);
             let mut state = 1_u64;
             let mut content = vec![0; 6000];
             let blocks: Vec<BlockPtr> = (0..40)

@@ -70,6 +70,6 @@ pub use rebuild::{
 };
 pub use scrub::{ScrubFinding, ScrubProgress, ScrubReport};
 pub use sealed::ArrivalError;
-pub use space::SegmentCounts;
+pub use space::{OPENING_BYTES, SegmentCounts};
 pub use store::{Health, Reservation, Store, StoreOptions, StoreStats};
 pub use txn::{Txn, VolumeDelta};

@@ -217,6 +217,7 @@ impl Store {
                 used_bytes,
                 pins: 0,
                 hollow: true,
+                is_started: false,
                 changed_ms: 0,
                 state: State::Full(Stream::Table),
             };
@@ -240,6 +241,7 @@ impl Store {
                     used_bytes: SEGMENT_BYTES,
                     pins: 0,
                     hollow: true,
+                    is_started: false,
                     changed_ms: 0,
                     state: State::Full(Stream::Journal),
                 };
@@ -263,15 +265,15 @@ impl Store {
         {
             let mut space = store.pool.space.lock();
             space.end_replay();
-            if !was_clean {
-                space.hold_free();
-            }
+            space.find_room(&*store.pool.device, was_clean)?;
         }
         store.start_journal(next_lsn)?;
         if was_clean && next_lsn == position.lsn.get() {
             store.leave_old_journal()?;
         } else {
-            store.checkpoint()?;
+            let mut maintenance = store.maintenance.lock();
+            store.merge_on_full_host(&mut maintenance)?;
+            store.checkpoint_now(&mut maintenance)?;
         }
         Ok(Arc::new(store))
     }
@@ -481,6 +483,7 @@ impl Store {
                         used_bytes: record.used_bytes.get(),
                         pins: 0,
                         hollow: true,
+                        is_started: false,
                         changed_ms: 0,
                         state: State::Full(stream),
                     };

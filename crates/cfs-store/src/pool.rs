@@ -137,14 +137,33 @@ impl Pool {
         stream: Stream,
         purpose: Purpose,
     ) -> Result<(SegmentId, SegmentSeq), WriteError> {
+        self.take_with(|space, seq| space.take(&*self.device, stream, purpose, seq))
+    }
+
+    /// Takes a free segment for tables that most likely fit into its first [`crate::space::START_BYTES`]. Before more is
+    /// written, [`Pool::complete`] gets the rest.
+    pub fn take_start(&self, purpose: Purpose) -> Result<(SegmentId, SegmentSeq), WriteError> {
+        self.take_with(|space, seq| space.take_start(&*self.device, purpose, seq))
+    }
+
+    fn take_with(
+        &self,
+        take: impl FnOnce(&mut Space, SegmentSeq) -> Result<SegmentId, NoSpaceOr<DeviceError>>,
+    ) -> Result<(SegmentId, SegmentSeq), WriteError> {
         let (taken, seq) = {
             let mut space = self.space.lock();
             // Under the lock, so that whoever has it knows all numbers that have been given out.
             let seq = SegmentSeq(self.next_seq.fetch_add(1, Ordering::Relaxed));
-            (space.take(&*self.device, stream, purpose, seq), seq)
+            (take(&mut space, seq), seq)
         };
         let segment = taken.map_err(|error| self.space_error(error))?;
         Ok((segment, seq))
+    }
+
+    /// Makes sure that the first `used` bytes of a segment that was taken have room on the host.
+    pub fn complete(&self, segment: SegmentId, used: u32) -> Result<(), WriteError> {
+        let completed = self.space.lock().complete(&*self.device, segment, used);
+        completed.map_err(|error| self.space_error(error))
     }
 
     /// The number that the next segment to be taken gets: all that have one have a smaller one.

@@ -359,6 +359,7 @@ fn claim_all(
             pins: 0,
             changed_ms: 0,
             hollow: true,
+            is_started: false,
             state: State::Full(stream),
         };
         space.claim(segment, entry);

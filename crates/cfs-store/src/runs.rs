@@ -23,7 +23,7 @@ use crate::directory::{CheckpointMark, CheckpointNote, Directory, DirectoryPlace
 use crate::error::{ReadError, WriteError};
 use crate::heal::reopen;
 use crate::pool::Pool;
-use crate::space::Purpose;
+use crate::space::{Purpose, START_BYTES};
 use crate::sync::Mutex;
 
 const TAG_BYTES: usize = 16;
@@ -34,6 +34,8 @@ const CONTENT_BYTES_MAX: u32 =
     (content_blocks_max((SEGMENT_BYTES / BLOCK_BYTES) as usize) * BLOCK_BYTES as usize) as u32;
 /// Longest manifest in a note, bytes.
 const NOTE_BYTES_MAX: usize = BLOCK_RAW_BYTES_MAX / 2;
+/// What a small run may take beside its blocks, bytes.
+const START_SPARE_BYTES: u64 = 48 << 10;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;
 const UNREADABLE_COUNTED_MAX: usize = 1000;
@@ -104,12 +106,15 @@ impl SegmentRuns {
         std::mem::take(&mut self.released.lock())
     }
 
-    pub fn writer(&self, owner: TableOwner, purpose: Purpose) -> SegmentRunWriter<'_> {
+    /// Starts a run or a manifest of about `bytes` before compression.
+    pub fn writer(&self, owner: TableOwner, purpose: Purpose, bytes: u64) -> SegmentRunWriter<'_> {
         SegmentRunWriter {
             runs: self,
             pool: &self.pool,
             owner,
             purpose,
+            // Beside the blocks there are those of the index, the directory and parity.
+            is_small: bytes + bytes / 4 + START_SPARE_BYTES <= u64::from(START_BYTES),
             first_seq: None,
             codec: *self.codec.lock(),
             compressor: Compressor::new(),
@@ -189,12 +194,16 @@ fn run_error(error: ReadError) -> RunError {
 }
 
 impl RunStore for TreeRuns {
-    fn create_run(&self, reason: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(
+        &self,
+        reason: RunReason,
+        bytes: u64,
+    ) -> Result<Box<dyn RunWriter + '_>, RunError> {
         let purpose = match reason {
             RunReason::Flush => Purpose::Upkeep,
             RunReason::Compaction => Purpose::Compaction,
         };
-        Ok(Box::new(self.runs.writer(self.owner, purpose)))
+        Ok(Box::new(self.runs.writer(self.owner, purpose, bytes)))
     }
 
     fn read_block(&self, block: BlockPtr) -> Result<Vec<u8>, RunError> {
@@ -246,6 +255,8 @@ pub(crate) struct SegmentRunWriter<'a> {
     pool: &'a Pool,
     owner: TableOwner,
     purpose: Purpose,
+    /// It most likely takes no more than [`START_BYTES`].
+    is_small: bool,
     /// Sequence number of the first segment.
     first_seq: Option<SegmentSeq>,
     codec: Codec,
@@ -325,7 +336,10 @@ impl SegmentRunWriter<'_> {
     }
 
     fn open_segment(&mut self) -> Result<&mut OpenTableSegment, WriteError> {
-        let (segment, seq) = self.pool.take_segment(Stream::Table, self.purpose)?;
+        let (segment, seq) = match self.is_small {
+            true => self.pool.take_start(self.purpose)?,
+            false => self.pool.take_segment(Stream::Table, self.purpose)?,
+        };
         self.segments.push(u64::from(segment.0));
         self.first_seq.get_or_insert(seq);
         let mut buffer = self.pool.buffer();
@@ -388,15 +402,14 @@ impl SegmentRunWriter<'_> {
                 .segment_header(Stream::Table, segment, seq, SegmentId(next), first_lsn);
         buffer.as_mut_slice()[..header.len()].copy_from_slice(&header);
         fill_parity(buffer.as_mut_slice(), content);
+        self.pool.complete(segment, used)?;
         self.pool.write(segment, 0, buffer.as_slice())?;
-        self.pool.space.lock().close(segment, used);
-        if used < SEGMENT_BYTES {
-            self.pool.space.lock().note_hollow(segment);
-            self.pool
-                .device
-                .discard_from(segment, used)
-                .map_err(|error| self.pool.fail(&error))?;
-        }
+        let cut = {
+            let mut space = self.pool.space.lock();
+            space.close(segment, used);
+            space.cut_tail(&*self.pool.device, segment, used)
+        };
+        cut.map_err(|error| self.pool.fail(&error))?;
         self.pool.recycle(buffer);
         Ok(())
     }

@@ -5,13 +5,16 @@
 //! - A segment whose content is no longer needed is `Pending` until a checkpoint that does not need it is durable;
 //!   so replay never meets a segment that was used twice since the checkpoint.
 //! - `promised_bytes` is the sum of all living reservations; together with the reserve it never exceeds what is free.
-//! - `prepared` and `held` are disjoint parts of `free`: the first have the host's room for certain, the second may still
-//!   have some, which goes back to it a little at a time.
+//! - `prepared`, `started` and `held` are disjoint parts of `free`: the first have the host's room for certain, the second have it
+//!   for their first [`START_BYTES`], the third may still have some, which goes back to it a little at a time.
+//! - Where the host has the room, [`PREPARED_KEPT`] segments are prepared beside those that are promised, and [`STARTED_KEPT`] started,
+//!   also while nobody uses the pool: on a host that others fill in one moment a checkpoint, and the next process to open the pool,
+//!   need them. As long as there are fewer, nothing goes back to the host. A pool that is closed keeps what opening it takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use cfs_device::{Device, DeviceError};
+use cfs_device::{Device, DeviceError, HostRoom};
 use cfs_format::segment::Stream;
 use cfs_format::superblock::ANCHORS;
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId, SegmentSeq};
@@ -21,18 +24,37 @@ use crate::error::NoSpace;
 /// Bytes of a data segment that can be counted on for chunks: header, footer and the unused end are taken off.
 pub(crate) const SEGMENT_PAYLOAD_BYTES: u64 = (SEGMENT_BYTES - 2 * BLOCK_BYTES) as u64 * 7 / 8;
 
-/// Free segments that are kept prepared (given room by the host) between uses.
-const PREPARED_KEPT: usize = 8;
-/// As above, once nobody uses the pool.
-const PREPARED_KEPT_IDLE: usize = 2;
+/// Free segments that are kept prepared (given room by the host). Opening a pool takes two for the log, of which one is what was
+/// to follow the log before; emptying data segments takes one.
+const PREPARED_KEPT: usize = 6;
+/// So many of them are left to the log and to checkpoints.
+const PREPARED_FOR_UPKEEP: usize = 4;
+/// Small runs and manifests take no more than this from the start of a segment, and each keeps as much, so that another can
+/// have it: on a full host the room of one that was cut to its length would be somebody else's.
+pub(crate) const START_BYTES: u32 = 256 << 10;
+/// As above, when the pool is closed.
+const PREPARED_AT_REST: usize = 2;
+/// Free segments that are kept started, for small tables. A checkpoint takes four, and merging what that wrote two more.
+const STARTED_KEPT: usize = 12;
+/// As above, when the pool is closed.
+const STARTED_AT_REST: usize = 6;
+/// So many of them are left to checkpoints.
+const STARTED_FOR_UPKEEP: usize = 4;
 /// Room between the records of a segment and its footer that is worth giving back, bytes.
 const GAP_BYTES_MIN: u32 = 16 << 10;
 /// Such gaps that are remembered at most: those of 128 GiB.
 const GAPS_MAX: usize = 1 << 16;
 /// While a pool grows a sixteenth of its segments more are kept prepared, at most so many: it asks the host seldom then.
 const PREPARED_AHEAD_MAX: usize = 24;
-/// Segments, at the end of the pool and beyond it, that are tried on a full host.
+/// Bytes of the host that opening a pool takes at most, unless its log is long: the log, two runs, two manifests, and two more
+/// runs for merged tables.
+pub const OPENING_BYTES: u64 = PREPARED_AT_REST as u64 * SEGMENT_BYTES as u64
+    + STARTED_AT_REST as u64 * START_BYTES as u64;
+
+/// Segments at each end of the list that are tried on a full host.
 const ROOM_SEARCHED: u32 = 256;
+/// Free segments that are tried when a pool is opened on a host that does not tell what has room.
+const ROOM_TRIED: usize = 1024;
 /// Segments beyond the last one used that a process which was killed may have prepared: as many as hold twice the largest
 /// promises that are usual.
 const SUSPECTS: u32 = 1024;
@@ -61,6 +83,8 @@ pub(crate) struct Entry {
     /// Part of its room has been given back to the host, or may never have been there: of segments that an earlier
     /// process filled nobody knows.
     pub hollow: bool,
+    /// Its first [`START_BYTES`] have room for certain, also if it is hollow.
+    pub is_started: bool,
     /// When a chunk in it was last added or lost, milliseconds since 1970; 0 when it was before the pool was opened.
     pub changed_ms: u64,
     pub state: State,
@@ -81,12 +105,21 @@ const FREE: Entry = Entry {
     used_bytes: 0,
     pins: 0,
     hollow: false,
+    is_started: false,
     changed_ms: 0,
     state: State::Free,
 };
 
 /// The largest merge rewrites this many segments at most: level 1 and what goes into it.
 const MERGE_SEGMENTS_MAX: u64 = 192;
+
+/// How much of a segment is given room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Whole,
+    /// [`START_BYTES`].
+    Start,
+}
 
 /// Who asks for a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,10 +149,16 @@ pub(crate) struct Space {
     free: BTreeSet<u32>,
     /// Those of `free` that the host has given room to.
     prepared: BTreeSet<u32>,
+    /// Those of `free` that the host has given room to at their start.
+    started: BTreeSet<u32>,
     /// Those of `free` that may have room on the host which nobody needs.
     held: BTreeSet<u32>,
     /// Segments that were never used, but perhaps prepared by a process that ended without giving them back.
     suspect: std::ops::Range<u32>,
+    /// Full segments that keep room behind their end because the host had none, and where that begins.
+    tails: BTreeMap<u32, u32>,
+    /// The host had no room for all that is kept when it was asked last.
+    lacks_host_room: bool,
     /// Gaps in full segments whose room the host is to get back.
     gaps: Vec<Gap>,
     pending: Vec<SegmentId>,
@@ -164,8 +203,11 @@ impl Space {
             entries,
             free: BTreeSet::new(),
             prepared: BTreeSet::new(),
+            started: BTreeSet::new(),
             held: BTreeSet::new(),
             suspect: 0..0,
+            tails: BTreeMap::new(),
+            lacks_host_room: false,
             gaps: Vec::new(),
             pending: Vec::new(),
             segment_count,
@@ -267,29 +309,36 @@ impl Space {
         if self.free_segments() <= self.floor(purpose) {
             return Err(NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))));
         }
-        // What the host has set aside for promised data is left to those while it has other room.
-        let spare = self.prepared.len() as u64 > self.promised_segments();
-        if !(purpose == Purpose::Data || spare)
-            && let Some(segment) = self.pick()
-        {
-            match self.prepare(device, segment) {
-                Ok(()) | Err(NoSpaceOr::NoSpace(_)) => {}
+        // What the host has set aside for promised data is left to those while it has other room; and to what frees room
+        // some is left also when it has none.
+        let kept = match purpose {
+            Purpose::Compaction | Purpose::Cleaning if self.sparse => PREPARED_FOR_UPKEEP,
+            _ => 0,
+        };
+        let spare = self.prepared.len() > self.promised_segments() as usize + kept;
+        if !(purpose == Purpose::Data || spare) && self.pick().is_some() {
+            match self.prepare_one(device, Room::Whole) {
+                Ok(()) => {}
+                Err(NoSpaceOr::NoSpace(_)) if self.prepared.len() > kept || kept == 0 => {}
                 Err(error) => return Err(error),
             }
         }
         if self.prepared.is_empty() {
-            let segment = self
-                .pick()
-                .ok_or_else(|| NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))?;
-            match self.prepare(device, segment) {
+            match self.prepare_one(device, Room::Whole) {
                 Err(NoSpaceOr::NoSpace(no_space)) if purpose == Purpose::Upkeep => {
-                    self.prepare_one_with_room(device)?
-                        .ok_or(NoSpaceOr::NoSpace(no_space))?;
+                    if !self.prepare_one_with_room(device)? {
+                        return Err(NoSpaceOr::NoSpace(no_space));
+                    }
                 }
                 result => result?,
             }
         }
         let segment = SegmentId(self.prepared.pop_first().expect("prepared just above"));
+        self.hand_out(segment, stream, seq);
+        Ok(segment)
+    }
+
+    fn hand_out(&mut self, segment: SegmentId, stream: Stream, seq: SegmentSeq) {
         self.entry_mut(segment);
         self.free.remove(&segment.0);
         debug_assert!(
@@ -298,15 +347,66 @@ impl Space {
         );
         *self.entry_mut(segment) = Entry {
             seq,
+            is_started: true,
             state: State::Open(stream),
             ..FREE
         };
+    }
+
+    /// Hands out a free segment for tables of which at least the first [`START_BYTES`] have room on the host; for more ask
+    /// [`Space::complete`].
+    pub fn take_start(
+        &mut self,
+        device: &dyn Device,
+        purpose: Purpose,
+        seq: SegmentSeq,
+    ) -> Result<SegmentId, NoSpaceOr<DeviceError>> {
+        let is_wanted = self.sparse && self.free_segments() > self.floor(purpose);
+        let kept = match purpose {
+            Purpose::Upkeep => 0,
+            _ => STARTED_FOR_UPKEEP,
+        };
+        if is_wanted && self.started.len() <= STARTED_KEPT && self.pick().is_some() {
+            match self.prepare_one(device, Room::Start) {
+                Ok(()) | Err(NoSpaceOr::NoSpace(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !is_wanted || self.started.len() <= kept {
+            return self.take(device, Stream::Table, purpose, seq);
+        }
+        let segment = SegmentId(self.started.pop_first().expect("counted just above"));
+        self.hand_out(segment, Stream::Table, seq);
+        self.entry_mut(segment).hollow = true;
         Ok(segment)
+    }
+
+    /// Gives a segment that was handed out with its start alone the rest, if `used` bytes need it.
+    pub fn complete(
+        &mut self,
+        device: &dyn Device,
+        segment: SegmentId,
+        used: u32,
+    ) -> Result<(), NoSpaceOr<DeviceError>> {
+        if used <= START_BYTES || !self.entry_mut(segment).hollow {
+            return Ok(());
+        }
+        match device.prepare(segment, 1) {
+            Ok(()) => {
+                self.entry_mut(segment).hollow = false;
+                Ok(())
+            }
+            Err(DeviceError::NoSpace { .. }) => Err(NoSpaceOr::NoSpace(NoSpace {
+                needed_bytes: u64::from(used),
+                available_bytes: 0,
+            })),
+            Err(error) => Err(NoSpaceOr::Other(error)),
+        }
     }
 
     /// The free segment to prepare next: one that still has room on the host, else the lowest.
     fn pick(&self) -> Option<SegmentId> {
-        let is_prepared = |index: &&u32| self.prepared.contains(index);
+        let is_prepared = |index: &&u32| self.is_prepared(SegmentId(**index));
         self.held
             .first()
             .or_else(|| self.free.iter().find(|index| !is_prepared(index)))
@@ -318,31 +418,156 @@ impl Space {
             .map(SegmentId)
     }
 
-    fn prepare(
+    /// Prepares a free segment. On a full host that is one that has all of its room still, or else gets what others have
+    /// that nobody needs.
+    fn prepare_one(
         &mut self,
         device: &dyn Device,
-        segment: SegmentId,
+        room: Room,
     ) -> Result<(), NoSpaceOr<DeviceError>> {
-        let mut prepared = device.prepare(segment, 1);
-        if matches!(prepared, Err(DeviceError::NoSpace { .. })) && !self.held.is_empty() {
-            while let Some(index) = self.held.pop_first() {
+        let last = || self.started.last().copied().map(SegmentId);
+        let first = self
+            .pick()
+            .or_else(|| last().filter(|_| room == Room::Whole))
+            .ok_or_else(|| NoSpaceOr::NoSpace(self.no_space(u64::from(SEGMENT_BYTES))))?;
+        if self.is_given_room(device, first, room)? {
+            return Ok(());
+        }
+        let others = self.held.iter().skip(1).take(ROOM_SEARCHED as usize);
+        let others: Vec<u32> = others.copied().collect();
+        if self.one_is_given_room(device, others, room)? {
+            return Ok(());
+        }
+        // Not one by one: each attempt may flush the host's journal.
+        let mut count = 1;
+        while !self.held.is_empty() {
+            for _ in 0..count {
+                let Some(index) = self.held.pop_last() else {
+                    break;
+                };
                 device
                     .discard_from(SegmentId(index), 0)
                     .map_err(NoSpaceOr::Other)?;
             }
-            prepared = device.prepare(segment, 1);
-        }
-        match prepared {
-            Ok(()) => {
-                self.note_prepared(segment, 1);
-                Ok(())
+            count *= 2;
+            let next = self.pick().expect("what is held is free");
+            if self.is_given_room(device, next, room)? {
+                return Ok(());
             }
-            Err(DeviceError::NoSpace { .. }) => Err(NoSpaceOr::NoSpace(NoSpace {
-                needed_bytes: u64::from(SEGMENT_BYTES),
-                available_bytes: 0,
-            })),
+        }
+        Err(NoSpaceOr::NoSpace(NoSpace {
+            needed_bytes: u64::from(SEGMENT_BYTES),
+            available_bytes: 0,
+        }))
+    }
+
+    /// Prepares the segment, or its start, unless the host has no room for it.
+    fn is_given_room(
+        &mut self,
+        device: &dyn Device,
+        segment: SegmentId,
+        room: Room,
+    ) -> Result<bool, NoSpaceOr<DeviceError>> {
+        let given = match room {
+            Room::Whole => device.prepare(segment, 1),
+            Room::Start => device.prepare_start(segment, START_BYTES),
+        };
+        match given {
+            Ok(()) => {
+                let was_held = self.held.contains(&segment.0);
+                self.note_prepared(segment, 1);
+                if room == Room::Start {
+                    self.prepared.remove(&segment.0);
+                    self.started.insert(segment.0);
+                    if was_held {
+                        let cut = device.discard_from(segment, START_BYTES);
+                        cut.map_err(NoSpaceOr::Other)?;
+                    }
+                }
+                Ok(true)
+            }
+            Err(DeviceError::NoSpace { .. }) => Ok(false),
             Err(error) => Err(NoSpaceOr::Other(error)),
         }
+    }
+
+    /// Prepares the first of these that the host has room for.
+    fn one_is_given_room(
+        &mut self,
+        device: &dyn Device,
+        candidates: impl IntoIterator<Item = u32>,
+        room: Room,
+    ) -> Result<bool, NoSpaceOr<DeviceError>> {
+        for index in candidates {
+            if self.is_given_room(device, SegmentId(index), room)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether fewer segments are prepared, or started, than are kept, although there are free ones.
+    fn is_short(&self, room: Room) -> bool {
+        let is_short = match room {
+            Room::Whole => self.prepared.len() < self.promised_segments() as usize + PREPARED_KEPT,
+            Room::Start => self.started.len() < STARTED_KEPT,
+        };
+        self.sparse && is_short && self.pick().is_some()
+    }
+
+    /// Prepares and starts as many as are kept, if the host has the room. Whether it had.
+    pub fn restock(&mut self, device: &dyn Device) -> Result<bool, DeviceError> {
+        // What has room keeps it, before any is given back to make others whole.
+        for room in [Room::Whole, Room::Start] {
+            while self.is_short(room) {
+                let held: Vec<u32> = self
+                    .held
+                    .iter()
+                    .take(ROOM_SEARCHED as usize)
+                    .copied()
+                    .collect();
+                match self.one_is_given_room(device, held, room) {
+                    Ok(true) => {}
+                    Ok(false) | Err(NoSpaceOr::NoSpace(_)) => break,
+                    Err(NoSpaceOr::Other(error)) => return Err(error),
+                }
+            }
+        }
+        for room in [Room::Whole, Room::Start] {
+            while self.is_short(room) {
+                match self.prepare_one(device, room) {
+                    Ok(()) => {}
+                    Err(NoSpaceOr::NoSpace(_)) => break,
+                    Err(NoSpaceOr::Other(error)) => return Err(error),
+                }
+            }
+        }
+        self.lacks_host_room = self.is_short(Room::Whole) || self.is_short(Room::Start);
+        Ok(!self.lacks_host_room)
+    }
+
+    /// Whether the host had no room for all that is kept when it was asked last.
+    pub fn lacks_host_room(&self) -> bool {
+        self.lacks_host_room
+    }
+
+    /// Gives the room of a full segment from `end` on back to the host, unless that is short of room.
+    pub fn cut_tail(
+        &mut self,
+        device: &dyn Device,
+        segment: SegmentId,
+        end: u32,
+    ) -> Result<(), DeviceError> {
+        let end = end.max(START_BYTES);
+        if end == SEGMENT_BYTES {
+            return Ok(());
+        }
+        if !self.restock(device)? {
+            self.tails.insert(segment.0, end);
+            return Ok(());
+        }
+        self.entry_mut(segment).hollow = true;
+        device.discard_from(segment, end)
     }
 
     /// Prepares the next free segments that lie side by side, at most `count_max`, if the host has room for all of them. If
@@ -370,6 +595,7 @@ impl Space {
         for index in first.0..first.0 + count {
             self.free.insert(index);
             self.held.remove(&index);
+            self.started.remove(&index);
             self.prepared.insert(index);
         }
     }
@@ -379,7 +605,8 @@ impl Space {
         let end = first.0.saturating_add(count_max).min(self.segment_count);
         let used = self.entries.len() as u32;
         let joins = |index: &u32| {
-            *index >= used || (self.free.contains(index) && !self.prepared.contains(index))
+            let is_prepared = self.is_prepared(SegmentId(*index));
+            *index >= used || (self.free.contains(index) && !is_prepared)
         };
         1 + (first.0 + 1..end).take_while(joins).count() as u32
     }
@@ -400,28 +627,17 @@ impl Space {
     fn prepare_one_with_room(
         &mut self,
         device: &dyn Device,
-    ) -> Result<Option<SegmentId>, NoSpaceOr<DeviceError>> {
+    ) -> Result<bool, NoSpaceOr<DeviceError>> {
         if !self.sparse {
-            return Ok(None);
+            return Ok(false);
         }
         let end = self.entries.len() as u32;
         let beyond = end..end.saturating_add(ROOM_SEARCHED).min(self.segment_count);
-        let candidates: Vec<u32> = self
-            .free
-            .iter()
-            .rev()
-            .take(ROOM_SEARCHED as usize)
-            .copied()
-            .chain(beyond)
-            .collect();
-        for segment in candidates.into_iter().map(SegmentId) {
-            match self.prepare(device, segment) {
-                Ok(()) => return Ok(Some(segment)),
-                Err(NoSpaceOr::NoSpace(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
+        let count = ROOM_SEARCHED as usize;
+        let lowest = self.free.iter().take(count);
+        let highest = self.free.iter().rev().take(count);
+        let candidates: Vec<u32> = lowest.chain(highest).copied().chain(beyond).collect();
+        self.one_is_given_room(device, candidates, Room::Whole)
     }
 
     fn no_space(&self, needed_bytes: u64) -> NoSpace {
@@ -450,10 +666,10 @@ impl Space {
             }
             // Without room for as many: one at a time, and no more than has to be.
             while self.prepared.len() < wanted {
-                let Some(segment) = self.pick() else {
+                if self.pick().is_none() {
                     break;
-                };
-                self.prepare(device, segment)?;
+                }
+                self.prepare_one(device, Room::Whole)?;
             }
         }
         self.promised_bytes += bytes;
@@ -477,9 +693,16 @@ impl Space {
         self.promised_bytes
     }
 
-    /// Gives the room of one segment, or gap in one, that nobody needs back to the host; false when there is none. An
-    /// idle pool keeps less, and no gaps: those cost writes more than they give.
+    /// Gives the room of one segment, or gap in one, that nobody needs back to the host; false when there is none, or the host
+    /// has too little for what is kept. An idle pool keeps less, and no gaps: those cost writes more than they give.
     pub fn trim_one(&mut self, device: &dyn Device, is_idle: bool) -> Result<bool, DeviceError> {
+        if !self.restock(device)? {
+            return Ok(false);
+        }
+        if let Some((index, end)) = self.tails.pop_first() {
+            self.cut_tail(device, SegmentId(index), end)?;
+            return Ok(true);
+        }
         if let Some(index) = self.held.pop_last().or_else(|| self.superfluous(is_idle)) {
             device.discard_from(SegmentId(index), 0)?;
             return Ok(true);
@@ -493,6 +716,24 @@ impl Space {
             }
         }
         Ok(false)
+    }
+
+    /// The pool is closed: gives back what is kept, but for what opening it takes, unless the host was short of room.
+    pub fn keep_for_opening(&mut self, device: &dyn Device) -> Result<(), DeviceError> {
+        if !self.sparse || self.lacks_host_room {
+            return Ok(());
+        }
+        let kept = [
+            (&mut self.prepared, PREPARED_AT_REST),
+            (&mut self.started, STARTED_AT_REST),
+        ];
+        for (segments, count) in kept {
+            while segments.len() > count {
+                let index = segments.pop_last().expect("counted just above");
+                device.discard_from(SegmentId(index), 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// There is nothing in `range` of a segment that is about to be closed.
@@ -511,11 +752,7 @@ impl Space {
         if !self.sparse {
             return None;
         }
-        let kept = if is_idle {
-            PREPARED_KEPT_IDLE
-        } else {
-            self.kept()
-        };
+        let kept = if is_idle { PREPARED_KEPT } else { self.kept() };
         if self.prepared.len() > self.promised_segments() as usize + kept {
             return self.prepared.pop_last();
         }
@@ -525,13 +762,78 @@ impl Space {
         self.suspect.next()
     }
 
-    /// The pool was not closed: what is free may still have room on the host.
-    pub fn hold_free(&mut self) {
-        if self.sparse {
-            self.held = self.free.difference(&self.prepared).copied().collect();
-            let used = self.entries.len() as u32;
-            self.suspect = used..used.saturating_add(SUSPECTS).min(self.segment_count);
+    /// Finds out which free segments still have room on the host from the process before, which kept some for this one.
+    pub fn find_room(&mut self, device: &dyn Device, was_clean: bool) -> Result<(), DeviceError> {
+        if !self.sparse {
+            return Ok(());
         }
+        let room = match device.host_room() {
+            Ok(Some(room)) => room,
+            unknown => {
+                if let Err(error) = unknown {
+                    tracing::warn!(%error, "what room the pool's file has is looked for");
+                }
+                return self.try_for_room(device, was_clean);
+            }
+        };
+        for HostRoom {
+            segment,
+            start_bytes,
+        } in room
+        {
+            if segment.0 >= self.segment_count || !self.is_free(segment) {
+                continue;
+            }
+            self.entry_mut(segment);
+            self.held.insert(segment.0);
+            let is_whole = start_bytes == SEGMENT_BYTES;
+            let given = if is_whole && self.prepared.len() < PREPARED_KEPT {
+                self.is_given_room(device, segment, Room::Whole)
+            } else if !is_whole && start_bytes >= START_BYTES && self.started.len() < STARTED_KEPT {
+                self.is_given_room(device, segment, Room::Start)
+            } else {
+                continue;
+            };
+            match given {
+                Ok(_) | Err(NoSpaceOr::NoSpace(_)) => {}
+                Err(NoSpaceOr::Other(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// As above where the host does not tell: on one that is full only what has room can be prepared.
+    fn try_for_room(&mut self, device: &dyn Device, was_clean: bool) -> Result<(), DeviceError> {
+        // One that was closed has given back all but what is kept.
+        if !was_clean {
+            self.hold_free();
+        }
+        let end = self.entries.len() as u32;
+        let beyond = end..end.saturating_add(ROOM_SEARCHED).min(self.segment_count);
+        let used = self.free.iter().take(ROOM_TRIED).copied();
+        let candidates: Vec<u32> = used.chain(beyond).collect();
+        for room in [Room::Whole, Room::Start] {
+            for index in &candidates {
+                if !self.is_short(room) {
+                    break;
+                }
+                if self.is_prepared(SegmentId(*index)) {
+                    continue;
+                }
+                match self.is_given_room(device, SegmentId(*index), room) {
+                    Ok(_) | Err(NoSpaceOr::NoSpace(_)) => {}
+                    Err(NoSpaceOr::Other(error)) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is free may still have room on the host.
+    fn hold_free(&mut self) {
+        self.held = self.free.clone();
+        let used = self.entries.len() as u32;
+        self.suspect = used..used.saturating_add(SUSPECTS).min(self.segment_count);
     }
 
     /// Whether there are segments that are on the way to become the host's room again.
@@ -558,11 +860,6 @@ impl Space {
         self.release_if_empty(segment);
     }
 
-    /// Part of the segment's room has been given back to the host.
-    pub fn note_hollow(&mut self, segment: SegmentId) {
-        self.entry_mut(segment).hollow = true;
-    }
-
     pub fn set_used(&mut self, segment: SegmentId, used_bytes: u32) {
         self.entry_mut(segment).used_bytes = used_bytes;
         self.changed.insert(segment.0);
@@ -573,6 +870,7 @@ impl Space {
         self.entry_mut(segment);
         self.free.remove(&segment.0);
         self.prepared.remove(&segment.0);
+        self.started.remove(&segment.0);
         self.held.remove(&segment.0);
         self.table_bytes += entry.table_bytes();
         self.table_bytes -= self.entry_mut(segment).table_bytes();
@@ -594,9 +892,9 @@ impl Space {
         self.changed.insert(segment.0);
     }
 
-    /// Whether the host has room for a free segment for certain.
+    /// Whether the host has room for a free segment, or for its start, for certain.
     pub fn is_prepared(&self, segment: SegmentId) -> bool {
-        self.prepared.contains(&segment.0)
+        self.prepared.contains(&segment.0) || self.started.contains(&segment.0)
     }
 
     pub fn is_free(&self, segment: SegmentId) -> bool {
@@ -616,6 +914,7 @@ impl Space {
         entry.state = State::Pending;
         entry.live_bytes = 0;
         self.table_bytes -= table_bytes;
+        self.tails.remove(&segment.0);
         self.changed.insert(segment.0);
         self.pending.push(segment);
     }
@@ -683,6 +982,7 @@ impl Space {
         let table_bytes = entry.table_bytes();
         *entry = FREE;
         self.table_bytes -= table_bytes;
+        self.tails.remove(&segment.0);
         self.free.insert(segment.0);
     }
 
@@ -691,10 +991,13 @@ impl Space {
         let entry = self.entry_mut(segment);
         assert_eq!(entry.state, State::Pending, "{segment:?} is freed");
         let is_whole = !entry.hollow;
+        let is_start = entry.hollow && entry.is_started && entry.used_bytes <= START_BYTES;
         *entry = FREE;
         self.free.insert(segment.0);
         if is_whole && self.prepared.len() < self.kept() {
             self.prepared.insert(segment.0);
+        } else if is_start && self.sparse && self.started.len() < STARTED_KEPT {
+            self.started.insert(segment.0);
         } else {
             self.held.insert(segment.0);
         }
@@ -733,12 +1036,15 @@ impl Space {
                 found.push((segment, sentence));
             }
         }
-        for index in self.prepared.difference(&self.free) {
+        for index in self.prepared.union(&self.started) {
+            if self.free.contains(index) {
+                continue;
+            }
             let sentence = "it has been prepared to be handed out, and is not free".to_owned();
             found.push((SegmentId(*index), sentence));
         }
         for index in self.held.iter() {
-            if !self.free.contains(index) || self.prepared.contains(index) {
+            if !self.free.contains(index) || self.is_prepared(SegmentId(*index)) {
                 let sentence = "the host is to get its room back, and it is in use".to_owned();
                 found.push((SegmentId(*index), sentence));
             }

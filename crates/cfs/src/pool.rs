@@ -17,7 +17,7 @@ use cfs_fs::{AtimePolicy, Fs, FsOptions};
 use cfs_seal::block::Cipher;
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{ClusterKey, MasterKey, unwrap_cluster_key};
-use cfs_store::{Host, LoggedCommand, StoreOptions, UnlockError};
+use cfs_store::{Host, LoggedCommand, StoreOptions, UnlockError, WriteError};
 use zeroize::Zeroizing;
 
 use crate::cli::{self, BudgetArgs, FirstRunArgs};
@@ -601,14 +601,35 @@ fn device_failure(error: OpenDeviceError) -> Failure {
     }
 }
 
+/// There is no room for what opening the pool at `path` takes.
+fn host_is_full(path: &Path) -> Failure {
+    let free = rustix::fs::statvfs(path).map_or_else(
+        |_| String::new(),
+        |host| {
+            let bytes = host.f_bavail.saturating_mul(host.f_frsize);
+            format!(", which has {} free", crate::bytes::show(bytes))
+        },
+    );
+    Failure::new(
+        Code::Host,
+        format!(
+            "the disk that holds {} is full: opening the pool to write takes {} there{free}",
+            path.display(),
+            crate::bytes::show(cfs_store::OPENING_BYTES)
+        ),
+    )
+    .hint("free some room there; `cfs mount --read-only-pool` reads the pool meanwhile; nothing was changed")
+}
+
 fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
     use cfs_store::OpenError as Store;
+    let host_path = path;
     let path = path.display();
     let pool = |message: String| Failure::new(Code::Pool, message);
     let device = |error: &DeviceError| {
         let cause = match error {
             DeviceError::Io { source, .. } => plain(source),
-            DeviceError::NoSpace { .. } => error.to_string(),
+            DeviceError::NoSpace { .. } => "no room on the host".to_owned(),
         };
         Failure::new(Code::Host, format!("cannot use {path}: {cause}"))
             .hint("look at the disk that it is on")
@@ -627,6 +648,9 @@ fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
         }
         Store::WrongKey | Store::Unlock(_) => {
             Failure::new(Code::WrongKey, format!("{path}: {error}"))
+        }
+        Store::Write(WriteError::NoSpace(_)) | Store::Device(DeviceError::NoSpace { .. }) => {
+            host_is_full(host_path)
         }
         Store::Device(error) => device(&error),
         error @ Store::LogDamaged { .. } => pool(format!("{path}: {error}")).hint(

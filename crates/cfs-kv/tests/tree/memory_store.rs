@@ -164,7 +164,7 @@ struct Writer<'a> {
 }
 
 impl RunStore for MemoryStore {
-    fn create_run(&self, _: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(&self, _: RunReason, _: u64) -> Result<Box<dyn RunWriter + '_>, RunError> {
         self.0.lock().unwrap().call()?;
         Ok(Box::new(Writer {
             store: self,

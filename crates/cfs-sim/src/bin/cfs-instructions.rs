@@ -169,7 +169,7 @@ fn sealing(data: &[u8]) {
 struct Runs(Mutex<Vec<Vec<u8>>>);
 
 impl RunStore for Runs {
-    fn create_run(&self, _: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(&self, _: RunReason, _: u64) -> Result<Box<dyn RunWriter + '_>, RunError> {
         Ok(Box::new(self))
     }
 

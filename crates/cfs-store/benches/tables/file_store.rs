@@ -64,7 +64,7 @@ impl Writer<'_> {
 }
 
 impl RunStore for FileStore {
-    fn create_run(&self, _: RunReason) -> Result<Box<dyn RunWriter + '_>, RunError> {
+    fn create_run(&self, _: RunReason, _: u64) -> Result<Box<dyn RunWriter + '_>, RunError> {
         Ok(Box::new(Writer {
             store: self,
             extents: Vec::new(),

@@ -14,7 +14,7 @@ use crate::support::check_counts;
 use crate::support::{Put, Shape, TestHost, apply, format, next, open, put};
 
 /// What the pool may take beside its live data and a tenth: log, tables, manifests, open segments, what is kept ready.
-const FIXED_SEGMENTS: u64 = 20;
+const FIXED_SEGMENTS: u64 = 26;
 /// Ticks of a tenth of a second in which it must have come down: a minute.
 const TICKS: u32 = 600;
 
@@ -373,7 +373,8 @@ fn a_pass_seals_everything_again() {
             world.tick();
         }
         assert!(
-            world.allocated_bytes() < full * 2 / 3,
+            // What is kept ready for a full host is in both.
+            world.allocated_bytes() < full * 7 / 10,
             "{full} before, {}",
             world.allocated_bytes()
         );

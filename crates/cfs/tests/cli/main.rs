@@ -8,6 +8,7 @@ mod bench;
 mod clones;
 mod entrances;
 mod first_run;
+mod full_host;
 mod mount;
 mod only_reads;
 mod readme;
