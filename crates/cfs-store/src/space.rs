@@ -48,8 +48,8 @@ const GAPS_MAX: usize = 1 << 16;
 const PREPARED_AHEAD_MAX: usize = 24;
 /// Bytes of the host that opening a pool takes at most, unless its log is long: the log, two runs, two manifests, and two more
 /// runs for merged tables.
-pub const OPENING_BYTES: u64 = PREPARED_AT_REST as u64 * SEGMENT_BYTES as u64
-    + STARTED_AT_REST as u64 * START_BYTES as u64;
+pub const OPENING_BYTES: u64 =
+    PREPARED_AT_REST as u64 * SEGMENT_BYTES as u64 + STARTED_AT_REST as u64 * START_BYTES as u64;
 
 /// Segments at each end of the list that are tried on a full host.
 const ROOM_SEARCHED: u32 = 256;

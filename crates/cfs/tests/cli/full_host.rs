@@ -200,6 +200,49 @@ fn a_killed_server_comes_back_on_a_full_disk() {
     }
 }
 
+/// A pool that is closed keeps no more than opening it takes.
+#[test]
+fn a_closed_pool_opens_on_a_full_disk() {
+    let name = "a_closed_pool_opens_on_a_full_disk";
+    if !can_mount(name) || !as_root(name) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let host = scratch.dir("host");
+    if !mount_in_file(&scratch, &host, "ext4") {
+        return;
+    }
+    let mut world = World::new(&scratch, &[]);
+    world.write_files();
+    world.server.take().expect("it runs").stop();
+    world.fill();
+    for _ in 0..2 {
+        world.start();
+        world.fill();
+        world.kill();
+    }
+    world.start();
+    let before = world.pool_bytes();
+    let removed = LARGE - 4;
+    for number in 0..removed {
+        fs::remove_file(world.large(number)).expect("removed");
+    }
+    // What is kept while it is served comes from the same room: some 10 MiB.
+    let wanted = removed * LARGE_BYTES as u64 / 4;
+    eventually("the room of what was removed", || {
+        world.pool_bytes() + wanted < before
+    });
+    for number in 0..removed {
+        fs::write(world.large(number), b"").expect("made");
+    }
+    for number in removed..LARGE {
+        let content = fs::read(world.large(number)).expect("readable");
+        assert!(content == noise(number + 1, LARGE_BYTES), "{number}");
+    }
+    world.server.take().expect("it runs").stop();
+    cfs!("admin", "fsck", "--data", world.data).ok();
+}
+
 #[test]
 fn a_killed_server_of_a_small_pool_comes_back_on_a_full_tmpfs() {
     let name = "a_killed_server_of_a_small_pool_comes_back_on_a_full_tmpfs";
