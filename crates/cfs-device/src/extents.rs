@@ -54,6 +54,9 @@ struct Request {
     extents: [RawExtent; BATCH],
 }
 
+const _: () = assert!(size_of::<RawExtent>() == 56);
+const _: () = assert!(size_of::<Request>() == 32 + BATCH * 56);
+
 /// The extents of a file in order; `None` where its file system does not tell.
 pub(crate) fn of(file: &File) -> io::Result<Option<Vec<Extent>>> {
     let mut found = Vec::new();

@@ -72,6 +72,9 @@ const RETRY_TICKS: u64 = 50;
 /// A file that is read all the time has its access time looked at this often, nanoseconds; at once after any change.
 const ATIME_INTERVAL_NS: u64 = 1_000_000_000;
 
+/// One sequential reader has as much of the hot area read ahead at most, one part in so many: others would lose theirs before
+/// they come to it.
+const READAHEAD_SHARE: u64 = 8;
 /// A file takes at most the hot area's size divided by this of it when it is read in order.
 const STREAM_SHARE: u64 = 16;
 
@@ -152,7 +155,9 @@ impl Files {
             chunk_bytes_max: params.max() as usize,
             dirty_bytes_max: AtomicU64::new(options.dirty_bytes_max),
             flush_after_ns: options.flush_after_ms.saturating_mul(1_000_000),
-            readahead_bytes: options.readahead_bytes,
+            readahead_bytes: options
+                .readahead_bytes
+                .min(options.hot_bytes / READAHEAD_SHARE),
             stream_bytes_min: options.hot_bytes / STREAM_SHARE,
             atime_interval_ns: match options.atime {
                 AtimePolicy::Strict => 0,

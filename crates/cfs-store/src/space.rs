@@ -396,10 +396,15 @@ impl Space {
                 self.entry_mut(segment).hollow = false;
                 Ok(())
             }
-            Err(DeviceError::NoSpace { .. }) => Err(NoSpaceOr::NoSpace(NoSpace {
-                needed_bytes: u64::from(used),
-                available_bytes: 0,
-            })),
+            Err(DeviceError::NoSpace { .. }) => {
+                // The host may have given a part of it.
+                let cut = device.discard_from(segment, START_BYTES);
+                cut.map_err(NoSpaceOr::Other)?;
+                Err(NoSpaceOr::NoSpace(NoSpace {
+                    needed_bytes: u64::from(used),
+                    available_bytes: 0,
+                }))
+            }
             Err(error) => Err(NoSpaceOr::Other(error)),
         }
     }
@@ -711,6 +716,8 @@ impl Space {
             let entry = self.entry_mut(gap.segment);
             if entry.seq == gap.seq && matches!(entry.state, State::Full(_)) {
                 entry.hollow = true;
+                // Its start has room as long as no gap reaches into it.
+                entry.is_started &= gap.range.start >= START_BYTES;
                 device.discard(gap.segment, gap.range)?;
                 return Ok(true);
             }
@@ -1089,6 +1096,29 @@ pub(crate) enum NoSpaceOr<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A gap that reaches into the start of a segment takes the room that the start is believed to have.
+    #[test]
+    fn a_segment_with_a_gap_at_its_start_is_not_believed_to_have_room_there() {
+        for (used, is_believed) in [(2 * BLOCK_BYTES, false), (START_BYTES, true)] {
+            let device = cfs_device::MemDevice::new(64);
+            let mut space = Space::new(64, true);
+            space.end_replay();
+            let seq = SegmentSeq(5);
+            let taken = space.take(&device, Stream::Data, Purpose::Data, seq);
+            let segment = taken.unwrap_or_else(|_| panic!("there is room"));
+            space.pin(segment);
+            space.note_gap(segment, seq, used..SEGMENT_BYTES - BLOCK_BYTES);
+            space.close(segment, used);
+            while space.trim_one(&device, true).unwrap() {}
+            space.started.clear();
+            space.unpin(segment);
+            for segment in space.take_pending() {
+                space.free(segment);
+            }
+            assert_eq!(space.started.contains(&segment.0), is_believed, "{used}");
+        }
+    }
 
     /// What an earlier process filled may have been lost in a power cut, with the room that the host had given it.
     #[test]

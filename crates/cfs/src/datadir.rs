@@ -379,7 +379,12 @@ impl DataDir {
         };
         match write_pid() {
             // The number is for messages; a pool on a full disk opens with the room that it has kept for that.
-            Err(error) if error.kind() != io::ErrorKind::StorageFull => {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 return Err(Failure::host("write", &path, &error));
             }
             _ => {}
@@ -547,8 +552,12 @@ fn holders(file: &File) -> Vec<u32> {
         Some((found == device, pid.parse::<u32>().ok()?))
     });
     let (here, elsewhere): (Vec<_>, Vec<_>) = of_file.partition(|(is_here, _)| *is_here);
-    // Some file systems have another number for the device there than for who asks.
-    let found = if here.is_empty() { elsewhere } else { here };
+    // File systems without a device of their own may have another number there than for who asks.
+    let is_anonymous = rustix::fs::major(metadata.dev()) == 0;
+    let found = match here.is_empty() && is_anonymous {
+        true => elsewhere,
+        false => here,
+    };
     let mut pids: Vec<u32> = found.into_iter().map(|(_, pid)| pid).collect();
     pids.retain(|pid| Path::new(&format!("/proc/{pid}")).exists());
     pids.sort_unstable();

@@ -43,6 +43,9 @@ const PASSED_MAX: usize = 64;
 /// Pieces of a [`Parts`] at most; what lies in more is copied together.
 pub const PARTS_MAX: usize = 30;
 
+/// Bytes of chunks that a [`Parts`] holds at most, beside twice its own length: that of the longest chunks at both ends.
+const PARTS_HELD_BYTES: u64 = 2 << 20;
+
 /// A range of a file.
 type Span = (u64, u64);
 
@@ -240,7 +243,10 @@ impl Core {
                     .iter()
                     .map(|extent| (extent.fingerprint, extent.chunk_len)),
             );
-            if in_order {
+            // Each thread that does has a segment's worth of memory for it: those of a mount are few. A small area would lose
+            // what is opened before it is read.
+            let is_kept = end - offset <= self.stream_bytes_min;
+            if in_order && takes_parts && is_kept {
                 // Whose turn has come before it was opened ahead is opened here, all with one read of the device.
                 let wanted = fetches.iter();
                 let wanted = wanted.map(|fetch| (fetch.fingerprint, fetch.chunk_len));
@@ -309,7 +315,10 @@ impl Core {
         self.plan_gap(body, span.0, span, &mut fetches, |hole| {
             has_holes |= hole.0 < hole.1;
         })?;
-        Ok((!has_holes && fetches.len() <= PARTS_MAX).then_some(fetches))
+        // What is held until the kernel has it is in no budget.
+        let held: u64 = fetches.iter().map(|fetch| u64::from(fetch.chunk_len)).sum();
+        let is_little = held <= 2 * (span.1 - span.0) + PARTS_HELD_BYTES;
+        Ok((!has_holes && is_little && fetches.len() <= PARTS_MAX).then_some(fetches))
     }
 
     /// Fills `out` with what is in memory and with the zeros of holes, and says what to fetch for the rest. The span

@@ -3,7 +3,8 @@
 //! Who comes while nobody computes does so at once. Who comes meanwhile waits, and who computes takes its work into a free
 //! lane between two turns, in the order in which they came. Nobody works longer for others than for itself: whose own work is
 //! done calls the first of the others to go on with all that is left. Who computes waits for nobody, so that all who wait are
-//! called; they wait on threads of their own, whatever has become of the request.
+//! called; they wait on threads of their own, whatever has become of the request. A panic of who computes would leave them
+//! waiting; `cfs` ends the process on any.
 
 #[cfg(test)]
 mod tests;

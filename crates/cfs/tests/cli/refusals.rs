@@ -5,12 +5,13 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount_remount};
 
 use crate::cfs;
 use crate::support::{
-    Scratch, Server, as_root, as_root_with_tmpfs, can_mount, command, is_root, run,
+    Scratch, Server, as_root, as_root_with_tmpfs, can_mount, command, eventually, is_root, run,
 };
 use crate::trees::state;
 
@@ -132,6 +133,16 @@ fn a_pool_that_another_process_has() {
     let command = command(&[&"server", &"--data", &data, &"--s3", &"off"]);
     let server = Server::spawn(command, &data, None);
     let pid = format!("already open by process {}", server.pid());
+    // Nor is the room done with that a new pool asks its host for.
+    let written = || std::fs::metadata(data.join("pool")).and_then(|pool| pool.modified());
+    let mut last = (written().expect("a pool"), Instant::now());
+    eventually("a pool at rest", || {
+        let now = written().expect("a pool");
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(2)
+    });
     unchanged(&data, || cfs!("server", "--data", data).refused(4, &pid));
     // What the process that has it was not told cannot be wished for any more.
     let note = scratch.file("note", "content");
@@ -154,7 +165,7 @@ fn a_pool_whose_process_is_about_to_end() {
     let operation = rustix::fs::FlockOperation::LockExclusive;
     rustix::fs::flock(&file, operation).expect("nobody has it");
     let ending = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(300));
         drop(file);
     });
     cfs!("admin", "status", "--data", data).ok();
