@@ -17,7 +17,9 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt,
+};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -373,11 +375,7 @@ impl DataDir {
         let path = self.lock_path();
         let mut file = lock_file(&path).map_err(|e| Failure::host("write", &path, &e))?;
         self.take(&mut file, FlockOperation::NonBlockingLockExclusive)?;
-        let write_pid = || -> io::Result<()> {
-            file.set_len(0)?;
-            writeln!(&file, "{}", std::process::id())
-        };
-        match write_pid() {
+        match write_in_place(&file, &format!("{}\n", std::process::id())) {
             // The number is for messages; a pool on a full disk opens with the room that it has kept for that.
             Err(error)
                 if !matches!(
@@ -623,9 +621,15 @@ impl Drop for Lock {
         if let Some(file) = &self.file
             && self.is_alone
         {
-            let _ = file.set_len(0);
+            let _ = write_in_place(file, "\n");
         }
     }
+}
+
+/// Replaces what is in the file by at least one byte, which keeps its room: there may be none on a disk that is full later.
+fn write_in_place(file: &File, text: &str) -> io::Result<()> {
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)
 }
 
 #[cfg(test)]

@@ -222,6 +222,9 @@ fn a_closed_pool_opens_on_a_full_disk() {
         world.kill();
     }
     world.start();
+    let server = world.server.as_ref().expect("it runs");
+    let lock = fs::read_to_string(world.data.join("lock")).expect("a lock");
+    assert_eq!(lock.trim(), server.pid().to_string());
     let before = world.pool_bytes();
     let removed = LARGE - 4;
     for number in 0..removed {
