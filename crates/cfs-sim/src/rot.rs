@@ -100,11 +100,12 @@ pub fn rot(seed: u64, share: u64) -> Result<RotOutcome, String> {
         }
         for segment in subject.segments_of(&[Stream::Table])? {
             let blocks = SEGMENT_BYTES / BLOCK_BYTES;
+            let burst_blocks = subject.burst_blocks(segment)?;
             for first in 0..=blocks - BURST_BLOCKS {
                 if !rng.one_in(share) {
                     continue;
                 }
-                let burst = first..first + subject.burst_blocks(segment);
+                let burst = first..first + burst_blocks;
                 subject
                     .damage_and_look(segment, burst, Damage::Noise, &mut rng, &mut outcome)
                     .map_err(|error| {
@@ -237,11 +238,13 @@ impl Subject {
         Ok(tables)
     }
 
-    /// Blocks of a segment that may be lost at once: as many as it has columns.
-    fn burst_blocks(&self, segment: SegmentId) -> u32 {
-        let written = self.device.written_blocks();
-        let count = written.iter().filter(|(at, _)| *at == segment).count() as u32;
-        (count / 2).clamp(1, BURST_BLOCKS)
+    /// Blocks of a table segment that may be lost at once: as many as it has columns. Behind its end blocks of its former life
+    /// may be left.
+    fn burst_blocks(&self, segment: SegmentId) -> Result<u32, String> {
+        let report = self.guide.store().segment_report(segment);
+        let report = report.map_err(|error| error.to_string())?;
+        let used_bytes = report.directory.map_or(0, |directory| directory.used_bytes);
+        Ok((used_bytes / BLOCK_BYTES / 2).clamp(1, BURST_BLOCKS))
     }
 
     fn damage_and_look(

@@ -104,6 +104,8 @@ pub struct DirectoryReport {
     pub part: u32,
     /// Whether its last block is the root.
     pub is_last: bool,
+    /// Bytes of the segment that are used, parity included.
+    pub used_bytes: u32,
     /// Offset and stored length of each block.
     pub blocks: Vec<(u32, u32)>,
     /// Log position of the checkpoint whose last run this is.
@@ -307,6 +309,7 @@ impl Store {
             first_seq: SegmentSeq(directory.first_seq),
             part: directory.part,
             is_last: directory.is_last,
+            used_bytes: place.used_bytes,
             blocks: blocks
                 .map(|block| (offset(block.place), block.stored_len))
                 .collect(),
