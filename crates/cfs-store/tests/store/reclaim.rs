@@ -588,8 +588,9 @@ fn the_ends_of_segments_go_back_to_the_host() {
     let before = fill(1, 2);
     let grown = fill(2, 2 + CHUNKS) - before;
     let content = CHUNKS * CHUNK_BYTES as u64;
+    // Small tables keep 256 KiB each; with the ends it would be 1.5 MiB more.
     assert!(
-        grown <= content + content / 100 + (256 << 10),
+        grown <= content + content / 100 + (768 << 10),
         "{content} bytes of chunks took {grown}"
     );
     let store = open(device.clone(), host);
