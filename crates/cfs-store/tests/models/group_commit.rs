@@ -20,7 +20,7 @@ pub const MODEL: Model = Model {
     seeds: 60,
     plants: &[
         (Bug::NewestAcknowledged, 60),
-        (Bug::LanesBeforeQueue, 500),
+        (Bug::LanesBeforeQueue, 2000),
         (Bug::MissingFlush, 10),
         (Bug::FailedFlushRetried, 20),
     ],
