@@ -107,6 +107,7 @@ fn change(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome> {
         Command::Prune(command) => snapshots::prune(txn, command).map(|()| Outcome::default()),
         Command::VolumeCreate(command) => volumes::create(txn, command),
         Command::DomainCreate(command) => volumes::create_domain(txn, command),
+        Command::MakeRecorded(command) => volumes::create_recorded(txn, command),
         Command::VolumeQuota(command) => {
             volumes::set_quota(txn, command).map(|()| Outcome::default())
         }

@@ -85,6 +85,8 @@ pub enum Command {
     Sweep(Sweep),
     /// Makes a dedup domain, with records that tell what it is for.
     DomainCreate(DomainCreate),
+    /// Makes a directory or a volume that has records from the first moment.
+    MakeRecorded(MakeRecorded),
 }
 
 /// See [`Command::Format`].
@@ -188,6 +190,26 @@ pub struct DomainCreate {
     pub ino: Ino,
     /// Records to set.
     pub put: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// See [`Command::MakeRecorded`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MakeRecorded {
+    /// How it is made.
+    pub made: MadeDirectory,
+    /// Records to set, of a volume those of its root.
+    pub put: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether it stays where it is for good, as after [`Command::SetLock`].
+    pub stays: bool,
+}
+
+/// What [`MakeRecorded`] makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MadeDirectory {
+    /// A directory.
+    Plain(Make),
+    /// A volume.
+    Volume(VolumeCreate),
 }
 
 /// See [`Command::VolumeQuota`].
@@ -861,7 +883,22 @@ mod tests {
             hex(&write),
             "010bac020100f0a2040103070001000100f0a20401f1a20401cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd01cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd090a8020cd02f1a2040101"
         );
-        for command in [make, write, whiteout] {
+        let Command::Make(directory) = make.clone() else {
+            unreachable!("made above")
+        };
+        let recorded = Command::MakeRecorded(MakeRecorded {
+            made: MadeDirectory::Plain(Make {
+                mode: 0o040_755,
+                ..directory
+            }),
+            put: vec![(b"s3.x".to_vec(), b"y".to_vec())],
+            stays: true,
+        });
+        assert_eq!(
+            hex(&recorded),
+            "01220001046e616d65ac02ed830100e8076412000307abababababababababababababababab010473332e78017901"
+        );
+        for command in [make, write, whiteout, recorded] {
             let decoded = Command::decode(&command.encode()).expect("our own");
             assert_eq!(hex(&decoded), hex(&command));
         }

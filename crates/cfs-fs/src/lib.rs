@@ -58,7 +58,7 @@ pub use namespace::policies::{Period, Policy};
 pub use namespace::publish::{Expected, NamedEntry, Publication, RecordChange};
 pub use namespace::restore::{RestoreObserver, Restored};
 pub use namespace::snapshot_sizes::SnapshotSizes;
-pub use namespace::volumes::{Quota, Volume, VolumeDomain, VolumeOptions};
+pub use namespace::volumes::{Quota, Recorded, Volume, VolumeDomain, VolumeOptions};
 pub use rebuild::Rebuilt;
 pub use types::{
     AtimePolicy, Attr, Caller, DIRENT_REPORTED_BYTES, DirEntry, FsOptions, RenameFlags, Room,

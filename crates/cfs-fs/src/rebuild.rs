@@ -44,7 +44,7 @@ use cfs_store::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::check::Finding;
-use crate::command::Command;
+use crate::command::{Command, MadeDirectory, MakeRecorded};
 use crate::views::Snapshot;
 use crate::{Fs, FsOptions, OpenError, clone, extent, history, inode};
 
@@ -174,7 +174,13 @@ impl Namespace for Rebuilder {
 
     fn new_domain(&self, command: &[u8]) -> Option<(DomainId, [u8; 32])> {
         match Command::decode(command) {
-            Ok(Command::VolumeCreate(made)) => made.new_secret.map(|secret| (made.domain, secret)),
+            Ok(
+                Command::VolumeCreate(made)
+                | Command::MakeRecorded(MakeRecorded {
+                    made: MadeDirectory::Volume(made),
+                    ..
+                }),
+            ) => made.new_secret.map(|secret| (made.domain, secret)),
             Ok(Command::DomainCreate(made)) => Some((made.domain, made.secret)),
             _ => None,
         }

@@ -1,7 +1,9 @@
 //! Buckets: directories in the root directory.
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, FsError, Quota, RecordChange, Room, Volume, VolumeDomain, VolumeOptions};
+use cfs_fs::{
+    Attr, FsError, Quota, RecordChange, Recorded, Room, Volume, VolumeDomain, VolumeOptions,
+};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::errors::from_fs;
@@ -232,23 +234,6 @@ impl Face {
         }
         let root = self.fs.getattr(Ino::ROOT).map_err(from_fs)?;
         let caller = Self::caller_in(&root);
-        let made = match owner.domain() {
-            None => self.fs.mkdir(Ino::ROOT, name.as_bytes(), MODE, &caller),
-            Some(domain) => {
-                let options = VolumeOptions {
-                    domain: VolumeDomain::Of(domain),
-                    ..VolumeOptions::default()
-                };
-                let path = path_of(name);
-                self.fs.volume_create(&path, &options, &caller)
-            }
-        };
-        let attr = made.map_err(|error| match error {
-            FsError::Exists => s3_error!(BucketAlreadyExists),
-            error => from_fs(error),
-        })?;
-        // It is there, whatever becomes of its records.
-        self.name_changed(Ino::ROOT, name.as_bytes());
         let record = Bucket {
             owner: owner.id.clone(),
             region,
@@ -258,20 +243,29 @@ impl Face {
         };
         let mut put = more;
         put.push((name::BUCKET.to_vec(), records::encode(&record)));
-        let change = RecordChange {
-            put,
-            ..RecordChange::default()
+        let how = Recorded {
+            records: &put,
+            stays: object_lock,
         };
-        if let Err(error) = self.fs.set_records(attr.ino, change) {
-            // A volume that is no bucket could not be removed through S3.
-            if owner.domain().is_some() {
-                let _ = self.fs.volume_delete(&path_of(name));
+        let made = match owner.domain() {
+            None => self
+                .fs
+                .mkdir_recorded(Ino::ROOT, name.as_bytes(), MODE, &caller, &how),
+            Some(domain) => {
+                let options = VolumeOptions {
+                    domain: VolumeDomain::Of(domain),
+                    ..VolumeOptions::default()
+                };
+                let path = path_of(name);
+                self.fs
+                    .volume_create_recorded(&path, &options, &caller, &how)
             }
-            return Err(from_fs(error));
-        }
-        if object_lock {
-            self.fs.fix_directory(attr.ino).map_err(from_fs)?;
-        }
+        };
+        made.map_err(|error| match error {
+            FsError::Exists => s3_error!(BucketAlreadyExists),
+            error => from_fs(error),
+        })?;
+        self.name_changed(Ino::ROOT, name.as_bytes());
         self.make_durable()
     }
 

@@ -8,8 +8,11 @@ use cfs_format::{Ino, VolumeId};
 use cfs_store::{Txn, VolumeDelta};
 
 use super::make::{self, live_directory, touch_entries};
-use super::{Outcome, clones, publish};
-use crate::command::{DomainCreate, SetRecords, VolumeCreate, VolumeDelete, VolumeQuota};
+use super::{Outcome, clones, locks, publish};
+use crate::command::{
+    DomainCreate, MadeDirectory, MakeRecorded, SetLock, SetRecords, VolumeCreate, VolumeDelete,
+    VolumeQuota,
+};
 use crate::error::{FsError, Result};
 use crate::extent::table_error;
 use crate::{directory, inode, xattr};
@@ -62,16 +65,42 @@ pub(super) fn create_domain(txn: &mut Txn<'_>, command: &DomainCreate) -> Result
     if txn.domain_secret(command.domain).is_some() {
         return Err(FsError::Invalid);
     }
+    let outcome = put_records(txn, command.ino, &command.put)?;
+    txn.domain_put(command.domain, command.secret);
+    Ok(outcome)
+}
+
+pub(super) fn create_recorded(txn: &mut Txn<'_>, command: &MakeRecorded) -> Result<Outcome> {
+    let outcome = match &command.made {
+        MadeDirectory::Plain(made) if made.mode & libc::S_IFMT == libc::S_IFDIR => {
+            make::make(txn, made)?
+        }
+        MadeDirectory::Plain(_) => return Err(FsError::Invalid),
+        MadeDirectory::Volume(made) => create(txn, made)?,
+    };
+    let (ino, _) = outcome.inode.expect("making reports the inode");
+    let recorded = put_records(txn, ino, &command.put)?;
+    if !command.stays {
+        return Ok(recorded);
+    }
+    let lock = SetLock {
+        ino,
+        retention: None,
+        hold: None,
+        bypass: false,
+    };
+    locks::set(txn, &lock)
+}
+
+fn put_records(txn: &mut Txn<'_>, ino: Ino, put: &[(Vec<u8>, Vec<u8>)]) -> Result<Outcome> {
     let records = SetRecords {
-        ino: command.ino,
-        put: command.put.clone(),
+        ino,
+        put: put.to_vec(),
         delete: Vec::new(),
         describes: false,
         now: None,
     };
-    let outcome = publish::set_records(txn, &records)?;
-    txn.domain_put(command.domain, command.secret);
-    Ok(outcome)
+    publish::set_records(txn, &records)
 }
 
 pub(super) fn set_quota(txn: &mut Txn<'_>, command: &VolumeQuota) -> Result<()> {

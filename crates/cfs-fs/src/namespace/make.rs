@@ -4,8 +4,11 @@ use cfs_format::Ino;
 use cfs_store::Txn;
 
 use super::remove::{Nameless, Removal};
+use super::volumes::Recorded;
 use crate::apply::{Lost, Outcome};
-use crate::command::{Command, Link, Make, MakeUnnamed, Rename, RenameWhiteout};
+use crate::command::{
+    Command, Link, MadeDirectory, Make, MakeRecorded, MakeUnnamed, Rename, RenameWhiteout,
+};
 use crate::error::{FsError, Result};
 use crate::escaped::{self, Renamed};
 use crate::types::{Attr, Caller, RenameFlags, Room};
@@ -78,6 +81,30 @@ impl Fs {
         )
     }
 
+    /// Makes a directory that has records (see [`Fs::set_records`]): both or neither, whatever happens.
+    ///
+    /// # Errors
+    /// As [`Fs::mkdir`] and [`Fs::set_records`]. Nothing changed then.
+    pub fn mkdir_recorded(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        caller: &Caller,
+        how: &Recorded<'_>,
+    ) -> Result<Attr> {
+        let _reservation = self.admit_growth(how.bytes())?;
+        let what = (libc::S_IFDIR | (mode & 0o7777), 0, &[][..]);
+        self.make_admitted(parent, name, what, caller, Room::Free, |txn, made| {
+            escaped::check_new(txn, parent, name, libc::S_IFDIR)?;
+            Ok(Command::MakeRecorded(MakeRecorded {
+                made: MadeDirectory::Plain(made),
+                put: how.records.to_vec(),
+                stays: how.stays,
+            }))
+        })
+    }
+
     /// Makes a directory for the S3 face, also under a name that others may not make (see [`crate::escaped`]). It may be part
     /// of a deletion.
     ///
@@ -93,7 +120,9 @@ impl Fs {
     ) -> Result<Attr> {
         let _reservation = self.admit_change(0, room)?;
         let mode = libc::S_IFDIR | (mode & 0o7777);
-        self.make_admitted(parent, name, (mode, 0, &[]), caller, room, |_| Ok(()))
+        self.make_admitted(parent, name, (mode, 0, &[]), caller, room, |_, made| {
+            Ok(Command::Make(made))
+        })
     }
 
     /// Makes a symbolic link.
@@ -170,8 +199,9 @@ impl Fs {
         let _reservation = self.admit_growth(target.len())?;
         let kind = mode & libc::S_IFMT;
         let what = (mode, rdev, target);
-        self.make_admitted(parent, name, what, caller, Room::Free, |txn| {
-            escaped::check_new(txn, parent, name, kind)
+        self.make_admitted(parent, name, what, caller, Room::Free, |txn, made| {
+            escaped::check_new(txn, parent, name, kind)?;
+            Ok(Command::Make(made))
         })
     }
 
@@ -182,14 +212,13 @@ impl Fs {
         (mode, rdev, target): (u32, u64, &[u8]),
         caller: &Caller,
         room: Room,
-        check: impl Fn(&Txn<'_>) -> Result<()>,
+        command: impl Fn(&Txn<'_>, Make) -> Result<Command>,
     ) -> Result<Attr> {
         crate::directory::check_reserved(name)?;
         let ino = self.new_ino(parent)?;
         let salt = self.salt();
         let outcome = self.execute_in(room, |txn, now| {
-            check(txn)?;
-            Ok(Command::Make(Make {
+            let make = Make {
                 parent,
                 name: name.to_vec(),
                 ino,
@@ -201,7 +230,8 @@ impl Fs {
                 target: target.to_vec(),
                 now,
                 salt,
-            }))
+            };
+            command(txn, make)
         })?;
         self.attr_of(outcome)
     }

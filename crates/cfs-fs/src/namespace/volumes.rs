@@ -3,7 +3,10 @@
 use cfs_format::table::{VolumeRecord, tag, volume_flag};
 use cfs_format::{DomainId, Ino, VolumeId};
 
-use crate::command::{Command, DomainCreate, Make, VolumeCreate, VolumeDelete, VolumeQuota};
+use crate::command::{
+    Command, DomainCreate, MadeDirectory, Make, MakeRecorded, VolumeCreate, VolumeDelete,
+    VolumeQuota,
+};
 use crate::directory::{self, FIRST_COOKIE};
 use crate::error::{FsError, Result};
 use crate::types::{Attr, Caller, Room, Time};
@@ -32,6 +35,22 @@ pub struct VolumeOptions {
     pub quota: Quota,
     /// With which others its files share chunks.
     pub domain: VolumeDomain,
+}
+
+/// What [`Fs::mkdir_recorded`] and [`Fs::volume_create_recorded`] give a directory beside its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded<'a> {
+    /// Records of front ends, names and values.
+    pub records: &'a [(Vec<u8>, Vec<u8>)],
+    /// Whether it stays where it is for good, as after [`Fs::fix_directory`].
+    pub stays: bool,
+}
+
+impl Recorded<'_> {
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = |(name, value): &(Vec<u8>, Vec<u8>)| name.len() + value.len();
+        self.records.iter().map(bytes).sum()
+    }
 }
 
 /// The dedup domain of a new volume.
@@ -121,9 +140,34 @@ impl Fs {
         options: &VolumeOptions,
         caller: &Caller,
     ) -> Result<Attr> {
+        self.volume_make(path, options, caller, None)
+    }
+
+    /// Makes a volume whose root has records (see [`Fs::set_records`]): both or neither, whatever happens.
+    ///
+    /// # Errors
+    /// As [`Fs::volume_create`] and [`Fs::set_records`]. Nothing changed then.
+    pub fn volume_create_recorded(
+        &self,
+        path: &[u8],
+        options: &VolumeOptions,
+        caller: &Caller,
+        how: &Recorded<'_>,
+    ) -> Result<Attr> {
+        self.volume_make(path, options, caller, Some(how))
+    }
+
+    fn volume_make(
+        &self,
+        path: &[u8],
+        options: &VolumeOptions,
+        caller: &Caller,
+        how: Option<&Recorded<'_>>,
+    ) -> Result<Attr> {
         let (parent, name) = self.resolve_parent(path)?;
         directory::check_reserved(name)?;
-        let _room = self.admit_growth(name.len())?;
+        let bytes = how.map_or(0, Recorded::bytes);
+        let _room = self.admit_growth(name.len() + bytes)?;
         let (junction, root) = (self.new_ino(parent)?, self.store.allocate_ino());
         let salts = (self.salt(), self.salt());
         let outcome = self.execute(|_, now| {
@@ -136,7 +180,7 @@ impl Fs {
                     (domain, Some(secret))
                 }
             };
-            Ok(Command::VolumeCreate(VolumeCreate {
+            let made = VolumeCreate {
                 junction: junction_at((parent, name), junction, caller, now, salts.0),
                 volume: volume.ok_or(FsError::TooManyLinks)?,
                 root,
@@ -145,7 +189,15 @@ impl Fs {
                 quota_bytes: options.quota.bytes,
                 quota_inodes: options.quota.inodes,
                 salt: salts.1,
-            }))
+            };
+            Ok(match how {
+                None => Command::VolumeCreate(made),
+                Some(how) => Command::MakeRecorded(MakeRecorded {
+                    made: MadeDirectory::Volume(made),
+                    put: how.records.to_vec(),
+                    stays: how.stays,
+                }),
+            })
         })?;
         self.views.load_junctions();
         let reported = outcome.inode;

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use cfs_format::{DomainId, Ino};
 use cfs_fs::{
-    AllocateMode, Caller, Fs, FsError, Policy, Quota, RecordChange, RenameFlags, RestoreObserver,
-    SetAttr, VolumeDomain, VolumeOptions, XattrFlags,
+    AllocateMode, Caller, Fs, FsError, Policy, Quota, RecordChange, Recorded, RenameFlags,
+    RestoreObserver, SetAttr, VolumeDomain, VolumeOptions, XattrFlags,
 };
 
 use crate::pool::{Pool, assert_clean};
@@ -476,4 +476,64 @@ fn restoring_the_root_leaves_what_is_of_the_pool() {
     let back = fs.getxattr(Ino::ROOT, b"user.then").expect("it is back");
     assert_eq!(back, b"1");
     assert_clean(&fs);
+}
+
+/// One command makes a directory, or a volume, and its records: a crash leaves both or neither.
+#[test]
+fn a_directory_is_made_with_its_records_or_not_at_all() {
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    let caller = Caller::default();
+    let made = |name: &str, how: &Recorded<'_>| match name.starts_with("own") {
+        true => {
+            let options = VolumeOptions {
+                domain: VolumeDomain::New,
+                ..VolumeOptions::default()
+            };
+            let path = format!("/{name}");
+            fs.volume_create_recorded(path.as_bytes(), &options, &caller, how)
+        }
+        false => fs.mkdir_recorded(Ino::ROOT, name.as_bytes(), 0o755, &caller, how),
+    };
+    let records = [(b"test.of".to_vec(), b"somebody".to_vec())];
+    for (name, stays) in [
+        ("plain", false),
+        ("fixed", true),
+        ("own", false),
+        ("own-fixed", true),
+    ] {
+        let before = fs.store().stats().last_lsn;
+        let how = Recorded {
+            records: &records,
+            stays,
+        };
+        let ino = made(name, &how).expect("made").ino;
+        assert_eq!(fs.store().stats().last_lsn.0, before.0 + 1, "{name}");
+        let record = fs.record(ino, b"test.of").expect("read");
+        assert_eq!(record.as_deref(), Some(&b"somebody"[..]));
+        if !name.starts_with("own") {
+            let moved = fs.rename(
+                Ino::ROOT,
+                name.as_bytes(),
+                Ino::ROOT,
+                b"moved",
+                RenameFlags::default(),
+            );
+            assert_eq!(moved.is_err(), stays, "{name}: {moved:?}");
+        }
+        assert!(matches!(made(name, &how), Err(FsError::Exists)) || name == "plain");
+    }
+    // What cannot be recorded is not made.
+    let long = [(vec![b'x'; 256], Vec::new())];
+    let how = Recorded {
+        records: &long,
+        stays: false,
+    };
+    for name in ["long", "own-long"] {
+        assert!(made(name, &how).is_err());
+        let found = fs.lookup(Ino::ROOT, name.as_bytes());
+        assert!(matches!(found, Err(FsError::NotFound)), "{found:?}");
+    }
+    assert_clean(&fs);
+    fs.close().expect("closed");
 }
