@@ -174,7 +174,7 @@ impl Store {
         // Room that is held for later goes back to the host.
         self.trim(usize::MAX, true)?;
         let mut space = self.pool.space.lock();
-        let kept = space.keep_for_opening(&*self.pool.device);
+        let kept = space.room.keep_for_opening(&*self.pool.device);
         kept.map_err(|error| self.pool.fail(&error))
     }
 
@@ -190,7 +190,7 @@ impl Store {
             }
             self.pace.note_step();
         }
-        self.pool.space.lock().end_trim();
+        self.pool.space.lock().room.end_trim();
         Ok(has_more)
     }
 
@@ -202,7 +202,7 @@ impl Store {
     ) -> Result<(), WriteError> {
         let table_bytes = {
             let mut space = self.pool.space.lock();
-            let has_room = space.restock(&*self.pool.device);
+            let has_room = space.room.restock(&*self.pool.device);
             match has_room.map_err(|error| self.pool.fail(&error))? {
                 true => return Ok(()),
                 false => space.table_bytes(),
@@ -655,7 +655,7 @@ impl Store {
             let spare = space.counts().table.saturating_sub(full);
             let is_scattered =
                 table_bytes < SMALL_TABLES_BYTES && spare > SPARE_TABLE_SEGMENTS + full / 4;
-            (is_scattered, space.lacks_host_room())
+            (is_scattered, space.room.lacks_host_room())
         };
         let for_room = ((is_low || lacks_host_room) && is_scattered)
             || ((load == Load::Idle || self.has_pass()) && self.has_tombstones());

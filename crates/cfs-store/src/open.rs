@@ -216,8 +216,6 @@ impl Store {
                 live_bytes: 0,
                 used_bytes,
                 pins: 0,
-                hollow: true,
-                is_started: false,
                 changed_ms: 0,
                 state: State::Full(Stream::Table),
             };
@@ -240,8 +238,6 @@ impl Store {
                     live_bytes: 0,
                     used_bytes: SEGMENT_BYTES,
                     pins: 0,
-                    hollow: true,
-                    is_started: false,
                     changed_ms: 0,
                     state: State::Full(Stream::Journal),
                 };
@@ -265,7 +261,7 @@ impl Store {
         {
             let mut space = store.pool.space.lock();
             space.end_replay();
-            space.find_room(&*store.pool.device, was_clean)?;
+            space.room.find_room(&*store.pool.device, was_clean)?;
         }
         store.start_journal(next_lsn)?;
         if was_clean && next_lsn == position.lsn.get() {
@@ -482,8 +478,6 @@ impl Store {
                         live_bytes: record.live_bytes.get(),
                         used_bytes: record.used_bytes.get(),
                         pins: 0,
-                        hollow: true,
-                        is_started: false,
                         changed_ms: 0,
                         state: State::Full(stream),
                     };

@@ -141,7 +141,8 @@ impl Store {
         }
         let mut plan = ReclaimPlan::default();
         let space = self.pool.space.lock();
-        plan.bytes_on_the_way = space.pending_count() as u64 * segment_bytes + space.held_bytes();
+        plan.bytes_on_the_way =
+            space.pending_count() as u64 * segment_bytes + space.room.held_bytes();
         for (segment, entry) in space.entries() {
             let mut entry = *entry;
             if let Some(bytes) = dying_bytes.get(&segment.0) {

@@ -162,7 +162,11 @@ impl Pool {
 
     /// Makes sure that the first `used` bytes of a segment that was taken have room on the host.
     pub fn complete(&self, segment: SegmentId, used: u32) -> Result<(), WriteError> {
-        let completed = self.space.lock().complete(&*self.device, segment, used);
+        let completed = self
+            .space
+            .lock()
+            .room
+            .complete(&*self.device, segment, used);
         completed.map_err(|error| self.space_error(error))
     }
 

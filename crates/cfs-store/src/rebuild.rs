@@ -326,7 +326,7 @@ impl Store {
     fn discard_strays(&self, scan: &Scan) -> Result<(), WriteError> {
         for segment in scan.headers.keys().copied().map(SegmentId) {
             let space = self.pool.space.lock();
-            if space.is_free(segment) && !space.is_prepared(segment) {
+            if space.is_free(segment) && !space.room.is_prepared(segment) {
                 self.pool
                     .device
                     .discard_from(segment, 0)
@@ -358,8 +358,6 @@ fn claim_all(
             used_bytes,
             pins: 0,
             changed_ms: 0,
-            hollow: true,
-            is_started: false,
             state: State::Full(stream),
         };
         space.claim(segment, entry);

@@ -407,7 +407,7 @@ impl SegmentRunWriter<'_> {
         let cut = {
             let mut space = self.pool.space.lock();
             space.close(segment, used);
-            space.cut_tail(&*self.pool.device, segment, used)
+            space.room.cut_tail(&*self.pool.device, segment, used)
         };
         cut.map_err(|error| self.pool.fail(&error))?;
         self.pool.recycle(buffer);

@@ -334,7 +334,7 @@ impl Store {
     pub fn available_bytes(&self) -> u64 {
         let (available, held) = {
             let space = self.pool.space.lock();
-            (space.available_bytes(), space.held_bytes())
+            (space.available_bytes(), space.room.held_bytes())
         };
         match self.pool.device.host_space() {
             Ok(Some(host)) => available.min(host.available_bytes.saturating_add(held)),
@@ -436,7 +436,7 @@ impl Store {
             }
         }
         let available = space.available_bytes();
-        let held = space.held_bytes();
+        let held = space.room.held_bytes();
         let host_available = host.map(|host| host.available_bytes.saturating_add(held));
         StoreStats {
             pool,

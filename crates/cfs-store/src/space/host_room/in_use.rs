@@ -1,0 +1,150 @@
+//! What room segments in use have on the host, and what of it nobody needs: behind the end of one, and in gaps.
+//!
+//! Invariants:
+//! - No more is believed to have room than the host was asked for since the pool was opened, and not given back.
+//! - What is remembered to be given back lies in a full segment; of a gap that is asked anew, as segments are used again.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use cfs_device::{Device, DeviceError};
+use cfs_format::superblock::ANCHORS;
+use cfs_format::{SegmentId, SegmentSeq};
+
+use super::START_BYTES;
+
+/// Room between the records of a segment and its footer that is worth giving back, bytes.
+const GAP_BYTES_MIN: u32 = 16 << 10;
+/// Such gaps that are remembered at most: those of 128 GiB.
+const GAPS_MAX: usize = 1 << 16;
+
+/// What room a segment in use has on the host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backing {
+    /// Part of its room has been given back to the host, or may never have been there: of segments that an earlier
+    /// process filled nobody knows.
+    pub hollow: bool,
+    /// Its first [`START_BYTES`] have room for certain, also if it is hollow.
+    pub is_started: bool,
+}
+
+impl Backing {
+    pub const UNKNOWN: Self = Self {
+        hollow: true,
+        is_started: false,
+    };
+    pub const START: Self = Self {
+        hollow: true,
+        is_started: true,
+    };
+    pub const WHOLE: Self = Self {
+        hollow: false,
+        is_started: true,
+    };
+}
+
+/// Blocks of a segment that hold nothing.
+struct Gap {
+    segment: SegmentId,
+    seq: SegmentSeq,
+    range: Range<u32>,
+}
+
+pub(super) struct InUse {
+    /// Of every segment that was ever in use, or prepared. Of those that are free it says nothing.
+    backings: Vec<Backing>,
+    /// Full segments that keep room behind their end because the host had none, and where that begins.
+    tails: BTreeMap<u32, u32>,
+    /// Gaps in full segments whose room the host is to get back.
+    gaps: Vec<Gap>,
+}
+
+impl InUse {
+    /// The anchors alone are in use.
+    pub fn new() -> Self {
+        Self {
+            backings: vec![Backing::WHOLE; ANCHORS as usize],
+            tails: BTreeMap::new(),
+            gaps: Vec::new(),
+        }
+    }
+
+    /// Segments from here on have never been used.
+    pub fn end(&self) -> u32 {
+        self.backings.len() as u32
+    }
+
+    pub fn extend_to(&mut self, end: u32) {
+        self.backings.resize(end as usize, Backing::UNKNOWN);
+    }
+
+    pub fn backing(&self, segment: SegmentId) -> Backing {
+        self.backings[segment.0 as usize]
+    }
+
+    /// The segment is in use from now on.
+    pub fn begin(&mut self, segment: SegmentId, backing: Backing) {
+        self.backings[segment.0 as usize] = backing;
+    }
+
+    /// The segment has been given all of its room.
+    pub fn complete(&mut self, segment: SegmentId) {
+        self.backings[segment.0 as usize].hollow = false;
+    }
+
+    /// The room of a full segment from `end` on is for the host.
+    pub fn note_tail(&mut self, segment: SegmentId, end: u32) {
+        self.tails.insert(segment.0, end);
+    }
+
+    pub fn forget_tail(&mut self, segment: SegmentId) {
+        self.tails.remove(&segment.0);
+    }
+
+    pub fn take_tail(&mut self) -> Option<(SegmentId, u32)> {
+        let (index, end) = self.tails.pop_first()?;
+        Some((SegmentId(index), end))
+    }
+
+    /// Gives the room of a full segment from `end` on, which is not in its start, back to the host.
+    pub fn cut_tail(
+        &mut self,
+        device: &dyn Device,
+        segment: SegmentId,
+        end: u32,
+    ) -> Result<(), DeviceError> {
+        self.backings[segment.0 as usize].hollow = true;
+        device.discard_from(segment, end)
+    }
+
+    /// There is nothing in `range` of a segment that is about to be closed.
+    pub fn note_gap(&mut self, segment: SegmentId, seq: SegmentSeq, range: Range<u32>) {
+        if range.len() >= GAP_BYTES_MIN as usize && self.gaps.len() < GAPS_MAX {
+            self.gaps.push(Gap {
+                segment,
+                seq,
+                range,
+            });
+        }
+    }
+
+    /// Gives the room of one gap back to the host; false when there is none. `is_full` tells whether a segment still has this
+    /// number, and is full.
+    pub fn cut_gap(
+        &mut self,
+        device: &dyn Device,
+        is_full: impl Fn(SegmentId, SegmentSeq) -> bool,
+    ) -> Result<bool, DeviceError> {
+        while let Some(gap) = self.gaps.pop() {
+            if is_full(gap.segment, gap.seq) {
+                let backing = &mut self.backings[gap.segment.0 as usize];
+                backing.hollow = true;
+                // Its start has room as long as no gap reaches into it.
+                backing.is_started &= gap.range.start >= START_BYTES;
+                device.discard(gap.segment, gap.range)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
