@@ -137,7 +137,7 @@ impl GivenRoom {
         self.prepared.remove(&segment.0);
         self.started.remove(&segment.0);
         self.held.remove(&segment.0);
-        self.in_use.begin(segment, Backing::UNKNOWN);
+        self.in_use.begin(segment, Backing::Unknown);
     }
 
     /// A segment that was claimed is free after all.
@@ -155,10 +155,9 @@ impl GivenRoom {
     /// back later.
     pub(super) fn free(&mut self, segment: SegmentId, used_bytes: u32) {
         let backing = self.in_use.backing(segment);
-        let is_whole = !backing.hollow;
-        let is_start = backing.hollow && backing.is_started && used_bytes <= START_BYTES;
+        let is_start = backing == Backing::Start && used_bytes <= START_BYTES;
         self.free.insert(segment.0);
-        if is_whole && self.prepared.len() < self.kept() {
+        if backing == Backing::Whole && self.prepared.len() < self.kept() {
             self.prepared.insert(segment.0);
         } else if is_start && self.sparse && self.started.len() < STARTED_KEPT {
             self.started.insert(segment.0);
@@ -217,7 +216,7 @@ impl GivenRoom {
             }
         }
         let index = self.prepared.pop_first().expect("prepared just above");
-        Ok(self.take_out(index, Backing::WHOLE))
+        Ok(self.take_out(index, Backing::Whole))
     }
 
     /// Takes a free segment of which at least the first [`START_BYTES`] have room on the host, unless none is to be had: a
@@ -244,7 +243,7 @@ impl GivenRoom {
             return Ok(None);
         }
         let index = self.started.pop_first().expect("counted just above");
-        Ok(Some(self.take_out(index, Backing::START)))
+        Ok(Some(self.take_out(index, Backing::Start)))
     }
 
     fn take_out(&mut self, index: u32, backing: Backing) -> SegmentId {
@@ -265,7 +264,7 @@ impl GivenRoom {
         segment: SegmentId,
         used: u32,
     ) -> Result<(), NoSpaceOr<DeviceError>> {
-        if used <= START_BYTES || !self.in_use.backing(segment).hollow {
+        if used <= START_BYTES || self.in_use.backing(segment) == Backing::Whole {
             return Ok(());
         }
         match device.prepare(segment, 1) {

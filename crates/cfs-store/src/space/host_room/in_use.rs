@@ -18,29 +18,15 @@ const GAP_BYTES_MIN: u32 = 16 << 10;
 /// Such gaps that are remembered at most: those of 128 GiB.
 const GAPS_MAX: usize = 1 << 16;
 
-/// What room a segment in use has on the host.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Backing {
-    /// Part of its room has been given back to the host, or may never have been there: of segments that an earlier
-    /// process filled nobody knows.
-    pub hollow: bool,
-    /// Its first [`START_BYTES`] have room for certain, also if it is hollow.
-    pub is_started: bool,
-}
-
-impl Backing {
-    pub const UNKNOWN: Self = Self {
-        hollow: true,
-        is_started: false,
-    };
-    pub const START: Self = Self {
-        hollow: true,
-        is_started: true,
-    };
-    pub const WHOLE: Self = Self {
-        hollow: false,
-        is_started: true,
-    };
+/// What room a segment in use has on the host for certain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Backing {
+    /// None, perhaps: of segments that an earlier process filled nobody knows.
+    Unknown,
+    /// That of its first [`START_BYTES`]; of the rest some was never given, or has been given back.
+    Start,
+    /// All.
+    Whole,
 }
 
 /// Blocks of a segment that hold nothing.
@@ -63,7 +49,7 @@ impl InUse {
     /// The anchors alone are in use.
     pub fn new() -> Self {
         Self {
-            backings: vec![Backing::WHOLE; ANCHORS as usize],
+            backings: vec![Backing::Whole; ANCHORS as usize],
             tails: BTreeMap::new(),
             gaps: Vec::new(),
         }
@@ -75,7 +61,7 @@ impl InUse {
     }
 
     pub fn extend_to(&mut self, end: u32) {
-        self.backings.resize(end as usize, Backing::UNKNOWN);
+        self.backings.resize(end as usize, Backing::Unknown);
     }
 
     pub fn backing(&self, segment: SegmentId) -> Backing {
@@ -89,7 +75,17 @@ impl InUse {
 
     /// The segment has been given all of its room.
     pub fn complete(&mut self, segment: SegmentId) {
-        self.backings[segment.0 as usize].hollow = false;
+        self.backings[segment.0 as usize] = Backing::Whole;
+    }
+
+    /// For certain, only what lies before `end` has room from now on.
+    fn keep(&mut self, segment: SegmentId, end: u32) {
+        let left = match end < START_BYTES {
+            true => Backing::Unknown,
+            false => Backing::Start,
+        };
+        let backing = &mut self.backings[segment.0 as usize];
+        *backing = left.min(*backing);
     }
 
     /// The room of a full segment from `end` on is for the host.
@@ -113,7 +109,7 @@ impl InUse {
         segment: SegmentId,
         end: u32,
     ) -> Result<(), DeviceError> {
-        self.backings[segment.0 as usize].hollow = true;
+        self.keep(segment, end);
         device.discard_from(segment, end)
     }
 
@@ -137,10 +133,7 @@ impl InUse {
     ) -> Result<bool, DeviceError> {
         while let Some(gap) = self.gaps.pop() {
             if is_full(gap.segment, gap.seq) {
-                let backing = &mut self.backings[gap.segment.0 as usize];
-                backing.hollow = true;
-                // Its start has room as long as no gap reaches into it.
-                backing.is_started &= gap.range.start >= START_BYTES;
+                self.keep(gap.segment, gap.range.start);
                 device.discard(gap.segment, gap.range)?;
                 return Ok(true);
             }
