@@ -21,6 +21,7 @@ use crate::{Device, DeviceError, Geometry, HostRoom, HostSpace};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const SECTOR: usize = 512;
+const BLOCKS_PER_SEGMENT: u32 = SEGMENT_BYTES / BLOCK_BYTES;
 
 type Block = Arc<[u8; BLOCK]>;
 
@@ -42,8 +43,8 @@ pub struct FaultPlan {
     /// The call, of whatever kind, at which the power goes: this one and all after it fail. What it was about to change
     /// is under way, like all that was not flushed.
     pub power_off_at: Option<u64>,
-    /// The most segments that the host has room for.
-    pub prepared_segments_max: Option<u32>,
+    /// The most blocks that the host has room for.
+    pub room_blocks_max: Option<u64>,
 }
 
 /// How many calls there have been since the [`FaultPlan`] was set.
@@ -78,14 +79,43 @@ struct State {
     changes: Vec<Change>,
     plan: FaultPlan,
     counts: OperationCounts,
-    /// Segments of which only so many bytes at the start have been given room. They count as whole where room is scarce.
-    starts: HashMap<u32, u32>,
 }
 
-/// The segments that take room, and those of their blocks that were written.
+/// The segments that take room.
 #[derive(Clone, Default)]
 struct Image {
-    segments: HashMap<u32, BTreeMap<u32, Block>>,
+    segments: HashMap<u32, Segment>,
+    /// Blocks that take room.
+    room_blocks: u64,
+}
+
+#[derive(Clone, Default)]
+struct Segment {
+    /// Those that were written.
+    blocks: BTreeMap<u32, Block>,
+    /// Those that take room, written or not, a bit for each.
+    room: [u64; BLOCKS_PER_SEGMENT as usize / 64],
+}
+
+impl Segment {
+    fn has_room(&self, block: u32) -> bool {
+        self.room[block as usize / 64] >> (block % 64) & 1 == 1
+    }
+
+    /// Whether the block had none before.
+    fn give_room(&mut self, block: u32) -> bool {
+        let is_new = !self.has_room(block);
+        self.room[block as usize / 64] |= 1 << (block % 64);
+        is_new
+    }
+
+    /// Whether the block had room, which goes with what was written to it.
+    fn discard(&mut self, block: u32) -> bool {
+        let had_room = self.has_room(block);
+        self.room[block as usize / 64] &= !(1 << (block % 64));
+        self.blocks.remove(&block);
+        had_room
+    }
 }
 
 #[derive(Clone)]
@@ -97,7 +127,9 @@ struct Change {
 
 #[derive(Clone)]
 enum ChangeKind {
-    Prepare,
+    Prepare {
+        blocks: Range<u32>,
+    },
     Write {
         first_block: u32,
         blocks: Vec<Block>,
@@ -200,16 +232,19 @@ impl MemDevice {
             .visible
             .segments
             .iter()
-            .flat_map(|(segment, blocks)| blocks.keys().map(|block| (SegmentId(*segment), *block)))
+            .flat_map(|(segment, found)| {
+                let written = found.blocks.keys();
+                written.map(|block| (SegmentId(*segment), *block))
+            })
             .collect();
         blocks.sort_unstable();
         blocks
     }
 
-    /// How many segments take room of the host.
+    /// How many blocks take room of the host.
     #[must_use]
-    pub fn prepared_segments(&self) -> u32 {
-        self.state.lock().visible.segments.len() as u32
+    pub fn room_blocks(&self) -> u64 {
+        self.state.lock().visible.room_blocks
     }
 
     /// Offsets of the blocks that hold anything but zeros, by segment, in order.
@@ -217,8 +252,9 @@ impl MemDevice {
     pub fn filled_blocks(&self) -> BTreeMap<SegmentId, Vec<u32>> {
         let state = self.state.lock();
         let mut written = BTreeMap::new();
-        for (segment, blocks) in &state.visible.segments {
-            let offsets: Vec<u32> = blocks
+        for (segment, found) in &state.visible.segments {
+            let offsets: Vec<u32> = found
+                .blocks
                 .iter()
                 .filter(|(_, block)| block.iter().any(|byte| *byte != 0))
                 .map(|(index, _)| index * BLOCK_BYTES)
@@ -234,9 +270,9 @@ impl MemDevice {
     #[must_use]
     pub fn segment_image(&self, segment: SegmentId) -> SegmentImage {
         let state = self.state.lock();
-        let blocks = state.visible.segments.get(&segment.0).cloned();
+        let found = state.visible.segments.get(&segment.0);
         SegmentImage {
-            blocks: blocks.unwrap_or_default(),
+            blocks: found.map_or_else(BTreeMap::new, |found| found.blocks.clone()),
         }
     }
 
@@ -248,7 +284,9 @@ impl MemDevice {
             visible, durable, ..
         } = &mut *state;
         for target in [visible, durable] {
-            target.segments.insert(segment.0, image.blocks.clone());
+            target.give_room(segment.0, 0..BLOCKS_PER_SEGMENT);
+            let found = target.segments.entry(segment.0).or_default();
+            found.blocks.clone_from(&image.blocks);
         }
     }
 }
@@ -297,16 +335,14 @@ impl Device for MemDevice {
         if power == Power::Off {
             return Err(failed("write", segment, offset, no_power()));
         }
-        if !state.has_room_for(segment) {
+        let (blocks, _) = bytes.as_chunks::<BLOCK>();
+        let first_block = offset / BLOCK_BYTES;
+        let written = first_block..first_block + blocks.len() as u32;
+        if state.room_for(segment, written.clone()) < written.end {
             return Err(DeviceError::NoSpace { segment });
         }
-        let (blocks, _) = bytes.as_chunks::<BLOCK>();
-        let end = offset + bytes.len() as u32;
-        if state.starts.get(&segment.0).is_some_and(|len| end > *len) {
-            state.starts.remove(&segment.0);
-        }
         let write = ChangeKind::Write {
-            first_block: offset / BLOCK_BYTES,
+            first_block,
             blocks: blocks.iter().map(|block| Arc::new(*block)).collect(),
         };
         if state.plan.failing_writes.contains(&number) {
@@ -325,22 +361,20 @@ impl Device for MemDevice {
             return Err(failed("prepare", first, 0, no_power()));
         }
         for segment in (first.0..first.0 + count).map(SegmentId) {
-            if !state.has_room_for(segment) {
-                return Err(DeviceError::NoSpace { segment });
-            }
-            state.starts.remove(&segment.0);
-            state.change(segment, ChangeKind::Prepare);
+            state.prepare(segment, BLOCKS_PER_SEGMENT)?;
         }
         power.check(|| failed("prepare", first, 0, no_power()))
     }
 
     fn prepare_start(&self, segment: SegmentId, bytes: u32) -> Result<(), DeviceError> {
-        let is_new = !self.state.lock().visible.segments.contains_key(&segment.0);
-        self.prepare(segment, 1)?;
-        if is_new {
-            self.state.lock().starts.insert(segment.0, bytes);
+        assert_writable(self.segment_count, segment, 0, bytes as usize);
+        let mut state = self.state.lock();
+        let power = state.begin_call();
+        if power == Power::Off {
+            return Err(failed("prepare", segment, 0, no_power()));
         }
-        Ok(())
+        state.prepare(segment, bytes / BLOCK_BYTES)?;
+        power.check(|| failed("prepare", segment, 0, no_power()))
     }
 
     fn discard(&self, segment: SegmentId, range: Range<u32>) -> Result<(), DeviceError> {
@@ -380,30 +414,28 @@ impl Device for MemDevice {
 
     fn host_space(&self) -> Result<Option<HostSpace>, DeviceError> {
         let state = self.state.lock();
-        let taken = state.visible.segments.len() as u64;
-        let spared = state.starts.iter();
-        let spared = spared.filter(|(segment, _)| state.visible.segments.contains_key(segment));
-        let spared: u64 = spared.map(|(_, len)| u64::from(SEGMENT_BYTES - len)).sum();
-        let room = state
-            .plan
-            .prepared_segments_max
-            .unwrap_or(self.segment_count);
+        let taken = state.visible.room_blocks;
+        let all = u64::from(self.segment_count) * u64::from(BLOCKS_PER_SEGMENT);
+        let room = state.plan.room_blocks_max.unwrap_or(all);
         Ok(Some(HostSpace {
-            allocated_bytes: taken * u64::from(SEGMENT_BYTES) - spared,
-            available_bytes: u64::from(room).saturating_sub(taken) * u64::from(SEGMENT_BYTES),
+            allocated_bytes: taken * u64::from(BLOCK_BYTES),
+            available_bytes: room.saturating_sub(taken) * u64::from(BLOCK_BYTES),
         }))
     }
 
     fn host_room(&self) -> Result<Option<Vec<HostRoom>>, DeviceError> {
         let state = self.state.lock();
-        let mut segments: Vec<_> = state.visible.segments.keys().copied().collect();
-        segments.sort_unstable();
-        // The host has room by the segment.
-        let room = |segment| HostRoom {
-            segment: SegmentId(segment),
-            start_bytes: SEGMENT_BYTES,
+        let room = |(index, segment): (&u32, &Segment)| {
+            let mut blocks = 0..BLOCKS_PER_SEGMENT;
+            let end = blocks.find(|block| !segment.has_room(*block));
+            HostRoom {
+                segment: SegmentId(*index),
+                start_bytes: end.unwrap_or(BLOCKS_PER_SEGMENT) * BLOCK_BYTES,
+            }
         };
-        Ok(Some(segments.into_iter().map(room).collect()))
+        let mut rooms: Vec<HostRoom> = state.visible.segments.iter().map(room).collect();
+        rooms.sort_unstable_by_key(|room| room.segment);
+        Ok(Some(rooms))
     }
 }
 
@@ -436,12 +468,33 @@ impl State {
         }
     }
 
-    fn has_room_for(&self, segment: SegmentId) -> bool {
-        self.visible.segments.contains_key(&segment.0)
-            || self
-                .plan
-                .prepared_segments_max
-                .is_none_or(|max| self.visible.segments.len() < max as usize)
+    /// The end of what the host has room for of these blocks, one after the other.
+    fn room_for(&self, segment: SegmentId, blocks: Range<u32>) -> u32 {
+        let Some(max) = self.plan.room_blocks_max else {
+            return blocks.end;
+        };
+        let mut left = max.saturating_sub(self.visible.room_blocks);
+        let found = self.visible.segments.get(&segment.0);
+        for block in blocks.clone() {
+            if found.is_some_and(|found| found.has_room(block)) {
+                continue;
+            }
+            match left.checked_sub(1) {
+                Some(less) => left = less,
+                None => return block,
+            }
+        }
+        blocks.end
+    }
+
+    /// Gives the first blocks of a segment room. What there was room for stays when it fails, as `fallocate` may leave it.
+    fn prepare(&mut self, segment: SegmentId, count: u32) -> Result<(), DeviceError> {
+        let end = self.room_for(segment, 0..count);
+        self.change(segment, ChangeKind::Prepare { blocks: 0..end });
+        match end == count {
+            true => Ok(()),
+            false => Err(DeviceError::NoSpace { segment }),
+        }
     }
 
     fn change(&mut self, segment: SegmentId, kind: ChangeKind) {
@@ -463,13 +516,9 @@ impl State {
             return;
         };
         let mut part = Image::default();
-        part.segments.insert(segment.0, BTreeMap::new());
         for index in *first_block..*first_block + blocks.len() as u32 {
             if let Some(block) = self.visible.block(segment.0, index) {
-                part.segments
-                    .entry(segment.0)
-                    .or_default()
-                    .insert(index, block.clone());
+                *part.block_mut(segment.0, index) = block.clone();
             }
         }
         part.apply_in_part(segment.0, &write, &mut SplitMix64(number));
@@ -509,15 +558,43 @@ impl State {
 
 impl Image {
     fn block(&self, segment: u32, index: u32) -> Option<&Block> {
-        self.segments.get(&segment)?.get(&index)
+        self.segments.get(&segment)?.blocks.get(&index)
     }
 
     fn block_mut(&mut self, segment: u32, index: u32) -> &mut Block {
-        self.segments
-            .entry(segment)
-            .or_default()
-            .entry(index)
-            .or_insert_with(|| Arc::new([0; BLOCK]))
+        self.give_room(segment, index..index + 1);
+        let found = self.segments.entry(segment).or_default();
+        let block = found.blocks.entry(index);
+        block.or_insert_with(|| Arc::new([0; BLOCK]))
+    }
+
+    fn give_room(&mut self, segment: u32, blocks: Range<u32>) {
+        if blocks.is_empty() {
+            return;
+        }
+        let found = self.segments.entry(segment).or_default();
+        let new = blocks.filter(|block| found.give_room(*block)).count();
+        self.room_blocks += new as u64;
+    }
+
+    /// Takes the room of the blocks that `is_discarded`.
+    fn discard(
+        &mut self,
+        segment: u32,
+        blocks: Range<u32>,
+        mut is_discarded: impl FnMut() -> bool,
+    ) {
+        let Some(found) = self.segments.get_mut(&segment) else {
+            return;
+        };
+        for block in blocks {
+            if is_discarded() && found.discard(block) {
+                self.room_blocks -= 1;
+            }
+        }
+        if found.room.iter().all(|bits| *bits == 0) {
+            self.segments.remove(&segment);
+        }
     }
 
     fn read(&self, segment: u32, offset: u32, buf: &mut [u8]) {
@@ -537,33 +614,25 @@ impl Image {
 
     fn apply(&mut self, segment: u32, kind: &ChangeKind) {
         match kind {
-            ChangeKind::Prepare => {
-                self.segments.entry(segment).or_default();
-            }
+            ChangeKind::Prepare { blocks } => self.give_room(segment, blocks.clone()),
             ChangeKind::Write {
                 first_block,
                 blocks,
             } => {
-                let target = self.segments.entry(segment).or_default();
-                for (index, block) in (*first_block..).zip(blocks) {
-                    target.insert(index, block.clone());
-                }
+                let end = *first_block + blocks.len() as u32;
+                self.give_room(segment, *first_block..end);
+                let found = self.segments.entry(segment).or_default();
+                let written = (*first_block..).zip(blocks.iter().cloned());
+                found.blocks.extend(written);
             }
-            ChangeKind::Discard { blocks } if *blocks == (0..SEGMENT_BYTES / BLOCK_BYTES) => {
-                self.segments.remove(&segment);
-            }
-            ChangeKind::Discard { blocks } => {
-                if let Some(there) = self.segments.get_mut(&segment) {
-                    there.retain(|index, _| !blocks.contains(index));
-                }
-            }
+            ChangeKind::Discard { blocks } => self.discard(segment, blocks.clone(), || true),
         }
     }
 
     /// Applies some sectors of a write, or some blocks of a discard: the first few, or any of them.
     fn apply_in_part(&mut self, segment: u32, kind: &ChangeKind, random: &mut SplitMix64) {
         match kind {
-            ChangeKind::Prepare => {}
+            ChangeKind::Prepare { .. } => {}
             ChangeKind::Write {
                 first_block,
                 blocks,
@@ -582,9 +651,7 @@ impl Image {
                 }
             }
             ChangeKind::Discard { blocks } => {
-                if let Some(there) = self.segments.get_mut(&segment) {
-                    there.retain(|index, _| !blocks.contains(index) || random.below(2) == 0);
-                }
+                self.discard(segment, blocks.clone(), || random.below(2) == 1);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use cfs_device::{Device, DeviceError, FaultPlan, MemDevice};
+use cfs_device::{Device, DeviceError, FaultPlan, HostRoom, MemDevice};
 use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES, SegmentId};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -156,7 +156,7 @@ fn planned_calls_fail_and_no_others() {
 fn runs_full_and_gets_room_back() {
     let device = MemDevice::new(4);
     device.set_faults(FaultPlan {
-        prepared_segments_max: Some(2),
+        room_blocks_max: Some(2 * u64::from(SEGMENT_BYTES / BLOCK_BYTES)),
         ..FaultPlan::default()
     });
     device.prepare(S0, 1).unwrap();
@@ -172,6 +172,42 @@ fn runs_full_and_gets_room_back() {
     assert_eq!(space.available_bytes, 0);
     device.discard_from(S0, 0).unwrap();
     device.prepare(third, 1).unwrap();
+}
+
+/// Room is given and taken by the block, as hosts do.
+#[test]
+fn a_segment_may_have_room_in_part() {
+    let device = MemDevice::new(4);
+    let room = || -> Vec<(u32, u32)> {
+        let found = device.host_room().unwrap().expect("it is known");
+        let blocks = |room: HostRoom| (room.segment.0, room.start_bytes / BLOCK_BYTES);
+        found.into_iter().map(blocks).collect()
+    };
+    device.prepare_start(S0, 8 * BLOCK_BYTES).unwrap();
+    device
+        .write_at(S1, 2 * BLOCK_BYTES, &[1; 2 * BLOCK])
+        .unwrap();
+    assert_eq!((room(), device.room_blocks()), (vec![(0, 8), (1, 0)], 10));
+    device.set_faults(FaultPlan {
+        room_blocks_max: Some(12),
+        ..FaultPlan::default()
+    });
+    // What is written over has its room, and beyond that there are two blocks; what there was room for stays given.
+    device
+        .write_at(S0, 7 * BLOCK_BYTES, &[2; 3 * BLOCK])
+        .unwrap();
+    device.write_at(S0, 0, &[2; BLOCK]).unwrap();
+    device.prepare(S1, 1).unwrap_err();
+    device.write_at(SegmentId(2), 0, &[2; BLOCK]).unwrap_err();
+    assert_eq!((room(), device.room_blocks()), (vec![(0, 10), (1, 0)], 12));
+    device
+        .discard(S0, 4 * BLOCK_BYTES..6 * BLOCK_BYTES)
+        .unwrap();
+    assert_eq!((room(), device.room_blocks()), (vec![(0, 4), (1, 0)], 10));
+    device.prepare(S1, 1).unwrap_err();
+    assert_eq!((room(), device.room_blocks()), (vec![(0, 4), (1, 4)], 12));
+    device.flush().unwrap();
+    assert_eq!(device.power_cut(1).room_blocks(), 12);
 }
 
 #[test]

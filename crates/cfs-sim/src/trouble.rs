@@ -1,6 +1,7 @@
 //! What goes wrong in a round.
 
 use cfs_device::{FaultPlan, MemDevice};
+use cfs_format::{BLOCK_BYTES, SEGMENT_BYTES};
 
 use crate::rng::Rng;
 
@@ -21,8 +22,8 @@ pub(crate) enum Trouble {
     ShortRead(u64),
     /// This flush says that it was done, and was not.
     LyingFlush(u64),
-    /// The host has room for so many more segments than the pool takes.
-    FullHost(u32),
+    /// The host has room for so many more blocks than the pool takes.
+    FullHost(u64),
     /// More is written than the pool can hold.
     FullPool,
 }
@@ -40,7 +41,7 @@ impl Trouble {
             13 | 14 => Self::FailingRead(call),
             15 => Self::ShortRead(call),
             16 => Self::LyingFlush(nth),
-            17 | 18 => Self::FullHost(rng.below(24) as u32),
+            17 | 18 => Self::FullHost(rng.below(24 * u64::from(SEGMENT_BYTES / BLOCK_BYTES))),
             _ => Self::FullPool,
         }
     }
@@ -62,7 +63,7 @@ impl Trouble {
             Self::ShortRead(nth) => plan.short_reads.push(nth),
             Self::LyingFlush(nth) => plan.lying_flushes.push(nth),
             Self::FullHost(more) => {
-                plan.prepared_segments_max = Some(device.prepared_segments() + more);
+                plan.room_blocks_max = Some(device.room_blocks() + more);
             }
         }
         plan

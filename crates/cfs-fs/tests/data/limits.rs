@@ -1,7 +1,7 @@
 //! Room, sizes, failures, and what becomes of the shape of files.
 
 use cfs_device::FaultPlan;
-use cfs_format::Ino;
+use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES};
 use cfs_fs::{AllocateMode, Caller, Fs, FsError, FsOptions, SetAttr, SetTime, Time};
 
 use crate::pool::{Pool, Rng, assert_clean};
@@ -78,11 +78,12 @@ fn a_full_pool_refuses_what_it_cannot_keep() {
 /// pool, or the host below it, is full.
 #[test]
 fn what_a_large_file_took_can_be_written_at_once() {
-    let check = |segments: u32, prepared_segments_max: Option<u32>| {
+    let check = |segments: u32, room_segments_max: Option<u64>| {
         let pool = Pool::new(segments);
         let fs = pool.open();
         pool.device.set_faults(FaultPlan {
-            prepared_segments_max,
+            room_blocks_max: room_segments_max
+                .map(|count| count * u64::from(SEGMENT_BYTES / BLOCK_BYTES)),
             ..FaultPlan::default()
         });
         let large = create(&fs, "large");
