@@ -183,7 +183,7 @@ impl Store {
         let mut has_more = true;
         for _ in 0..count {
             let mut space = self.pool.space.lock();
-            let trimmed = space.trim_one(&*self.pool.device, is_idle);
+            let trimmed = space.room.trim_one(&*self.pool.device, is_idle);
             has_more = trimmed.map_err(|error| self.pool.fail(&error))?;
             if !has_more {
                 break;

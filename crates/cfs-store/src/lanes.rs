@@ -210,7 +210,7 @@ impl Lanes {
         };
         let open = lane.open.take().expect("it was there just above");
         let mut space = self.pool.space.lock();
-        space.room.note_gap(open.segment, open.seq, gap);
+        space.room.note_gap(open.segment, gap);
         space.close(open.segment, used);
         drop(space);
         self.open.write().remove(&open.segment);

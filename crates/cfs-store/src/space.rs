@@ -287,16 +287,6 @@ impl Space {
         self.promised_bytes
     }
 
-    /// As [`GivenRoom::trim_one`].
-    pub fn trim_one(&mut self, device: &dyn Device, is_idle: bool) -> Result<bool, DeviceError> {
-        let entries = &self.entries;
-        let is_full = |segment: SegmentId, seq| {
-            let entry = entries.get(segment.0 as usize);
-            entry.is_some_and(|entry| entry.seq == seq && matches!(entry.state, State::Full(_)))
-        };
-        self.room.trim_one(device, is_idle, is_full)
-    }
-
     /// Whether there are segments that are on the way to become the host's room again.
     pub fn has_room_to_come(&self) -> bool {
         !self.pending.is_empty() || self.room.held_bytes() > 0

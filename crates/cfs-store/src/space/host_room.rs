@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use cfs_device::{Device, DeviceError};
-use cfs_format::{SEGMENT_BYTES, SegmentId, SegmentSeq};
+use cfs_format::{SEGMENT_BYTES, SegmentId};
 
 use self::in_use::{Backing, InUse};
 use super::{NoSpaceOr, Purpose};
@@ -148,7 +148,7 @@ impl GivenRoom {
 
     /// A segment will be free before long: what could be cut from it goes then, with the rest.
     pub(super) fn retire(&mut self, segment: SegmentId) {
-        self.in_use.forget_tail(segment);
+        self.in_use.forget(segment);
     }
 
     /// A segment of which `used_bytes` were written is free. Some keep the room that the host has given them, others give it
@@ -332,21 +332,15 @@ impl GivenRoom {
     }
 
     /// There is nothing in `range` of a segment that is about to be closed.
-    pub fn note_gap(&mut self, segment: SegmentId, seq: SegmentSeq, range: Range<u32>) {
+    pub fn note_gap(&mut self, segment: SegmentId, range: Range<u32>) {
         if self.sparse {
-            self.in_use.note_gap(segment, seq, range);
+            self.in_use.note_gap(segment, range);
         }
     }
 
     /// Gives the room of one segment, or gap in one, that nobody needs back to the host; false when there is none, or the host
     /// has too little for what is kept. An idle pool keeps less, and no gaps: those cost writes more than they give.
-    /// `is_full` tells whether a segment still has this number, and is full.
-    pub(super) fn trim_one(
-        &mut self,
-        device: &dyn Device,
-        is_idle: bool,
-        is_full: impl Fn(SegmentId, SegmentSeq) -> bool,
-    ) -> Result<bool, DeviceError> {
+    pub fn trim_one(&mut self, device: &dyn Device, is_idle: bool) -> Result<bool, DeviceError> {
         if !self.restock(device)? {
             return Ok(false);
         }
@@ -359,7 +353,7 @@ impl GivenRoom {
             return Ok(true);
         }
         if is_idle {
-            return self.in_use.cut_gap(device, is_full);
+            return self.in_use.cut_gap(device);
         }
         Ok(false)
     }
@@ -465,7 +459,7 @@ impl GivenRoom {
     }
 
     /// Prepares a free segment. On a full host that is one that has all of its room still, or else gets what others have
-    /// that nobody needs.
+    /// that nobody needs: free ones, then the ends and gaps of full ones.
     fn prepare_one(
         &mut self,
         device: &dyn Device,
@@ -501,7 +495,29 @@ impl GivenRoom {
                 return Ok(());
             }
         }
+        let mut count = 1;
+        while self
+            .cut_from_full(device, count)
+            .map_err(NoSpaceOr::Other)?
+        {
+            count *= 2;
+            if self.is_given_room(device, first, room)? {
+                return Ok(());
+            }
+        }
         Err(host_is_full(SEGMENT_BYTES))
+    }
+
+    /// Gives up to `count` ends and gaps of full segments back to the host. Whether there was any.
+    fn cut_from_full(&mut self, device: &dyn Device, count: usize) -> Result<bool, DeviceError> {
+        for cut in 0..count {
+            if let Some((segment, end)) = self.in_use.take_tail() {
+                self.in_use.cut_tail(device, segment, end)?;
+            } else if !self.in_use.cut_gap(device)? {
+                return Ok(cut > 0);
+            }
+        }
+        Ok(true)
     }
 
     /// Prepares the segment, or its start, unless the host has no room for it.
@@ -600,6 +616,7 @@ fn host_is_full(needed_bytes: u32) -> NoSpaceOr<DeviceError> {
 
 #[cfg(test)]
 mod tests {
+    use cfs_device::{FaultPlan, MemDevice};
     use cfs_format::BLOCK_BYTES;
 
     use super::*;
@@ -608,15 +625,39 @@ mod tests {
     #[test]
     fn a_segment_with_a_gap_at_its_start_is_not_believed_to_have_room_there() {
         for (used, is_believed) in [(2 * BLOCK_BYTES, false), (START_BYTES, true)] {
-            let device = cfs_device::MemDevice::new(64);
+            let device = MemDevice::new(64);
             let mut room = GivenRoom::new(64, true);
             let taken = room.take(&device, Purpose::Data);
             let segment = taken.unwrap_or_else(|_| panic!("there is room"));
-            room.note_gap(segment, SegmentSeq(5), used..SEGMENT_BYTES - BLOCK_BYTES);
-            while room.trim_one(&device, true, |_, _| true).unwrap() {}
+            room.note_gap(segment, used..SEGMENT_BYTES - BLOCK_BYTES);
+            while room.trim_one(&device, true).unwrap() {}
             room.started.clear();
             room.free(segment, used);
             assert_eq!(room.started.contains(&segment.0), is_believed, "{used}");
         }
+    }
+
+    /// On a full host the room that full segments have and do not need is the pool's before it is nobody's.
+    #[test]
+    fn gaps_of_full_segments_become_free_segments_on_a_full_host() {
+        let device = MemDevice::new(64);
+        let mut room = GivenRoom::new(64, true);
+        let gap = 64 * BLOCK_BYTES..128 * BLOCK_BYTES;
+        for _ in 0..24 {
+            let taken = room.take(&device, Purpose::Data);
+            let segment = taken.unwrap_or_else(|_| panic!("there is room"));
+            room.note_gap(segment, gap.clone());
+        }
+        device.set_faults(FaultPlan {
+            room_blocks_max: Some(device.room_blocks()),
+            ..FaultPlan::default()
+        });
+        // 24 gaps of an eighth of a segment.
+        let more = 3;
+        let mut taken = 0;
+        while room.take(&device, Purpose::Data).is_ok() {
+            taken += 1;
+        }
+        assert_eq!(taken, more);
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! Invariants:
 //! - No more is believed to have room than the host was asked for since the pool was opened, and not given back.
-//! - What is remembered to be given back lies in a full segment; of a gap that is asked anew, as segments are used again.
+//! - What is remembered to be given back lies in a segment that is full, or about to be, and is forgotten when that is retired.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use cfs_device::{Device, DeviceError};
+use cfs_format::SegmentId;
 use cfs_format::superblock::ANCHORS;
-use cfs_format::{SegmentId, SegmentSeq};
 
 use super::START_BYTES;
 
@@ -29,20 +29,13 @@ pub(super) enum Backing {
     Whole,
 }
 
-/// Blocks of a segment that hold nothing.
-struct Gap {
-    segment: SegmentId,
-    seq: SegmentSeq,
-    range: Range<u32>,
-}
-
 pub(super) struct InUse {
     /// Of every segment that was ever in use, or prepared. Of those that are free it says nothing.
     backings: Vec<Backing>,
     /// Full segments that keep room behind their end because the host had none, and where that begins.
     tails: BTreeMap<u32, u32>,
-    /// Gaps in full segments whose room the host is to get back.
-    gaps: Vec<Gap>,
+    /// Blocks of full segments that hold nothing, whose room the host is to get back.
+    gaps: BTreeMap<u32, Range<u32>>,
 }
 
 impl InUse {
@@ -51,7 +44,7 @@ impl InUse {
         Self {
             backings: vec![Backing::Whole; ANCHORS as usize],
             tails: BTreeMap::new(),
-            gaps: Vec::new(),
+            gaps: BTreeMap::new(),
         }
     }
 
@@ -71,6 +64,7 @@ impl InUse {
     /// The segment is in use from now on.
     pub fn begin(&mut self, segment: SegmentId, backing: Backing) {
         self.backings[segment.0 as usize] = backing;
+        self.forget(segment);
     }
 
     /// The segment has been given all of its room.
@@ -93,8 +87,10 @@ impl InUse {
         self.tails.insert(segment.0, end);
     }
 
-    pub fn forget_tail(&mut self, segment: SegmentId) {
+    /// What could be cut from a segment goes with the rest of it.
+    pub fn forget(&mut self, segment: SegmentId) {
         self.tails.remove(&segment.0);
+        self.gaps.remove(&segment.0);
     }
 
     pub fn take_tail(&mut self) -> Option<(SegmentId, u32)> {
@@ -114,30 +110,20 @@ impl InUse {
     }
 
     /// There is nothing in `range` of a segment that is about to be closed.
-    pub fn note_gap(&mut self, segment: SegmentId, seq: SegmentSeq, range: Range<u32>) {
+    pub fn note_gap(&mut self, segment: SegmentId, range: Range<u32>) {
         if range.len() >= GAP_BYTES_MIN as usize && self.gaps.len() < GAPS_MAX {
-            self.gaps.push(Gap {
-                segment,
-                seq,
-                range,
-            });
+            self.gaps.insert(segment.0, range);
         }
     }
 
-    /// Gives the room of one gap back to the host; false when there is none. `is_full` tells whether a segment still has this
-    /// number, and is full.
-    pub fn cut_gap(
-        &mut self,
-        device: &dyn Device,
-        is_full: impl Fn(SegmentId, SegmentSeq) -> bool,
-    ) -> Result<bool, DeviceError> {
-        while let Some(gap) = self.gaps.pop() {
-            if is_full(gap.segment, gap.seq) {
-                self.keep(gap.segment, gap.range.start);
-                device.discard(gap.segment, gap.range)?;
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Gives the room of one gap back to the host; false when there is none.
+    pub fn cut_gap(&mut self, device: &dyn Device) -> Result<bool, DeviceError> {
+        let Some((index, range)) = self.gaps.pop_last() else {
+            return Ok(false);
+        };
+        let segment = SegmentId(index);
+        self.keep(segment, range.start);
+        device.discard(segment, range)?;
+        Ok(true)
     }
 }
