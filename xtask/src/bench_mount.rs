@@ -67,6 +67,8 @@ pub(crate) fn in_scratch(
     bench: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    // Programs run in other directories.
+    let parent = std::path::absolute(parent)?;
     let scratch = parent.join(format!("cfs-bench-{}", std::process::id()));
     std::fs::create_dir_all(&scratch)?;
     let result = bench(&scratch);

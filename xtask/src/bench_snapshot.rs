@@ -339,14 +339,7 @@ fn head_of(
             for turn in 0..roots.len() {
                 let column = (turn + round) % roots.len();
                 let root = &roots[column];
-                let figure = match workload {
-                    // It goes through two trees.
-                    Workload::Unlink => {
-                        workload::run(Workload::CreateTwo, root, &mut material)?;
-                        workload::run(workload, root, &mut material)
-                    }
-                    workload => workload::run(workload, root, &mut material),
-                };
+                let figure = workload::run(workload, root, &mut material);
                 figures[row][column].push(figure.with_context(|| workload.title())?);
             }
         }

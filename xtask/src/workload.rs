@@ -237,24 +237,25 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
             })
         }
         Workload::StatCold => {
+            let directories = existing(&root.join("one"), files, b"")?;
             drop_caches()?;
-            rate(files, || stat_in(&directories_of(&root.join("one"), files)))
+            rate(files, || stat_in(&directories))
         }
         Workload::StatColdTwo => {
+            let directories = existing(&root.join("two"), files, b"")?;
             drop_caches()?;
-            let directories = directories_of(&root.join("two"), files);
             rate(files, || two_threads(&directories, stat_in))
         }
         Workload::ListCold => {
+            let directories = existing(&root.join("one"), files, b"")?;
             drop_caches()?;
-            rate(files, || list_in(&directories_of(&root.join("one"), files)))
+            rate(files, || list_in(&directories))
         }
         Workload::Unlink => {
-            let figure = rate(files, || {
-                unlink_in(&directories_of(&root.join("one"), files))
-            });
-            fs::remove_dir_all(root.join("one"))?;
-            fs::remove_dir_all(root.join("two"))?;
+            let directories = existing(&root.join("one"), files, b"")?;
+            let figure = rate(files, || unlink_in(&directories));
+            remove_tree(&root.join("one"))?;
+            remove_tree(&root.join("two"))?;
             figure
         }
         Workload::SmallWrite => {
@@ -263,11 +264,11 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
             rate(files, || create_in(&directories, content))
         }
         Workload::SmallRead => {
+            let content = &material.data[..SMALL_FILE_BYTES];
+            let directories = existing(&root.join("small"), files, content)?;
             drop_caches()?;
-            let figure = rate(files, || {
-                read_in(&directories_of(&root.join("small"), files))
-            });
-            fs::remove_dir_all(root.join("small"))?;
+            let figure = rate(files, || read_in(&directories));
+            remove_tree(&root.join("small"))?;
             figure
         }
     }
@@ -276,12 +277,23 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
 /// Removes what the workloads left in `root`.
 pub fn clean(root: &Path) -> io::Result<()> {
     for name in ["first", "large", "copy", "log"] {
-        match fs::remove_file(root.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        unless_absent(fs::remove_file(root.join(name)))?;
+    }
+    for name in ["one", "two", "small"] {
+        remove_tree(&root.join(name))?;
     }
     Ok(())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    unless_absent(fs::remove_dir_all(path))
+}
+
+fn unless_absent(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn drop_caches() -> io::Result<()> {
@@ -394,6 +406,20 @@ fn make_directories(
     for (path, _) in &directories {
         fs::create_dir_all(path)?;
     }
+    Ok(directories)
+}
+
+/// Directories with files that another workload leaves, or ones like them if that was not run.
+fn existing(
+    root: &Path,
+    files: usize,
+    content: &[u8],
+) -> io::Result<Vec<(PathBuf, std::ops::Range<usize>)>> {
+    if root.exists() {
+        return Ok(directories_of(root, files));
+    }
+    let directories = make_directories(root, files)?;
+    create_in(&directories, content)?;
     Ok(directories)
 }
 
