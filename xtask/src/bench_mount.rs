@@ -113,6 +113,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         .map(|row| row.iter().map(|figures| median(figures)).collect())
         .collect();
     print_table(&systems, &chosen, &figures, &medians);
+    print_notes(&chosen);
     match &options.svg {
         Some(path) => relative(&systems, &chosen, &medians, options.rounds).write(path),
         None => Ok(()),
@@ -222,6 +223,15 @@ fn print_table(
             line += &format!(" {} |", cell(unit, *other));
         }
         println!("{line}");
+    }
+}
+
+fn print_notes(workloads: &[Workload]) {
+    println!();
+    for workload in workloads {
+        if let Some(note) = workload.note() {
+            println!("- {}: {note}.", workload.title());
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
@@ -19,6 +20,12 @@ const FILES_PER_DIRECTORY: usize = 500;
 const SMALL_FILE_BYTES: usize = 2048;
 /// How long a workload with a fixed duration runs.
 const DURATION: Duration = Duration::from_millis(1500);
+/// Bytes of the file that is read from the server's memory: so little that a server keeps what was read in order.
+const HOT_FILE_BYTES: usize = 64 << 20;
+/// Places of a large file that are read again and again.
+const HOT_PAGES: usize = 4096;
+/// Threads that append at a time.
+const APPENDERS: usize = 32;
 
 /// What a figure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +51,20 @@ pub enum Workload {
     ReadCold,
     /// The same file again.
     ReadAgain,
+    /// A file that was read before, after the kernel has forgotten it, and not the system that keeps it.
+    ReadServer,
     /// A page at a random place of a file that the kernel has forgotten.
     RandomRead,
+    /// The same places again and again, each time after the kernel has forgotten them, and not the system.
+    RandomReadHot,
     /// A page to a random place of a file.
     RandomWrite,
     /// A page appended and made durable.
     WriteFsync,
+    /// Pages appended and made durable by threads, each with a file of its own.
+    WriteFsyncMany,
+    /// What one of those waits.
+    WriteFsyncManyLatency,
     /// An empty file made and closed.
     Create,
     /// The same from two threads, each in its own directory.
@@ -69,15 +84,19 @@ pub enum Workload {
 }
 
 /// All workloads, in order.
-pub const WORKLOADS: [Workload; 16] = [
+pub const WORKLOADS: [Workload; 20] = [
     Workload::WriteUnique,
     Workload::WriteUniqueSync,
     Workload::WriteDuplicate,
     Workload::ReadCold,
     Workload::ReadAgain,
+    Workload::ReadServer,
     Workload::RandomRead,
+    Workload::RandomReadHot,
     Workload::RandomWrite,
     Workload::WriteFsync,
+    Workload::WriteFsyncMany,
+    Workload::WriteFsyncManyLatency,
     Workload::Create,
     Workload::CreateTwo,
     Workload::StatCold,
@@ -97,9 +116,13 @@ impl Workload {
             Self::WriteDuplicate => "write, duplicate data, 1 MiB",
             Self::ReadCold => "read cold, 1 MiB",
             Self::ReadAgain => "read again, 1 MiB",
+            Self::ReadServer => "read, from the server's memory, 1 MiB",
             Self::RandomRead => "random read, 4 KiB, cold",
+            Self::RandomReadHot => "random read, 4 KiB, hot",
             Self::RandomWrite => "random write, 4 KiB",
             Self::WriteFsync => "append 4 KiB + fsync, median",
+            Self::WriteFsyncMany => "append 4 KiB + fsync, 32 threads",
+            Self::WriteFsyncManyLatency => "append 4 KiB + fsync, 32 threads, median",
             Self::Create => "create + close",
             Self::CreateTwo => "create + close, 2 threads",
             Self::StatCold => "stat, cold",
@@ -118,9 +141,29 @@ impl Workload {
             | Self::WriteUniqueSync
             | Self::WriteDuplicate
             | Self::ReadCold
-            | Self::ReadAgain => Unit::Megabytes,
-            Self::WriteFsync => Unit::Microseconds,
+            | Self::ReadAgain
+            | Self::ReadServer => Unit::Megabytes,
+            Self::WriteFsync | Self::WriteFsyncManyLatency => Unit::Microseconds,
             _ => Unit::Operations,
+        }
+    }
+
+    /// What its row does not tell.
+    pub fn note(self) -> Option<&'static str> {
+        match self {
+            Self::ReadServer => Some(
+                "64 MiB in a file that was read through once before; the kernel drops its pages of the \
+                 file (posix_fadvise) before each pass. What is left is in the memory of cfs (--hot-bytes) and of the toy; \
+                 gocryptfs finds its ciphertext in the kernel's page cache, and plain reads the disk",
+            ),
+            Self::RandomReadHot => Some(
+                "4096 pages of the large file, read once before; the kernel drops its pages of the file before each pass. \
+                 What is left is where, as above: of cfs the chunks around them",
+            ),
+            Self::WriteFsyncMany => {
+                Some("each thread appends to a file of its own; the rate is that of all together")
+            }
+            _ => None,
         }
     }
 }
@@ -177,7 +220,15 @@ impl Material {
     /// Gets ready for `workload`: where it wants data never seen before, makes them differ from all before, in each
     /// block. Called once for all systems, so that each finds the data that it wrote itself.
     pub fn prepare(&mut self, workload: Workload) {
-        if !matches!(workload, Workload::WriteUnique | Workload::WriteUniqueSync) {
+        let wants_new = matches!(
+            workload,
+            Workload::WriteUnique
+                | Workload::WriteUniqueSync
+                | Workload::WriteFsync
+                | Workload::WriteFsyncMany
+                | Workload::WriteFsyncManyLatency
+        );
+        if !wants_new {
             return;
         }
         for block in self.data.chunks_exact_mut(BLOCK_BYTES) {
@@ -225,7 +276,20 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
             random_pages(&file, material, false)
         }
         Workload::RandomWrite => random_pages(&large(root, "copy", material)?, material, true),
+        Workload::ReadServer => {
+            let length = material.data.len().min(HOT_FILE_BYTES);
+            read_from_server(&root.join("hot"), &material.data[..length])
+        }
+        Workload::RandomReadHot => random_pages_again(&large(root, "large", material)?, material),
         Workload::WriteFsync => append_and_sync(&root.join("log"), &material.data),
+        Workload::WriteFsyncMany => {
+            let appended = append_from_threads(&root.join("logs"), &material.data)?;
+            Ok(appended.latencies.len() as f64 / appended.seconds)
+        }
+        Workload::WriteFsyncManyLatency => {
+            let appended = append_from_threads(&root.join("logs"), &material.data)?;
+            Ok(median_microseconds(appended.latencies))
+        }
         Workload::Create => {
             let directories = make_directories(&root.join("one"), files)?;
             rate(files, || create_in(&directories, b""))
@@ -276,10 +340,10 @@ pub fn run(workload: Workload, root: &Path, material: &mut Material) -> io::Resu
 
 /// Removes what the workloads left in `root`.
 pub fn clean(root: &Path) -> io::Result<()> {
-    for name in ["first", "large", "copy", "log"] {
+    for name in ["first", "large", "copy", "hot", "log"] {
         unless_absent(fs::remove_file(root.join(name)))?;
     }
-    for name in ["one", "two", "small"] {
+    for name in ["one", "two", "small", "logs"] {
         remove_tree(&root.join(name))?;
     }
     Ok(())
@@ -368,11 +432,74 @@ fn random_pages(path: &Path, material: &mut Material, write: bool) -> io::Result
     Ok(operations as f64 / start.elapsed().as_secs_f64())
 }
 
+/// Megabytes a second of a file that whoever keeps it has read before, and the kernel has forgotten.
+fn read_from_server(path: &Path, data: &[u8]) -> io::Result<f64> {
+    if !path.exists() {
+        write_file(path, data, true)?;
+    }
+    let file = File::open(path)?;
+    forget_pages(&file)?;
+    read_file(path, data)?;
+    let (mut spent, mut passes) = (0.0, 0);
+    while spent < DURATION.as_secs_f64() {
+        forget_pages(&file)?;
+        spent += read_file(path, data)?;
+        passes += 1;
+    }
+    Ok(data.len() as f64 * f64::from(passes) / 1e6 / spent)
+}
+
+/// Pages a second, of some that have been read before, and that the kernel has forgotten.
+fn random_pages_again(path: &Path, material: &mut Material) -> io::Result<f64> {
+    let file = File::open(path)?;
+    fadvise(&file, 0, None, Advice::Random)?;
+    let mut pages: Vec<usize> = (0..material.data.len() / PAGE_BYTES).collect();
+    let chosen = HOT_PAGES.min(pages.len());
+    for index in 0..chosen {
+        let rest = (pages.len() - index) as u64;
+        pages.swap(index, index + material.random.below(rest) as usize);
+    }
+    let mut page = [0; PAGE_BYTES];
+    let mut pass = || {
+        forget_pages(&file)?;
+        let start = Instant::now();
+        for number in &pages[..chosen] {
+            let at = number * PAGE_BYTES;
+            file.read_exact_at(&mut page, at as u64)?;
+            if page[..64] != material.data[at..at + 64] {
+                return Err(io::Error::other(format!("wrong content at {at}")));
+            }
+        }
+        Ok(start.elapsed())
+    };
+    pass()?;
+    let (mut spent, mut operations) = (Duration::ZERO, 0);
+    while spent < DURATION {
+        spent += pass()?;
+        operations += chosen;
+    }
+    Ok(operations as f64 / spent.as_secs_f64())
+}
+
+/// Has the kernel drop what it has of a file, which must be durable.
+fn forget_pages(file: &File) -> io::Result<()> {
+    Ok(fadvise(file, 0, None, Advice::DontNeed)?)
+}
+
 fn append_and_sync(path: &Path, data: &[u8]) -> io::Result<f64> {
-    let file = File::create(path)?;
+    let pages = data.chunks_exact(PAGE_BYTES);
+    let latencies = append_pages(&File::create(path)?, pages, Instant::now())?;
+    Ok(median_microseconds(latencies))
+}
+
+/// Appends each page and makes it durable, until all are or the time since `start` is over.
+fn append_pages<'a>(
+    file: &File,
+    pages: impl Iterator<Item = &'a [u8]>,
+    start: Instant,
+) -> io::Result<Vec<Duration>> {
     let mut latencies = Vec::new();
-    let start = Instant::now();
-    for (index, page) in data.chunks_exact(PAGE_BYTES).enumerate() {
+    for (index, page) in pages.enumerate() {
         let before = Instant::now();
         file.write_all_at(page, (index * PAGE_BYTES) as u64)?;
         file.sync_data()?;
@@ -381,8 +508,54 @@ fn append_and_sync(path: &Path, data: &[u8]) -> io::Result<f64> {
             break;
         }
     }
+    Ok(latencies)
+}
+
+/// What threads have done together.
+struct Appended {
+    latencies: Vec<Duration>,
+    seconds: f64,
+}
+
+/// Appends and syncs from [`APPENDERS`] threads, each to a file of its own in a new directory.
+fn append_from_threads(directory: &Path, data: &[u8]) -> io::Result<Appended> {
+    remove_tree(directory)?;
+    fs::create_dir(directory)?;
+    let files: Vec<File> = (0..APPENDERS)
+        .map(|number| File::create(directory.join(format!("log{number}"))))
+        .collect::<io::Result<_>>()?;
+    let barrier = Barrier::new(APPENDERS + 1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = files
+            .iter()
+            .enumerate()
+            .map(|(number, file)| {
+                let barrier = &barrier;
+                // They do not write the same.
+                let first = data.len() / PAGE_BYTES / APPENDERS * number;
+                let pages = data.chunks_exact(PAGE_BYTES).cycle().skip(first);
+                scope.spawn(move || {
+                    barrier.wait();
+                    append_pages(file, pages, Instant::now())
+                })
+            })
+            .collect();
+        barrier.wait();
+        let start = Instant::now();
+        let mut latencies = Vec::new();
+        for thread in threads {
+            latencies.extend(thread.join().expect("a workload thread does not panic")?);
+        }
+        Ok(Appended {
+            latencies,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    })
+}
+
+fn median_microseconds(mut latencies: Vec<Duration>) -> f64 {
     latencies.sort_unstable();
-    Ok(latencies[latencies.len() / 2].as_secs_f64() * 1e6)
+    latencies[latencies.len() / 2].as_secs_f64() * 1e6
 }
 
 /// Directories of `root` with the numbers of the files in each.
