@@ -6,6 +6,7 @@ mod bench_reclaim;
 mod bench_s3;
 mod bench_s3_bounds;
 mod bench_snapshot;
+mod bench_start;
 mod bench_tables;
 mod bench_tree;
 mod instructions;
@@ -119,6 +120,8 @@ enum Bench {
     Tree(bench_tree::Options),
     /// Snapshots: taking them, what they cost the present, reading them.
     Snapshot(bench_snapshot::Options),
+    /// Starting again after `kill -9` with a million files.
+    Start(bench_start::Options),
     /// S3: PUT and GET of small and large objects, beside s3s-fs on the same disk.
     S3(bench_s3::Options),
     /// S3: memory under slow clients and under one huge object, and what listing costs in a large bucket.
@@ -170,6 +173,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Snapshot(options),
         } => bench_snapshot::run(&options),
+        Task::Bench {
+            bench: Bench::Start(options),
+        } => bench_start::run(&options),
         Task::Bench {
             bench: Bench::Tree(options),
         } => bench_tree::run(&options),

@@ -154,14 +154,21 @@ impl Place {
 
     /// Stored bytes of the chunks, and bytes of the pool.
     pub fn stored(&self) -> anyhow::Result<(u64, u64)> {
+        let status = self.status()?;
+        Ok((
+            number(&status, "stored_bytes")?,
+            number(&status, "pool_bytes")?,
+        ))
+    }
+
+    /// Bytes of the log since the last checkpoint.
+    pub fn journal_bytes(&self) -> anyhow::Result<u64> {
+        number(&self.status()?, "journal_bytes")
+    }
+
+    fn status(&self) -> anyhow::Result<serde_json::Value> {
         let status = output(&mut self.cfs(&["admin", "status", "--json"]))?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
-        let number = |name: &str| {
-            status[name]
-                .as_u64()
-                .with_context(|| format!("{name} is missing in {status}"))
-        };
-        Ok((number("stored_bytes")?, number("pool_bytes")?))
+        Ok(serde_json::from_str(&status)?)
     }
 
     pub fn resident_mib(&mut self) -> anyhow::Result<u64> {
@@ -207,6 +214,11 @@ impl Drop for Place {
             eprintln!("{error:#}");
         }
     }
+}
+
+fn number(status: &serde_json::Value, name: &str) -> anyhow::Result<u64> {
+    let number = status[name].as_u64();
+    number.with_context(|| format!("{name} is missing in {status}"))
 }
 
 pub(crate) fn run_command(command: &mut Command) -> anyhow::Result<()> {

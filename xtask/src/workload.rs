@@ -360,7 +360,11 @@ fn unless_absent(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn drop_caches() -> io::Result<()> {
+/// Has the kernel forget what it knows of all files, after writing what is to be written.
+///
+/// # Errors
+/// When the caller is not root.
+pub fn drop_caches() -> io::Result<()> {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3")
 }
