@@ -48,10 +48,10 @@ enum Program {
 
 /// What one command took.
 #[derive(Clone, Copy)]
-struct Took {
-    seconds: f64,
-    processor_seconds: f64,
-    resident_mib: f64,
+pub(crate) struct Took {
+    pub(crate) seconds: f64,
+    pub(crate) processor_seconds: f64,
+    pub(crate) resident_mib: f64,
 }
 
 /// What one round of a program came to.
@@ -243,7 +243,10 @@ impl Drop for Scratch {
 }
 
 /// Runs a command to its end, which must be a good one.
-fn took(command: &mut Command) -> anyhow::Result<Took> {
+///
+/// # Errors
+/// When it cannot be started, or fails; with what it has said.
+pub(crate) fn took(command: &mut Command) -> anyhow::Result<Took> {
     let before = children_seconds()?;
     let started = Instant::now();
     let mut child = command
@@ -298,7 +301,10 @@ fn peak_mib(child: &Child) -> f64 {
 }
 
 /// Reads all files once. Bytes of them.
-fn warm(root: &Path) -> anyhow::Result<u64> {
+///
+/// # Errors
+/// When one cannot be read.
+pub(crate) fn warm(root: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     visit(root, &mut |path, meta| {
         if meta.is_file() {
@@ -310,7 +316,10 @@ fn warm(root: &Path) -> anyhow::Result<u64> {
 }
 
 /// Bytes that a store takes on the disk.
-fn allocated(root: &Path) -> anyhow::Result<u64> {
+///
+/// # Errors
+/// When it cannot be looked through.
+pub(crate) fn allocated(root: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     visit(root, &mut |_, meta| {
         bytes += meta.blocks() * 512;

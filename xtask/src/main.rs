@@ -1,5 +1,6 @@
 //! Checks and benches that developers run: `cargo xtask --help`.
 
+mod bench_import;
 mod bench_mount;
 mod bench_peers;
 mod bench_reclaim;
@@ -46,6 +47,8 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         warm_mib: u64,
     },
+    /// Cut, seal and append the content of files, and nothing else: the baseline of the import bench.
+    ScratchStore(bench_import::scratch::Options),
     /// Run real S3 clients (aws, boto3, restic, rclone, s3cmd) against the release build; installs what is missing.
     S3Clients {
         /// Where clients are installed and their data lie.
@@ -101,6 +104,8 @@ enum Task {
 enum Bench {
     /// The mount, beside its ceiling, gocryptfs and a plain directory.
     Mount(bench_mount::Options),
+    /// Large files into a pool without a mount, beside a program that only cuts, seals and appends.
+    Import(bench_import::Options),
     /// Trees in and out, beside restic and borg.
     Peers(bench_peers::Options),
     /// Memory and lookups of the chunk index, without any content.
@@ -135,6 +140,7 @@ fn main() -> anyhow::Result<()> {
             threads,
             warm_mib,
         } => toyfs::run(&mountpoint, threads, warm_mib << 20),
+        Task::ScratchStore(options) => bench_import::scratch::run(&options),
         Task::Layers => layers::run(),
         Task::Instructions(options) => instructions::run(&options),
         Task::S3Clients { scratch } => s3_clients::run(&scratch),
@@ -158,6 +164,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
+        Task::Bench {
+            bench: Bench::Import(options),
+        } => bench_import::run(&options),
         Task::Bench {
             bench: Bench::Peers(options),
         } => bench_peers::run(&options),
