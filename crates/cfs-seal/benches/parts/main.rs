@@ -1,7 +1,9 @@
 //! GB/s of each part on one core, with warm buffers, beside what others make of the same data.
 //!
 //! `cargo bench -p cfs-seal --bench parts [PATH]`: with a path, the data are that file's first 8 MiB; without one,
-//! random bytes, and text-like bytes made from a small vocabulary.
+//! random bytes, and text-like bytes made from a small vocabulary. Edits are tried on up to 128 MiB of the same.
+
+mod edits;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -25,14 +27,19 @@ fn main() {
     {
         Some(path) => {
             let mut data = std::fs::read(&path).expect("the file named on the command line");
-            data.truncate(TOTAL);
-            measure_all(&path, &data);
+            data.truncate(edits::CONTENT_BYTES_MAX);
+            measure_all(&path, &data[..data.len().min(TOTAL)]);
+            edits::compare(&data);
         }
         None => {
             let mut random = 0x9e37_79b9_7f4a_7c15;
-            let noise: Vec<u8> = (0..TOTAL).map(|_| xorshift(&mut random) as u8).collect();
-            measure_all("random bytes", &noise);
-            measure_all("text-like bytes", &text(&mut random));
+            let total = edits::CONTENT_BYTES_MAX;
+            let noise: Vec<u8> = (0..total).map(|_| xorshift(&mut random) as u8).collect();
+            measure_all("random bytes", &noise[..TOTAL]);
+            edits::compare(&noise);
+            let text = text(&mut random, total);
+            measure_all("text-like bytes", &text[..TOTAL]);
+            edits::compare(&text);
         }
     }
 }
@@ -44,8 +51,8 @@ fn xorshift(state: &mut u64) -> u64 {
     *state
 }
 
-/// Words from a vocabulary of 4096, the early ones more often.
-fn text(random: &mut u64) -> Vec<u8> {
+/// `total` bytes of words from a vocabulary of 4096, the early ones more often.
+fn text(random: &mut u64, total: usize) -> Vec<u8> {
     let words: Vec<Vec<u8>> = (0..4096)
         .map(|_| {
             let len = 2 + xorshift(random) % 9;
@@ -54,8 +61,8 @@ fn text(random: &mut u64) -> Vec<u8> {
                 .collect()
         })
         .collect();
-    let mut out = Vec::with_capacity(TOTAL + 16);
-    while out.len() < TOTAL {
+    let mut out = Vec::with_capacity(total + 16);
+    while out.len() < total {
         let index = (xorshift(random) % 4096) * (xorshift(random) % 4096) / 4096;
         out.extend_from_slice(&words[index as usize]);
         out.push(if xorshift(random).is_multiple_of(16) {
@@ -64,7 +71,7 @@ fn text(random: &mut u64) -> Vec<u8> {
             b' '
         });
     }
-    out.truncate(TOTAL);
+    out.truncate(total);
     out
 }
 
