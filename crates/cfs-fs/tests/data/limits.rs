@@ -6,13 +6,13 @@ use cfs_fs::{AllocateMode, Caller, Fs, FsError, FsOptions, SetAttr, SetTime, Tim
 
 use crate::pool::{Pool, Rng, assert_clean};
 
-fn create(fs: &Fs, name: &str) -> Ino {
+pub fn create(fs: &Fs, name: &str) -> Ino {
     fs.create(Ino::ROOT, name.as_bytes(), 0o644, &Caller::default())
         .expect("create")
         .ino
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let mut bytes = vec![0; len.next_multiple_of(8)];
     for chunk in bytes.chunks_exact_mut(8) {

@@ -6,3 +6,4 @@ mod model;
 mod overlapping;
 #[path = "../fs/pool.rs"]
 mod pool;
+mod reading;

@@ -1,5 +1,6 @@
 //! The store on a device in memory.
 
+mod codecs;
 mod crash;
 mod reclaim;
 mod rot;

@@ -119,10 +119,31 @@ fn little_work_is_for_who_comes_with_it() {
         assert_eq!(work.fits(), fits, "{pieces} pieces of {bytes} bytes");
     };
     check(1, 1000, false);
+    check(1, ALONE_BYTES - 1, false);
     check(1, ALONE_BYTES, true);
     check(16, 65536, true);
     check(1000, 100, false);
     check(1000, PIECE_BYTES, true);
+
+    let Some(widest) = vectors().last() else {
+        return;
+    };
+    // Who computes for others takes what waits.
+    let together = Together::new();
+    let (waiter, _called) = oneshot::channel();
+    let work = Work::new(Md5::new(), [Bytes::from(vec![0; ALONE_BYTES])]);
+    {
+        let mut table = together.0.lock();
+        table.waiting.push_back(Job { work, waiter });
+        table.counts = Counts {
+            jobs: widest.lanes(),
+            computing: 1,
+        };
+    }
+    let little = vec![Bytes::from_static(b"little")];
+    let computed = together.add(Md5::new(), little.clone(), false);
+    assert_eq!(computed.finalize(), whole(&little));
+    assert_eq!(together.0.lock().waiting.len(), 1);
 }
 
 #[test]
