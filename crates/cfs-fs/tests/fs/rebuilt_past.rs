@@ -10,6 +10,15 @@ use cfs_store::Txn;
 use crate::pool::{Pool, assert_clean};
 use crate::rebuilt_clones::{Beside, at, cloned, delete_all, file, lose_beside, names, names_in};
 
+/// A pool of which rows are to be lost beside these: with a volume, and a clone of it.
+fn cloned_pool(beside: Beside) -> (Pool, Arc<Fs>) {
+    println!("{beside:?}");
+    let pool = Pool::new(64);
+    let fs = pool.open();
+    cloned(&fs, false);
+    (pool, fs)
+}
+
 fn write(fs: &Fs, ino: Ino, offset: u64, bytes: &[u8]) {
     fs.write(ino, offset, bytes, false).expect("written");
     fs.flush(ino).expect("flushed");
@@ -49,10 +58,7 @@ fn assert_told(rebuilt: &Rebuilt, sentence: &str) {
 #[test]
 fn a_file_of_a_clone_that_is_its_origins_again_begins_behind_its_own_past() {
     for beside in [Beside::Nothing, Beside::Blocks] {
-        println!("{beside:?}");
-        let pool = Pool::new(64);
-        let fs = pool.open();
-        cloned(&fs, false);
+        let (pool, fs) = cloned_pool(beside);
         let (d, kept) = (at(&fs, "/c/d"), at(&fs, "/c/d/kept"));
         let empty = SetAttr {
             size: Some(0),
@@ -91,10 +97,8 @@ fn a_directory_of_a_clone_that_is_its_origins_again_begins_behind_its_own_past()
         (true, Beside::Blocks),
         (false, Beside::Blocks),
     ] {
-        println!("{all}, {beside:?}");
-        let pool = Pool::new(64);
-        let fs = pool.open();
-        cloned(&fs, false);
+        println!("all rows: {all}");
+        let (pool, fs) = cloned_pool(beside);
         let d = at(&fs, "/c/d");
         file(&fs, d, "made", b"in the clone");
         fs.snapshot_create(b"/c", b"then").expect("taken");
@@ -130,10 +134,7 @@ fn a_directory_of_a_clone_that_is_its_origins_again_begins_behind_its_own_past()
 #[test]
 fn a_record_that_is_made_anew_begins_behind_its_past() {
     for beside in [Beside::Nothing, Beside::Blocks] {
-        println!("{beside:?}");
-        let pool = Pool::new(64);
-        let fs = pool.open();
-        cloned(&fs, false);
+        let (pool, fs) = cloned_pool(beside);
         let d = at(&fs, "/v/d");
         fs.unlink(d, b"f").expect("removed");
         let rebuilt = lose_beside(beside, &pool, &fs, |txn| {
@@ -154,10 +155,7 @@ fn a_record_that_is_made_anew_begins_behind_its_past() {
 #[test]
 fn what_stands_for_lost_content_begins_behind_its_past() {
     for beside in [Beside::Nothing, Beside::Blocks] {
-        println!("{beside:?}");
-        let pool = Pool::new(64);
-        let fs = pool.open();
-        cloned(&fs, false);
+        let (pool, fs) = cloned_pool(beside);
         let f = at(&fs, "/v/d/f");
         let record_key = key(f, tag::INODE, &[]);
         let older = fs.store().get(&record_key).expect("read").expect("there");

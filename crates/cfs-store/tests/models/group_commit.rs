@@ -3,7 +3,6 @@
 //! acknowledged.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use cfs_device::FaultPlan;
 use cfs_format::planted::Bug;

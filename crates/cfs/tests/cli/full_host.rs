@@ -121,6 +121,18 @@ impl World {
         synced.expect("synced");
     }
 
+    /// Removes the first large files. More than so many bytes of their room come back.
+    #[track_caller]
+    fn remove_large(&self, count: u64, bytes: u64) {
+        let before = self.pool_bytes();
+        for number in 0..count {
+            fs::remove_file(self.large(number)).expect("removed");
+        }
+        eventually("the room of what was removed", || {
+            self.pool_bytes() + bytes < before
+        });
+    }
+
     #[track_caller]
     fn check_files(&self, smalls: std::ops::Range<u64>) {
         for number in 0..LARGE {
@@ -159,16 +171,9 @@ fn servers_come_back(scratch: &Scratch, options: &[&'static str], rest: Duration
         fs::remove_file(world.small(number)).expect("removed");
     }
     world.check_files(20..SMALL);
-    let before = world.pool_bytes();
     let removed = LARGE / 2;
-    for number in 0..removed {
-        fs::remove_file(world.large(number)).expect("removed");
-    }
-    // Of the room of a half some goes into what is kept for the next time.
-    let wanted = removed * LARGE_BYTES as u64 / 2;
-    eventually("the room of what was removed", || {
-        world.pool_bytes() + wanted < before
-    });
+    // Some goes into what is kept for the next time.
+    world.remove_large(removed, removed * LARGE_BYTES as u64 / 2);
     // It is there for new files, and the others are what they were.
     for number in 0..removed {
         let written = fs::write(world.large(number), noise(number + 1, LARGE_BYTES));
@@ -225,16 +230,9 @@ fn a_closed_pool_opens_on_a_full_disk() {
     let server = world.server.as_ref().expect("it runs");
     let lock = fs::read_to_string(world.data.join("lock")).expect("a lock");
     assert_eq!(lock.trim(), server.pid().to_string());
-    let before = world.pool_bytes();
     let removed = LARGE - 4;
-    for number in 0..removed {
-        fs::remove_file(world.large(number)).expect("removed");
-    }
     // What is kept while it is served comes from the same room: some 10 MiB.
-    let wanted = removed * LARGE_BYTES as u64 / 4;
-    eventually("the room of what was removed", || {
-        world.pool_bytes() + wanted < before
-    });
+    world.remove_large(removed, removed * LARGE_BYTES as u64 / 4);
     for number in 0..removed {
         fs::write(world.large(number), b"").expect("made");
     }
