@@ -184,7 +184,7 @@ fn run_in(options: &Options, binary: &Path, scratch: &Path) -> anyhow::Result<()
                     let which = (turn + round) % SYSTEMS.len();
                     let on = &allowed[..row.cores];
                     let (took, stored) = store(SYSTEMS[which], binary, scratch, &source, on)
-                        .with_context(|| format!("{}, {} cores", set.title(), row.cores))?;
+                        .with_context(|| format!("{}, cores: {}", set.title(), row.cores))?;
                     let figures = &mut row.systems[which];
                     figures.rates.push(bytes as f64 / 1e6 / took.seconds);
                     figures

@@ -252,7 +252,8 @@ pub(crate) fn took(command: &mut Command) -> anyhow::Result<Took> {
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .spawn()?;
+        .spawn()
+        .with_context(|| format!("{command:?}"))?;
     let mut said = child.stderr.take().context("piped")?;
     let reader = std::thread::spawn(move || std::io::read_to_string(&mut said));
     let mut resident_mib = 0.0_f64;
