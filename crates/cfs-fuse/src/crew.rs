@@ -4,18 +4,24 @@
 //! and answers what is quick by itself, with no other one woken for it; and after each request it asks for the next one over
 //! and over for a while before it sleeps, as long as that pays: a program that works on many small files asks again within
 //! tens of microseconds. Before it answers what may wait (for the disk, for room, for much data), and when requests pile
-//! up, it calls another thread, which then receives.
+//! up, it calls another thread, which then receives: the one that was parked last, whose memory is in the caches still.
+//!
+//! Who waits for a flush of the device takes no processor, and the more wait, the more commands one flush serves. So there
+//! are more threads than usual while many callers sync: the watch adds some as long as few others are left.
 //!
 //! Invariants:
 //! - `receiving` counts the threads that wait for a request, and those that have been called for it.
 //! - When it is 0, all threads that are not parked are answering; the watch calls another one if none of them comes back soon.
 //! - Of the receiving threads one never parks.
+//! - Who is called is parked no longer: nobody is called twice.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::channel::{Channel, Received};
 
@@ -30,10 +36,16 @@ const TRIED_ONCE_IN: u64 = 16;
 const PILED_UP: u32 = 4;
 /// How long no thread may be receiving, when there are others to call.
 const WATCH: Duration = Duration::from_millis(5);
+/// Threads beside those that sync; with fewer the watch adds some.
+const BESIDE_SYNCS: usize = 3;
+/// Threads at most, but for those that a session begins with.
+const THREADS_MAX: usize = 64;
 
 /// See the module.
 pub(crate) struct Crew {
     receiving: AtomicUsize,
+    /// Threads that sync.
+    syncing: AtomicUsize,
     /// Requests that were taken.
     taken: AtomicU64,
     /// What asking again has been worth of late.
@@ -43,17 +55,29 @@ pub(crate) struct Crew {
     /// Nothing has happened for a while, so that the watch sleeps.
     unwatched: AtomicBool,
     bench: Mutex<Bench>,
-    called: Condvar,
     watch: Condvar,
 }
 
 /// The threads that do nothing.
 #[derive(Default)]
 struct Bench {
-    parked: usize,
-    /// How many of them have been called and are still on their way.
-    calls: usize,
+    parked: Vec<Arc<Seat>>,
+    /// All threads of the session.
+    threads: usize,
     ended: bool,
+}
+
+/// A parked thread.
+struct Seat {
+    thread: Thread,
+    is_called: AtomicBool,
+}
+
+impl Seat {
+    fn call(&self) {
+        self.is_called.store(true, Ordering::SeqCst);
+        self.thread.unpark();
+    }
 }
 
 /// What a thread remembers from request to request.
@@ -63,16 +87,20 @@ pub(crate) struct Streak {
 }
 
 impl Crew {
-    pub(crate) fn new() -> Self {
+    /// Of a session that begins with so many threads.
+    pub(crate) fn new(threads: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             receiving: AtomicUsize::new(0),
+            syncing: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
             credit: AtomicI32::new(CREDIT_MAX / 2),
             may_ask: processors > 1,
             unwatched: AtomicBool::new(false),
-            bench: Mutex::default(),
-            called: Condvar::new(),
+            bench: Mutex::new(Bench {
+                threads,
+                ..Bench::default()
+            }),
             watch: Condvar::new(),
         }
     }
@@ -187,36 +215,67 @@ impl Crew {
 
     /// Has a parked thread receive, if there is one.
     fn call(&self) {
-        let mut bench = self.bench.lock();
-        if bench.parked > bench.calls {
-            bench.calls += 1;
-            self.receiving.fetch_add(1, Ordering::SeqCst);
-            self.called.notify_one();
+        let called = self.call_from(&mut self.bench.lock());
+        if let Some(seat) = called {
+            seat.call();
         }
+    }
+
+    /// Who is to be called, and counts as receiving from now on.
+    fn call_from(&self, bench: &mut Bench) -> Option<Arc<Seat>> {
+        let seat = bench.parked.pop()?;
+        self.receiving.fetch_add(1, Ordering::SeqCst);
+        Some(seat)
     }
 
     /// Returns when the thread has been called, or false when the session has ended.
     fn park(&self) -> bool {
-        let mut bench = self.bench.lock();
-        bench.parked += 1;
-        // Whoever received at the last look may have gone to answer since and found nobody to call: the watch sees to that.
-        while bench.calls == 0 && !bench.ended {
-            self.called.wait(&mut bench);
+        let seat = Arc::new(Seat {
+            thread: std::thread::current(),
+            is_called: AtomicBool::new(false),
+        });
+        {
+            let mut bench = self.bench.lock();
+            if bench.ended {
+                return false;
+            }
+            // Whoever received at the last look may have gone to answer since and found nobody to call: the watch sees to that.
+            bench.parked.push(Arc::clone(&seat));
         }
-        bench.parked -= 1;
-        if bench.ended {
-            return false;
+        while !seat.is_called.load(Ordering::SeqCst) {
+            std::thread::park();
         }
-        bench.calls -= 1;
-        true
+        !self.bench.lock().ended
     }
 
-    /// Calls a thread whenever none has been receiving for a while, until the session ends. For a thread of its own.
-    pub(crate) fn keep_watch(&self) {
+    /// The thread is about to wait for the device; see [`Crew::end_sync`].
+    pub(crate) fn begin_sync(&self) {
+        self.syncing.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It has waited.
+    pub(crate) fn end_sync(&self) {
+        self.syncing.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether there is to be one more thread, which then is counted.
+    fn grows(&self, bench: &mut Bench) -> bool {
+        let wanted = self.syncing.load(Ordering::SeqCst) + BESIDE_SYNCS;
+        let grows = bench.threads < wanted.min(THREADS_MAX) && !bench.ended;
+        bench.threads += usize::from(grows);
+        grows
+    }
+
+    /// Calls a thread whenever none has been receiving for a while, and begins more with `add` while many sync, until the
+    /// session ends. For a thread of its own.
+    pub(crate) fn keep_watch(&self, mut add: impl FnMut()) {
         let mut bench = self.bench.lock();
         while !bench.ended {
             let before = self.taken.load(Ordering::SeqCst);
             self.watch.wait_for(&mut bench, WATCH);
+            while self.grows(&mut bench) {
+                MutexGuard::unlocked(&mut bench, &mut add);
+            }
             let is_idle = || self.taken.load(Ordering::SeqCst) == before;
             if !is_idle() {
                 continue;
@@ -228,18 +287,20 @@ impl Crew {
                     self.watch.wait(&mut bench);
                 }
                 self.unwatched.store(false, Ordering::SeqCst);
-            } else if bench.parked > bench.calls {
-                bench.calls += 1;
-                self.receiving.fetch_add(1, Ordering::SeqCst);
-                self.called.notify_one();
+            } else if let Some(seat) = self.call_from(&mut bench) {
+                seat.call();
             }
         }
     }
 
     /// The session has ended, or broken: whoever is parked, or watches, returns.
     pub(crate) fn end(&self) {
-        self.bench.lock().ended = true;
-        self.called.notify_all();
+        let parked = {
+            let mut bench = self.bench.lock();
+            bench.ended = true;
+            std::mem::take(&mut bench.parked)
+        };
+        parked.iter().for_each(|seat| seat.call());
         self.watch.notify_all();
     }
 }
@@ -247,8 +308,8 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
-    use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread::JoinHandle;
 
     use super::*;
 
@@ -256,59 +317,71 @@ mod tests {
     const COUNT: usize = 3;
     /// Stands for the end of the session, which only a mount's device has.
     const END: u8 = b'.';
+    const SYNC: u8 = b'S';
 
-    /// A session of `COUNT` threads whose kernel is this test. A message is the request and tells how it is answered.
+    /// A session that begins with `COUNT` threads, whose kernel is this test. A message is the request and tells how it is
+    /// answered.
     struct Session {
         kernel: UnixDatagram,
         crew: Arc<Crew>,
         answered: Receiver<u8>,
         /// Lets go of those who are held up.
         release: Sender<()>,
-        threads: Vec<std::thread::JoinHandle<()>>,
+        threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+        watch: JoinHandle<()>,
     }
 
     impl Session {
         fn start() -> Self {
             let (kernel, device) = UnixDatagram::pair().expect("a pair");
             let device = Arc::new(Channel::new(device.into()).expect("a channel"));
-            let crew = Arc::new(Crew::new());
+            let crew = Arc::new(Crew::new(COUNT));
             let (answers, answered) = channel();
             let (release, held) = channel::<()>();
             let held = Arc::new(Mutex::new(held));
-            let mut threads: Vec<_> = (0..COUNT)
-                .map(|_| {
-                    let (crew, device) = (Arc::clone(&crew), Arc::clone(&device));
-                    let (answers, held) = (answers.clone(), Arc::clone(&held));
-                    std::thread::spawn(move || {
-                        let (mut buffer, mut streak) = ([0; 8], Streak::default());
-                        let mut goes_on = crew.join();
-                        while goes_on {
-                            let taken = crew.receive(&device, &mut buffer, &mut streak);
-                            let Some(_) = taken.expect("the device works") else {
-                                return;
-                            };
-                            if buffer[0] == END {
-                                return;
-                            }
-                            let may_wait = buffer[0].is_ascii_uppercase();
-                            crew.begin_answer(may_wait, &streak);
-                            if buffer[0].eq_ignore_ascii_case(&b'h') {
-                                let _ = held.lock().recv();
-                            }
-                            answers.send(buffer[0]).expect("the test listens");
-                            goes_on = crew.end_answer(may_wait);
+            let threads = Arc::<Mutex<Vec<_>>>::default();
+            let (begun, watching) = (Arc::clone(&threads), Arc::clone(&crew));
+            let begin = move || {
+                let (crew, device) = (Arc::clone(&watching), Arc::clone(&device));
+                let (answers, held) = (answers.clone(), Arc::clone(&held));
+                let thread = std::thread::spawn(move || {
+                    let (mut buffer, mut streak) = ([0; 8], Streak::default());
+                    let mut goes_on = crew.join();
+                    while goes_on {
+                        let taken = crew.receive(&device, &mut buffer, &mut streak);
+                        let Some(_) = taken.expect("the device works") else {
+                            return;
+                        };
+                        if buffer[0] == END {
+                            return;
                         }
-                    })
-                })
-                .collect();
+                        let may_wait = buffer[0].is_ascii_uppercase();
+                        if buffer[0] == SYNC {
+                            crew.begin_sync();
+                        }
+                        crew.begin_answer(may_wait, &streak);
+                        if matches!(buffer[0], b'h' | b'H' | SYNC) {
+                            let _ = held.lock().recv();
+                        }
+                        if buffer[0] == SYNC {
+                            crew.end_sync();
+                        }
+                        answers.send(buffer[0]).expect("the test listens");
+                        goes_on = crew.end_answer(may_wait);
+                    }
+                });
+                begun.lock().push(thread);
+            };
+            (0..COUNT).for_each(|_| begin());
             let watching = Arc::clone(&crew);
-            threads.push(std::thread::spawn(move || watching.keep_watch()));
+            let watch = std::thread::spawn(move || watching.keep_watch(begin));
             Self {
                 kernel,
                 crew,
                 answered,
                 release,
                 threads,
+                watch,
             }
         }
 
@@ -323,9 +396,13 @@ mod tests {
 
         fn end(self) {
             self.crew.end();
-            // Whoever sleeps in the kernel is woken; as many may as there are.
-            (0..COUNT).for_each(|_| self.ask(END));
-            for thread in self.threads {
+            self.watch.join().expect("the watch ends in order");
+            let threads = std::mem::take(&mut *self.threads.lock());
+            // Whoever sleeps in the kernel is woken; as many may as there are, if any is left.
+            for _ in &threads {
+                let _ = self.kernel.send(&[END]);
+            }
+            for thread in threads {
                 thread.join().expect("a thread ends in order");
             }
         }
@@ -351,6 +428,36 @@ mod tests {
             }
             session.end();
         }
+    }
+
+    /// Who waits for the device keeps nobody from waiting for it too, up to a bound.
+    #[test]
+    fn there_are_more_threads_while_many_sync() {
+        let session = Session::start();
+        let wait_for = |count: usize| {
+            let begun = Instant::now();
+            while session.crew.syncing.load(Ordering::SeqCst) != count {
+                assert!(begun.elapsed() < PATIENCE, "they do not sync at a time");
+                std::thread::sleep(WATCH);
+            }
+        };
+        let asked = THREADS_MAX + 5;
+        for _ in 0..10 {
+            session.ask(SYNC);
+        }
+        wait_for(10);
+        session.ask(b'q');
+        session.expect(b'q');
+        for _ in 10..asked {
+            session.ask(SYNC);
+        }
+        wait_for(THREADS_MAX);
+        assert_eq!(session.threads.lock().len(), THREADS_MAX);
+        for _ in 0..asked {
+            session.release.send(()).expect("somebody is held up");
+            session.expect(SYNC);
+        }
+        session.end();
     }
 
     #[test]

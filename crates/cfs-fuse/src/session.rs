@@ -39,7 +39,7 @@ pub struct MountOptions {
     /// Have sync(2) and syncfs(2) write everything out, where the kernel can: as root, on Linux 6.18 and later, with a
     /// loop device under the mount, whose name then stands in the first column of the mount table.
     pub sync_calls: bool,
-    /// Threads that answer the kernel, each with a descriptor of its own; at least 1.
+    /// Threads that answer the kernel, each with a descriptor of its own; at least 1. There are more while many callers sync.
     pub threads: usize,
 }
 
@@ -153,7 +153,49 @@ fn sync(mountpoint: &Path) -> io::Result<()> {
 /// The threads that answer the kernel.
 struct Session {
     adapter: Arc<Adapter>,
-    threads: Vec<JoinHandle<io::Result<()>>>,
+    watch: JoinHandle<()>,
+    threads: Arc<Threads>,
+}
+
+/// Those that are there, and what more of them need.
+struct Threads {
+    adapter: Arc<Adapter>,
+    crew: Arc<Crew>,
+    channel: Arc<Channel>,
+    agreement: Agreement,
+    begun: Mutex<Vec<JoinHandle<io::Result<()>>>>,
+}
+
+impl Threads {
+    /// Begins one more.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn add(&self) -> io::Result<()> {
+        let mut begun = self.begun.lock();
+        let number = begun.len();
+        let channel = match number {
+            0 => Arc::clone(&self.channel),
+            _ => match self.channel.another() {
+                Ok(another) => Arc::new(another),
+                Err(error) => {
+                    tracing::debug!(%error, "threads share a descriptor");
+                    Arc::clone(&self.channel)
+                }
+            },
+        };
+        let (adapter, crew) = (Arc::clone(&self.adapter), Arc::clone(&self.crew));
+        let agreement = self.agreement;
+        let thread = std::thread::Builder::new()
+            .name(format!("fuse {number}"))
+            .spawn(move || {
+                let served = serve(&adapter, &channel, &crew, agreement);
+                crew.end();
+                served
+            })?;
+        begun.push(thread);
+        Ok(())
+    }
 }
 
 impl Session {
@@ -166,37 +208,32 @@ impl Session {
         count: usize,
     ) -> io::Result<Self> {
         let adapter = Arc::new(Adapter::new(fs, agreement));
-        let crew = Arc::new(Crew::new());
-        let mut threads = Vec::with_capacity(count + 1);
-        for number in 0..count {
-            let channel = match number {
-                0 => Arc::clone(channel),
-                _ => match channel.another() {
-                    Ok(another) => Arc::new(another),
-                    Err(error) => {
-                        tracing::debug!(%error, "threads share a descriptor");
-                        Arc::clone(channel)
-                    }
-                },
-            };
-            let (adapter, crew) = (Arc::clone(&adapter), Arc::clone(&crew));
-            let thread = std::thread::Builder::new()
-                .name(format!("fuse {number}"))
-                .spawn(move || {
-                    let served = serve(&adapter, &channel, &crew, agreement);
-                    crew.end();
-                    served
-                })?;
-            threads.push(thread);
+        let crew = Arc::new(Crew::new(count));
+        let threads = Arc::new(Threads {
+            adapter: Arc::clone(&adapter),
+            crew: Arc::clone(&crew),
+            channel: Arc::clone(channel),
+            agreement,
+            begun: Mutex::default(),
+        });
+        for _ in 0..count {
+            threads.add()?;
         }
+        let adding = Arc::clone(&threads);
         let watch = std::thread::Builder::new()
             .name("fuse watch".to_owned())
             .spawn(move || {
-                crew.keep_watch();
-                Ok(())
+                crew.keep_watch(|| {
+                    if let Err(error) = adding.add() {
+                        tracing::debug!(%error, "those who sync share fewer threads");
+                    }
+                });
             })?;
-        threads.push(watch);
-        Ok(Self { adapter, threads })
+        Ok(Self {
+            adapter,
+            watch,
+            threads,
+        })
     }
 
     /// Returns when all threads have ended.
@@ -204,11 +241,12 @@ impl Session {
     /// # Errors
     /// The first failure.
     fn join(self) -> io::Result<()> {
-        let mut result = Ok(());
-        for thread in self.threads {
-            let ended = thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")));
+        // Which ends with the first of the others, and begins none after that.
+        let panicked = |_| io::Error::other("a thread has panicked");
+        let mut result = self.watch.join().map_err(panicked);
+        let begun = std::mem::take(&mut *self.threads.begun.lock());
+        for thread in begun {
+            let ended = thread.join().map_err(panicked).flatten();
             result = result.and(ended);
         }
         self.adapter.end();
@@ -243,8 +281,16 @@ fn serve(
         out.clear();
         let unique = request.header.unique;
         let may_wait = request.operation.may_wait();
+        let syncs = request.operation.syncs();
+        if syncs {
+            crew.begin_sync();
+        }
         crew.begin_answer(may_wait, &streak);
-        let sent = match adapter.answer(&request, &mut out) {
+        let answer = adapter.answer(&request, &mut out);
+        if syncs {
+            crew.end_sync();
+        }
+        let sent = match answer {
             Answer::None => Ok(()),
             Answer::Body => channel.reply(unique, &[&out]),
             Answer::Parts(parts) => channel.reply(unique, &parts.slices().collect::<Vec<_>>()),
