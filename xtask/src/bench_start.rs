@@ -46,8 +46,6 @@ const MAKERS: usize = 4;
 const CONTENT_BYTES: usize = 2048;
 /// A checkpoint may come in between; the changes are made again then, at most so often.
 const ATTEMPTS_MAX: usize = 5;
-/// The log of one change is longer, bytes.
-const LOG_BYTES_MIN: u64 = 16;
 
 /// One start after a kill.
 struct Start {
@@ -173,7 +171,7 @@ fn change(options: &Options, place: &Place, random: &mut Random) -> anyhow::Resu
         }
         std::fs::File::open(&last)?.sync_all()?;
         let log_bytes = place.journal_bytes()?;
-        if log_bytes >= options.changes as u64 * LOG_BYTES_MIN {
+        if log_bytes >= options.changes as u64 / 2 * CONTENT_BYTES as u64 {
             return Ok((log_bytes, last));
         }
     }

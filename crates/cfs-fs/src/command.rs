@@ -898,7 +898,32 @@ mod tests {
             hex(&recorded),
             "01220001046e616d65ac02ed830100e8076412000307abababababababababababababababab010473332e78017901"
         );
-        for command in [make, write, whiteout, recorded] {
+        let Command::MakeRecorded(MakeRecorded {
+            made: MadeDirectory::Plain(junction),
+            ..
+        }) = recorded.clone()
+        else {
+            unreachable!("made above")
+        };
+        let volume = Command::MakeRecorded(MakeRecorded {
+            made: MadeDirectory::Volume(VolumeCreate {
+                junction,
+                volume: VolumeId(5),
+                root: Ino(301),
+                domain: DomainId(6),
+                new_secret: Some([0xef; 32]),
+                quota_bytes: 7,
+                quota_inodes: 8,
+                salt: [0xac; 16],
+            }),
+            put: Vec::new(),
+            stays: false,
+        });
+        assert_eq!(
+            hex(&volume),
+            "01220101046e616d65ac02ed830100e8076412000307abababababababababababababababab05ad020601efefefefefefefefefefefefefefefefefefefefefefefefefefefefefefefef0708acacacacacacacacacacacacacacacac0000"
+        );
+        for command in [make, write, whiteout, recorded, volume] {
             let decoded = Command::decode(&command.encode()).expect("our own");
             assert_eq!(hex(&decoded), hex(&command));
         }

@@ -7,7 +7,8 @@
 //! up, it calls another thread, which then receives: the one that was parked last, whose memory is in the caches still.
 //!
 //! Who waits for a flush of the device takes no processor, and the more wait, the more commands one flush serves. So there
-//! are more threads than usual while many callers sync: the watch adds some as long as few others are left.
+//! are more threads than usual once many callers have synced at a time: the watch adds some as long as few others are left.
+//! They stay, and are not called again before all others are busy.
 //!
 //! Invariants:
 //! - `receiving` counts the threads that wait for a request, and those that have been called for it.
@@ -40,6 +41,8 @@ const WATCH: Duration = Duration::from_millis(5);
 const BESIDE_SYNCS: usize = 3;
 /// Threads at most, but for those that a session begins with.
 const THREADS_MAX: usize = 64;
+/// How long none is added after one could not be begun.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Crew {
@@ -260,21 +263,26 @@ impl Crew {
 
     /// Whether there is to be one more thread, which then is counted.
     fn grows(&self, bench: &mut Bench) -> bool {
-        let wanted = self.syncing.load(Ordering::SeqCst) + BESIDE_SYNCS;
-        let grows = bench.threads < wanted.min(THREADS_MAX) && !bench.ended;
+        let syncing = self.syncing.load(Ordering::SeqCst);
+        let wanted = (syncing + BESIDE_SYNCS).min(THREADS_MAX);
+        let grows = syncing > 0 && bench.threads < wanted && !bench.ended;
         bench.threads += usize::from(grows);
         grows
     }
 
     /// Calls a thread whenever none has been receiving for a while, and begins more with `add` while many sync, until the
-    /// session ends. For a thread of its own.
-    pub(crate) fn keep_watch(&self, mut add: impl FnMut()) {
+    /// session ends; `add` tells whether it could. For a thread of its own.
+    pub(crate) fn keep_watch(&self, mut add: impl FnMut() -> bool) {
+        let mut pause_end = Instant::now();
         let mut bench = self.bench.lock();
         while !bench.ended {
             let before = self.taken.load(Ordering::SeqCst);
             self.watch.wait_for(&mut bench, WATCH);
-            while self.grows(&mut bench) {
-                MutexGuard::unlocked(&mut bench, &mut add);
+            while Instant::now() >= pause_end && self.grows(&mut bench) {
+                if !MutexGuard::unlocked(&mut bench, &mut add) {
+                    bench.threads -= 1;
+                    pause_end = Instant::now() + PAUSE;
+                }
             }
             let is_idle = || self.taken.load(Ordering::SeqCst) == before;
             if !is_idle() {
@@ -341,7 +349,13 @@ mod tests {
             let held = Arc::new(Mutex::new(held));
             let threads = Arc::<Mutex<Vec<_>>>::default();
             let (begun, watching) = (Arc::clone(&threads), Arc::clone(&crew));
+            let refused = AtomicUsize::new(0);
             let begin = move || {
+                let mut begun = begun.lock();
+                // After those that a session begins with two cannot be begun.
+                if begun.len() == COUNT && refused.fetch_add(1, Ordering::SeqCst) < 2 {
+                    return false;
+                }
                 let (crew, device) = (Arc::clone(&watching), Arc::clone(&device));
                 let (answers, held) = (answers.clone(), Arc::clone(&held));
                 let thread = std::thread::spawn(move || {
@@ -370,9 +384,10 @@ mod tests {
                         goes_on = crew.end_answer(may_wait);
                     }
                 });
-                begun.lock().push(thread);
+                begun.push(thread);
+                true
             };
-            (0..COUNT).for_each(|_| begin());
+            assert!((0..COUNT).all(|_| begin()));
             let watching = Arc::clone(&crew);
             let watch = std::thread::spawn(move || watching.keep_watch(begin));
             Self {
@@ -430,7 +445,8 @@ mod tests {
         }
     }
 
-    /// Who waits for the device keeps nobody from waiting for it too, up to a bound.
+    /// Who waits for the device keeps nobody from waiting for it too, up to a bound, also when threads cannot be begun for a
+    /// while.
     #[test]
     fn there_are_more_threads_while_many_sync() {
         let session = Session::start();

@@ -39,7 +39,8 @@ pub struct MountOptions {
     /// Have sync(2) and syncfs(2) write everything out, where the kernel can: as root, on Linux 6.18 and later, with a
     /// loop device under the mount, whose name then stands in the first column of the mount table.
     pub sync_calls: bool,
-    /// Threads that answer the kernel, each with a descriptor of its own; at least 1. There are more while many callers sync.
+    /// Threads that answer the kernel, each with a descriptor of its own; at least 1. There are more once
+    /// many callers have synced at a time.
     pub threads: usize,
 }
 
@@ -223,10 +224,15 @@ impl Session {
         let watch = std::thread::Builder::new()
             .name("fuse watch".to_owned())
             .spawn(move || {
+                let mut has_failed = false;
                 crew.keep_watch(|| {
-                    if let Err(error) = adding.add() {
-                        tracing::debug!(%error, "those who sync share fewer threads");
+                    let added = adding.add();
+                    if let Err(error) = &added
+                        && !std::mem::replace(&mut has_failed, true)
+                    {
+                        tracing::warn!(%error, "no thread can be begun: those who sync share fewer");
                     }
+                    added.is_ok()
                 });
             })?;
         Ok(Self {

@@ -261,11 +261,12 @@ impl Face {
                     .volume_create_recorded(&path, &options, &caller, &how)
             }
         };
+        // It may be there all the same.
+        self.name_changed(Ino::ROOT, name.as_bytes());
         made.map_err(|error| match error {
             FsError::Exists => s3_error!(BucketAlreadyExists),
             error => from_fs(error),
         })?;
-        self.name_changed(Ino::ROOT, name.as_bytes());
         self.make_durable()
     }
 

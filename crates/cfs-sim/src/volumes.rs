@@ -1,6 +1,6 @@
 //! Making and removing volumes, on the file system and on the model.
 
-use cfs_fs::{Caller, Fs, FsError, Quota, VolumeDomain, VolumeOptions};
+use cfs_fs::{Caller, Fs, FsError, Quota, Recorded, VolumeDomain, VolumeOptions};
 
 use crate::world::{Failure, World};
 
@@ -32,7 +32,19 @@ impl World {
             },
         };
         self.trace(|| format!("volume {path}, {options:?}"));
-        fs.volume_create(path.as_bytes(), &options, &Caller::default())?;
+        let caller = Caller::default();
+        match path.len().is_multiple_of(2) {
+            true => {
+                let how = Recorded {
+                    records: &[(b"sim.volume".to_vec(), path.clone().into_bytes())],
+                    stays: false,
+                };
+                fs.volume_create_recorded(path.as_bytes(), &options, &caller, &how)?;
+            }
+            false => {
+                fs.volume_create(path.as_bytes(), &options, &caller)?;
+            }
+        }
         self.model.add_volume(&path);
         Ok(())
     }

@@ -71,6 +71,7 @@ pub(super) fn create_domain(txn: &mut Txn<'_>, command: &DomainCreate) -> Result
 }
 
 pub(super) fn create_recorded(txn: &mut Txn<'_>, command: &MakeRecorded) -> Result<Outcome> {
+    publish::check_records(&command.put)?;
     let outcome = match &command.made {
         MadeDirectory::Plain(made) if made.mode & libc::S_IFMT == libc::S_IFDIR => {
             make::make(txn, made)?

@@ -81,7 +81,8 @@ impl Fs {
         )
     }
 
-    /// Makes a directory that has records (see [`Fs::set_records`]): both or neither, whatever happens.
+    /// Makes a directory that has records (see [`Fs::set_records`]): both or neither, whatever happens. Durable
+    /// after [`cfs_store::Store::sync`].
     ///
     /// # Errors
     /// As [`Fs::mkdir`] and [`Fs::set_records`]. Nothing changed then.

@@ -143,7 +143,8 @@ impl Fs {
         self.volume_make(path, options, caller, None)
     }
 
-    /// Makes a volume whose root has records (see [`Fs::set_records`]): both or neither, whatever happens.
+    /// Makes a volume whose root has records (see [`Fs::set_records`]): both or neither, whatever happens. Durable
+    /// after [`cfs_store::Store::sync`].
     ///
     /// # Errors
     /// As [`Fs::volume_create`] and [`Fs::set_records`]. Nothing changed then.

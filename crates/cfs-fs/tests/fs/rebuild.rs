@@ -8,7 +8,7 @@ use cfs_device::{Device, DeviceError, FaultPlan, Geometry, HostSpace, MemDevice}
 use cfs_format::segment::Stream;
 use cfs_format::superblock::Superblock;
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId};
-use cfs_fs::{Caller, Fs, FsOptions, Rebuilt, VolumeDomain, VolumeOptions};
+use cfs_fs::{Caller, Fs, FsOptions, Rebuilt, Recorded, VolumeDomain, VolumeOptions};
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::{ClusterKey, open_segment_header, seal_segment_header, unwrap_cluster_key};
 use cfs_store::{StoreOptions, UnlockError};
@@ -298,23 +298,34 @@ fn tables_of_an_unfinished_checkpoint_refer_to_nothing_that_is_lost() {
 /// The secret of a dedup domain may be in the log alone.
 #[test]
 fn content_of_a_domain_that_only_the_log_knows_is_there() {
-    let pool = Pool::new(64);
-    let fs = pool.open();
-    fs.store().checkpoint().expect("checkpoint");
-    let options = VolumeOptions {
-        domain: VolumeDomain::New,
-        ..VolumeOptions::default()
-    };
-    let root = fs.volume_create(b"/own", &options, &Caller::default());
-    let content = noise(4, 300_000);
-    let made = fs.create(root.expect("made").ino, b"file", 0o644, &Caller::default());
-    let ino = made.expect("create").ino;
-    fs.write(ino, 0, &content, false).expect("write");
-    fs.syncfs().expect("syncfs");
-    let superblock = fs.store().superblock_copy();
-    let rebuilt = rebuild(&pool, &superblock, &[], StoreOptions::default());
-    assert!(rebuilt.findings.is_empty(), "{:?}", rebuilt.findings);
-    assert_eq!(rebuilt.report.lost_chunks, 0, "{:?}", rebuilt.report);
-    assert!(read(&rebuilt.fs, ino, content.len()) == content);
-    assert_clean(&rebuilt.fs);
+    for is_recorded in [false, true] {
+        let pool = Pool::new(64);
+        let fs = pool.open();
+        fs.store().checkpoint().expect("checkpoint");
+        let options = VolumeOptions {
+            domain: VolumeDomain::New,
+            ..VolumeOptions::default()
+        };
+        let caller = Caller::default();
+        let records = [(b"test.of".to_vec(), b"somebody".to_vec())];
+        let how = Recorded {
+            records: &records,
+            stays: false,
+        };
+        let root = match is_recorded {
+            false => fs.volume_create(b"/own", &options, &caller),
+            true => fs.volume_create_recorded(b"/own", &options, &caller, &how),
+        };
+        let content = noise(4, 300_000);
+        let made = fs.create(root.expect("made").ino, b"file", 0o644, &Caller::default());
+        let ino = made.expect("create").ino;
+        fs.write(ino, 0, &content, false).expect("write");
+        fs.syncfs().expect("syncfs");
+        let superblock = fs.store().superblock_copy();
+        let rebuilt = rebuild(&pool, &superblock, &[], StoreOptions::default());
+        assert!(rebuilt.findings.is_empty(), "{:?}", rebuilt.findings);
+        assert_eq!(rebuilt.report.lost_chunks, 0, "{:?}", rebuilt.report);
+        assert!(read(&rebuilt.fs, ino, content.len()) == content);
+        assert_clean(&rebuilt.fs);
+    }
 }

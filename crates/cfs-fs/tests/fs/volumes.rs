@@ -511,6 +511,7 @@ fn a_directory_is_made_with_its_records_or_not_at_all() {
         assert_eq!(fs.store().stats().last_lsn.0, before.0 + 1, "{name}");
         let record = fs.record(ino, b"test.of").expect("read");
         assert_eq!(record.as_deref(), Some(&b"somebody"[..]));
+        assert_eq!(fs.lock(ino).expect("read").is_some(), stays, "{name}");
         if !name.starts_with("own") {
             let moved = fs.rename(
                 Ino::ROOT,

@@ -116,14 +116,37 @@ impl InUse {
         }
     }
 
-    /// Gives the room of one gap back to the host; false when there is none.
-    pub fn cut_gap(&mut self, device: &dyn Device) -> Result<bool, DeviceError> {
-        let Some((index, range)) = self.gaps.pop_last() else {
+    /// The segments with the largest gaps, which together have `bytes`; `None` if all have not.
+    pub fn largest_gaps(&self, bytes: u32) -> Option<Vec<SegmentId>> {
+        let by_length = self.gaps.iter().map(|(index, range)| (range.len(), *index));
+        let mut gaps: Vec<(usize, u32)> = by_length.collect();
+        gaps.sort_unstable_by(|one, other| other.cmp(one));
+        let mut sum = 0;
+        for (count, (len, _)) in gaps.iter().enumerate() {
+            sum += len;
+            if sum >= bytes as usize {
+                let largest = gaps[..=count].iter();
+                return Some(largest.map(|(_, index)| SegmentId(*index)).collect());
+            }
+        }
+        None
+    }
+
+    /// Gives the room of a segment's gap back to the host.
+    pub fn cut_gap(&mut self, device: &dyn Device, segment: SegmentId) -> Result<(), DeviceError> {
+        let Some(range) = self.gaps.remove(&segment.0) else {
+            return Ok(());
+        };
+        self.keep(segment, range.start);
+        device.discard(segment, range)
+    }
+
+    /// As above, of the last segment that has one; false when there is none.
+    pub fn cut_last_gap(&mut self, device: &dyn Device) -> Result<bool, DeviceError> {
+        let Some(index) = self.gaps.keys().next_back() else {
             return Ok(false);
         };
-        let segment = SegmentId(index);
-        self.keep(segment, range.start);
-        device.discard(segment, range)?;
+        self.cut_gap(device, SegmentId(*index))?;
         Ok(true)
     }
 }
