@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use cfs_fs::Fs;
@@ -20,6 +20,9 @@ use crate::channel::Channel;
 use crate::crew::{Crew, Streak};
 use crate::mountpoint::{self, Attached, MountError};
 use crate::request::{Request, RequestError};
+
+/// Threads that others can begin still when one is added to those of a session.
+const THREADS_LEFT: usize = 8;
 
 /// Where and how to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +170,29 @@ struct Threads {
     begun: Mutex<Vec<JoinHandle<io::Result<()>>>>,
 }
 
+/// Sees whether others, as those of the admin socket, could begin threads after one more of ours.
+///
+/// # Errors
+/// When they could not.
+fn leave_room() -> io::Result<()> {
+    let (end, ended) = mpsc::channel::<()>();
+    let ended = Arc::new(Mutex::new(ended));
+    let begun: io::Result<Vec<_>> = (0..THREADS_LEFT)
+        .map(|_| {
+            let ended = Arc::clone(&ended);
+            // Until the other end is dropped.
+            std::thread::Builder::new().spawn(move || {
+                let _ = ended.lock().recv();
+            })
+        })
+        .collect();
+    drop(end);
+    begun?.into_iter().try_for_each(|thread| {
+        let joined = thread.join();
+        joined.map_err(|_| io::Error::other("a thread has panicked"))
+    })
+}
+
 impl Threads {
     /// Begins one more.
     ///
@@ -226,7 +252,7 @@ impl Session {
             .spawn(move || {
                 let mut has_failed = false;
                 crew.keep_watch(|| {
-                    let added = adding.add();
+                    let added = leave_room().and_then(|()| adding.add());
                     if let Err(error) = &added
                         && !std::mem::replace(&mut has_failed, true)
                     {

@@ -210,6 +210,7 @@ impl Face {
         region: Option<String>,
         object_lock: bool,
         more: Vec<(Vec<u8>, Vec<u8>)>,
+        ownership: Option<(Vec<u8>, Vec<u8>)>,
     ) -> S3Result<()> {
         if !s3s::path::check_bucket_name(name) || name.contains(".-") || name.contains("-.") {
             return Err(s3_error!(
@@ -217,14 +218,18 @@ impl Face {
                 "{name} can be no bucket's name"
             ));
         }
-        let _lock = self.lock(Ino::ROOT, name);
+        let lock = self.lock(Ino::ROOT, name);
         if let Some(bucket) = self.find_bucket(name)? {
+            drop(lock);
             // As in S3's first region, making one's own bucket again is no error, unless it is to be another, or would lose
             // the access control list that it has.
             let has_list = self.fs.record(bucket.ino(), name::ACL);
             let is_plain = has_list.map_err(from_fs)?.is_none();
             return match bucket.owner() == owner.id {
-                true if is_plain && more.is_empty() && !object_lock => Ok(()),
+                true if is_plain && more.is_empty() && !object_lock => match ownership {
+                    Some(row) => self.change_bucket(&bucket, vec![row], Vec::new()),
+                    None => Ok(()),
+                },
                 true => Err(s3_error!(
                     BucketAlreadyExists,
                     "the bucket is there, and is not made with other properties"
@@ -242,6 +247,7 @@ impl Face {
             object_lock,
         };
         let mut put = more;
+        put.extend(ownership);
         put.push((name::BUCKET.to_vec(), records::encode(&record)));
         let how = Recorded {
             records: &put,

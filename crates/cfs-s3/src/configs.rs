@@ -12,6 +12,18 @@ use crate::records::name;
 /// Longest configuration, bytes: what a record can hold.
 const CONFIG_BYTES_MAX: usize = cfs_fs::XATTR_VALUE_BYTES_MAX;
 
+/// The text of a configuration, as it is stored.
+///
+/// # Errors
+/// When it has none.
+pub(crate) fn text_of(config: &impl xml::Serialize) -> S3Result<Vec<u8>> {
+    let mut text = Vec::new();
+    config
+        .serialize(&mut xml::Serializer::new(&mut text))
+        .map_err(S3Error::internal_error)?;
+    Ok(text)
+}
+
 impl Face {
     /// Stores a configuration, durably.
     ///
@@ -23,11 +35,7 @@ impl Face {
         name: &[u8],
         config: &impl xml::Serialize,
     ) -> S3Result<()> {
-        let mut text = Vec::new();
-        config
-            .serialize(&mut xml::Serializer::new(&mut text))
-            .map_err(S3Error::internal_error)?;
-        self.put_config_text(bucket, name, text)
+        self.put_config_text(bucket, name, text_of(config)?)
     }
 
     /// Stores the text of a configuration, durably.

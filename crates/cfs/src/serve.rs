@@ -252,7 +252,7 @@ fn wait_for_end(mounted: Arc<Mounted>, gone: Sender<std::result::Result<(), Sess
 
 /// Says on each further signal that the end is under way.
 fn tell_the_impatient(signals: Receiver<i32>, fs: Arc<Fs>) {
-    std::thread::spawn(move || {
+    let telling = std::thread::Builder::new().spawn(move || {
         for _ in signals {
             crate::tell!(
                 "still flushing: {} to write; kill -9 loses what was not synced",
@@ -260,6 +260,9 @@ fn tell_the_impatient(signals: Receiver<i32>, fs: Arc<Fs>) {
             );
         }
     });
+    if let Err(error) = telling {
+        tracing::debug!(%error, "further signals are not answered");
+    }
 }
 
 fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionError>>) {

@@ -15,6 +15,7 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::{given_acl, known_user, limit, not_implemented, owner};
 use crate::conditions::timestamp;
+use crate::configs::text_of;
 use crate::face::{Face, blocking};
 use crate::records::{Versioning, name};
 
@@ -47,25 +48,21 @@ pub(crate) async fn create_bucket(
         });
     let location = format!("/{}", input.bucket);
     blocking(move || {
-        let rows = face.new_bucket_acl(&acl, &user)?.into_iter().collect();
-        face.create_bucket(&input.bucket, &user, region, object_lock, rows)?;
+        let mut rows: Vec<_> = face.new_bucket_acl(&acl, &user)?.into_iter().collect();
         if object_lock {
-            let bucket = face.bucket(&input.bucket, None)?;
             let config = ObjectLockConfiguration {
                 object_lock_enabled: Some(ObjectLockEnabled::from_static(
                     ObjectLockEnabled::ENABLED,
                 )),
                 rule: None,
             };
-            face.configure_locks(&bucket, &config)?;
+            rows.push((name::OBJECT_LOCK.to_vec(), text_of(&config)?));
         }
-        match ownership {
-            Some(ownership) => {
-                let bucket = face.bucket(&input.bucket, None)?;
-                face.put_config(&bucket, name::OWNERSHIP, &ownership)
-            }
-            None => Ok(()),
-        }
+        let ownership = match ownership {
+            Some(ownership) => Some((name::OWNERSHIP.to_vec(), text_of(&ownership)?)),
+            None => None,
+        };
+        face.create_bucket(&input.bucket, &user, region, object_lock, rows, ownership)
     })
     .await?;
     Ok(S3Response::new(CreateBucketOutput {

@@ -418,3 +418,29 @@ fn a_put_that_began_before_the_default_is_locked_by_it() {
     }
     served.assert_clean();
 }
+
+/// One command makes a bucket with all that it has from the start: a kill leaves all or nothing of it.
+#[test]
+fn a_bucket_with_locks_is_made_in_one_step() {
+    let pool = Pool::new(64);
+    let served = pool.serve();
+    let root = served.root();
+    let commands = || served.fs.store().stats().last_lsn.0;
+    let before = commands();
+    let headers = [
+        ("x-amz-acl", "public-read"),
+        ("x-amz-bucket-object-lock-enabled", "true"),
+        ("x-amz-object-ownership", "ObjectWriter"),
+    ];
+    root.send_with("PUT", "/bucket", &[], &headers, b"").is(200);
+    assert_eq!(commands(), before + 1);
+    for (question, answer) in [
+        ("object-lock", "<ObjectLockEnabled>Enabled"),
+        ("versioning", "<Status>Enabled"),
+        ("ownershipControls", "ObjectWriter"),
+        ("acl", "AllUsers"),
+    ] {
+        let told = root.send("GET", "/bucket", &[(question, "")], b"").is(200);
+        assert!(told.text().contains(answer), "{question}: {}", told.text());
+    }
+}
