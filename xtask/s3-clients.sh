@@ -3,12 +3,13 @@
 # usage: s3-clients.sh CFS SCRATCH; SCRATCH keeps the clients that were installed, for the next run.
 set -euo pipefail
 cfs=$(realpath "$1")
+here=$(realpath "$(dirname "$0")")
 mkdir -p "$2"
 scratch=$(realpath "$2")
 cd "$scratch"
 unset AWS_CA_BUNDLE AWS_PROFILE
 
-# Clients: those on the path, else from PyPI and from the packages of Debian, without touching the system.
+# Clients: those on the path, else from PyPI, npm and the packages of Debian, without touching the system.
 export PATH="$scratch/debian/usr/bin:$scratch/python/bin:$PATH"
 export PYTHONPATH="$scratch/debian/usr/lib/python3/dist-packages"
 if ! [ -x python/bin/aws ]; then
@@ -20,6 +21,11 @@ for name in restic rclone s3cmd; do
         (mkdir -p debs && cd debs && apt-get -q download "$name" && dpkg -x "$name"_*.deb ../debian)
     fi
 done
+if command -v npm > /dev/null && ! [ -d node/node_modules/@aws-sdk/client-s3 ]; then
+    mkdir -p node
+    npm install --silent --no-audit --no-fund --prefix node \
+        @aws-sdk/client-s3 @aws-sdk/lib-storage @aws-sdk/s3-request-presigner
+fi
 
 run=$(mktemp -d "$scratch/run.XXXXXX")
 server=
@@ -112,6 +118,14 @@ mkdir back-s3cmd
 our_s3cmd get --recursive s3://bucket/s3cmd/ back-s3cmd/
 diff -r source back-s3cmd
 our_s3cmd del --recursive --force s3://bucket/s3cmd/
+
+if [ -d "$scratch/node/node_modules/@aws-sdk/client-s3" ]; then
+    # Modules are looked for beside the script.
+    cp "$here/s3-clients.mjs" "$scratch/node/"
+    node --no-warnings "$scratch/node/s3-clients.mjs" "$endpoint"
+else
+    echo "SKIPPED: the SDK for JavaScript, since there is no npm here" >&2
+fi
 
 aws s3 rb s3://bucket --force > removed
 "$cfs" admin fsck --data pool

@@ -49,7 +49,7 @@ enum Task {
     },
     /// Cut, seal and append the content of files, and nothing else: the baseline of the import bench.
     ScratchStore(bench_import::scratch::Options),
-    /// Run real S3 clients (aws, boto3, restic, rclone, s3cmd) against the release build; installs what is missing.
+    /// Run real S3 clients (aws, boto3, restic, rclone, s3cmd, the SDK for JavaScript) against the release build; installs what is missing.
     S3Clients {
         /// Where clients are installed and their data lie.
         #[arg(long, default_value = "/tmp/cfs-s3-clients")]
