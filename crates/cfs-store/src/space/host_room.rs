@@ -340,12 +340,15 @@ impl GivenRoom {
         end: u32,
     ) -> Result<(), DeviceError> {
         let end = end.max(START_BYTES);
-        // Nothing was given behind the start.
-        let is_start = self.in_use.backing(segment) == Backing::Start && end == START_BYTES;
-        if end == SEGMENT_BYTES || is_start {
+        if end == SEGMENT_BYTES {
             return Ok(());
         }
-        if !self.restock(device)? {
+        let is_stocked = self.restock(device)?;
+        // Of others nothing was given behind the start.
+        if self.in_use.backing(segment) == Backing::Start && end == START_BYTES {
+            return Ok(());
+        }
+        if !is_stocked {
             self.in_use.note_tail(segment, end);
             return Ok(());
         }
