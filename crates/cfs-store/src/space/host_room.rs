@@ -8,7 +8,8 @@
 //!   for their first [`START_BYTES`], the third may still have some, which goes back to it a little at a time.
 //! - Where the host has the room, [`PREPARED_KEPT`] segments are prepared beside those that are promised, and [`STARTED_KEPT`] started,
 //!   also while nobody uses the pool: on a host that others fill in one moment a checkpoint, and the next process to open the pool,
-//!   need them. As long as there are fewer, nothing goes back to the host. A pool that is closed keeps what opening it takes.
+//!   need them. As long as there are fewer, nothing goes back to the host but gaps in full segments that are to become one which is
+//!   promised. A pool that is closed keeps what opening it takes.
 
 mod in_use;
 mod left;
