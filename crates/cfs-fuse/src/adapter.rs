@@ -19,7 +19,7 @@ mod names;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cfs_format::Ino;
+use cfs_format::{Ino, Lsn};
 use cfs_fs::{Fs, FsError, Parts};
 
 use crate::abi::opcode;
@@ -50,6 +50,8 @@ pub(crate) enum Answer {
     Parts(Parts),
     /// This error number.
     Error(i32),
+    /// An empty body, once the commands up to this one are durable: see [`Adapter::sync_to`].
+    WhenDurable(Lsn),
 }
 
 impl Adapter {
@@ -62,6 +64,22 @@ impl Adapter {
             owner: rustix::process::geteuid().as_raw(),
             sync_arrives: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the answer may take long, without what comes after [`Answer::WhenDurable`].
+    pub(crate) fn may_wait(&self, request: &Request<'_>) -> bool {
+        match &request.operation {
+            Operation::Fsync(_) => !self.fs.is_soon_flushed(Ino(request.header.nodeid)),
+            operation => operation.may_wait(),
+        }
+    }
+
+    /// Returns when the commands up to this one are durable, or with the error number that is the answer to all who waited
+    /// for that.
+    pub(crate) fn sync_to(&self, lsn: Lsn) -> Result<(), i32> {
+        self.fs
+            .sync_to(lsn)
+            .map_err(|error| errno(opcode::FSYNC, Ino(0), &error))
     }
 
     /// Does what the request asks. The body of the reply is put into `out`, which is empty.
@@ -81,10 +99,16 @@ impl Adapter {
             Operation::Tmpfile(create) => self.tmpfile(header, ino, create, out),
             Operation::Release(release) => self.release(ino, release),
             Operation::Flush => self.fs.flush(ino),
-            Operation::Fsync(fsync) => self.fsync(ino, fsync),
+            Operation::Fsync(fsync) => match self.begin_fsync(ino, fsync) {
+                Ok(lsn) => return self.when_durable(lsn),
+                Err(error) => Err(error),
+            },
             Operation::Syncfs => {
                 self.sync_arrives.store(true, Ordering::Relaxed);
-                self.fs.syncfs()
+                match self.fs.begin_syncfs() {
+                    Ok(lsn) => return self.when_durable(lsn),
+                    Err(error) => Err(error),
+                }
             }
             Operation::Statx => self.statx(ino, out),
             Operation::Setattr(set) => self.setattr(ino, set, out),
@@ -142,6 +166,13 @@ impl Adapter {
         match result {
             Ok(()) => Answer::Body,
             Err(error) => Answer::Error(errno(header.opcode, ino, &error)),
+        }
+    }
+
+    fn when_durable(&self, lsn: Lsn) -> Answer {
+        match self.fs.is_durable(lsn) {
+            true => Answer::Body,
+            false => Answer::WhenDurable(lsn),
         }
     }
 

@@ -6,10 +6,6 @@
 //! tens of microseconds. Before it answers what may wait (for the disk, for room, for much data), and when requests pile
 //! up, it calls another thread, which then receives: the one that was parked last, whose memory is in the caches still.
 //!
-//! Who waits for a flush of the device takes no processor, and the more wait, the more commands one flush serves. So there
-//! are more threads than usual once many callers have synced at a time: the watch adds some as long as few others are left.
-//! They stay, and are not called again before all others are busy.
-//!
 //! Invariants:
 //! - `receiving` counts the threads that wait for a request, and those that have been called for it.
 //! - When it is 0, all threads that are not parked are answering; the watch calls another one if none of them comes back soon.
@@ -22,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::channel::{Channel, Received};
 
@@ -37,18 +33,10 @@ const TRIED_ONCE_IN: u64 = 16;
 const PILED_UP: u32 = 4;
 /// How long no thread may be receiving, when there are others to call.
 const WATCH: Duration = Duration::from_millis(5);
-/// Threads beside those that sync; with fewer the watch adds some.
-const BESIDE_SYNCS: usize = 3;
-/// Threads at most, but for those that a session begins with.
-const THREADS_MAX: usize = 64;
-/// How long none is added after one could not be begun.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Crew {
     receiving: AtomicUsize,
-    /// Threads that sync.
-    syncing: AtomicUsize,
     /// Requests that were taken.
     taken: AtomicU64,
     /// What asking again has been worth of late.
@@ -65,8 +53,6 @@ pub(crate) struct Crew {
 #[derive(Default)]
 struct Bench {
     parked: Vec<Arc<Seat>>,
-    /// All threads of the session.
-    threads: usize,
     ended: bool,
 }
 
@@ -90,20 +76,15 @@ pub(crate) struct Streak {
 }
 
 impl Crew {
-    /// Of a session that begins with so many threads.
-    pub(crate) fn new(threads: usize) -> Self {
+    pub(crate) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             receiving: AtomicUsize::new(0),
-            syncing: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
             credit: AtomicI32::new(CREDIT_MAX / 2),
             may_ask: processors > 1,
             unwatched: AtomicBool::new(false),
-            bench: Mutex::new(Bench {
-                threads,
-                ..Bench::default()
-            }),
+            bench: Mutex::default(),
             watch: Condvar::new(),
         }
     }
@@ -198,6 +179,13 @@ impl Crew {
         self.receiving.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// The thread goes to wait for something after all, while it answers.
+    pub(crate) fn begin_wait(&self) {
+        if self.receiving.load(Ordering::SeqCst) == 0 {
+            self.call();
+        }
+    }
+
     /// It has answered; false when the session has ended.
     pub(crate) fn end_answer(&self, may_wait: bool) -> bool {
         if may_wait {
@@ -251,39 +239,12 @@ impl Crew {
         !self.bench.lock().ended
     }
 
-    /// The thread is about to wait for the device; see [`Crew::end_sync`].
-    pub(crate) fn begin_sync(&self) {
-        self.syncing.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// It has waited.
-    pub(crate) fn end_sync(&self) {
-        self.syncing.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Whether there is to be one more thread, which then is counted.
-    fn grows(&self, bench: &mut Bench) -> bool {
-        let syncing = self.syncing.load(Ordering::SeqCst);
-        let wanted = (syncing + BESIDE_SYNCS).min(THREADS_MAX);
-        let grows = syncing > 0 && bench.threads < wanted && !bench.ended;
-        bench.threads += usize::from(grows);
-        grows
-    }
-
-    /// Calls a thread whenever none has been receiving for a while, and begins more with `add` while many sync, until the
-    /// session ends; `add` tells whether it could. For a thread of its own.
-    pub(crate) fn keep_watch(&self, mut add: impl FnMut() -> bool) {
-        let mut pause_end = Instant::now();
+    /// Calls a thread whenever none has been receiving for a while, until the session ends. For a thread of its own.
+    pub(crate) fn keep_watch(&self) {
         let mut bench = self.bench.lock();
         while !bench.ended {
             let before = self.taken.load(Ordering::SeqCst);
             self.watch.wait_for(&mut bench, WATCH);
-            while Instant::now() >= pause_end && self.grows(&mut bench) {
-                if !MutexGuard::unlocked(&mut bench, &mut add) {
-                    bench.threads -= 1;
-                    pause_end = Instant::now() + PAUSE;
-                }
-            }
             let is_idle = || self.taken.load(Ordering::SeqCst) == before;
             if !is_idle() {
                 continue;
@@ -317,7 +278,6 @@ impl Crew {
 mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::thread::JoinHandle;
 
     use super::*;
 
@@ -325,78 +285,66 @@ mod tests {
     const COUNT: usize = 3;
     /// Stands for the end of the session, which only a mount's device has.
     const END: u8 = b'.';
-    const SYNC: u8 = b'S';
 
-    /// A session that begins with `COUNT` threads, whose kernel is this test. A message is the request and tells how it is
-    /// answered.
+    /// Finds out that it waits only while it is answered.
+    const WAIT: u8 = b'w';
+
+    /// A session of `COUNT` threads whose kernel is this test. A message is the request and tells how it is answered.
     struct Session {
         kernel: UnixDatagram,
         crew: Arc<Crew>,
         answered: Receiver<u8>,
         /// Lets go of those who are held up.
         release: Sender<()>,
-        threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
-        watch: JoinHandle<()>,
+        threads: Vec<std::thread::JoinHandle<()>>,
     }
 
     impl Session {
         fn start() -> Self {
             let (kernel, device) = UnixDatagram::pair().expect("a pair");
             let device = Arc::new(Channel::new(device.into()).expect("a channel"));
-            let crew = Arc::new(Crew::new(COUNT));
+            let crew = Arc::new(Crew::new());
             let (answers, answered) = channel();
             let (release, held) = channel::<()>();
             let held = Arc::new(Mutex::new(held));
-            let threads = Arc::<Mutex<Vec<_>>>::default();
-            let (begun, watching) = (Arc::clone(&threads), Arc::clone(&crew));
-            let refused = AtomicUsize::new(0);
-            let begin = move || {
-                let mut begun = begun.lock();
-                // After those that a session begins with two cannot be begun.
-                if begun.len() == COUNT && refused.fetch_add(1, Ordering::SeqCst) < 2 {
-                    return false;
-                }
-                let (crew, device) = (Arc::clone(&watching), Arc::clone(&device));
-                let (answers, held) = (answers.clone(), Arc::clone(&held));
-                let thread = std::thread::spawn(move || {
-                    let (mut buffer, mut streak) = ([0; 8], Streak::default());
-                    let mut goes_on = crew.join();
-                    while goes_on {
-                        let taken = crew.receive(&device, &mut buffer, &mut streak);
-                        let Some(_) = taken.expect("the device works") else {
-                            return;
-                        };
-                        if buffer[0] == END {
-                            return;
+            let mut threads: Vec<_> = (0..COUNT)
+                .map(|_| {
+                    let (crew, device) = (Arc::clone(&crew), Arc::clone(&device));
+                    let (answers, held) = (answers.clone(), Arc::clone(&held));
+                    std::thread::spawn(move || {
+                        let (mut buffer, mut streak) = ([0; 8], Streak::default());
+                        let mut goes_on = crew.join();
+                        while goes_on {
+                            let taken = crew.receive(&device, &mut buffer, &mut streak);
+                            let Some(_) = taken.expect("the device works") else {
+                                return;
+                            };
+                            if buffer[0] == END {
+                                return;
+                            }
+                            let mut may_wait = buffer[0].is_ascii_uppercase();
+                            crew.begin_answer(may_wait, &streak);
+                            if buffer[0] == WAIT {
+                                crew.begin_wait();
+                                may_wait = true;
+                            }
+                            if matches!(buffer[0], b'h' | b'H' | WAIT) {
+                                let _ = held.lock().recv();
+                            }
+                            answers.send(buffer[0]).expect("the test listens");
+                            goes_on = crew.end_answer(may_wait);
                         }
-                        let may_wait = buffer[0].is_ascii_uppercase();
-                        if buffer[0] == SYNC {
-                            crew.begin_sync();
-                        }
-                        crew.begin_answer(may_wait, &streak);
-                        if matches!(buffer[0], b'h' | b'H' | SYNC) {
-                            let _ = held.lock().recv();
-                        }
-                        if buffer[0] == SYNC {
-                            crew.end_sync();
-                        }
-                        answers.send(buffer[0]).expect("the test listens");
-                        goes_on = crew.end_answer(may_wait);
-                    }
-                });
-                begun.push(thread);
-                true
-            };
-            assert!((0..COUNT).all(|_| begin()));
+                    })
+                })
+                .collect();
             let watching = Arc::clone(&crew);
-            let watch = std::thread::spawn(move || watching.keep_watch(begin));
+            threads.push(std::thread::spawn(move || watching.keep_watch()));
             Self {
                 kernel,
                 crew,
                 answered,
                 release,
                 threads,
-                watch,
             }
         }
 
@@ -411,13 +359,9 @@ mod tests {
 
         fn end(self) {
             self.crew.end();
-            self.watch.join().expect("the watch ends in order");
-            let threads = std::mem::take(&mut *self.threads.lock());
-            // Whoever sleeps in the kernel is woken; as many may as there are, if any is left.
-            for _ in &threads {
-                let _ = self.kernel.send(&[END]);
-            }
-            for thread in threads {
+            // Whoever sleeps in the kernel is woken; as many may as there are.
+            (0..COUNT).for_each(|_| self.ask(END));
+            for thread in self.threads {
                 thread.join().expect("a thread ends in order");
             }
         }
@@ -425,7 +369,7 @@ mod tests {
 
     #[test]
     fn what_is_held_up_holds_up_nobody_else() {
-        for held in [b'h', b'H'] {
+        for held in [b'h', b'H', WAIT] {
             let session = Session::start();
             for _ in 1..COUNT {
                 session.ask(held);
@@ -443,37 +387,6 @@ mod tests {
             }
             session.end();
         }
-    }
-
-    /// Who waits for the device keeps nobody from waiting for it too, up to a bound, also when threads cannot be begun for a
-    /// while.
-    #[test]
-    fn there_are_more_threads_while_many_sync() {
-        let session = Session::start();
-        let wait_for = |count: usize| {
-            let begun = Instant::now();
-            while session.crew.syncing.load(Ordering::SeqCst) != count {
-                assert!(begun.elapsed() < PATIENCE, "they do not sync at a time");
-                std::thread::sleep(WATCH);
-            }
-        };
-        let asked = THREADS_MAX + 5;
-        for _ in 0..10 {
-            session.ask(SYNC);
-        }
-        wait_for(10);
-        session.ask(b'q');
-        session.expect(b'q');
-        for _ in 10..asked {
-            session.ask(SYNC);
-        }
-        wait_for(THREADS_MAX);
-        assert_eq!(session.threads.lock().len(), THREADS_MAX);
-        for _ in 0..asked {
-            session.release.send(()).expect("somebody is held up");
-            session.expect(SYNC);
-        }
-        session.end();
     }
 
     #[test]

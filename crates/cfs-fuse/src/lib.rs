@@ -8,6 +8,7 @@
 //! | `abi` | the protocol's numbers and layouts |
 //! | `channel` | the descriptors: a request in, a reply or notification out |
 //! | `crew` | which threads wait for requests |
+//! | `syncs` | callers that wait for a flush of the device |
 //! | `request` | bytes to requests |
 //! | `agreement` | INIT |
 //! | `session` | threads, mounting, the end |
@@ -32,6 +33,7 @@ mod lookups;
 mod mountpoint;
 mod request;
 mod session;
+mod syncs;
 
 pub use mountpoint::{MountError, check};
 pub use session::{MountOptions, Mounted, SessionError, UnmountError, mount};

@@ -112,11 +112,6 @@ impl Operation<'_> {
             _ => false,
         }
     }
-
-    /// Whether the answer waits for a flush of the device, which many can wait for together.
-    pub(crate) fn syncs(&self) -> bool {
-        matches!(self, Self::Fsync(_) | Self::Syncfs)
-    }
 }
 
 /// The inodes of a BATCH_FORGET, with how many lookups of each are forgotten.

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use cfs_fs::Fs;
@@ -20,9 +20,7 @@ use crate::channel::Channel;
 use crate::crew::{Crew, Streak};
 use crate::mountpoint::{self, Attached, MountError};
 use crate::request::{Request, RequestError};
-
-/// Threads that others can begin still when one is added to those of a session.
-const THREADS_LEFT: usize = 8;
+use crate::syncs::Syncs;
 
 /// Where and how to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +40,7 @@ pub struct MountOptions {
     /// Have sync(2) and syncfs(2) write everything out, where the kernel can: as root, on Linux 6.18 and later, with a
     /// loop device under the mount, whose name then stands in the first column of the mount table.
     pub sync_calls: bool,
-    /// Threads that answer the kernel, each with a descriptor of its own; at least 1. There are more once
-    /// many callers have synced at a time.
+    /// Threads that answer the kernel, each with a descriptor of its own; at least 1.
     pub threads: usize,
 }
 
@@ -157,72 +154,7 @@ fn sync(mountpoint: &Path) -> io::Result<()> {
 /// The threads that answer the kernel.
 struct Session {
     adapter: Arc<Adapter>,
-    watch: JoinHandle<()>,
-    threads: Arc<Threads>,
-}
-
-/// Those that are there, and what more of them need.
-struct Threads {
-    adapter: Arc<Adapter>,
-    crew: Arc<Crew>,
-    channel: Arc<Channel>,
-    agreement: Agreement,
-    begun: Mutex<Vec<JoinHandle<io::Result<()>>>>,
-}
-
-/// Sees whether others, as those of the admin socket, could begin threads after one more of ours.
-///
-/// # Errors
-/// When they could not.
-fn leave_room() -> io::Result<()> {
-    let (end, ended) = mpsc::channel::<()>();
-    let ended = Arc::new(Mutex::new(ended));
-    let begun: io::Result<Vec<_>> = (0..THREADS_LEFT)
-        .map(|_| {
-            let ended = Arc::clone(&ended);
-            // Until the other end is dropped.
-            std::thread::Builder::new().spawn(move || {
-                let _ = ended.lock().recv();
-            })
-        })
-        .collect();
-    drop(end);
-    begun?.into_iter().try_for_each(|thread| {
-        let joined = thread.join();
-        joined.map_err(|_| io::Error::other("a thread has panicked"))
-    })
-}
-
-impl Threads {
-    /// Begins one more.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    fn add(&self) -> io::Result<()> {
-        let mut begun = self.begun.lock();
-        let number = begun.len();
-        let channel = match number {
-            0 => Arc::clone(&self.channel),
-            _ => match self.channel.another() {
-                Ok(another) => Arc::new(another),
-                Err(error) => {
-                    tracing::debug!(%error, "threads share a descriptor");
-                    Arc::clone(&self.channel)
-                }
-            },
-        };
-        let (adapter, crew) = (Arc::clone(&self.adapter), Arc::clone(&self.crew));
-        let agreement = self.agreement;
-        let thread = std::thread::Builder::new()
-            .name(format!("fuse {number}"))
-            .spawn(move || {
-                let served = serve(&adapter, &channel, &crew, agreement);
-                crew.end();
-                served
-            })?;
-        begun.push(thread);
-        Ok(())
-    }
+    threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
 impl Session {
@@ -235,37 +167,43 @@ impl Session {
         count: usize,
     ) -> io::Result<Self> {
         let adapter = Arc::new(Adapter::new(fs, agreement));
-        let crew = Arc::new(Crew::new(count));
-        let threads = Arc::new(Threads {
-            adapter: Arc::clone(&adapter),
-            crew: Arc::clone(&crew),
-            channel: Arc::clone(channel),
-            agreement,
-            begun: Mutex::default(),
-        });
-        for _ in 0..count {
-            threads.add()?;
+        let (crew, syncs) = (Arc::new(Crew::new()), Arc::new(Syncs::new()));
+        let mut threads = Vec::with_capacity(count + 1);
+        for number in 0..count {
+            let channel = match number {
+                0 => Arc::clone(channel),
+                _ => match channel.another() {
+                    Ok(another) => Arc::new(another),
+                    Err(error) => {
+                        tracing::debug!(%error, "threads share a descriptor");
+                        Arc::clone(channel)
+                    }
+                },
+            };
+            let server = Server {
+                adapter: Arc::clone(&adapter),
+                channel,
+                crew: Arc::clone(&crew),
+                syncs: Arc::clone(&syncs),
+                agreement,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("fuse {number}"))
+                .spawn(move || {
+                    let served = server.serve();
+                    server.crew.end();
+                    served
+                })?;
+            threads.push(thread);
         }
-        let adding = Arc::clone(&threads);
         let watch = std::thread::Builder::new()
             .name("fuse watch".to_owned())
             .spawn(move || {
-                let mut has_failed = false;
-                crew.keep_watch(|| {
-                    let added = leave_room().and_then(|()| adding.add());
-                    if let Err(error) = &added
-                        && !std::mem::replace(&mut has_failed, true)
-                    {
-                        tracing::warn!(%error, "no thread can be begun: those who sync share fewer");
-                    }
-                    added.is_ok()
-                });
+                crew.keep_watch();
+                Ok(())
             })?;
-        Ok(Self {
-            adapter,
-            watch,
-            threads,
-        })
+        threads.push(watch);
+        Ok(Self { adapter, threads })
     }
 
     /// Returns when all threads have ended.
@@ -273,12 +211,11 @@ impl Session {
     /// # Errors
     /// The first failure.
     fn join(self) -> io::Result<()> {
-        // Which ends with the first of the others, and begins none after that.
-        let panicked = |_| io::Error::other("a thread has panicked");
-        let mut result = self.watch.join().map_err(panicked);
-        let begun = std::mem::take(&mut *self.threads.begun.lock());
-        for thread in begun {
-            let ended = thread.join().map_err(panicked).flatten();
+        let mut result = Ok(());
+        for thread in self.threads {
+            let ended = thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")));
             result = result.and(ended);
         }
         self.adapter.end();
@@ -286,58 +223,119 @@ impl Session {
     }
 }
 
-/// Answers requests until the session ends.
-fn serve(
-    adapter: &Adapter,
-    channel: &Channel,
-    crew: &Crew,
+/// A caller that waits for a flush of the device.
+struct Syncing {
+    /// Where its request has come from, which is where the kernel looks for the reply.
+    channel: Arc<Channel>,
+    unique: u64,
+    opcode: u32,
+}
+
+/// What a thread needs to answer the kernel.
+struct Server {
+    adapter: Arc<Adapter>,
+    channel: Arc<Channel>,
+    crew: Arc<Crew>,
+    syncs: Arc<Syncs<Syncing>>,
     agreement: Agreement,
-) -> io::Result<()> {
-    let mut buffer = vec![0; REQUEST_BYTES_MAX];
-    let mut out = Vec::new();
-    let mut streak = Streak::default();
-    if !crew.join() {
-        return Ok(());
-    }
-    while let Some(len) = crew.receive(channel, &mut buffer, &mut streak)? {
-        let request = match Request::parse(&buffer[..len], agreement.setxattr_ext) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::error!(%error, "the kernel sent what is not understood");
-                if let RequestError::Body { unique, .. } = error {
-                    channel.refuse(unique, libc::EIO)?;
+}
+
+impl Server {
+    /// Answers requests until the session ends.
+    fn serve(&self) -> io::Result<()> {
+        let mut buffer = vec![0; REQUEST_BYTES_MAX];
+        let mut out = Vec::new();
+        let mut streak = Streak::default();
+        if !self.crew.join() {
+            return Ok(());
+        }
+        while let Some(len) = self.crew.receive(&self.channel, &mut buffer, &mut streak)? {
+            let request = match Request::parse(&buffer[..len], self.agreement.setxattr_ext) {
+                Ok(request) => request,
+                Err(error) => {
+                    tracing::error!(%error, "the kernel sent what is not understood");
+                    if let RequestError::Body { unique, .. } = error {
+                        self.channel.refuse(unique, libc::EIO)?;
+                    }
+                    continue;
                 }
-                continue;
+            };
+            out.clear();
+            let may_wait = self.adapter.may_wait(&request);
+            self.crew.begin_answer(may_wait, &streak);
+            let waited = self.answer(&request, &mut out, may_wait)?;
+            if !self.crew.end_answer(waited) {
+                break;
             }
-        };
-        out.clear();
-        let unique = request.header.unique;
-        let may_wait = request.operation.may_wait();
-        let syncs = request.operation.syncs();
-        if syncs {
-            crew.begin_sync();
         }
-        crew.begin_answer(may_wait, &streak);
-        let answer = adapter.answer(&request, &mut out);
-        if syncs {
-            crew.end_sync();
-        }
-        let sent = match answer {
+        Ok(())
+    }
+
+    /// Answers a request, or leaves that to the thread that syncs. Whether this thread may have waited, as it was about
+    /// to or not.
+    fn answer(&self, request: &Request<'_>, out: &mut Vec<u8>, may_wait: bool) -> io::Result<bool> {
+        let (unique, opcode) = (request.header.unique, request.header.opcode);
+        let channel = &self.channel;
+        let sent = match self.adapter.answer(request, out) {
             Answer::None => Ok(()),
-            Answer::Body => channel.reply(unique, &[&out]),
+            Answer::Body => channel.reply(unique, &[out]),
             Answer::Parts(parts) => channel.reply(unique, &parts.slices().collect::<Vec<_>>()),
             Answer::Error(errno) => channel.refuse(unique, errno),
+            Answer::WhenDurable(lsn) => {
+                let syncing = Syncing {
+                    channel: Arc::clone(channel),
+                    unique,
+                    opcode,
+                };
+                if !self.syncs.wait(lsn, syncing) {
+                    return Ok(may_wait);
+                }
+                if !may_wait {
+                    self.crew.begin_wait();
+                }
+                return self.sync().map(|()| true);
+            }
         };
-        if let Err(error) = sent {
-            let operation = crate::abi::opcode::name(request.header.opcode);
-            tracing::error!(%error, operation, "the kernel refuses a reply");
-            channel.refuse(unique, libc::EIO)?;
-        }
-        if !crew.end_answer(may_wait) {
-            break;
-        }
+        settle(channel, unique, opcode, sent).map(|()| may_wait)
     }
-    Ok(())
+
+    /// Answers all who wait for a flush of the device.
+    ///
+    /// # Errors
+    /// When the device of the session fails. All have been answered that could be.
+    fn sync(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        self.syncs.serve(
+            |lsn| self.adapter.sync_to(lsn),
+            |Syncing {
+                 channel,
+                 unique,
+                 opcode,
+             },
+             synced| {
+                let sent = match synced {
+                    Ok(()) => channel.reply(unique, &[]),
+                    Err(errno) => channel.refuse(unique, *errno),
+                };
+                let settled = settle(&channel, unique, opcode, sent);
+                if result.is_ok() {
+                    result = settled;
+                }
+            },
+        );
+        result
+    }
+}
+
+/// Has whoever asked end with an error if the kernel has refused the reply.
+///
+/// # Errors
+/// When it refuses that too.
+fn settle(channel: &Channel, unique: u64, opcode: u32, sent: io::Result<()>) -> io::Result<()> {
+    let Err(error) = sent else { return Ok(()) };
+    let operation = crate::abi::opcode::name(opcode);
+    tracing::error!(%error, operation, "the kernel refuses a reply");
+    channel.refuse(unique, libc::EIO)
 }
 
 impl Mounted {

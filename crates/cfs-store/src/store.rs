@@ -366,7 +366,19 @@ impl Store {
     /// # Errors
     /// The pool is, or goes, read-only: whether the commands are durable is then unknown.
     pub fn sync(&self) -> Result<(), WriteError> {
-        self.sync_to(self.journal().last_lsn())
+        self.sync_to(self.last_lsn())
+    }
+
+    /// The newest command that is committed.
+    #[must_use]
+    pub fn last_lsn(&self) -> Lsn {
+        self.journal().last_lsn()
+    }
+
+    /// Whether the commands up to this one are durable.
+    #[must_use]
+    pub fn is_durable(&self, lsn: Lsn) -> bool {
+        self.journal().durable_lsn() >= lsn
     }
 
     /// Waits until a command is committed that [`Store::write_log`] has not written, at most for `patience`, or until

@@ -1,6 +1,6 @@
 //! The methods of [`Fs`] for the content of files.
 
-use cfs_format::Ino;
+use cfs_format::{Ino, Lsn};
 
 use super::quota::Unbound;
 use super::ranges::{AllocateMode, Seek};
@@ -75,10 +75,39 @@ impl Fs {
     /// What writing failed with, now or in the background since the last call. The data stay readable, and the next
     /// call tries again.
     pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        self.sync_to(self.begin_fsync(ino, data_only)?)
+    }
+
+    /// The first half of [`crate::Fs::fsync`]: returns when all that it is for is in the log. [`crate::Fs::sync_to`] of
+    /// what is returned is the other half, which one caller can do for many, with the newest of theirs.
+    ///
+    /// # Errors
+    /// As [`crate::Fs::flush`].
+    pub fn begin_fsync(&self, ino: Ino, data_only: bool) -> Result<Lsn> {
         if !(data_only && self.files.has_only_times(ino)) {
             self.files.flush(ino)?;
         }
-        self.store.sync()?;
+        Ok(self.store.last_lsn())
+    }
+
+    /// Whether [`crate::Fs::begin_fsync`] of the file has little to do, and nothing to wait for.
+    #[must_use]
+    pub fn is_soon_flushed(&self, ino: Ino) -> bool {
+        self.files.is_soon_flushed(ino)
+    }
+
+    /// Whether the commands up to this one are durable.
+    #[must_use]
+    pub fn is_durable(&self, lsn: Lsn) -> bool {
+        self.store.is_durable(lsn)
+    }
+
+    /// Returns when the commands up to this one are durable.
+    ///
+    /// # Errors
+    /// The pool is, or goes, read-only: whether they are is then unknown.
+    pub fn sync_to(&self, lsn: Lsn) -> Result<()> {
+        self.store.sync_to(lsn)?;
         Ok(())
     }
 
@@ -104,10 +133,17 @@ impl Fs {
     /// # Errors
     /// The first failure.
     pub fn syncfs(&self) -> Result<()> {
+        self.sync_to(self.begin_syncfs()?)
+    }
+
+    /// The first half of [`crate::Fs::syncfs`], as [`crate::Fs::begin_fsync`].
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn begin_syncfs(&self) -> Result<Lsn> {
         self.files.flush_all()?;
         self.write_atimes()?;
-        self.store.sync()?;
-        Ok(())
+        Ok(self.store.last_lsn())
     }
 
     /// Allocates, frees, takes out or makes room for a range of the file. Room is looked for, and not set aside: what

@@ -22,7 +22,7 @@ use crate::{apply, inode};
 const INLINE_SEAL_BYTES_MAX: u64 = 512 << 10;
 
 /// A job up to this size is sealed by the caller that does not wait for it, bytes.
-const PASSING_SEAL_BYTES_MAX: u64 = 64 << 10;
+pub(super) const PASSING_SEAL_BYTES_MAX: u64 = 64 << 10;
 
 /// Extents that one command cuts off at most; the rest is cut in commands before it.
 const TRUNCATE_EXTENTS_MAX: usize = 16 << 10;

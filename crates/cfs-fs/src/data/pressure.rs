@@ -15,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 use super::Core;
 use super::body::{Body, FileState};
+use super::commit::PASSING_SEAL_BYTES_MAX;
 use super::flush::Take;
 use crate::command::Command;
 use crate::error::{FsError, Result};
@@ -274,6 +275,14 @@ impl Core {
         let lock = lock::committed(&self.views, found.place, &found.record)?;
         body.locked_until_ms = lock.map_or(0, |lock| lock.ends_ms());
         Ok(())
+    }
+
+    /// Whether [`Core::flush`] of the file does what there is by itself, and soon: little is dirty, and nothing in flight.
+    pub(crate) fn is_soon_flushed(&self, ino: Ino) -> bool {
+        self.known(ino).is_none_or(|file| {
+            let body = file.lock();
+            body.run_bytes <= PASSING_SEAL_BYTES_MAX && body.jobs.is_empty()
+        })
     }
 
     /// Whether nothing but times is pending of the file.

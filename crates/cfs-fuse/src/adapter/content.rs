@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use cfs_format::Ino;
+use cfs_format::{Ino, Lsn};
 use cfs_fs::{AllocateMode, Attr, FsError, Parts, Result, SetAttr};
 use zerocopy::IntoBytes;
 
@@ -182,9 +182,9 @@ impl Adapter {
     }
 
     /// Of a file or directory.
-    pub(super) fn fsync(&self, ino: Ino, fsync: &abi::FsyncIn) -> Result<()> {
+    pub(super) fn begin_fsync(&self, ino: Ino, fsync: &abi::FsyncIn) -> Result<Lsn> {
         let data_only = fsync.fsync_flags & FSYNC_FDATASYNC != 0;
-        self.fs.fsync(ino, data_only)
+        self.fs.begin_fsync(ino, data_only)
     }
 
     pub(super) fn fallocate(&self, header: &InHeader, allocate: &abi::FallocateIn) -> Result<()> {

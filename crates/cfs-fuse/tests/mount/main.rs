@@ -7,3 +7,4 @@ mod nameless;
 mod ownership;
 mod posix;
 mod support;
+mod syncs;

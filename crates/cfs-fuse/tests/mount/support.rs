@@ -58,10 +58,9 @@ impl Host for SystemHost {
     }
 }
 
-fn open_pool() -> Arc<Fs> {
+fn open_pool(device: Arc<dyn Device>) -> Arc<Fs> {
     let master_key = MasterKey::from_key_file_bytes(&render_key_file(&[7; 32]));
     let master_key = master_key.expect("a rendered key file parses");
-    let device: Arc<dyn Device> = Arc::new(MemDevice::new(128));
     let host: Arc<dyn Host> = Arc::new(SystemHost(AtomicU64::new(1)));
     let cluster_key = ClusterKey::from_bytes([9; 32]);
     let mut slot = KeySlot::new_zeroed();
@@ -127,6 +126,18 @@ pub fn mount() -> Option<TestMount> {
 }
 
 pub fn mount_with(adjust: impl FnOnce(&mut MountOptions)) -> Option<TestMount> {
+    mount_pool(Arc::new(MemDevice::new(128)), adjust)
+}
+
+/// As [`mount`], of a pool on this device, which is made anew.
+pub fn mount_on(device: Arc<dyn Device>) -> Option<TestMount> {
+    mount_pool(device, |_| ())
+}
+
+fn mount_pool(
+    device: Arc<dyn Device>,
+    adjust: impl FnOnce(&mut MountOptions),
+) -> Option<TestMount> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), all).expect("open the directory to others");
@@ -134,7 +145,7 @@ pub fn mount_with(adjust: impl FnOnce(&mut MountOptions)) -> Option<TestMount> {
     std::fs::create_dir(&root).expect("make the mount point");
     let mut options = MountOptions::new(&root);
     adjust(&mut options);
-    let fs = open_pool();
+    let fs = open_pool(device);
     let mounted = match cfs_fuse::mount(Arc::clone(&fs), &options) {
         Ok(mounted) => mounted,
         Err(
