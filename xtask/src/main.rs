@@ -4,6 +4,7 @@ mod bench_import;
 mod bench_mount;
 mod bench_peers;
 mod bench_reclaim;
+mod bench_run;
 mod bench_s3;
 mod bench_s3_bounds;
 mod bench_snapshot;
