@@ -287,6 +287,15 @@ impl System {
         Ok(system)
     }
 
+    /// The process number of the server.
+    ///
+    /// # Errors
+    /// It has none in the foreground.
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        let server = self.server.as_ref();
+        Ok(server.context("no server in the foreground")?.id())
+    }
+
     /// Starts a server in the foreground and waits until it has mounted.
     fn serve(&mut self, mut command: Command) -> anyhow::Result<()> {
         let mut child = command.stdout(Stdio::piped()).spawn()?;

@@ -69,6 +69,12 @@ impl Place {
         self.options.extend(options);
     }
 
+    /// Gives the server these options from its next start on, and none that it had.
+    pub fn with_only(&mut self, options: &[&str]) {
+        self.options.clear();
+        self.with(options);
+    }
+
     /// Has the server speak S3 from its next start on; where.
     ///
     /// # Errors
