@@ -44,6 +44,7 @@ pub struct Options {
 enum Program {
     Cfs { binary: PathBuf, codec: String },
     Restic,
+    Rustic,
     Borg,
 }
 
@@ -82,6 +83,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .collect();
     for (program, name, version) in [
         (Program::Restic, "restic", "version"),
+        (Program::Rustic, "rustic", "--version"),
         (Program::Borg, "borg", "--version"),
     ] {
         match Command::new(name).arg(version).output() {
@@ -104,7 +106,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         println!("\n{}: {:.2} GB", tree.display(), bytes as f64 / 1e9);
         let mut rounds: Vec<Vec<Round>> = programs.iter().map(|_| Vec::new()).collect();
         for round in 0..options.run.rounds {
-            // Removed when all have run, see `DELETED_RECENTLY`.
+            // Those of many entries are removed when all have run, see `DELETED_RECENTLY`.
             let mut scratches = Vec::new();
             for (program, rounds) in programs.iter().zip(&mut rounds) {
                 let scratch = Scratch::new(&options.run.scratch()?, scratches.len())?;
@@ -113,7 +115,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                         .round(&tree, &scratch.0, round == 0)
                         .context(program.name())?,
                 );
-                scratches.push(scratch);
+                if entries > ENTRIES_FEW {
+                    scratches.push(scratch);
+                }
             }
             let has_next = round + 1 < options.run.rounds || index + 1 < options.trees.len();
             drop(scratches);
@@ -149,6 +153,7 @@ impl Program {
         match self {
             Self::Cfs { codec, .. } => format!("cfs, {codec}"),
             Self::Restic => "restic".to_owned(),
+            Self::Rustic => "rustic".to_owned(),
             Self::Borg => "borg, zstd,3".to_owned(),
         }
     }
@@ -160,7 +165,7 @@ impl Program {
         let mut init = self.command(scratch);
         match self {
             Self::Cfs { codec, .. } => init.args(["init", "--codec", codec, "--data"]).arg(&store),
-            Self::Restic => init.arg("init"),
+            Self::Restic | Self::Rustic => init.arg("init"),
             Self::Borg => init.args(["init", "--encryption", "repokey-blake2"]),
         };
         took(&mut init)?;
@@ -172,6 +177,7 @@ impl Program {
                     .args(["import", ".", "/tree", "-T", "--data"])
                     .arg(&store),
                 Self::Restic => command.args(["backup", "--quiet", "."]),
+                Self::Rustic => command.args(["backup", "."]),
                 Self::Borg => command
                     .args(["create", "--compression", "zstd,3"])
                     .arg(format!("::{name}"))
@@ -189,6 +195,7 @@ impl Program {
                 .args(["export", "/tree", ".", "-T", "--data"])
                 .arg(&store),
             Self::Restic => restore.args(["restore", "--quiet", "latest", "--target", "."]),
+            Self::Rustic => restore.args(["restore", "latest", "."]),
             Self::Borg => restore.args(["extract", "::first"]),
         };
         let restore = took(&mut restore)?;
@@ -217,6 +224,16 @@ impl Program {
                     .env("RESTIC_REPOSITORY", store)
                     .env("RESTIC_PASSWORD", "bench")
                     .env("RESTIC_CACHE_DIR", cache);
+            }
+            Self::Rustic => {
+                command = Command::new("rustic");
+                command
+                    .env("RUSTIC_REPOSITORY", store)
+                    .env("RUSTIC_PASSWORD", "bench")
+                    .env("RUSTIC_CACHE_DIR", &cache)
+                    .env("RUSTIC_NO_PROGRESS", "true")
+                    // Nobody's profile.
+                    .env("XDG_CONFIG_HOME", cache);
             }
             Self::Borg => {
                 command = Command::new("borg");
