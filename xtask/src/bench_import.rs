@@ -19,8 +19,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-use crate::bench_mount::{checked, in_scratch, median};
+use crate::bench_mount::{checked, median};
 use crate::bench_peers::{Took, allocated, took, warm};
+use crate::bench_run::Run;
+use crate::place;
 use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 use crate::workload::Random;
 use repeated::Repeated;
@@ -28,18 +30,11 @@ use repeated::Repeated;
 /// What to import, and how often.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for the sets and the stores; by default the system's temporary directory.
-    #[arg(long)]
-    scratch: Option<PathBuf>,
+    #[command(flatten)]
+    run: Run,
     /// MiB in each set.
     #[arg(long, default_value_t = 1024)]
     size_mib: usize,
-    /// Rounds; the table shows medians.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
     /// Cores to run on, one table row each.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     cores: Vec<usize>,
@@ -121,22 +116,16 @@ struct Row {
 /// # Errors
 /// When a program fails. Everything is taken away in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let beside = std::env::current_exe()?.with_file_name("cfs");
-    let binary = std::path::absolute(options.cfs.as_ref().unwrap_or(&beside))?;
-    ensure!(
-        binary.is_file(),
-        "{} does not exist; build it, or give --cfs",
-        binary.display()
-    );
+    let binary = place::binary(options.run.cfs())?;
     if let Some(gib) = options.large_gib {
         ensure!(gib >= 2, "at least 2 GiB");
-        return in_scratch(options.scratch.as_deref(), |scratch| {
-            large(&binary, scratch, gib)
-        });
+        return options
+            .run
+            .in_scratch(|scratch| large(&binary, scratch, gib));
     }
     ensure!(
-        options.rounds > 0 && !options.cores.is_empty() && !options.cores.contains(&0),
-        "at least one round on one core"
+        !options.cores.is_empty() && !options.cores.contains(&0),
+        "at least one core"
     );
     ensure!(
         options.size_mib >= 32 * FILES,
@@ -145,9 +134,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(path) = &options.svg {
         plot::prepare(path)?;
     }
-    in_scratch(options.scratch.as_deref(), |scratch| {
-        run_in(options, &binary, scratch)
-    })
+    options
+        .run
+        .in_scratch(|scratch| run_in(options, &binary, scratch))
 }
 
 fn run_in(options: &Options, binary: &Path, scratch: &Path) -> anyhow::Result<()> {
@@ -178,7 +167,7 @@ fn run_in(options: &Options, binary: &Path, scratch: &Path) -> anyhow::Result<()
         // What the baseline writes over from the first round on.
         store(System::Scratch, binary, scratch, &source, &allowed)?;
         std::fs::rename(scratch.join("new"), scratch.join("old"))?;
-        for round in 0..options.rounds {
+        for round in 0..options.run.rounds {
             for row in &mut of_set {
                 for turn in 0..SYSTEMS.len() {
                     let which = (turn + round) % SYSTEMS.len();
@@ -372,7 +361,7 @@ fn append_noise(content: &mut Vec<u8>, bytes: usize, random: &mut Random) {
 fn print(options: &Options, rows: &[Row]) {
     println!(
         "{} MiB in {FILES} files each, in the page cache; medians of {} rounds; target {TARGET} of the scratch program\n",
-        options.size_mib, options.rounds
+        options.size_mib, options.run.rounds
     );
     println!(
         "| data | cores | cfs import, MB/s | / scratch | / over old blocks | scratch, MB/s | over old blocks, MB/s \
@@ -445,7 +434,7 @@ fn relative(options: &Options, cores: &[usize], rows: &[Row]) -> Plot {
         title: "Import of large files".to_owned(),
         subtitle: format!(
             "How many times as quick as the scratch program (1), {}; more is better",
-            plot::medians_of(options.rounds)
+            plot::medians_of(options.run.rounds)
         ),
         axis: Axis::Ratios,
         series: cores

@@ -11,21 +11,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::bench_run::Run;
+use crate::place;
 use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 use crate::workload::{self, Material, Unit, WORKLOADS, Workload};
 
 /// What to compare, and how much of it.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for data and mount points; by default the system's temporary directory.
-    #[arg(long)]
-    scratch: Option<PathBuf>,
-    /// Rounds; the table shows medians.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[command(flatten)]
+    run: Run,
     /// MiB in each large file.
     #[arg(long, default_value_t = 512)]
     size_mib: usize,
@@ -48,37 +43,16 @@ pub struct Options {
 /// # Errors
 /// When a system does not mount or a workload fails. Everything is unmounted in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    ensure!(options.rounds > 0, "at least one round");
     if let Some(path) = &options.svg {
         ensure!(options.systems.len() > 1, "--svg compares two systems");
         plot::prepare(path)?;
     }
-    in_scratch(options.scratch.as_deref(), |scratch| {
-        run_in(options, scratch)
-    })
-}
-
-/// Runs `bench` in a new directory below `parent`, or the system's temporary one, and removes it afterwards.
-///
-/// # Errors
-/// Those of `bench`, and when the directory cannot be made or removed.
-pub(crate) fn in_scratch(
-    parent: Option<&Path>,
-    bench: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
-    // Programs run in other directories.
-    let parent = std::path::absolute(parent)?;
-    let scratch = parent.join(format!("cfs-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&scratch)?;
-    let result = bench(&scratch);
-    std::fs::remove_dir_all(&scratch).context("cleaning up")?;
-    result
+    options.run.in_scratch(|scratch| run_in(options, scratch))
 }
 
 fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     let warm_mib = options.size_mib * 3 + 64;
-    let systems = System::start_all(&options.systems, scratch, options.cfs.as_deref(), warm_mib)?;
+    let systems = System::start_all(&options.systems, scratch, options.run.cfs(), warm_mib)?;
     ensure!(
         options.svg.is_none() || systems.len() > 1,
         "--svg compares two systems, and only {} runs",
@@ -90,7 +64,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         .filter(|workload| workload.title().contains(&options.workloads))
         .collect();
     let mut figures = vec![vec![Vec::new(); systems.len()]; chosen.len()];
-    for round in 0..options.rounds {
+    for round in 0..options.run.rounds {
         for (row, workload) in chosen.iter().enumerate() {
             material.prepare(*workload);
             for turn in 0..systems.len() {
@@ -106,7 +80,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         for system in &systems {
             workload::clean(&system.root)?;
         }
-        eprintln!(" round {} of {}", round + 1, options.rounds);
+        eprintln!(" round {} of {}", round + 1, options.run.rounds);
     }
     let medians: Vec<Vec<f64>> = figures
         .iter()
@@ -115,7 +89,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     print_table(&systems, &chosen, &figures, &medians);
     print_notes(&chosen);
     match &options.svg {
-        Some(path) => relative(&systems, &chosen, &medians, options.rounds).write(path),
+        Some(path) => relative(&systems, &chosen, &medians, options.run.rounds).write(path),
         None => Ok(()),
     }
 }
@@ -281,11 +255,10 @@ impl System {
             server: None,
             mounted: name != "plain",
         };
-        let own = std::env::current_exe()?;
         match name {
             "plain" => {}
             "toy" => {
-                let mut command = Command::new(own);
+                let mut command = Command::new(std::env::current_exe()?);
                 command
                     .arg("toyfs")
                     .arg(&root)
@@ -294,10 +267,7 @@ impl System {
                 system.serve(command)?;
             }
             "cfs" => {
-                let beside = own.with_file_name("cfs");
-                let binary = cfs.unwrap_or(&beside);
-                ensure!(binary.is_file(), "{} does not exist", binary.display());
-                let mut command = Command::new(binary);
+                let mut command = Command::new(place::binary(cfs)?);
                 command.arg("mount").arg("--data").arg(&data).arg(&root);
                 system.serve(command)?;
             }
@@ -315,6 +285,15 @@ impl System {
             other => bail!("no system of this name: {other}"),
         }
         Ok(system)
+    }
+
+    /// The process number of the server.
+    ///
+    /// # Errors
+    /// It has none in the foreground.
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        let server = self.server.as_ref();
+        Ok(server.context("no server in the foreground")?.id())
     }
 
     /// Starts a server in the foreground and waits until it has mounted.

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 
 use crate::bench_mount::median;
+use crate::bench_run::Run;
+use crate::place;
 use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 
 /// ext4 passes over each inode that was deleted within the last minute (`recently_deleted` in its `ialloc.c`), so that
@@ -28,18 +30,11 @@ pub struct Options {
     /// Directories to store, each by itself.
     #[arg(required = true)]
     trees: Vec<PathBuf>,
-    /// An existing directory with room for a copy of the largest tree for each program, and the stores; what is made there is removed again.
-    #[arg(long, default_value = "/tmp")]
-    dir: PathBuf,
-    /// Rounds.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[command(flatten)]
+    run: Run,
     /// Codecs of cfs to measure.
     #[arg(long = "codec", default_values_t = ["lz4".to_owned(), "zstd:3".to_owned()])]
     codecs: Vec<String>,
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
     /// Draw the medians of the seconds here, as an SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -49,6 +44,7 @@ pub struct Options {
 enum Program {
     Cfs { binary: PathBuf, codec: String },
     Restic,
+    Rustic,
     Borg,
 }
 
@@ -73,14 +69,7 @@ struct Round {
 /// # Errors
 /// A program fails, or what it restores is not what it was given.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let beside = std::env::current_exe()?.with_file_name("cfs");
-    let binary = options.cfs.clone().unwrap_or(beside);
-    ensure!(
-        binary.is_file(),
-        "{} does not exist; build it, or give --cfs",
-        binary.display()
-    );
-    ensure!(options.rounds > 0, "at least one round");
+    let binary = place::binary(options.run.cfs())?;
     if let Some(path) = &options.svg {
         plot::prepare(path)?;
     }
@@ -94,6 +83,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .collect();
     for (program, name, version) in [
         (Program::Restic, "restic", "version"),
+        (Program::Rustic, "rustic", "--version"),
         (Program::Borg, "borg", "--version"),
     ] {
         match Command::new(name).arg(version).output() {
@@ -115,19 +105,21 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         })?;
         println!("\n{}: {:.2} GB", tree.display(), bytes as f64 / 1e9);
         let mut rounds: Vec<Vec<Round>> = programs.iter().map(|_| Vec::new()).collect();
-        for round in 0..options.rounds {
-            // Removed when all have run, see `DELETED_RECENTLY`.
+        for round in 0..options.run.rounds {
+            // Those of many entries are removed when all have run, see `DELETED_RECENTLY`.
             let mut scratches = Vec::new();
             for (program, rounds) in programs.iter().zip(&mut rounds) {
-                let scratch = Scratch::new(&options.dir, scratches.len())?;
+                let scratch = Scratch::new(&options.run.scratch()?, scratches.len())?;
                 rounds.push(
                     program
                         .round(&tree, &scratch.0, round == 0)
                         .context(program.name())?,
                 );
-                scratches.push(scratch);
+                if entries > ENTRIES_FEW {
+                    scratches.push(scratch);
+                }
             }
-            let has_next = round + 1 < options.rounds || index + 1 < options.trees.len();
+            let has_next = round + 1 < options.run.rounds || index + 1 < options.trees.len();
             drop(scratches);
             if has_next && entries > ENTRIES_FEW {
                 std::thread::sleep(DELETED_RECENTLY);
@@ -147,7 +139,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         title: "Beside backup programs".to_owned(),
         subtitle: format!(
             "Seconds, {}; less is better",
-            plot::medians_of(options.rounds)
+            plot::medians_of(options.run.rounds)
         ),
         axis: Axis::Values,
         series: programs.iter().map(Program::name).collect(),
@@ -161,6 +153,7 @@ impl Program {
         match self {
             Self::Cfs { codec, .. } => format!("cfs, {codec}"),
             Self::Restic => "restic".to_owned(),
+            Self::Rustic => "rustic".to_owned(),
             Self::Borg => "borg, zstd,3".to_owned(),
         }
     }
@@ -172,7 +165,7 @@ impl Program {
         let mut init = self.command(scratch);
         match self {
             Self::Cfs { codec, .. } => init.args(["init", "--codec", codec, "--data"]).arg(&store),
-            Self::Restic => init.arg("init"),
+            Self::Restic | Self::Rustic => init.arg("init"),
             Self::Borg => init.args(["init", "--encryption", "repokey-blake2"]),
         };
         took(&mut init)?;
@@ -184,6 +177,7 @@ impl Program {
                     .args(["import", ".", "/tree", "-T", "--data"])
                     .arg(&store),
                 Self::Restic => command.args(["backup", "--quiet", "."]),
+                Self::Rustic => command.args(["backup", "."]),
                 Self::Borg => command
                     .args(["create", "--compression", "zstd,3"])
                     .arg(format!("::{name}"))
@@ -201,6 +195,7 @@ impl Program {
                 .args(["export", "/tree", ".", "-T", "--data"])
                 .arg(&store),
             Self::Restic => restore.args(["restore", "--quiet", "latest", "--target", "."]),
+            Self::Rustic => restore.args(["restore", "latest", "."]),
             Self::Borg => restore.args(["extract", "::first"]),
         };
         let restore = took(&mut restore)?;
@@ -229,6 +224,16 @@ impl Program {
                     .env("RESTIC_REPOSITORY", store)
                     .env("RESTIC_PASSWORD", "bench")
                     .env("RESTIC_CACHE_DIR", cache);
+            }
+            Self::Rustic => {
+                command = Command::new("rustic");
+                command
+                    .env("RUSTIC_REPOSITORY", store)
+                    .env("RUSTIC_PASSWORD", "bench")
+                    .env("RUSTIC_CACHE_DIR", &cache)
+                    .env("RUSTIC_NO_PROGRESS", "true")
+                    // Nobody's profile.
+                    .env("XDG_CONFIG_HOME", cache);
             }
             Self::Borg => {
                 command = Command::new("borg");

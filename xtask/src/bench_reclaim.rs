@@ -13,26 +13,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+use crate::bench_run::Run;
 use crate::place::{Place, output, run_command};
 
 /// How much to write, and for how long to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for the pools; by default the system's temporary directory.
-    #[arg(long)]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    run: Run,
     /// MiB written to each pool.
     #[arg(long, default_value_t = 2048)]
     size_mib: u64,
     /// Seconds of each turn.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Turns of each pool.
-    #[arg(long, default_value_t = 4)]
-    rounds: usize,
     /// Empty segments without pacing (`gc --now`), to see what pacing is for.
     #[arg(long)]
     now: bool,
@@ -67,14 +61,9 @@ struct Figures {
 /// # Errors
 /// When something cannot be run; all is unmounted and removed in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    ensure!(
-        options.rounds > 0 && options.seconds > 0,
-        "something to measure"
-    );
-    let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let binary = options.cfs.as_deref();
-    let mut quiet = Place::new(&parent, "bench-reclaim-quiet", binary)?;
-    let mut busy = Place::new(&parent, "bench-reclaim-busy", binary)?;
+    ensure!(options.seconds > 0, "something to measure");
+    let mut quiet = options.run.place("bench-reclaim-quiet")?;
+    let mut busy = options.run.place("bench-reclaim-busy")?;
     for place in [&mut quiet, &mut busy] {
         place.start(true)?;
         fill(&place.mnt(), options.size_mib)?;
@@ -82,7 +71,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let (mut without, mut with) = (Figures::default(), Figures::default());
     let mut done = Vec::new();
-    for round in 0..options.rounds {
+    for round in 0..options.run.rounds {
         measure(&quiet.mnt(), options, round, &mut without)?;
         // The dead weight of this round: of the files that are left, one of two. At once, since an idle pool does not wait.
         remove_half(&busy.mnt(), round)?;
@@ -95,7 +84,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         eprintln!(
             "round {} of {}: {} segments emptied, {} MiB copied",
             round + 1,
-            options.rounds,
+            options.run.rounds,
             after.0 - before.0,
             (after.1 - before.1) >> 20
         );
@@ -119,7 +108,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             );
         }
     }
-    let seconds = options.seconds * options.rounds as u64;
+    let seconds = options.seconds * options.run.rounds as u64;
     let copied: u64 = done.iter().map(|(_, copied)| copied).sum();
     let segments: u64 = done.iter().map(|(segments, _)| segments).sum();
     println!(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::bench_mount::median;
-use crate::place::Place;
+use crate::bench_run::Run;
 use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 use crate::s3_client::{Account, Connection, PIECE_BYTES, Sent};
 use crate::workload::Random;
@@ -24,18 +24,11 @@ const PEER_VERSION: &str = "0.14.1";
 /// What to compare, and how much of it.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for the data of both; by default the system's temporary directory.
-    #[arg(long)]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    run: Run,
     /// Where `s3s-fs` is installed, if it is not there yet (which needs a network); `none` for no comparison.
     #[arg(long, default_value = "/tmp/cfs-s3s-fs")]
     peer: PathBuf,
-    /// Rounds; the table shows medians.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
     /// KiB of an object.
     #[arg(long, value_delimiter = ',', default_value = "4,1024,65536")]
     sizes_kib: Vec<u64>,
@@ -61,14 +54,12 @@ pub struct Options {
 /// # Errors
 /// When a server does not start or refuses a request. Both are ended and their data removed in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    ensure!(options.rounds > 0, "at least one round");
     let has_peer = options.peer.as_os_str() != "none";
     if let Some(path) = &options.svg {
         ensure!(has_peer, "--svg compares with s3s-fs");
         plot::prepare(path)?;
     }
-    let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let mut place = Place::new(&dir, "bench-s3", options.cfs.as_deref())?;
+    let mut place = options.run.place("bench-s3")?;
     let address = place.with_s3()?;
     let more: Vec<&str> = options.server_option.iter().map(String::as_str).collect();
     place.with(&more);
@@ -101,7 +92,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     let mut figures = vec![vec![Vec::new(); accounts.len()]; cells.len()];
-    for round in 0..options.rounds {
+    for round in 0..options.run.rounds {
         for (row, cell) in cells.iter().enumerate() {
             for turn in 0..accounts.len() {
                 let column = (turn + round) % accounts.len();
@@ -110,7 +101,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 eprint!(".");
             }
         }
-        eprintln!(" round {} of {}", round + 1, options.rounds);
+        eprintln!(" round {} of {}", round + 1, options.run.rounds);
     }
     let medians: Vec<Vec<Figure>> = figures
         .iter()
@@ -118,7 +109,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .collect();
     print_table(&cells, &medians);
     if let Some(path) = &options.svg {
-        relative(&cells, &medians, options.rounds).write(path)?;
+        relative(&cells, &medians, options.run.rounds).write(path)?;
     }
     drop(peer);
     place.stop()?;

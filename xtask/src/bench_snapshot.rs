@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
+use crate::bench_run::Run;
 use crate::place::{Place, output, run_command};
 use crate::workload::{self, Material, Unit, Workload};
 use btrfs::Btrfs;
@@ -33,12 +34,8 @@ const REST_LOOKS_MAX: usize = 6;
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for data and mount points; by default the system's temporary directory.
-    #[arg(long)]
-    scratch: Option<PathBuf>,
+    #[command(flatten)]
+    run: Run,
     /// Files in the large tree.
     #[arg(long, default_value_t = 1_000_000)]
     files: usize,
@@ -48,9 +45,6 @@ pub struct Options {
     /// Snapshots beside which the present's speed is measured.
     #[arg(long, default_value_t = 100)]
     snapshots: usize,
-    /// Rounds of the present's workloads; the table shows medians.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
     /// MiB in each large file.
     #[arg(long, default_value_t = 256)]
     size_mib: usize,
@@ -67,10 +61,10 @@ pub struct Options {
 
 impl Options {
     /// Btrfs, where it can be had and is wanted.
-    fn btrfs(&self, scratch: &Path, name: &str) -> anyhow::Result<Option<Btrfs>> {
+    fn btrfs(&self, name: &str) -> anyhow::Result<Option<Btrfs>> {
         match self.no_btrfs {
             true => Ok(None),
-            false => Btrfs::new(scratch, name),
+            false => Btrfs::new(&self.run.scratch()?, name),
         }
     }
 }
@@ -80,22 +74,18 @@ impl Options {
 /// # Errors
 /// When a server does not start or a step fails. Everything is taken away in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    ensure!(
-        options.rounds > 0 && options.taken > 0,
-        "at least one of each"
-    );
-    let scratch = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    take(options, &scratch)?;
-    head(options, &scratch)?;
-    read(options, &scratch)?;
+    ensure!(options.taken > 0, "at least one snapshot");
+    take(options)?;
+    head(options)?;
+    read(options)?;
     match options.volume_gib {
         0 => Ok(()),
-        _ => change(options, &scratch),
+        _ => change(options),
     }
 }
 
-fn start(options: &Options, scratch: &Path, name: &str) -> anyhow::Result<Place> {
-    let mut place = Place::new(scratch, name, options.cfs.as_deref())?;
+fn start(options: &Options, name: &str) -> anyhow::Result<Place> {
+    let mut place = options.run.place(name)?;
     place.start(true)?;
     Ok(place)
 }
@@ -133,13 +123,13 @@ fn most(figures: &[f64]) -> f64 {
 }
 
 /// Taking one: trees of 10 and of many files, idle, and while a file is written without a pause.
-fn take(options: &Options, scratch: &Path) -> anyhow::Result<()> {
+fn take(options: &Options) -> anyhow::Result<()> {
     println!("| milliseconds | median | most | whole command | of btrfs |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     let mut medians = [Vec::new(), Vec::new()];
     for files in [10, options.files] {
-        let theirs = take_of_btrfs(options, scratch, files)?;
-        let mut place = start(options, scratch, "take")?;
+        let theirs = take_of_btrfs(options, files)?;
+        let mut place = start(options, "take")?;
         make_files(&place.mnt().join("tree"), files)?;
         run_command(&mut place.cfs(&["admin", "snapshot", "create", "/", "--name", "first"]))?;
         // Whatever was made before is in the tables.
@@ -192,12 +182,8 @@ fn take(options: &Options, scratch: &Path) -> anyhow::Result<()> {
 }
 
 /// Median milliseconds of the commands of btrfs that take snapshots, and make writable ones of the first.
-fn take_of_btrfs(
-    options: &Options,
-    scratch: &Path,
-    files: usize,
-) -> anyhow::Result<Option<[f64; 2]>> {
-    let Some(btrfs) = options.btrfs(scratch, "take")? else {
+fn take_of_btrfs(options: &Options, files: usize) -> anyhow::Result<Option<[f64; 2]>> {
+    let Some(btrfs) = options.btrfs("take")? else {
         return Ok(None);
     };
     make_files(&btrfs.root().join("tree"), files)?;
@@ -268,11 +254,8 @@ fn beside_a_writer(place: &Place, taken: usize) -> anyhow::Result<(Vec<f64>, Vec
 }
 
 /// The present's speed without snapshots and with many.
-fn head(options: &Options, scratch: &Path) -> anyhow::Result<()> {
-    let places = [
-        start(options, scratch, "head-none")?,
-        start(options, scratch, "head-many")?,
-    ];
+fn head(options: &Options) -> anyhow::Result<()> {
+    let places = [start(options, "head-none")?, start(options, "head-many")?];
     let ours = head_of(options, places.each_ref().map(Place::mnt), &|name| {
         snapshot(&places[1], "/", name).map(drop)
     })?;
@@ -280,10 +263,7 @@ fn head(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         place.stop()?;
         place.remove()?;
     }
-    let theirs = match (
-        options.btrfs(scratch, "head-none")?,
-        options.btrfs(scratch, "head-many")?,
-    ) {
+    let theirs = match (options.btrfs("head-none")?, options.btrfs("head-many")?) {
         (Some(none), Some(many)) => {
             let take = |name: &str| run_command(&mut many.snapshot("head", name, false));
             Some(head_of(options, [none.root(), many.root()], &take)?)
@@ -333,7 +313,7 @@ fn head_of(
         take(&format!("s{number}"))?;
     }
     let mut figures = vec![[Vec::new(), Vec::new()]; HEAD.len()];
-    for round in 0..options.rounds {
+    for round in 0..options.run.rounds {
         for (row, workload) in HEAD.into_iter().enumerate() {
             material.prepare(workload);
             for turn in 0..roots.len() {
@@ -355,7 +335,7 @@ fn head_of(
 }
 
 /// What overwriting 1 % of a volume between two snapshots costs, in the pool and in a stream, in pieces of two sizes.
-fn change(options: &Options, scratch: &Path) -> anyhow::Result<()> {
+fn change(options: &Options) -> anyhow::Result<()> {
     use std::os::unix::fs::FileExt as _;
     println!(
         "| 1 % of {} GiB overwritten, in pieces of | in the pool | of it chunks | sent |",
@@ -363,7 +343,7 @@ fn change(options: &Options, scratch: &Path) -> anyhow::Result<()> {
     );
     println!("| --- | ---: | ---: | ---: |");
     let total = (options.volume_gib as u64) << 30;
-    let mut place = start(options, scratch, "change")?;
+    let mut place = start(options, "change")?;
     let path = place.mnt().join("volume");
     let mut material = Material::new(256 << 20, 1);
     let file = std::fs::File::create(&path)?;
@@ -388,7 +368,7 @@ fn change(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         let after = at_rest(&place)?;
         let (name, base) = (format!("/@s{number}"), format!("s{}", number - 1));
         let mut send = place.cfs(&["send", &name, "--from", &base]);
-        let stream = scratch.join(format!("cfs-stream-{}", std::process::id()));
+        let stream = place.dir().join("stream");
         let status = send.stdout(std::fs::File::create(&stream)?).status()?;
         let sent = std::fs::metadata(&stream)?.len();
         std::fs::remove_file(&stream)?;
@@ -422,8 +402,8 @@ fn at_rest(place: &Place) -> anyhow::Result<(u64, u64)> {
 
 /// A file as the present and as a snapshot shows it, after everything else has been forgotten, and after a part of it has
 /// been overwritten since.
-fn read(options: &Options, scratch: &Path) -> anyhow::Result<()> {
-    let mut place = start(options, scratch, "read")?;
+fn read(options: &Options) -> anyhow::Result<()> {
+    let mut place = start(options, "read")?;
     let mut material = Material::new(options.size_mib << 20, 1);
     workload::run(Workload::WriteUniqueSync, &place.mnt(), &mut material)?;
     snapshot(&place, "/", "then")?;
@@ -438,7 +418,7 @@ fn read(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         file.sync_all()?;
     }
     let mut figures = [Vec::new(), Vec::new()];
-    for round in 0..options.rounds {
+    for round in 0..options.run.rounds {
         for turn in 0..2 {
             let which = (turn + round) % 2;
             // Nothing of it is in any cache.

@@ -14,27 +14,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::bench_mount::median;
+use crate::bench_run::Run;
 use crate::place::Place;
 use crate::workload::{self, Random};
 
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for the pool and the mount point; by default the system's temporary directory.
-    #[arg(long)]
-    scratch: Option<PathBuf>,
+    #[command(flatten)]
+    run: Run,
     /// Files in the tree.
     #[arg(long, default_value_t = 1_000_000)]
     files: usize,
     /// Changes before each kill.
     #[arg(long, default_value_t = 5000)]
     changes: usize,
-    /// Kills, each with the kernel's caches and without.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
     /// Seconds between a start and the look at the memory.
     #[arg(long, default_value_t = 10)]
     rest_seconds: u64,
@@ -61,11 +55,10 @@ struct Start {
 /// When a server does not start, or what was synced is not there. The pool is removed in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(
-        options.rounds > 0 && options.files > 0 && options.changes > 0,
+        options.files > 0 && options.changes > 0,
         "at least one of each"
     );
-    let scratch = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let mut place = Place::new(&scratch, "start", options.cfs.as_deref())?;
+    let mut place = options.run.place("start")?;
     place.start(true)?;
     let began = Instant::now();
     make_tree(&place.mnt().join("tree"), options.files)?;
@@ -79,7 +72,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     place.start(true)?;
     let mut random = Random::new(0x5eed_57a2_7000_0001);
     let (mut kept, mut dropped) = (Vec::new(), Vec::new());
-    for _ in 0..options.rounds {
+    for _ in 0..options.run.rounds {
         kept.push(start_again(options, &mut place, &mut random, false)?);
         dropped.push(start_again(options, &mut place, &mut random, true)?);
         eprint!(".");
@@ -181,7 +174,7 @@ fn change(options: &Options, place: &Place, random: &mut Random) -> anyhow::Resu
 fn print(options: &Options, kept: &[Start], dropped: &[Start]) {
     println!(
         "\nAfter `kill -9` with {} files, {} changes since the last checkpoint; medians of {} rounds.\n",
-        options.files, options.changes, options.rounds
+        options.files, options.changes, options.run.rounds
     );
     println!(
         "| | median | most | the kernel's caches dropped | most | target |\n\

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
-use crate::bench_mount::{System, checked, in_scratch, median};
+use crate::bench_mount::{System, checked, median};
+use crate::bench_run::Run;
 use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 
 /// The tree, and what to compare.
@@ -17,15 +18,8 @@ use crate::plot::{self, Axis, Bar, Group, Panel, Plot};
 pub struct Options {
     /// A directory with the tree.
     tree: PathBuf,
-    /// The release binary of ClaudeFS; by default the one beside this program.
-    #[arg(long)]
-    cfs: Option<PathBuf>,
-    /// Directory for data and mount points; by default the system's temporary directory.
-    #[arg(long)]
-    scratch: Option<PathBuf>,
-    /// Rounds; the table shows medians.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[command(flatten)]
+    run: Run,
     /// Systems to run, of: cfs, toy, gocryptfs, plain.
     #[arg(long, value_delimiter = ',', default_value = "cfs,toy,gocryptfs,plain")]
     systems: Vec<String>,
@@ -54,13 +48,10 @@ const STEPS: [(&str, &str); 7] = [
 /// # Errors
 /// When a system does not mount or a program fails. Everything is unmounted in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    ensure!(options.rounds > 0, "at least one round");
     if let Some(path) = &options.svg {
         plot::prepare(path)?;
     }
-    in_scratch(options.scratch.as_deref(), |scratch| {
-        run_in(options, scratch)
-    })
+    options.run.in_scratch(|scratch| run_in(options, scratch))
 }
 
 fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
@@ -78,9 +69,9 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
              git -c user.name=bench -c user.email=bench@localhost commit -qm tree"
         ),
     )?;
-    let systems = System::start_all(&options.systems, scratch, options.cfs.as_deref(), WARM_MIB)?;
+    let systems = System::start_all(&options.systems, scratch, options.run.cfs(), WARM_MIB)?;
     let mut figures = vec![vec![Vec::new(); systems.len()]; STEPS.len()];
-    for round in 0..options.rounds {
+    for round in 0..options.run.rounds {
         for (row, (title, step)) in STEPS.iter().enumerate() {
             let line = step
                 .replace("{tar}", &archive.to_string_lossy())
@@ -94,7 +85,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
                 eprint!(".");
             }
         }
-        eprintln!(" round {} of {}", round + 1, options.rounds);
+        eprintln!(" round {} of {}", round + 1, options.run.rounds);
     }
     let medians: Vec<Vec<f64>> = figures
         .iter()
@@ -102,7 +93,7 @@ fn run_in(options: &Options, scratch: &Path) -> anyhow::Result<()> {
         .collect();
     print_table(&systems, &figures, &medians);
     match &options.svg {
-        Some(path) => seconds(&systems, &medians, options.rounds).write(path),
+        Some(path) => seconds(&systems, &medians, options.run.rounds).write(path),
         None => Ok(()),
     }
 }

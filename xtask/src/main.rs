@@ -3,7 +3,9 @@
 mod bench_import;
 mod bench_mount;
 mod bench_peers;
+mod bench_random;
 mod bench_reclaim;
+mod bench_run;
 mod bench_s3;
 mod bench_s3_bounds;
 mod bench_snapshot;
@@ -104,9 +106,11 @@ enum Task {
 enum Bench {
     /// The mount, beside its ceiling, gocryptfs and a plain directory.
     Mount(bench_mount::Options),
+    /// Reads of 4 KiB at random places of a large file, beside the disk itself, a plain file and the ceiling.
+    Random(bench_random::Options),
     /// Large files into a pool without a mount, beside a program that only cuts, seals and appends.
     Import(bench_import::Options),
-    /// Trees in and out, beside restic and borg.
+    /// Trees in and out, beside restic, rustic and borg.
     Peers(bench_peers::Options),
     /// Memory and lookups of the chunk index, without any content.
     Chunks {
@@ -164,6 +168,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench {
             bench: Bench::Mount(options),
         } => bench_mount::run(&options),
+        Task::Bench {
+            bench: Bench::Random(options),
+        } => bench_random::run(&options),
         Task::Bench {
             bench: Bench::Import(options),
         } => bench_import::run(&options),

@@ -18,19 +18,29 @@ pub(crate) struct Place {
     options: Vec<String>,
 }
 
+/// The program to test: the one that is given, or the one beside this.
+///
+/// # Errors
+/// There is no such program.
+pub(crate) fn binary(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let beside = std::env::current_exe()?.with_file_name("cfs");
+    // It runs in other directories.
+    let binary = std::path::absolute(given.unwrap_or(&beside))?;
+    ensure!(
+        binary.is_file(),
+        "{} does not exist; build it, or give --cfs",
+        binary.display()
+    );
+    Ok(binary)
+}
+
 impl Place {
     /// A new directory below `parent`, with nothing in it yet. `binary` is the program; by default the one beside this.
     ///
     /// # Errors
     /// There is no such program, or the directory cannot be made.
     pub fn new(parent: &Path, name: &str, binary: Option<&Path>) -> anyhow::Result<Self> {
-        let beside = std::env::current_exe()?.with_file_name("cfs");
-        let binary = binary.map_or(beside, Path::to_path_buf);
-        ensure!(
-            binary.is_file(),
-            "{} does not exist; build it, or give --cfs",
-            binary.display()
-        );
+        let binary = self::binary(binary)?;
         let dir = parent.join(format!("cfs-{name}-{}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
         Ok(Self {
@@ -57,6 +67,12 @@ impl Place {
     pub fn with(&mut self, options: &[&str]) {
         let options = options.iter().map(|option| (*option).to_owned());
         self.options.extend(options);
+    }
+
+    /// Gives the server these options from its next start on, and none that it had.
+    pub fn with_only(&mut self, options: &[&str]) {
+        self.options.clear();
+        self.with(options);
     }
 
     /// Has the server speak S3 from its next start on; where.
