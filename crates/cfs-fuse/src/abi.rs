@@ -134,6 +134,8 @@ pub(crate) mod set_attr {
 
 /// [`OpenOut::open_flags`]: keep what is cached of the file.
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// [`OpenOut::open_flags`] of a directory: remember what it lists.
+pub(crate) const FOPEN_CACHE_DIR: u32 = 1 << 3;
 /// [`OpenOut::open_flags`]: do not ask on `close`.
 pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
 /// `open_flags` of OPEN and CREATE: truncation clears set-user-id and set-group-id.

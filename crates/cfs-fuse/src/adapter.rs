@@ -3,8 +3,9 @@
 //! # What is left to the kernel
 //! Permissions (`default_permissions`, POSIX ACLs that it reads as extended attributes), locks, the offset of
 //! appending writes, following symbolic links, and caching: names, absent names and attributes are given to it for a
-//! day. Inode numbers are never reused. Names of snapshots it remembers for no time, so that each step into one is
-//! asked for here, where it is decided whether the caller may take it ([`Fs::is_closed`]).
+//! day, and what a directory lists until it changes. Inode numbers are never reused. Names of snapshots it remembers for no
+//! time, so that each step into one is asked for here, where it is decided whether the caller may take it
+//! ([`Fs::is_closed`]), and their listings neither: they come and go without the kernel.
 //!
 //! # Closing
 //! Where sync(2) reaches the file system, `close` costs no round trip (FOPEN_NOFLUSH): RELEASE, which nobody waits for,

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use cfs_fs::PARTS_MAX;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl;
@@ -86,6 +86,20 @@ impl Channel {
         let mut device = [PollFd::new(&self.device, PollFlags::IN)];
         match rustix::event::poll(&mut device, None) {
             Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Whether a request is waiting.
+    ///
+    /// # Errors
+    /// When the system cannot look at the device.
+    pub(crate) fn has_more(&self) -> io::Result<bool> {
+        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
+        let at_once = Timespec::default();
+        match rustix::event::poll(&mut device, Some(&at_once)) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::INTR | Errno::AGAIN) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }

@@ -29,7 +29,9 @@ const CREDIT_MAX: i32 = 16;
 const CREDIT_LOST: i32 = 2;
 /// Without credit it is tried once in so many times.
 const TRIED_ONCE_IN: u64 = 16;
-/// Requests that were there already when a thread came for them, in a row, before another thread is called.
+/// Nobody asks for so many times as long as another program has kept the processor from who did.
+const PAUSE_PER_LOSS: u32 = 16;
+/// Requests that were there already when a thread came for them, in a row, before it looks whether there are more.
 const PILED_UP: u32 = 4;
 /// How long no thread may be receiving, when there are others to call.
 const WATCH: Duration = Duration::from_millis(5);
@@ -39,14 +41,59 @@ pub(crate) struct Crew {
     receiving: AtomicUsize,
     /// Requests that were taken.
     taken: AtomicU64,
-    /// What asking again has been worth of late.
-    credit: AtomicI32,
-    /// There is a processor left for others while a thread asks.
-    may_ask: bool,
+    asking: Asking,
     /// Nothing has happened for a while, so that the watch sleeps.
     unwatched: AtomicBool,
     bench: Mutex<Bench>,
     watch: Condvar,
+}
+
+/// Whether asking pays.
+struct Asking {
+    /// There is a processor left for others while a thread asks.
+    is_possible: bool,
+    /// What it has been worth of late.
+    credit: AtomicI32,
+    /// What `paused_until_ns` counts from.
+    start: Instant,
+    paused_until_ns: AtomicU64,
+}
+
+impl Asking {
+    fn new(processors: usize) -> Self {
+        Self {
+            is_possible: processors > 1,
+            credit: AtomicI32::new(CREDIT_MAX / 2),
+            start: Instant::now(),
+            paused_until_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Nanoseconds from the start.
+    fn at(&self, time: Instant) -> u64 {
+        u64::try_from((time - self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// After so many requests were taken.
+    fn is_worth_it(&self, now: Instant, taken: u64) -> bool {
+        self.is_possible
+            && (self.credit.load(Ordering::Relaxed) > 0 || taken.is_multiple_of(TRIED_ONCE_IN))
+            && self.at(now) >= self.paused_until_ns.load(Ordering::Relaxed)
+    }
+
+    /// A thread has asked, with or without success, and was let go on so long after it had last let others go first.
+    fn ended(&self, now: Instant, succeeded: bool, lost: Duration) {
+        let credit = self.credit.load(Ordering::Relaxed);
+        let credit = match succeeded {
+            true => (credit + 1).min(CREDIT_MAX),
+            false => (credit - CREDIT_LOST).max(0),
+        };
+        self.credit.store(credit, Ordering::Relaxed);
+        if lost >= ASKING {
+            let until = self.at(now + PAUSE_PER_LOSS * lost);
+            self.paused_until_ns.store(until, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The threads that do nothing.
@@ -73,6 +120,29 @@ impl Seat {
 #[derive(Default)]
 pub(crate) struct Streak {
     at_once: u32,
+    /// More requests wait behind the one that it has taken.
+    piled_up: bool,
+}
+
+impl Streak {
+    /// Notes what the thread has found when it came.
+    ///
+    /// A caller that waits for each answer, and runs on this processor as soon as it has it, has asked again each time before
+    /// the thread comes back: another thread would find nothing.
+    ///
+    /// # Errors
+    /// When the system cannot look at the device.
+    fn note(&mut self, found: Received, channel: &Channel) -> io::Result<()> {
+        self.at_once = match found {
+            Received::Nothing => 0,
+            _ => self.at_once + 1,
+        };
+        self.piled_up = self.at_once >= PILED_UP && channel.has_more()?;
+        if self.at_once >= PILED_UP && !self.piled_up {
+            self.at_once = 0;
+        }
+        Ok(())
+    }
 }
 
 impl Crew {
@@ -81,8 +151,7 @@ impl Crew {
         Self {
             receiving: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
-            credit: AtomicI32::new(CREDIT_MAX / 2),
-            may_ask: processors > 1,
+            asking: Asking::new(processors),
             unwatched: AtomicBool::new(false),
             bench: Mutex::default(),
             watch: Condvar::new(),
@@ -110,10 +179,7 @@ impl Crew {
     ) -> io::Result<Option<usize>> {
         loop {
             let mut received = channel.receive(buffer)?;
-            streak.at_once = match received {
-                Received::Nothing => 0,
-                _ => streak.at_once + 1,
-            };
+            streak.note(received, channel)?;
             if matches!(received, Received::Nothing) && self.is_worth_asking() {
                 received = self.ask(channel, buffer)?;
             }
@@ -144,36 +210,31 @@ impl Crew {
     }
 
     fn is_worth_asking(&self) -> bool {
-        self.may_ask
-            && (self.credit.load(Ordering::Relaxed) > 0
-                || self
-                    .taken
-                    .load(Ordering::Relaxed)
-                    .is_multiple_of(TRIED_ONCE_IN))
+        let taken = self.taken.load(Ordering::Relaxed);
+        self.asking.is_worth_it(Instant::now(), taken)
     }
 
     /// Asks for a request over and over for a while. Whoever else wants this processor gets it in between.
     fn ask(&self, channel: &Channel, buffer: &mut [u8]) -> io::Result<Received> {
         let start = Instant::now();
-        while start.elapsed() < ASKING {
+        let mut now = start;
+        loop {
+            let before = now;
             std::thread::yield_now();
+            now = Instant::now();
             let received = channel.receive(buffer)?;
-            if !matches!(received, Received::Nothing) {
-                let credit = self.credit.load(Ordering::Relaxed);
-                self.credit
-                    .store((credit + 1).min(CREDIT_MAX), Ordering::Relaxed);
+            let is_there = !matches!(received, Received::Nothing);
+            let is_over = now - start >= ASKING;
+            if is_there || is_over {
+                self.asking.ended(now, is_there, now - before);
                 return Ok(received);
             }
         }
-        let credit = self.credit.load(Ordering::Relaxed);
-        self.credit
-            .store((credit - CREDIT_LOST).max(0), Ordering::Relaxed);
-        Ok(Received::Nothing)
     }
 
     /// The thread goes to answer what it has taken, and receives no longer.
     pub(crate) fn begin_answer(&self, may_wait: bool, streak: &Streak) {
-        if (may_wait || streak.at_once >= PILED_UP) && self.receiving.load(Ordering::SeqCst) == 1 {
+        if (may_wait || streak.piled_up) && self.receiving.load(Ordering::SeqCst) == 1 {
             self.call();
         }
         self.receiving.fetch_sub(1, Ordering::SeqCst);
@@ -359,8 +420,10 @@ mod tests {
 
         fn end(self) {
             self.crew.end();
-            // Whoever sleeps in the kernel is woken; as many may as there are.
-            (0..COUNT).for_each(|_| self.ask(END));
+            // Whoever sleeps in the kernel is woken; as many may as there are, if any is left.
+            for _ in 0..COUNT {
+                let _ = self.kernel.send(&[END]);
+            }
             for thread in self.threads {
                 thread.join().expect("a thread ends in order");
             }
@@ -387,6 +450,60 @@ mod tests {
             }
             session.end();
         }
+    }
+
+    /// Who asks beside programs that want the processor loses it for as long as they like, also where a request is there by
+    /// then; who sleeps is woken for it.
+    #[test]
+    fn nobody_asks_for_long_where_others_want_the_processor() {
+        let asking = Asking::new(2);
+        let quick = Duration::from_micros(5);
+        let kept = 30 * ASKING;
+        let mut now = Instant::now();
+        for _ in 0..CREDIT_MAX {
+            assert!(asking.is_worth_it(now, 1));
+            now += quick;
+            asking.ended(now, true, quick);
+        }
+        let (mut lost, start) = (Duration::ZERO, now);
+        for taken in 0..100_000 {
+            if asking.is_worth_it(now, taken) {
+                now += kept;
+                lost += kept;
+                asking.ended(now, true, kept);
+            }
+            now += quick;
+        }
+        assert!(lost < (now - start) / 10, "{lost:?} of {:?}", now - start);
+        now += PAUSE_PER_LOSS * kept;
+        assert!(asking.is_worth_it(now, 1), "it is tried again");
+        assert!(!Asking::new(1).is_worth_it(now, 0));
+    }
+
+    /// One caller who is always quicker than the thread that answers it is not many.
+    #[test]
+    fn requests_pile_up_when_others_wait_behind_them() {
+        let (kernel, device) = UnixDatagram::pair().expect("a pair");
+        let device = Channel::new(device.into()).expect("a channel");
+        let mut streak = Streak::default();
+        let mut take = || {
+            let received = device.receive(&mut [0; 8]).expect("received");
+            streak.note(received, &device).expect("looked");
+            streak.piled_up
+        };
+        let ask = || kernel.send(b"q").expect("sent");
+        for _ in 0..10 * PILED_UP {
+            ask();
+            assert!(!take(), "nobody waits behind it");
+        }
+        ask();
+        let found = (0..2 * PILED_UP).filter(|_| {
+            ask();
+            take()
+        });
+        assert!(found.count() > 0, "there was always one more");
+        assert!(!take(), "the last one");
+        assert!(!take(), "none");
     }
 
     #[test]

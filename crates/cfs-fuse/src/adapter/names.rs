@@ -7,7 +7,7 @@ use cfs_fs::{Attr, DirEntry, FsError, RenameFlags, Result};
 use zerocopy::IntoBytes;
 
 use super::Adapter;
-use crate::abi::{self, InHeader};
+use crate::abi::{self, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, InHeader};
 use crate::convert::{NameStays, absent, caller, entry};
 
 /// Boundary that entries of a listing end at, bytes.
@@ -150,12 +150,27 @@ impl Adapter {
     }
 
     pub(super) fn opendir(&self, ino: Ino, out: &mut Vec<u8>) -> Result<()> {
+        let open_flags = self.listing_stays(ino)?;
         let opened = abi::OpenOut {
             fh: self.directories.open(&self.fs, ino)?,
+            open_flags,
             ..abi::OpenOut::default()
         };
         out.extend_from_slice(opened.as_bytes());
         Ok(())
+    }
+
+    /// The flags that say whether the kernel remembers what the directory lists, and goes on with what it has. It drops that by
+    /// itself when the directory changes through it, and is told of other changes.
+    fn listing_stays(&self, ino: Ino) -> Result<u32> {
+        if ino.lists_snapshots() {
+            return Ok(0);
+        }
+        // As of a file's content: a listing that changes the access time is asked for here.
+        match self.fs.atime_is_due(ino)? {
+            true => Ok(FOPEN_CACHE_DIR),
+            false => Ok(FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE),
+        }
     }
 
     pub(super) fn readdir(

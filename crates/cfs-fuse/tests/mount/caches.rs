@@ -1,11 +1,11 @@
 //! What the kernel remembers, and how it is made to forget.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cfs_format::Ino;
-use cfs_fs::{Caller, RenameFlags};
+use cfs_fs::{Caller, RenameFlags, SetAttr, SetTime, Time};
 
 use crate::support::mount;
 
@@ -61,6 +61,79 @@ fn the_kernel_forgets_what_it_is_told_to() {
     test.mounted()
         .invalidate_inode(0x1234_5678)
         .expect("invalidate");
+}
+
+/// What a directory lists is asked for once, until it changes: through the mount, or elsewhere, when the kernel is told.
+#[test]
+fn a_listing_is_remembered_until_it_changes() {
+    let Some(test) = mount() else { return };
+    let path = test.path("dir");
+    fs::create_dir(&path).expect("made");
+    let listed = || {
+        let entries = fs::read_dir(&path).expect("listed");
+        let name = |entry: std::io::Result<fs::DirEntry>| {
+            let name = entry.expect("an entry").file_name();
+            name.into_string().expect("UTF-8")
+        };
+        let mut names: Vec<String> = entries.map(name).collect();
+        names.sort_unstable();
+        names.concat()
+    };
+    fs::write(path.join("a"), b"").expect("written");
+    assert_eq!(listed(), "a");
+    fs::write(path.join("b"), b"").expect("written");
+    assert_eq!(listed(), "ab");
+    fs::remove_file(path.join("a")).expect("removed");
+    assert_eq!(listed(), "b");
+    fs::rename(path.join("b"), path.join("c")).expect("renamed");
+    assert_eq!(listed(), "c");
+
+    let parent = Ino(fs::metadata(&path).expect("stat").ino());
+    let create = |name: &[u8]| {
+        let made = test.fs.create(parent, name, 0o644, &Caller::default());
+        made.expect("created behind its back");
+    };
+    let invalidate = || {
+        let told = test.mounted().invalidate_inode(parent.0);
+        told.expect("invalidate");
+    };
+    assert_eq!(listed(), "c");
+    create(b"d");
+    // The first change since the last listing makes the access time due.
+    assert_eq!(listed(), "cd");
+    invalidate();
+    assert_eq!(listed(), "cd");
+    let atime = fs::metadata(&path).expect("stat").atime();
+    let forth = SetAttr {
+        atime: Some(SetTime::At(Time {
+            seconds: atime + 3600,
+            nanos: 0,
+        })),
+        ..SetAttr::default()
+    };
+    test.fs.setattr(parent, &forth).expect("set");
+    create(b"e");
+    assert_eq!(listed(), "cd", "a listing is remembered");
+    invalidate();
+    assert_eq!(listed(), "cde");
+}
+
+/// Snapshots come and go without the kernel, which is not told.
+#[test]
+fn a_list_of_snapshots_is_always_asked_for() {
+    let Some(test) = mount() else { return };
+    let count = || {
+        let list = fs::read_dir(test.path(".snapshots"));
+        list.expect("listed").count()
+    };
+    for before in 0..3 {
+        assert_eq!((count(), count()), (before, before));
+        let name = [b'a' + before as u8];
+        test.fs.snapshot_create(b"/", &name).expect("taken");
+    }
+    let taken = test.fs.snapshot(b"/", b"b").expect("there");
+    test.fs.snapshot_delete(&taken).expect("deleted");
+    assert_eq!(count(), 2);
 }
 
 /// A file that another front end replaces, again and again, by renaming another one to its name, is there at any moment.
