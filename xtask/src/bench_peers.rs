@@ -117,6 +117,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 );
                 if entries > ENTRIES_FEW {
                     scratches.push(scratch);
+                } else {
+                    drop(scratch);
+                    // Or the next one waits for what removing costs.
+                    rustix::fs::sync();
                 }
             }
             let has_next = round + 1 < options.run.rounds || index + 1 < options.trees.len();

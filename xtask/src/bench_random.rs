@@ -72,6 +72,10 @@ struct Figures {
 /// When a server does not start, the content is another one, or the kernel's caches cannot be dropped, which takes root.
 /// Everything is taken away in any case.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        options.seconds > 0.0 && options.seconds.is_finite(),
+        "--seconds must be more than 0"
+    );
     ensure!(
         !options.threads.is_empty() && !options.threads.contains(&0),
         "at least one thread"
@@ -123,6 +127,10 @@ fn cold(
         let file = place.mnt().join("file");
         let reads = pages::read(&file, &places, place.pid(), threads, limit)?;
         let pool = place.data().join("pool");
+        anyhow::ensure!(
+            reads.bytes_each() > 0,
+            "cfs has read nothing from the disk: the file is in its memory"
+        );
         let piece = reads.bytes_each().next_multiple_of(PAGE_BYTES as u64) as usize;
         figures.cold.push(reads);
         for (piece, into) in [

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cfs_format::{Ino, Lsn};
 use cfs_fs::{Fs, FsError, Parts};
 
-use crate::abi::opcode;
+use crate::abi::{FSYNC_FDATASYNC, opcode};
 use crate::agreement::Agreement;
 use crate::directories::Directories;
 use crate::lookups::Lookups;
@@ -53,6 +53,17 @@ pub(crate) enum Answer {
     Error(i32),
     /// An empty body, once the commands up to this one are durable: see [`Adapter::sync_to`].
     WhenDurable(Lsn),
+    /// What [`Adapter::flush`] says, which may take long.
+    WhenFlushed(Flush),
+}
+
+/// What is to be written to the log, and made durable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Flush {
+    /// A file or directory; with `data_only` without its times.
+    One { ino: Ino, data_only: bool },
+    /// Everything.
+    All,
 }
 
 impl Adapter {
@@ -67,20 +78,30 @@ impl Adapter {
         }
     }
 
-    /// Whether the answer may take long, without what comes after [`Answer::WhenDurable`].
-    pub(crate) fn may_wait(&self, request: &Request<'_>) -> bool {
-        match &request.operation {
-            Operation::Fsync(_) => !self.fs.is_soon_flushed(Ino(request.header.nodeid)),
-            operation => operation.may_wait(),
+    /// Writes to the log what a caller wants to be durable.
+    pub(crate) fn flush(&self, flush: Flush) -> Answer {
+        let (opcode, ino, flushed) = match flush {
+            Flush::One { ino, data_only } => {
+                (opcode::FSYNC, ino, self.fs.begin_fsync(ino, data_only))
+            }
+            Flush::All => (opcode::SYNCFS, Ino::ROOT, self.fs.begin_syncfs()),
+        };
+        match flushed {
+            Ok(lsn) if self.fs.is_durable(lsn) => Answer::Body,
+            Ok(lsn) => Answer::WhenDurable(lsn),
+            Err(error) => Answer::Error(errno(opcode, ino, &error)),
         }
     }
 
-    /// Returns when the commands up to this one are durable, or with the error number that is the answer to all who waited
-    /// for that.
+    /// Returns when the commands up to this one are durable.
+    ///
+    /// # Errors
+    /// The error number for all who wait for that: whether what they wrote is durable is then unknown.
     pub(crate) fn sync_to(&self, lsn: Lsn) -> Result<(), i32> {
-        self.fs
-            .sync_to(lsn)
-            .map_err(|error| errno(opcode::FSYNC, Ino(0), &error))
+        self.fs.sync_to(lsn).map_err(|error| {
+            tracing::error!(%error, lsn = lsn.0, "the log was not made durable; who waits for that is told");
+            error.errno()
+        })
     }
 
     /// Does what the request asks. The body of the reply is put into `out`, which is empty.
@@ -100,16 +121,17 @@ impl Adapter {
             Operation::Tmpfile(create) => self.tmpfile(header, ino, create, out),
             Operation::Release(release) => self.release(ino, release),
             Operation::Flush => self.fs.flush(ino),
-            Operation::Fsync(fsync) => match self.begin_fsync(ino, fsync) {
-                Ok(lsn) => return self.when_durable(lsn),
-                Err(error) => Err(error),
-            },
+            Operation::Fsync(fsync) => {
+                let data_only = fsync.fsync_flags & FSYNC_FDATASYNC != 0;
+                let flush = Flush::One { ino, data_only };
+                return match self.fs.is_soon_flushed(ino) {
+                    true => self.flush(flush),
+                    false => Answer::WhenFlushed(flush),
+                };
+            }
             Operation::Syncfs => {
                 self.sync_arrives.store(true, Ordering::Relaxed);
-                match self.fs.begin_syncfs() {
-                    Ok(lsn) => return self.when_durable(lsn),
-                    Err(error) => Err(error),
-                }
+                return Answer::WhenFlushed(Flush::All);
             }
             Operation::Statx => self.statx(ino, out),
             Operation::Setattr(set) => self.setattr(ino, set, out),
@@ -167,13 +189,6 @@ impl Adapter {
         match result {
             Ok(()) => Answer::Body,
             Err(error) => Answer::Error(errno(header.opcode, ino, &error)),
-        }
-    }
-
-    fn when_durable(&self, lsn: Lsn) -> Answer {
-        match self.fs.is_durable(lsn) {
-            true => Answer::Body,
-            false => Answer::WhenDurable(lsn),
         }
     }
 

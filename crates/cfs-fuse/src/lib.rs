@@ -8,7 +8,7 @@
 //! | `abi` | the protocol's numbers and layouts |
 //! | `channel` | the descriptors: a request in, a reply or notification out |
 //! | `crew` | which threads wait for requests |
-//! | `syncs` | callers that wait for a flush of the device |
+//! | `durable`, `syncs` | callers that wait until what they have written is durable; one flush for many of them |
 //! | `request` | bytes to requests |
 //! | `agreement` | INIT |
 //! | `session` | threads, mounting, the end |
@@ -28,6 +28,7 @@ mod channel;
 mod convert;
 mod crew;
 mod directories;
+mod durable;
 mod helper;
 mod lookups;
 mod mountpoint;

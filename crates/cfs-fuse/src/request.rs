@@ -97,17 +97,12 @@ pub(crate) enum Operation<'a> {
 
 impl Operation<'_> {
     /// Whether the answer may take long: for much data, for the disk, or for room. What only changes names or attributes
-    /// is written to the log by others, and does not.
+    /// is written to the log by others, and does not; what syncs is left to other threads where it does.
     pub(crate) fn may_wait(&self) -> bool {
         match self {
             Self::Read(read) => read.size > QUICK_BYTES_MAX,
             Self::Write(_, data) => data.len() > QUICK_BYTES_MAX as usize,
-            Self::Flush
-            | Self::Fsync(_)
-            | Self::Syncfs
-            | Self::Fallocate(_)
-            | Self::Lseek(_)
-            | Self::CopyFileRange { .. } => true,
+            Self::Flush | Self::Fallocate(_) | Self::Lseek(_) | Self::CopyFileRange { .. } => true,
             Self::Setattr(change) => change.valid & abi::set_attr::SIZE != 0,
             _ => false,
         }

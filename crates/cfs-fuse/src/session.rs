@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use cfs_fs::Fs;
@@ -18,9 +18,12 @@ use crate::adapter::{Adapter, Answer};
 use crate::agreement::{self, Agreement, READ_AHEAD_BYTES, REQUEST_BYTES_MAX};
 use crate::channel::Channel;
 use crate::crew::{Crew, Streak};
+use crate::durable::{Caller, Durable, Flushing, settle};
 use crate::mountpoint::{self, Attached, MountError};
 use crate::request::{Request, RequestError};
-use crate::syncs::Syncs;
+
+/// Threads beside those that receive, for callers that want much to be durable.
+const FLUSH_THREADS: usize = 3;
 
 /// Where and how to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,8 +170,10 @@ impl Session {
         count: usize,
     ) -> io::Result<Self> {
         let adapter = Arc::new(Adapter::new(fs, agreement));
-        let (crew, syncs) = (Arc::new(Crew::new()), Arc::new(Syncs::new()));
-        let mut threads = Vec::with_capacity(count + 1);
+        let durable = Arc::new(Durable::new(Arc::clone(&adapter)));
+        let crew = Arc::new(Crew::new());
+        let (flushes, flushing) = mpsc::channel();
+        let mut threads = Vec::with_capacity(count + FLUSH_THREADS + 1);
         for number in 0..count {
             let channel = match number {
                 0 => Arc::clone(channel),
@@ -184,7 +189,8 @@ impl Session {
                 adapter: Arc::clone(&adapter),
                 channel,
                 crew: Arc::clone(&crew),
-                syncs: Arc::clone(&syncs),
+                durable: Arc::clone(&durable),
+                flushes: flushes.clone(),
                 agreement,
             };
             let thread = std::thread::Builder::new()
@@ -194,6 +200,15 @@ impl Session {
                     server.crew.end();
                     served
                 })?;
+            threads.push(thread);
+        }
+        let flushing = Arc::new(Mutex::new(flushing));
+        for number in 0..FLUSH_THREADS {
+            let (durable, flushing) = (Arc::clone(&durable), Arc::clone(&flushing));
+            // They end when those that receive have ended.
+            let thread = std::thread::Builder::new()
+                .name(format!("fuse flush {number}"))
+                .spawn(move || durable.flush_all(&flushing))?;
             threads.push(thread);
         }
         let watch = std::thread::Builder::new()
@@ -223,20 +238,13 @@ impl Session {
     }
 }
 
-/// A caller that waits for a flush of the device.
-struct Syncing {
-    /// Where its request has come from, which is where the kernel looks for the reply.
-    channel: Arc<Channel>,
-    unique: u64,
-    opcode: u32,
-}
-
 /// What a thread needs to answer the kernel.
 struct Server {
     adapter: Arc<Adapter>,
     channel: Arc<Channel>,
     crew: Arc<Crew>,
-    syncs: Arc<Syncs<Syncing>>,
+    durable: Arc<Durable>,
+    flushes: mpsc::Sender<Flushing>,
     agreement: Agreement,
 }
 
@@ -261,81 +269,46 @@ impl Server {
                 }
             };
             out.clear();
-            let may_wait = self.adapter.may_wait(&request);
+            let may_wait = request.operation.may_wait();
             self.crew.begin_answer(may_wait, &streak);
-            let waited = self.answer(&request, &mut out, may_wait)?;
-            if !self.crew.end_answer(waited) {
+            let has_waited = self.answer(&request, &mut out)?;
+            if !self.crew.end_answer(may_wait || has_waited) {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Answers a request, or leaves that to the thread that syncs. Whether this thread may have waited, as it was about
-    /// to or not.
-    fn answer(&self, request: &Request<'_>, out: &mut Vec<u8>, may_wait: bool) -> io::Result<bool> {
+    /// Answers a request, or leaves that to another thread. Whether this one has left receiving to others meanwhile.
+    ///
+    /// # Errors
+    /// When the device of the session fails.
+    fn answer(&self, request: &Request<'_>, out: &mut Vec<u8>) -> io::Result<bool> {
         let (unique, opcode) = (request.header.unique, request.header.opcode);
         let channel = &self.channel;
+        let caller = || Caller {
+            channel: Arc::clone(channel),
+            unique,
+            opcode,
+        };
         let sent = match self.adapter.answer(request, out) {
             Answer::None => Ok(()),
             Answer::Body => channel.reply(unique, &[out]),
             Answer::Parts(parts) => channel.reply(unique, &parts.slices().collect::<Vec<_>>()),
             Answer::Error(errno) => channel.refuse(unique, errno),
             Answer::WhenDurable(lsn) => {
-                let syncing = Syncing {
-                    channel: Arc::clone(channel),
-                    unique,
-                    opcode,
-                };
-                if !self.syncs.wait(lsn, syncing) {
-                    return Ok(may_wait);
-                }
-                if !may_wait {
-                    self.crew.begin_wait();
-                }
-                return self.sync().map(|()| true);
+                let begin_wait = || self.crew.begin_wait();
+                return self.durable.wait(lsn, caller(), begin_wait);
+            }
+            Answer::WhenFlushed(flush) => {
+                let left = self.flushes.send((flush, caller()));
+                return left
+                    .or_else(|left| left.0.1.answer(Err(libc::EIO)))
+                    .map(|()| false);
             }
         };
-        settle(channel, unique, opcode, sent).map(|()| may_wait)
+        settle(channel, unique, opcode, sent).map(|()| false)
     }
-
-    /// Answers all who wait for a flush of the device.
-    ///
-    /// # Errors
-    /// When the device of the session fails. All have been answered that could be.
-    fn sync(&self) -> io::Result<()> {
-        let mut result = Ok(());
-        self.syncs.serve(
-            |lsn| self.adapter.sync_to(lsn),
-            |Syncing {
-                 channel,
-                 unique,
-                 opcode,
-             },
-             synced| {
-                let sent = match synced {
-                    Ok(()) => channel.reply(unique, &[]),
-                    Err(errno) => channel.refuse(unique, *errno),
-                };
-                let settled = settle(&channel, unique, opcode, sent);
-                if result.is_ok() {
-                    result = settled;
-                }
-            },
-        );
-        result
-    }
-}
-
-/// Has whoever asked end with an error if the kernel has refused the reply.
-///
-/// # Errors
-/// When it refuses that too.
-fn settle(channel: &Channel, unique: u64, opcode: u32, sent: io::Result<()>) -> io::Result<()> {
-    let Err(error) = sent else { return Ok(()) };
-    let operation = crate::abi::opcode::name(opcode);
-    tracing::error!(%error, operation, "the kernel refuses a reply");
-    channel.refuse(unique, libc::EIO)
 }
 
 impl Mounted {

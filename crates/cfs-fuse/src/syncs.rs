@@ -1,10 +1,10 @@
-//! Callers that wait until what they have written is durable.
+//! Callers that wait for a flush of the device.
 //!
 //! They are many where a flush of the device is what takes the time, and the more there are, the more of them one flush serves.
-//! None of the session's threads waits for one of them alone: the first one syncs for all who have come by then,
-//! answers them, and goes on with those who have come since, until there are none; the others only note who waits.
+//! The first one's thread syncs for all who have come by then, answers them, and goes on with those who have come since,
+//! until there are none; the others only note who waits.
 //!
-//! Invariant: while somebody waits, a thread serves.
+//! Invariant: while somebody waits, a thread serves. A panic of that thread has to end the process, as it does in `cfs`.
 
 use cfs_format::Lsn;
 use parking_lot::Mutex;

@@ -142,19 +142,6 @@ impl Store {
     /// # Errors
     /// As [`Store::checkpoint`].
     pub fn close(&self) -> Result<(), WriteError> {
-        self.close_to_open()?;
-        // Room that is held for later goes back to the host.
-        self.trim(usize::MAX, true)?;
-        let mut space = self.pool.space.lock();
-        let kept = space.room.keep_for_opening(&*self.pool.device);
-        kept.map_err(|error| self.pool.fail(&error))
-    }
-
-    /// As [`Store::close`], for a pool that this process opens again: what is kept of the host's room stays with it.
-    ///
-    /// # Errors
-    /// As [`Store::close`].
-    pub fn close_to_open(&self) -> Result<(), WriteError> {
         // It would be a pity to fail for want of room for a hint.
         if self.available_bytes() >= LOW_BYTES
             && let Err(error) = self.keep_verdicts()
@@ -184,7 +171,11 @@ impl Store {
             }
             self.checkpoint_now(&mut maintenance)?;
         }
-        Ok(())
+        // Room that is held for later goes back to the host.
+        self.trim(usize::MAX, true)?;
+        let mut space = self.pool.space.lock();
+        let kept = space.room.keep_for_opening(&*self.pool.device);
+        kept.map_err(|error| self.pool.fail(&error))
     }
 
     /// Gives the room of up to `count` segments that nobody needs back to the host. Whether there are more.

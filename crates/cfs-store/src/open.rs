@@ -149,7 +149,7 @@ impl Store {
         store.meta_tree.apply(&batch);
         store.next_ino.store(Ino::ROOT.0, Ordering::Relaxed);
         store.start_journal(1)?;
-        store.close_to_open()?;
+        store.close()?;
         Ok(())
     }
 

@@ -90,7 +90,8 @@ impl Fs {
         Ok(self.store.last_lsn())
     }
 
-    /// Whether [`crate::Fs::begin_fsync`] of the file has little to do, and nothing to wait for.
+    /// Whether [`crate::Fs::begin_fsync`] of the file is likely to have little to do, and to wait for nobody. Itself it does not
+    /// wait.
     #[must_use]
     pub fn is_soon_flushed(&self, ino: Ino) -> bool {
         self.files.is_soon_flushed(ino)

@@ -214,6 +214,11 @@ impl FileState {
         self.body.lock()
     }
 
+    /// The lock, unless somebody has it.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Body>> {
+        self.body.try_lock()
+    }
+
     /// Waits until something has happened to the file.
     pub(crate) fn wait(&self, body: &mut MutexGuard<'_, Body>) {
         self.changed.wait(body);

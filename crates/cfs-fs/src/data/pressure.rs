@@ -49,6 +49,9 @@ pub(super) struct DirtyList {
     in_hand: RwLock<()>,
 }
 
+/// Dirty runs of a file that is flushed soon, at most.
+const SOON_FLUSHED_RUNS_MAX: usize = 16;
+
 impl Core {
     /// Whether anything has been accepted that is not stored yet.
     pub(crate) fn has_dirty(&self) -> bool {
@@ -277,11 +280,15 @@ impl Core {
         Ok(())
     }
 
-    /// Whether [`Core::flush`] of the file does what there is by itself, and soon: little is dirty, and nothing in flight.
+    /// Whether [`Core::flush`] of the file is likely to be done soon, and by the caller: little is dirty, in few pieces, nothing
+    /// is to be cut or in flight, and nobody else has the file. Waits for nothing.
     pub(crate) fn is_soon_flushed(&self, ino: Ino) -> bool {
         self.known(ino).is_none_or(|file| {
-            let body = file.lock();
-            body.run_bytes <= PASSING_SEAL_BYTES_MAX && body.jobs.is_empty()
+            file.try_lock().is_some_and(|body| {
+                let is_little = body.run_bytes <= PASSING_SEAL_BYTES_MAX
+                    && body.runs.len() <= SOON_FLUSHED_RUNS_MAX;
+                is_little && body.pending.truncate_to.is_none() && body.jobs.is_empty()
+            })
         })
     }
 

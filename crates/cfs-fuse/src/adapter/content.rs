@@ -2,14 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use cfs_format::{Ino, Lsn};
+use cfs_format::Ino;
 use cfs_fs::{AllocateMode, Attr, FsError, Parts, Result, SetAttr};
 use zerocopy::IntoBytes;
 
 use super::{Adapter, errno};
 use crate::abi::{
-    self, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FSYNC_FDATASYNC, InHeader, OPEN_KILL_SUIDGID,
-    WRITE_KILL_SUIDGID, opcode,
+    self, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, InHeader, OPEN_KILL_SUIDGID, WRITE_KILL_SUIDGID, opcode,
 };
 use crate::convert::caller;
 
@@ -179,12 +178,6 @@ impl Adapter {
             self.fs.hand_over(ino);
         }
         self.fs.release(ino)
-    }
-
-    /// Of a file or directory.
-    pub(super) fn begin_fsync(&self, ino: Ino, fsync: &abi::FsyncIn) -> Result<Lsn> {
-        let data_only = fsync.fsync_flags & FSYNC_FDATASYNC != 0;
-        self.fs.begin_fsync(ino, data_only)
     }
 
     pub(super) fn fallocate(&self, header: &InHeader, allocate: &abi::FallocateIn) -> Result<()> {

@@ -109,7 +109,8 @@ pub struct TestMount {
     mounted: Option<Mounted>,
     root: PathBuf,
     stop: Arc<AtomicBool>,
-    ticker: Option<JoinHandle<()>>,
+    ticker: Option<JoinHandle<cfs_fs::Result<()>>>,
+    is_broken: bool,
     _directory: tempfile::TempDir,
 }
 
@@ -163,9 +164,10 @@ fn mount_pool(
         let (fs, stop) = (Arc::clone(&fs), Arc::clone(&stop));
         move || {
             while !stop.load(Ordering::Relaxed) {
-                fs.tick().expect("background work");
+                fs.tick()?;
                 std::thread::sleep(Duration::from_millis(10));
             }
+            Ok(())
         }
     });
     Some(TestMount {
@@ -174,6 +176,7 @@ fn mount_pool(
         mounted: Some(mounted),
         stop,
         ticker: Some(ticker),
+        is_broken: false,
         _directory: directory,
     })
 }
@@ -187,6 +190,11 @@ impl TestMount {
         self.root.join(name)
     }
 
+    /// Its device has failed: nothing more is expected of the pool.
+    pub fn end_broken(mut self) {
+        self.is_broken = true;
+    }
+
     pub fn mounted(&self) -> &Mounted {
         self.mounted.as_ref().expect("taken on drop alone")
     }
@@ -197,12 +205,11 @@ impl Drop for TestMount {
         self.mounted = None;
         self.stop.store(true, Ordering::Relaxed);
         let ticked = self.ticker.take().map(JoinHandle::join);
-        if std::thread::panicking() {
+        if std::thread::panicking() || self.is_broken {
             return;
         }
-        ticked
-            .expect("set by mount")
-            .expect("background work succeeded");
+        let ticked = ticked.expect("set by mount").expect("no panic");
+        ticked.expect("background work");
         let report = self
             .fs
             .check(|_| true)

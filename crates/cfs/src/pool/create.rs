@@ -298,7 +298,7 @@ fn format(
     {
         Fs::format_to_keep(&store, passage).map_err(|error| failed(&error))?;
     }
-    store.close_to_open().map_err(|error| failed(&error))
+    store.close().map_err(|error| failed(&error))
 }
 
 /// Makes a key file, unless there is one: given, or left by a first run that was killed.
