@@ -202,7 +202,7 @@ impl GivenRoom {
         if !(purpose == Purpose::Data || spare) && self.pick().is_some() {
             match self.prepare_one(device, Room::Whole) {
                 Ok(()) => {}
-                Err(NoSpaceOr::NoSpace(_)) if self.prepared.len() > kept || kept == 0 => {}
+                Err(NoSpaceOr::NoSpace(_)) if kept == 0 => {}
                 Err(error) => return Err(error),
             }
         }
@@ -637,6 +637,25 @@ mod tests {
             room.started.clear();
             room.free(segment, used);
             assert_eq!(room.started.contains(&segment.0), is_believed, "{used}");
+        }
+    }
+
+    /// Or what was promised would take what upkeep needs.
+    #[test]
+    fn cleaning_on_a_full_host_leaves_what_is_promised_and_what_upkeep_needs() {
+        let device = MemDevice::new(64);
+        let mut room = GivenRoom::new(64, true);
+        assert!(room.promise(&device, 10).is_ok());
+        device.set_faults(FaultPlan {
+            room_blocks_max: Some(device.room_blocks()),
+            ..FaultPlan::default()
+        });
+        while room.take(&device, Purpose::Cleaning).is_ok() {}
+        for _ in 0..10 {
+            assert!(room.take(&device, Purpose::Data).is_ok());
+        }
+        for _ in 0..PREPARED_FOR_UPKEEP {
+            assert!(room.take(&device, Purpose::Upkeep).is_ok());
         }
     }
 
