@@ -32,8 +32,6 @@ const JOBS_WAITING_MAX: usize = 4096;
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
-/// Bytes that one read or write moves.
-const COPY_BYTES: usize = 256 << 10;
 
 /// Refuses a request that makes no sense in any pool, before one is opened or made for it.
 ///

@@ -20,10 +20,12 @@ use super::host_file::HostFile;
 use super::host_tree::{HostDir, Meta, Xattrs, pool_xattrs};
 use super::import::interrupted;
 use super::pool_path::{PoolPath, join};
-use super::{COPY_BYTES, Run, Trouble};
+use super::{Run, Trouble};
 use crate::admin::protocol::{Transfer, TransferSummary};
 use crate::failure::{Code, Failure, Result, plain};
 
+/// Bytes that one write moves: large direct writes take the disk less.
+const COPY_BYTES: usize = 1 << 20;
 /// Entries of a directory that are read at a time.
 const ENTRIES_AT_A_TIME: usize = 1024;
 

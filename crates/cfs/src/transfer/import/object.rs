@@ -9,8 +9,11 @@ use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Import, Job, host, interrupted};
+use crate::transfer::Trouble;
 use crate::transfer::host_tree::{Meta, set_pool_xattrs};
-use crate::transfer::{COPY_BYTES, Trouble};
+
+/// Bytes that one read moves, which stay in a core's cache until they are copied on.
+const COPY_BYTES: usize = 256 << 10;
 
 impl Import<'_, '_> {
     /// What is in the pool at the job's place.
