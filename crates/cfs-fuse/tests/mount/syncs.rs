@@ -108,7 +108,15 @@ impl Device for HeldDevice {
     }
 }
 
-/// Files that were written, and synced as a whole.
+/// A mounted pool on such a device. What is held is let go of before it is unmounted.
+fn mount_held() -> Option<(Arc<HeldDevice>, TestMount, LetGo)> {
+    let device = HeldDevice::new();
+    let test = mount_on(Arc::<HeldDevice>::clone(&device))?;
+    let let_go = LetGo(Arc::clone(&device));
+    Some((device, test, let_go))
+}
+
+/// Files that were written, and not synced.
 fn files(test: &TestMount, bytes: usize) -> Vec<File> {
     let files = (0..CALLERS).map(|number| {
         let mut file = File::create(test.path(number.to_string())).expect("create");
@@ -158,11 +166,9 @@ fn expect_all(ended: &Receiver<std::io::Result<()>>) {
 /// One flush serves all who have come by then.
 #[test]
 fn who_syncs_shares_flushes_and_holds_up_nobody() {
-    let device = HeldDevice::new();
-    let Some(test) = mount_on(Arc::<HeldDevice>::clone(&device)) else {
+    let Some((device, test, let_go)) = mount_held() else {
         return;
     };
-    let let_go = LetGo(Arc::clone(&device));
     drop(files(&test, 0));
     test.fs.syncfs().expect("sync what is there");
     let before = test.fs.store().last_lsn();
@@ -187,11 +193,9 @@ fn who_syncs_shares_flushes_and_holds_up_nobody() {
 /// Also where there is much to write first, and the device does not take it.
 #[test]
 fn who_writes_much_to_sync_holds_up_nobody() {
-    let device = HeldDevice::new();
-    let Some(test) = mount_on(Arc::<HeldDevice>::clone(&device)) else {
+    let Some((device, test, let_go)) = mount_held() else {
         return;
     };
-    let let_go = LetGo(Arc::clone(&device));
     let files = files(&test, 400_000);
     device.hold(Held::FlushesAndWrites);
     let ended = sync_each(files);
@@ -208,11 +212,9 @@ fn who_writes_much_to_sync_holds_up_nobody() {
 /// A flush that fails is told to all whom it was for, and to all who come later.
 #[test]
 fn a_failed_flush_is_told_to_all() {
-    let device = HeldDevice::new();
-    let Some(test) = mount_on(Arc::<HeldDevice>::clone(&device)) else {
+    let Some((device, test, let_go)) = mount_held() else {
         return;
     };
-    let let_go = LetGo(Arc::clone(&device));
     let files = files(&test, 5000);
     test.fs.syncfs().expect("sync what is there");
     for (number, mut file) in files.iter().enumerate() {
