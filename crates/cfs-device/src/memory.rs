@@ -79,6 +79,7 @@ struct State {
     changes: Vec<Change>,
     plan: FaultPlan,
     counts: OperationCounts,
+    hides_room: bool,
 }
 
 /// The segments that take room.
@@ -163,6 +164,11 @@ impl MemDevice {
         state.counts = OperationCounts::default();
     }
 
+    /// From now on the host does not tell what has room, as tmpfs does not.
+    pub fn hide_room(&self) {
+        self.state.lock().hides_room = true;
+    }
+
     /// Calls since the faults were set.
     #[must_use]
     pub fn counts(&self) -> OperationCounts {
@@ -192,6 +198,7 @@ impl MemDevice {
             state: Mutex::new(State {
                 visible: found.clone(),
                 durable: found,
+                hides_room: state.hides_room,
                 ..State::default()
             }),
         }
@@ -425,6 +432,9 @@ impl Device for MemDevice {
 
     fn host_room(&self) -> Result<Option<Vec<HostRoom>>, DeviceError> {
         let state = self.state.lock();
+        if state.hides_room {
+            return Ok(None);
+        }
         let room = |(index, segment): (&u32, &Segment)| {
             let mut blocks = 0..BLOCKS_PER_SEGMENT;
             let end = blocks.find(|block| !segment.has_room(*block));

@@ -94,7 +94,7 @@ impl Device for Overlay {
         assert_writable(self.geometry().segment_count, segment, offset, bytes.len());
         let blocks = bytes.chunks_exact(BLOCK).map(|block| {
             let block: &[u8; BLOCK] = block.try_into().expect("whole blocks");
-            match block.iter().all(|byte| *byte == 0) {
+            match *block == [0; BLOCK] {
                 true => Block::Zeros,
                 false => Block::Written(Box::new(*block)),
             }

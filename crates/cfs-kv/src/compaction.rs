@@ -36,6 +36,8 @@ pub(crate) enum Aim {
     Reads,
     /// Removed entries give their room back soon: level 0 goes down, however small it is.
     Room,
+    /// Fewer sorted runs in level 0, for at most so many bytes.
+    Level0(u64),
 }
 
 /// Where the output of a job goes.
@@ -241,7 +243,20 @@ impl Plan {
                 Target::Level(0),
             ));
         }
+        if let Aim::Level0(bytes_max) = aim {
+            let mut bytes = 0;
+            let newest = state.level0.iter().take_while(|sorted| {
+                bytes += stored_bytes(sorted);
+                bytes <= bytes_max
+            });
+            return Self::within_level0(state, newest.count());
+        }
         Self::pick_level0(state, options).or_else(|| Self::pick_level(state, options))
+    }
+
+    /// Merges so many of the newest sorted runs of level 0 into one, if they are several.
+    fn within_level0(state: &State, count: usize) -> Option<Self> {
+        (count > 1).then(|| Self::new(state, state.level0[..count].to_vec(), None, Target::Level0))
     }
 
     fn pick_level0(state: &State, options: &TreeOptions) -> Option<Self> {
@@ -271,8 +286,7 @@ impl Plan {
             sum += bytes[merged];
             merged += 1;
         }
-        (merged > 1)
-            .then(|| Self::new(state, state.level0[..merged].to_vec(), None, Target::Level0))
+        Self::within_level0(state, merged)
     }
 
     fn pick_level(state: &State, options: &TreeOptions) -> Option<Self> {

@@ -387,6 +387,15 @@ impl Tree {
         self.step(Aim::Room)
     }
 
+    /// As [`Tree::compact_step`], but that only the newest sorted runs of level 0 are merged, with each other, as many as
+    /// store `bytes_max` together: so that small ones become one where there is no room for more.
+    ///
+    /// # Errors
+    /// As [`Tree::compact_step`].
+    pub fn compact_step_of_newest(&self, bytes_max: u64) -> Result<bool, RunError> {
+        self.step(Aim::Level0(bytes_max))
+    }
+
     fn step(&self, aim: Aim) -> Result<bool, RunError> {
         let mut place = self.job.lock();
         let mut job = match place.take() {

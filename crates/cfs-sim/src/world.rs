@@ -144,9 +144,13 @@ impl World {
     fn new(seed: u64, tracing: bool) -> Self {
         let mut rng = Rng::new(seed);
         let segments = 72 + rng.below(120) as u32;
+        let device = MemDevice::new(segments);
+        if !seed.is_multiple_of(2) {
+            device.hide_room();
+        }
         Self {
             host: Arc::new(SimHost::new(seed)),
-            device: Arc::new(MemDevice::new(segments)),
+            device: Arc::new(device),
             model: Model::new(),
             outcome: Outcome::default(),
             tracing,

@@ -56,7 +56,7 @@ pub(crate) fn scan(device: &dyn Device) -> Result<(UnverifiedSuperblock, Anchors
             read_what_can_be(device, SegmentId(anchor), 0, &mut content);
         }
         for (index, block) in content.chunks_exact(BLOCK_BYTES as usize).enumerate() {
-            if block.iter().all(|byte| *byte == 0) {
+            if block == [0; BLOCK_BYTES as usize] {
                 continue;
             }
             next_offset[anchor as usize] = (index as u32 + 1) * BLOCK_BYTES;

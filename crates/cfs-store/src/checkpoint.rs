@@ -26,7 +26,7 @@ use crate::clean::Aim;
 use crate::directory::{CheckpointMark, LogMark, TableOwner};
 use crate::error::WriteError;
 use crate::pace::Load;
-use crate::runs::{SegmentRuns, TableBlock};
+use crate::runs::{SMALL_RUN_BYTES, SegmentRuns, TableBlock};
 use crate::space::{Entry, Purpose, State};
 use crate::store::{Maintenance, Store};
 use crate::sync::Ordering;
@@ -56,6 +56,8 @@ const LOW_BYTES: u64 = 64 * SEGMENT_BYTES as u64;
 /// quarter of those that they fill, more than they fill.
 const SMALL_TABLES_BYTES: u64 = 32 << 20;
 const SPARE_TABLE_SEGMENTS: u64 = 4;
+/// Where the host has no room for what is kept, the small ones of so many sorted runs that checkpoints have added are merged.
+const SORTED_RUNS_ON_FULL_HOST: u64 = 3;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
@@ -100,8 +102,13 @@ impl ManifestSegment {
 impl Store {
     /// Bytes of log that make a checkpoint due.
     fn replay_bytes_soft(&self) -> u64 {
-        let reserve = u64::from(self.pool.space.lock().reserve_segments());
-        (reserve / 4).max(2) * u64::from(SEGMENT_BYTES)
+        let space = self.pool.space.lock();
+        // What a longer log makes of the tables when it is replayed needs more room than is kept for opening the pool.
+        let segments = match space.room.lacks_host_room() {
+            true => 1,
+            false => (space.reserve_segments() / 4).max(2),
+        };
+        u64::from(segments) * u64::from(SEGMENT_BYTES)
     }
 
     fn memtable_bytes(&self) -> u64 {
@@ -226,7 +233,12 @@ impl Store {
             true => tree.compact_step_for_room(),
             false => tree.compact_step(),
         };
-        Ok(step(&self.meta_tree)? | step(&self.chunk_tree)?)
+        // One that finds no room keeps the other from nothing.
+        let (meta, chunk) = (step(&self.meta_tree), step(&self.chunk_tree));
+        match (meta, chunk) {
+            (Ok(true), Err(RunError::NoSpace)) | (Err(RunError::NoSpace), Ok(true)) => Ok(true),
+            (meta, chunk) => Ok(meta? | chunk?),
+        }
     }
 
     /// Replaces the key slot: the cluster key wrapped by another master key. Nothing of the old slot remains in the
@@ -268,6 +280,7 @@ impl Store {
         // a run with a segment of its own.
         self.meta_tree.flush_rotated()?;
         self.chunk_tree.flush_rotated()?;
+        self.merge_newest_on_full_host(maintenance)?;
         let (mark, position, timestamp, replay_bytes, mut retired) = {
             let mut writer = self.writer.lock();
             let (position, bytes) = self.journal().cut()?;
@@ -330,10 +343,39 @@ impl Store {
                 Ok(())
             }
             Err(error) => {
-                self.pool.space.lock().put_back_pending(retired);
+                let mut space = self.pool.space.lock();
+                space.put_back_pending(retired);
+                // Without room there was no superblock that names these.
+                if matches!(error, WriteError::NoSpace(_)) {
+                    space.free_unused(maintenance.manifest_segments.drain(..));
+                }
                 Err(error)
             }
         }
+    }
+
+    /// Where the host has no room for what is kept, the small tables of several checkpoints become one. Merging all takes more
+    /// room than there may be, and each checkpoint adds some: in the end there would be room for none.
+    fn merge_newest_on_full_host(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
+        if !self.pool.space.lock().room.lacks_host_room() {
+            return Ok(());
+        }
+        for tree in [&self.meta_tree, &self.chunk_tree] {
+            if tree.stats().level0_sorted_runs < SORTED_RUNS_ON_FULL_HOST {
+                continue;
+            }
+            // A merge that was begun with another aim may go on first, and find no room.
+            let mut attempts = 2;
+            while attempts > 0 {
+                match tree.compact_step_of_newest(SMALL_RUN_BYTES) {
+                    Ok(true) => maintenance.has_merged = true,
+                    Ok(false) => break,
+                    Err(RunError::NoSpace) => attempts -= 1,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn write_checkpoint(
@@ -635,6 +677,7 @@ impl Store {
             || self.memtable_bytes() > self.memtable_bytes_soft()
             || (age > CHECKPOINT_AFTER_NS && journal.last_lsn() > maintenance.checkpoint_lsn)
             || (pending > 0 && (age > for_space_after || is_low));
+        let mut result = Ok(());
         if must || (frees && age > for_space_after) {
             self.pace.note_step();
             match self.checkpoint_now(&mut maintenance) {
@@ -644,6 +687,11 @@ impl Store {
                 }
                 // It was to free a little; it can wait for one that is needed.
                 Err(WriteError::NoSpace(_)) if !must => maintenance.has_merged = false,
+                // Until one succeeds merges would only take room. What there is to be had for the next is looked for below.
+                Err(error @ WriteError::NoSpace(_)) => {
+                    maintenance.merges_wait = true;
+                    result = Err(error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -679,7 +727,7 @@ impl Store {
             Load::Busy if !is_low => TRIMMED_SEGMENTS.0,
             _ => TRIMMED_SEGMENTS.1,
         };
-        self.trim(count, load == Load::Idle).map(drop)
+        result.and(self.trim(count, load == Load::Idle).map(drop))
     }
 }
 
@@ -700,5 +748,96 @@ impl Entry {
 
     pub(crate) fn is_data(&self) -> bool {
         self.data_record().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cfs_device::{FaultPlan, MemDevice};
+    use cfs_format::superblock::{ChunkParams, KeySlot};
+    use cfs_seal::block::Cipher;
+    use cfs_seal::keys::ClusterKey;
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::pool::Host;
+    use crate::{FormatOptions, StoreOptions};
+
+    struct NoHost;
+
+    impl Host for NoHost {
+        fn now_ns(&self) -> u64 {
+            1
+        }
+        fn fill_random(&self, buf: &mut [u8]) {
+            buf.fill(1);
+        }
+    }
+
+    /// Or each attempt would ask for more, and the last room be gone before there is enough.
+    #[test]
+    fn a_checkpoint_that_finds_no_room_takes_none() {
+        let device = Arc::new(MemDevice::new(64));
+        let dyn_device: Arc<dyn cfs_device::Device> = device.clone();
+        let host: Arc<dyn Host> = Arc::new(NoHost);
+        let options = FormatOptions {
+            cipher: Cipher::Aes256Gcm,
+            chunk: ChunkParams {
+                min: (64 << 10).into(),
+                avg: (128 << 10).into(),
+                max: (256 << 10).into(),
+                algorithm: 1.into(),
+            },
+            pool_bytes_max: 0,
+            domain_secret: None,
+        };
+        let key = || ClusterKey::from_bytes([9; 32]);
+        let slot = KeySlot::new_zeroed();
+        Store::format(&dyn_device, &host, key(), slot, &options).expect("format");
+        let (options, unlock) = (StoreOptions::default(), |_: &_| Ok(key()));
+        let replay = |_: &mut crate::Txn<'_>, _: &[u8]| Ok(());
+        let store = Store::open(dyn_device, host, unlock, options, replay).expect("open");
+        device.set_faults(FaultPlan {
+            room_blocks_max: Some(device.room_blocks()),
+            ..FaultPlan::default()
+        });
+        let free_after_attempt = || {
+            let refused = store.checkpoint();
+            assert!(
+                matches!(refused, Err(WriteError::NoSpace(_))),
+                "{refused:?}"
+            );
+            let space = store.pool.space.lock();
+            (space.counts().free, space.pending_count())
+        };
+        let mut taken = {
+            let mut space = store.pool.space.lock();
+            while space
+                .take(&*device, Stream::Data, Purpose::Upkeep, SegmentSeq(1))
+                .is_ok()
+            {}
+            let take_start = |_| {
+                let taken = space.take_start(&*device, Purpose::Upkeep, SegmentSeq(1));
+                taken.ok()
+            };
+            (0..).map_while(take_start).collect::<Vec<_>>()
+        };
+        // What is in memory takes a run each of these times; after that it says nothing new.
+        for _ in 0..2 {
+            store.pool.space.lock().free_unused(taken.drain(..1));
+            free_after_attempt();
+        }
+        // From now on there is room for one of two manifests.
+        store.pool.space.lock().free_unused(taken.drain(..1));
+        let first = free_after_attempt();
+        for attempt in 2..10 {
+            assert_eq!(free_after_attempt(), first, "attempt {attempt}");
+        }
+        let mut unfinished = store.runs.writer(TableOwner::Meta, Purpose::Upkeep, 100);
+        unfinished
+            .append(b"a block")
+            .expect("there is room for one");
+        drop(unfinished);
+        assert_eq!(free_after_attempt(), first, "after a run that was given up");
     }
 }

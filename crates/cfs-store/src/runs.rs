@@ -36,6 +36,9 @@ const CONTENT_BYTES_MAX: u32 =
 const NOTE_BYTES_MAX: usize = BLOCK_RAW_BYTES_MAX / 2;
 /// What a small run may take beside its blocks, bytes.
 const START_SPARE_BYTES: u64 = 48 << 10;
+/// Runs and manifests of so much before compression most likely take no more than [`START_BYTES`]: beside the blocks there are
+/// those of the index, the directory and parity.
+pub(crate) const SMALL_RUN_BYTES: u64 = (START_BYTES as u64 - START_SPARE_BYTES) / 5 * 4;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;
 const UNREADABLE_COUNTED_MAX: usize = 1000;
@@ -113,8 +116,7 @@ impl SegmentRuns {
             pool: &self.pool,
             owner,
             purpose,
-            // Beside the blocks there are those of the index, the directory and parity.
-            is_small: bytes + bytes / 4 + START_SPARE_BYTES <= u64::from(START_BYTES),
+            is_small: bytes <= SMALL_RUN_BYTES,
             first_seq: None,
             codec: *self.codec.lock(),
             compressor: Compressor::new(),
@@ -443,15 +445,14 @@ impl OpenTableSegment {
 }
 
 impl Drop for SegmentRunWriter<'_> {
-    /// An unfinished run's segments are given back.
+    /// An unfinished run's segments are given back: nothing refers to them.
     fn drop(&mut self) {
         if self.finished {
             return;
         }
-        let mut space = self.pool.space.lock();
-        for segment in &self.segments {
-            space.retire(SegmentId(*segment as u32));
-        }
+        let segments = self.segments.iter();
+        let segments = segments.map(|segment| SegmentId(*segment as u32));
+        self.pool.space.lock().free_unused(segments);
     }
 }
 

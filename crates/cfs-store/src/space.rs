@@ -302,13 +302,20 @@ impl Space {
         entry.used_bytes = used_bytes;
         let table_bytes = entry.table_bytes();
         self.table_bytes += table_bytes;
-        self.changed.insert(segment.0);
+        self.note_changed(segment);
         self.release_if_empty(segment);
     }
 
     pub fn set_used(&mut self, segment: SegmentId, used_bytes: u32) {
         self.entry_mut(segment).used_bytes = used_bytes;
-        self.changed.insert(segment.0);
+        self.note_changed(segment);
+    }
+
+    /// The record of a segment is out of date, if it is one that has one: a run of nothing else would take room on a full host.
+    fn note_changed(&mut self, segment: SegmentId) {
+        if self.entry_mut(segment).is_data() {
+            self.changed.insert(segment.0);
+        }
     }
 
     /// Marks a segment as in use while a pool is being opened.
@@ -351,6 +358,8 @@ impl Space {
         entry.live_bytes = 0;
         self.table_bytes -= table_bytes;
         self.room.retire(segment);
+        // Those of tables have no record. That the next checkpoint removes it all the same has it write a run, whose note leads
+        // a rebuild to the tables after others with notes have been merged.
         self.changed.insert(segment.0);
         self.pending.push(segment);
     }
@@ -428,6 +437,16 @@ impl Space {
         let used_bytes = entry.used_bytes;
         *entry = FREE;
         self.room.free(segment, used_bytes);
+    }
+
+    /// Segments of tables that nothing durable has ever referred to may be used again at once.
+    pub fn free_unused(&mut self, segments: impl Iterator<Item = SegmentId>) {
+        for segment in segments {
+            self.retire(segment);
+            self.take_pending_one(segment);
+            self.changed.remove(&segment.0);
+            self.free(segment);
+        }
     }
 
     /// Data segments whose records are out of date, with their entry; free ones have none.

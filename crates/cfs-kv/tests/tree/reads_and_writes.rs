@@ -152,3 +152,36 @@ fn deleting_everything_frees_everything() {
     assert!(stats.run_entries < 100, "{stats:?}");
     assert!(store.used().len() < 20, "{} extents", store.used().len());
 }
+
+#[test]
+fn small_runs_become_one_beside_large_ones() {
+    let random = &mut Random(5);
+    let store = MemoryStore::new();
+    let tree = tree(&store, 1 << 20);
+    fill(&tree, &store, random, 10_000);
+    let large = tree.stats().level0_sorted_runs + 1;
+    let key = |turn: u8| vec![turn; 32];
+    for (turn, rows) in [(0, 5000), (1, 5), (2, 5), (3, 5)] {
+        let mut batch = Batch::new();
+        batch.put(key(turn), vec![turn; 40]);
+        batch.delete(key(turn.wrapping_sub(1)));
+        for _ in 1..rows {
+            batch.put(random.bytes(32), vec![2; 40]);
+        }
+        tree.apply(&batch);
+        tree.rotate();
+        tree.flush_rotated().expect("flush");
+    }
+    let before = tree.stats();
+    assert_eq!(before.level0_sorted_runs, large + 3, "{before:?}");
+    let base = store.written();
+    while tree.compact_step_of_newest(64 << 10).expect("merge") {}
+    let after = tree.stats();
+    assert_eq!(after.level0_sorted_runs, large + 1, "{after:?}");
+    let written = store.written() - base;
+    assert!(written < 64 << 10, "{written} bytes written");
+    for turn in 0..3 {
+        assert_eq!(tree.get(&key(turn)).expect("get"), None, "{turn}");
+    }
+    assert_eq!(tree.get(&key(3)).expect("get"), Some(vec![3; 40]));
+}

@@ -208,9 +208,9 @@ impl GivenRoom {
         }
         if self.prepared.is_empty() {
             match self.prepare_one(device, Room::Whole) {
-                Err(NoSpaceOr::NoSpace(no_space)) if purpose == Purpose::Upkeep => {
+                Err(NoSpaceOr::NoSpace(_)) if purpose == Purpose::Upkeep => {
                     if !self.prepare_one_with_room(device)? {
-                        return Err(NoSpaceOr::NoSpace(no_space));
+                        self.prepare_one_of_others(device, Room::Whole)?;
                     }
                 }
                 result => result?,
@@ -240,11 +240,46 @@ impl GivenRoom {
                 Err(error) => return Err(error),
             }
         }
+        if self.started.is_empty() && purpose == Purpose::Upkeep {
+            match self.prepare_one_of_others(device, Room::Start) {
+                Ok(()) | Err(NoSpaceOr::NoSpace(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
         if self.started.len() <= kept {
             return Ok(None);
         }
         let index = self.started.pop_first().expect("counted just above");
         Ok(Some(self.take_out(index, Backing::Start)))
+    }
+
+    /// The last resort of upkeep on a full host: gives it back what is behind the ends of full segments, or else gaps in them,
+    /// of which a free one gets room. Others may take that.
+    fn prepare_one_of_others(
+        &mut self,
+        device: &dyn Device,
+        room: Room,
+    ) -> Result<(), NoSpaceOr<DeviceError>> {
+        let bytes = match room {
+            Room::Whole => SEGMENT_BYTES,
+            Room::Start => START_BYTES,
+        };
+        if self.pick().is_some() {
+            if let Some(tails) = self.in_use.largest_tails(bytes) {
+                for segment in tails {
+                    let cut = self.in_use.cut_noted_tail(device, segment);
+                    cut.map_err(NoSpaceOr::Other)?;
+                }
+                match self.prepare_one(device, room) {
+                    Err(NoSpaceOr::NoSpace(_)) => {}
+                    prepared => return prepared,
+                }
+            }
+            if self.cut_gaps(device, bytes)? {
+                return self.prepare_one(device, room);
+            }
+        }
+        Err(host_is_full(bytes))
     }
 
     fn take_out(&mut self, index: u32, backing: Backing) -> SegmentId {
@@ -302,7 +337,7 @@ impl GivenRoom {
                     break;
                 }
                 match self.prepare_one(device, Room::Whole) {
-                    Err(NoSpaceOr::NoSpace(_)) if self.cut_gaps(device)? => {
+                    Err(NoSpaceOr::NoSpace(_)) if self.cut_gaps(device, SEGMENT_BYTES)? => {
                         self.prepare_one(device, Room::Whole)?;
                     }
                     prepared => prepared?,
@@ -314,11 +349,14 @@ impl GivenRoom {
         Ok(())
     }
 
-    /// On a full host: gives it back the gaps of full segments, the largest first, of which one segment can be made. Whether
-    /// there were enough. Others may take that room; ends of segments are left alone, as those are whole again when they are
-    /// free.
-    fn cut_gaps(&mut self, device: &dyn Device) -> Result<bool, NoSpaceOr<DeviceError>> {
-        let Some(gaps) = self.in_use.largest_gaps(SEGMENT_BYTES) else {
+    /// On a full host: gives it back the gaps of full segments, the largest first, which have `bytes` together. Whether there
+    /// were enough. Others may take that room; ends of segments are left alone, as those are whole again when they are free.
+    fn cut_gaps(
+        &mut self,
+        device: &dyn Device,
+        bytes: u32,
+    ) -> Result<bool, NoSpaceOr<DeviceError>> {
+        let Some(gaps) = self.in_use.largest_gaps(bytes) else {
             return Ok(false);
         };
         for segment in gaps {
@@ -679,6 +717,55 @@ mod tests {
         for promised in 1..=4 {
             let given = room.promise(&device, promised).is_ok();
             assert_eq!(given, promised <= 3, "{promised}");
+        }
+    }
+
+    /// Without a checkpoint nothing that has been removed would become free.
+    #[test]
+    fn upkeep_on_a_full_host_takes_ends_and_gaps_of_full_segments() {
+        let device = MemDevice::new(64);
+        let mut room = GivenRoom::new(64, true);
+        let take = |room: &mut GivenRoom| {
+            let taken = room.take(&device, Purpose::Data);
+            taken.unwrap_or_else(|_| panic!("there is room"))
+        };
+        for _ in 0..2 {
+            let segment = take(&mut room);
+            room.in_use.note_tail(segment, SEGMENT_BYTES / 2);
+        }
+        for _ in 0..8 {
+            let segment = take(&mut room);
+            room.note_gap(segment, 64 * BLOCK_BYTES..192 * BLOCK_BYTES);
+        }
+        assert!(room.restock(&device).is_ok_and(|is_stocked| is_stocked));
+        device.set_faults(FaultPlan {
+            room_blocks_max: Some(device.room_blocks()),
+            ..FaultPlan::default()
+        });
+        // Two halves, and eight quarters, are three segments.
+        for number in 1..=PREPARED_KEPT + 4 {
+            let is_given = room.take(&device, Purpose::Upkeep).is_ok();
+            assert_eq!(is_given, number <= PREPARED_KEPT + 3, "{number}");
+        }
+    }
+
+    /// As above, for a small table.
+    #[test]
+    fn a_small_table_on_a_full_host_takes_the_end_of_a_full_segment() {
+        let device = MemDevice::new(64);
+        let mut room = GivenRoom::new(64, true);
+        let taken = room.take(&device, Purpose::Data);
+        let segment = taken.unwrap_or_else(|_| panic!("there is room"));
+        room.in_use.note_tail(segment, SEGMENT_BYTES - START_BYTES);
+        assert!(room.restock(&device).is_ok_and(|is_stocked| is_stocked));
+        device.set_faults(FaultPlan {
+            room_blocks_max: Some(device.room_blocks()),
+            ..FaultPlan::default()
+        });
+        for number in 1..=STARTED_KEPT + 2 {
+            let taken = room.take_start(&device, Purpose::Upkeep);
+            let is_given = matches!(taken, Ok(Some(_)));
+            assert_eq!(is_given, number <= STARTED_KEPT + 1, "{number}");
         }
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use cfs_device::{Device, DeviceError};
-use cfs_format::SegmentId;
 use cfs_format::superblock::ANCHORS;
+use cfs_format::{SEGMENT_BYTES, SegmentId};
 
 use super::START_BYTES;
 
@@ -119,17 +119,26 @@ impl InUse {
     /// The segments with the largest gaps, which together have `bytes`; `None` if all have not.
     pub fn largest_gaps(&self, bytes: u32) -> Option<Vec<SegmentId>> {
         let by_length = self.gaps.iter().map(|(index, range)| (range.len(), *index));
-        let mut gaps: Vec<(usize, u32)> = by_length.collect();
-        gaps.sort_unstable_by(|one, other| other.cmp(one));
-        let mut sum = 0;
-        for (count, (len, _)) in gaps.iter().enumerate() {
-            sum += len;
-            if sum >= bytes as usize {
-                let largest = gaps[..=count].iter();
-                return Some(largest.map(|(_, index)| SegmentId(*index)).collect());
-            }
+        largest(by_length.collect(), bytes)
+    }
+
+    /// As above, of what is behind the ends of segments.
+    pub fn largest_tails(&self, bytes: u32) -> Option<Vec<SegmentId>> {
+        let tails = self.tails.iter();
+        let by_length = tails.map(|(index, end)| ((SEGMENT_BYTES - end) as usize, *index));
+        largest(by_length.collect(), bytes)
+    }
+
+    /// Gives the room behind a segment's end that is remembered back to the host.
+    pub fn cut_noted_tail(
+        &mut self,
+        device: &dyn Device,
+        segment: SegmentId,
+    ) -> Result<(), DeviceError> {
+        match self.tails.remove(&segment.0) {
+            Some(end) => self.cut_tail(device, segment, end),
+            None => Ok(()),
         }
-        None
     }
 
     /// Gives the room of a segment's gap back to the host.
@@ -149,4 +158,18 @@ impl InUse {
         self.cut_gap(device, SegmentId(*index))?;
         Ok(true)
     }
+}
+
+/// The segments with the longest ranges, which together have `bytes`; `None` if all have not.
+fn largest(mut ranges: Vec<(usize, u32)>, bytes: u32) -> Option<Vec<SegmentId>> {
+    ranges.sort_unstable_by(|one, other| other.cmp(one));
+    let mut sum = 0;
+    for (count, (len, _)) in ranges.iter().enumerate() {
+        sum += len;
+        if sum >= bytes as usize {
+            let largest = ranges[..=count].iter();
+            return Some(largest.map(|(_, index)| SegmentId(*index)).collect());
+        }
+    }
+    None
 }
