@@ -147,6 +147,7 @@ pub fn logged_commands(
         cipher: &cipher,
         key,
         uuid: &superblock.pool_uuid,
+        was_closed: superblock.clean.get() == 1,
     };
     let tail = reader.read(&superblock.journal);
     let command = |record: LoggedRecord| LoggedCommand {

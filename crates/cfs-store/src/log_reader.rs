@@ -77,6 +77,9 @@ pub(crate) struct LogReader<'a> {
     pub cipher: &'a BlockCipher,
     pub key: &'a ClusterKey,
     pub uuid: &'a [u8; 16],
+    /// The pool was closed: nothing was written behind the checkpoint's position, so that nothing of it can be lost, and it is
+    /// not looked for.
+    pub was_closed: bool,
 }
 
 impl LogReader<'_> {
@@ -166,15 +169,17 @@ impl LogReader<'_> {
             segment = SegmentId(header.next.get());
             offset = BATCHES_OFFSET;
         }
-        tail.lost = self
-            .durable_beyond(end, segment, incarnation, due_lsn)
-            .or_else(|| (tail.headless || refused_end).then_some(tail.durable_lsn))
-            .map(|durable_lsn| LostLog {
-                segment: end.0,
-                offset: end.1,
-                lsn: Lsn(due_lsn),
-                durable_lsn,
-            });
+        if !self.was_closed {
+            tail.lost = self
+                .durable_beyond(end, segment, incarnation, due_lsn)
+                .or_else(|| (tail.headless || refused_end).then_some(tail.durable_lsn))
+                .map(|durable_lsn| LostLog {
+                    segment: end.0,
+                    offset: end.1,
+                    lsn: Lsn(due_lsn),
+                    durable_lsn,
+                });
+        }
         // What nobody knew to be flushed may be whole or not: that is no damage.
         let durable_lsn = tail.durable_lsn;
         tail.repaired.retain(|repaired| repaired.lsn <= durable_lsn);

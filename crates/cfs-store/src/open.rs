@@ -285,13 +285,13 @@ impl Store {
             cipher: &pool.ciphers.journal,
             key: &pool.cluster_key,
             uuid: &pool.uuid,
+            was_closed: superblock.clean.get() == 1,
         };
         let tail = reader.read(&superblock.journal);
         for repaired in &tail.repaired {
             heal::write_back(pool, repaired.segment, repaired.block, &repaired.bytes);
         }
-        // After a clean shutdown there is nothing to read.
-        if let Some(lost) = tail.lost.filter(|_| superblock.clean.get() != 1) {
+        if let Some(lost) = tail.lost {
             let error = OpenError::LogDamaged {
                 segment: lost.segment,
                 offset: lost.offset,

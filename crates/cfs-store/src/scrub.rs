@@ -179,6 +179,7 @@ impl Scrub<'_> {
             cipher: &store.pool.ciphers.journal,
             key: &store.pool.cluster_key,
             uuid: &store.pool.uuid,
+            was_closed: false,
         };
         let tail = reader.read(&position);
         for repaired in &tail.repaired {

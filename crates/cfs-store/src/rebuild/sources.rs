@@ -242,13 +242,10 @@ impl Source {
             cipher: &pool.ciphers.journal,
             key: &pool.cluster_key,
             uuid: &pool.uuid,
+            was_closed: self.is_in_force && superblock.clean.get() == 1,
         };
         if self.is_in_force {
-            let mut tail = reader.read(&superblock.journal);
-            if superblock.clean.get() == 1 {
-                tail.lost = None;
-            }
-            return tail;
+            return reader.read(&superblock.journal);
         }
         let mark = self.mark.log.position();
         let mut tail = reader.read(&mark);

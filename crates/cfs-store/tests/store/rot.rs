@@ -392,3 +392,31 @@ fn scrub_goes_on_where_the_table_of_chunks_is_damaged() {
     }
     assert!(report.bad_chunks.is_empty() && !report.stopped);
 }
+
+/// Where its log ends near the end of a segment, more of it was looked for in 2,048 others.
+#[test]
+fn what_follows_the_log_of_a_closed_pool_is_not_looked_for() {
+    let host = TestHost::start();
+    let device = Arc::new(MemDevice::new(4000));
+    format(&(Arc::clone(&device) as Arc<dyn Device>), &host);
+    let mut ends = Vec::new();
+    // Two blocks each, and one when the pool is closed.
+    for commands in (0..250).step_by(50) {
+        let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
+        for slot in 1..=commands {
+            put(&store, slot, (slot + commands) as u8);
+        }
+        store.close().expect("close");
+        ends.push(store.superblock().journal.offset.get());
+        drop(store);
+        device.set_faults(FaultPlan::default());
+        let store = open(Arc::clone(&device) as Arc<dyn Device>, Arc::clone(&host));
+        let reads = device.counts().reads;
+        assert!(reads < 100, "{reads} reads, the log ends at {ends:?}");
+        store.close().expect("close");
+    }
+    assert!(
+        *ends.last().expect("some") > SEGMENT_BYTES / 4 * 3,
+        "{ends:?}"
+    );
+}
