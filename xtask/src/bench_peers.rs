@@ -2,9 +2,10 @@
 //!
 //! For each tree and each program, in turns: the first ingest into an empty store, the same tree again, and a restore.
 //! What is told is the median of the rounds: seconds, seconds of processor time, the largest resident memory, and how
-//! many times the stored bytes go into those of the tree. Trees are read once before, so that all find them in the page
-//! cache; what is restored is compared with its source in the first round. Programs that are not installed are left out
-//! and named.
+//! many times the stored bytes go into those of the tree. Some programs leave what they restore in the page cache, so the
+//! time until the disk has it is told too; and what `cp -a` takes for the tree, which is what a restore without a store
+//! would. Trees are read once before, so that all find them in the page cache; what is restored is compared with its
+//! source in the first round. Programs that are not installed are left out and named.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -60,8 +61,16 @@ pub(crate) struct Took {
 struct Round {
     first: Took,
     again: Took,
-    restore: Took,
+    restore: Restored,
     stored_bytes: u64,
+}
+
+/// A tree that was written.
+#[derive(Clone, Copy)]
+struct Restored {
+    took: Took,
+    /// Until all of it was on the disk.
+    synced_seconds: f64,
 }
 
 /// Measures and prints.
@@ -105,16 +114,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         })?;
         println!("\n{}: {:.2} GB", tree.display(), bytes as f64 / 1e9);
         let mut rounds: Vec<Vec<Round>> = programs.iter().map(|_| Vec::new()).collect();
+        let mut copies = Vec::new();
         for round in 0..options.run.rounds {
             // Those of many entries are removed when all have run, see `DELETED_RECENTLY`.
             let mut scratches = Vec::new();
-            for (program, rounds) in programs.iter().zip(&mut rounds) {
-                let scratch = Scratch::new(&options.run.scratch()?, scratches.len())?;
-                rounds.push(
-                    program
-                        .round(&tree, &scratch.0, round == 0)
-                        .context(program.name())?,
-                );
+            let end = |scratch, scratches: &mut Vec<Scratch>| {
                 if entries > ENTRIES_FEW {
                     scratches.push(scratch);
                 } else {
@@ -122,7 +126,21 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                     // Or the next one waits for what removing costs.
                     rustix::fs::sync();
                 }
+            };
+            for (program, rounds) in programs.iter().zip(&mut rounds) {
+                let scratch = Scratch::new(&options.run.scratch()?, scratches.len())?;
+                rounds.push(
+                    program
+                        .round(&tree, &scratch.0, round == 0)
+                        .context(program.name())?,
+                );
+                end(scratch, &mut scratches);
             }
+            let scratch = Scratch::new(&options.run.scratch()?, scratches.len())?;
+            let mut copy = Command::new("cp");
+            copy.arg("-a").arg(&tree).arg(&scratch.0);
+            copies.push(restored(&mut copy, &scratch.0)?);
+            end(scratch, &mut scratches);
             let has_next = round + 1 < options.run.rounds || index + 1 < options.trees.len();
             drop(scratches);
             if has_next && entries > ENTRIES_FEW {
@@ -133,7 +151,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             .iter()
             .map(|rounds| Median::of(rounds, bytes))
             .collect();
-        print(&programs, &medians);
+        print(&programs, &medians, median_of(&copies));
         panels.push(panel(&tree, &medians, bytes));
     }
     let Some(path) = &options.svg else {
@@ -202,7 +220,7 @@ impl Program {
             Self::Rustic => restore.args(["restore", "latest", "."]),
             Self::Borg => restore.args(["extract", "::first"]),
         };
-        let restore = took(&mut restore)?;
+        let restore = restored(&mut restore, &out)?;
         if compare {
             let mut diff = Command::new("diff");
             took(diff.args(["-r", "--no-dereference"]).arg(tree).arg(&out))
@@ -304,6 +322,30 @@ pub(crate) fn took(command: &mut Command) -> anyhow::Result<Took> {
     })
 }
 
+/// Runs a command that writes a tree to a place, then waits until it is on the disk.
+fn restored(command: &mut Command, place: &Path) -> anyhow::Result<Restored> {
+    let took = took(command)?;
+    let started = Instant::now();
+    rustix::fs::syncfs(std::fs::File::open(place)?)?;
+    Ok(Restored {
+        took,
+        synced_seconds: took.seconds + started.elapsed().as_secs_f64(),
+    })
+}
+
+/// The median of each figure by itself.
+fn median_of(all: &[Restored]) -> Restored {
+    let of = |figure: fn(&Restored) -> f64| median(&all.iter().map(figure).collect::<Vec<_>>());
+    Restored {
+        took: Took {
+            seconds: of(|it| it.took.seconds),
+            processor_seconds: of(|it| it.took.processor_seconds),
+            resident_mib: of(|it| it.took.resident_mib),
+        },
+        synced_seconds: of(|it| it.synced_seconds),
+    }
+}
+
 /// Processor time of all children that have been waited for; /proc/self/stat, see proc_pid_stat(5).
 fn children_seconds() -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
@@ -377,7 +419,7 @@ struct Median {
     stored_ratio: f64,
     first: Took,
     again: Took,
-    restore: Took,
+    restore: Restored,
     resident_mib: f64,
 }
 
@@ -394,9 +436,9 @@ impl Median {
             stored_ratio: of(&|round| bytes as f64 / round.stored_bytes as f64),
             first: took(|round| round.first),
             again: took(|round| round.again),
-            restore: took(|round| round.restore),
+            restore: median_of(&rounds.iter().map(|round| round.restore).collect::<Vec<_>>()),
             resident_mib: of(&|round| {
-                let all = [round.first, round.again, round.restore];
+                let all = [round.first, round.again, round.restore.took];
                 all.iter()
                     .fold(0.0, |most: f64, took| most.max(took.resident_mib))
             }),
@@ -409,7 +451,7 @@ fn panel(tree: &Path, medians: &[Median], bytes: u64) -> Panel {
     let phases: [(&str, fn(&Median) -> Took); 3] = [
         ("first", |it| it.first),
         ("again", |it| it.again),
-        ("restore", |it| it.restore),
+        ("restore", |it| it.restore.took),
     ];
     let groups = phases.map(|(title, phase)| {
         let bar = |median: &Median| Bar::seconds(phase(median).seconds);
@@ -425,21 +467,28 @@ fn panel(tree: &Path, medians: &[Median], bytes: u64) -> Panel {
     }
 }
 
-fn print(programs: &[Program], medians: &[Median]) {
+fn print(programs: &[Program], medians: &[Median], copy: Restored) {
     println!(
-        "| program | stored ratio | first, s / CPU s | again, s / CPU s | restore, s / CPU s | resident, MiB |"
+        "| program | stored ratio | first, s / CPU s | again, s / CPU s | restore, s / CPU s | until synced, s | resident, MiB |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    let both = |took: Took| format!("{:.2} / {:.2}", took.seconds, took.processor_seconds);
     for (program, median) in programs.iter().zip(medians) {
-        let both = |took: Took| format!("{:.2} / {:.2}", took.seconds, took.processor_seconds);
         println!(
-            "| {} | {:.2} | {} | {} | {} | {:.0} |",
+            "| {} | {:.2} | {} | {} | {} | {:.2} | {:.0} |",
             program.name(),
             median.stored_ratio,
             both(median.first),
             both(median.again),
-            both(median.restore),
+            both(median.restore.took),
+            median.restore.synced_seconds,
             median.resident_mib,
         );
     }
+    println!(
+        "| `cp -a` | | | | {} | {:.2} | {:.0} |",
+        both(copy.took),
+        copy.synced_seconds,
+        copy.took.resident_mib,
+    );
 }

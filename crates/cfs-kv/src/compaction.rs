@@ -2,7 +2,8 @@
 //!
 //! Level 0 holds what memtables became; its sorted runs overlap. While it is small against level 1, runs of similar
 //! size are merged within it, so that frequent checkpoints of little do not rewrite level 1 each time; when it has
-//! grown to a quarter of level 1, all of it is merged into level 1. Levels 1 and on are one sorted run each; a level
+//! grown to a quarter of level 1, all of it is merged into level 1. Where there is no room for that its newest runs can be
+//! merged alone, up to so many bytes. Levels 1 and on are one sorted run each; a level
 //! above its target gives the run that overlaps the next level least to it.
 //!
 //! A job holds its inputs and its unfinished output between steps, and replaces the inputs in the state at its end;

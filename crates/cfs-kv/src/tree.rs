@@ -388,11 +388,15 @@ impl Tree {
     }
 
     /// As [`Tree::compact_step`], but that only the newest sorted runs of level 0 are merged, with each other, as many as
-    /// store `bytes_max` together: so that small ones become one where there is no room for more.
+    /// store `bytes_max` together: so that small ones become one where there is no room for more. Nothing is done while
+    /// another merge is under way, which may be a long one.
     ///
     /// # Errors
     /// As [`Tree::compact_step`].
     pub fn compact_step_of_newest(&self, bytes_max: u64) -> Result<bool, RunError> {
+        if self.job.lock().is_some() {
+            return Ok(false);
+        }
         self.step(Aim::Level0(bytes_max))
     }
 

@@ -9,7 +9,7 @@
 //! 4. Write the superblock to both anchors.
 //! 5. Free what was retired.
 //!
-//! A failure before step 4 leaves the last checkpoint in force and what was retired waiting.
+//! A failure before step 4 leaves the last checkpoint in force and what was retired waiting; its manifests are free again.
 
 use cfs_format::segment::Stream;
 use cfs_format::superblock::{BlobPointer, JournalPosition};
@@ -39,6 +39,8 @@ const CHECKPOINT_AFTER_NS: u64 = 30_000_000_000;
 const CHECKPOINT_FOR_SPACE_AFTER_NS: u64 = 2_000_000_000;
 /// As above, while it is in use: a checkpoint costs others a little.
 const CHECKPOINT_FOR_SPACE_BUSY_AFTER_NS: u64 = 5_000_000_000;
+/// Commands do not wait for another checkpoint so soon after one that failed.
+const THROTTLE_AGAIN_NS: u64 = 1_000_000_000;
 /// Segments whose room goes back to the host in one tick: while the pool is in use, and when it is idle.
 const TRIMMED_SEGMENTS: (usize, usize) = (16, 128);
 /// Commands of up to so many dropped chunks in one tick: while the pool is in use, and when it is idle.
@@ -56,7 +58,7 @@ const LOW_BYTES: u64 = 64 * SEGMENT_BYTES as u64;
 /// quarter of those that they fill, more than they fill.
 const SMALL_TABLES_BYTES: u64 = 32 << 20;
 const SPARE_TABLE_SEGMENTS: u64 = 4;
-/// Where the host has no room for what is kept, the small ones of so many sorted runs that checkpoints have added are merged.
+/// From so many sorted runs in level 0 on, the small ones are merged with each other where the host has no room for what is kept.
 const SORTED_RUNS_ON_FULL_HOST: u64 = 3;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
@@ -128,10 +130,20 @@ impl Store {
         if !over(self) {
             return;
         }
+        let now = self.pool.host.now_ns();
+        let is_hopeless = |store: &Self| {
+            let refused_at_ns = store.refused_at_ns.load(Ordering::Relaxed);
+            now.saturating_sub(refused_at_ns) < THROTTLE_AGAIN_NS
+        };
+        if is_hopeless(self) {
+            return;
+        }
         let mut maintenance = self.maintenance.lock();
         if over(self)
+            && !is_hopeless(self)
             && let Err(error) = self.checkpoint_now(&mut maintenance)
         {
+            self.refused_at_ns.store(now, Ordering::Relaxed);
             tracing::warn!(%error, "a checkpoint that commands wait for failed");
         }
     }
@@ -165,8 +177,10 @@ impl Store {
             // Nothing has changed: another checkpoint would cost segments and say the same.
             self.point_at_journal(&mut maintenance)?;
         } else {
-            // Processes that live for less than a tick would never merge anything.
-            for _ in 0..CLOSE_STEPS {
+            // Processes that live for less than a tick would never merge anything. On a full host that would take what the
+            // checkpoint needs.
+            let has_room = !self.pool.space.lock().room.lacks_host_room();
+            for _ in 0..if has_room { CLOSE_STEPS } else { 0 } {
                 match self.compact_step(false) {
                     Ok(true) => {}
                     Ok(false) => break,
@@ -233,12 +247,19 @@ impl Store {
             true => tree.compact_step_for_room(),
             false => tree.compact_step(),
         };
-        // One that finds no room keeps the other from nothing.
-        let (meta, chunk) = (step(&self.meta_tree), step(&self.chunk_tree));
-        match (meta, chunk) {
-            (Ok(true), Err(RunError::NoSpace)) | (Err(RunError::NoSpace), Ok(true)) => Ok(true),
-            (meta, chunk) => Ok(meta? | chunk?),
-        }
+        let meta = match step(&self.meta_tree) {
+            // The other one may find room.
+            Err(RunError::NoSpace) => Err(RunError::NoSpace),
+            stepped => {
+                let has_merged = stepped?;
+                if has_merged {
+                    *self.noted_at.lock() = None;
+                }
+                Ok(has_merged)
+            }
+        };
+        let chunk = step(&self.chunk_tree)?;
+        Ok(meta? | chunk)
     }
 
     /// Replaces the key slot: the cluster key wrapped by another master key. Nothing of the old slot remains in the
@@ -276,11 +297,12 @@ impl Store {
 
     pub(crate) fn checkpoint_now(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
         self.pool.writable()?;
+        self.runs.follow_codec(self.root_codec());
         // What one that found no room has left goes first: each attempt would leave another memtable, and each becomes
         // a run with a segment of its own.
         self.meta_tree.flush_rotated()?;
         self.chunk_tree.flush_rotated()?;
-        self.merge_newest_on_full_host(maintenance)?;
+        self.merge_newest_small_runs(maintenance)?;
         let (mark, position, timestamp, replay_bytes, mut retired) = {
             let mut writer = self.writer.lock();
             let (position, bytes) = self.journal().cut()?;
@@ -291,7 +313,7 @@ impl Store {
                 let unlisted_from = self.pool.unlisted_from(&space);
                 (space.take_changed(), unlisted_from, space.take_pending())
             };
-            self.put_counters(&mut writer, changed);
+            self.put_counters(&mut writer, changed, position);
             self.meta_tree.rotate();
             self.chunk_tree.rotate();
             #[cfg(feature = "planted-bugs")]
@@ -336,6 +358,7 @@ impl Store {
                 self.journal()
                     .note_checkpoint(maintenance.checkpoint_lsn, replay_bytes);
                 maintenance.has_merged = false;
+                *self.noted_at.lock() = None;
                 let mut space = self.pool.space.lock();
                 for segment in retired {
                     space.free(segment);
@@ -343,12 +366,7 @@ impl Store {
                 Ok(())
             }
             Err(error) => {
-                let mut space = self.pool.space.lock();
-                space.put_back_pending(retired);
-                // Without room there was no superblock that names these.
-                if matches!(error, WriteError::NoSpace(_)) {
-                    space.free_unused(maintenance.manifest_segments.drain(..));
-                }
+                self.pool.space.lock().put_back_pending(retired);
                 Err(error)
             }
         }
@@ -356,7 +374,7 @@ impl Store {
 
     /// Where the host has no room for what is kept, the small tables of several checkpoints become one. Merging all takes more
     /// room than there may be, and each checkpoint adds some: in the end there would be room for none.
-    fn merge_newest_on_full_host(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
+    fn merge_newest_small_runs(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
         if !self.pool.space.lock().room.lacks_host_room() {
             return Ok(());
         }
@@ -364,15 +382,15 @@ impl Store {
             if tree.stats().level0_sorted_runs < SORTED_RUNS_ON_FULL_HOST {
                 continue;
             }
-            // A merge that was begun with another aim may go on first, and find no room.
-            let mut attempts = 2;
-            while attempts > 0 {
-                match tree.compact_step_of_newest(SMALL_RUN_BYTES) {
-                    Ok(true) => maintenance.has_merged = true,
-                    Ok(false) => break,
-                    Err(RunError::NoSpace) => attempts -= 1,
-                    Err(error) => return Err(error.into()),
+            match tree.compact_step_of_newest(SMALL_RUN_BYTES) {
+                Ok(true) => {
+                    maintenance.has_merged = true;
+                    *self.noted_at.lock() = None;
                 }
+                Ok(false) => {}
+                // The checkpoint may find room all the same.
+                Err(RunError::NoSpace) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -387,13 +405,14 @@ impl Store {
     ) -> Result<(), WriteError> {
         self.lanes.write_out()?;
         self.pool.flush()?;
-        self.runs.follow_codec(self.root_codec());
         self.runs.set_checkpoint(Some(mark.clone()));
         let flushed = self.meta_tree.flush_rotated();
         self.runs.set_checkpoint(None);
         flushed?;
+        *self.noted_at.lock() = Some(position);
         self.chunk_tree.flush_rotated()?;
-        let (pointer, copy) = self.write_manifests(maintenance, mark)?;
+        let (pointer, copy, manifest_segments) = self.write_manifests(mark)?;
+        maintenance.manifest_segments = manifest_segments;
         {
             // Runs that the new manifests do not name.
             let mut space = self.pool.space.lock();
@@ -429,6 +448,7 @@ impl Store {
         &self,
         writer: &mut crate::store::WriterState,
         changed: Vec<(SegmentId, Entry)>,
+        position: JournalPosition,
     ) {
         let mut batch = Batch::new();
         for (segment, entry) in changed {
@@ -438,13 +458,18 @@ impl Store {
                 None => batch.delete(key),
             }
         }
+        let (pool_key, pool) = (system_key(tag::POOL, &[]), writer.pool.as_bytes().to_vec());
+        // Each checkpoint has a run, whose note leads a rebuild to its tables.
+        if *self.noted_at.lock() != Some(position) {
+            batch.put(pool_key.clone(), pool.clone());
+        }
         // A row that says what the tables do already would be a run of its own, and that be merged with all others: a pool
         // at rest would never rest.
         let mut put_new = |key: Vec<u8>, row: Vec<u8>| match self.meta_tree.get(&key) {
             Ok(Some(known)) if known == row => {}
             _ => batch.put(key, row),
         };
-        put_new(system_key(tag::POOL, &[]), writer.pool.as_bytes().to_vec());
+        put_new(pool_key, pool);
         if writer.recount.finished_ns.get() > 0 {
             let recount = writer.recount.as_bytes().to_vec();
             put_new(system_key(tag::RECOUNT, &[]), recount);
@@ -476,11 +501,11 @@ impl Store {
         ordered.into_iter().collect()
     }
 
+    /// Writes both copies; where they are, and all segments of theirs. Of those none is left in use by a failure.
     fn write_manifests(
         &self,
-        maintenance: &mut Maintenance,
         mark: CheckpointMark,
-    ) -> Result<(BlobPointer, BlobPointer), WriteError> {
+    ) -> Result<(BlobPointer, BlobPointer, Vec<SegmentId>), WriteError> {
         let meta = self.meta_tree.manifest();
         let chunk = self.chunk_tree.manifest();
         let mut segments = Vec::new();
@@ -505,15 +530,22 @@ impl Store {
             segments,
         })
         .expect("a manifest can be encoded");
-        let first = self.write_manifest(&manifest, maintenance)?;
-        let second = self.write_manifest(&manifest, maintenance)?;
-        Ok((first, second))
+        let mut written = Vec::new();
+        let mut write = || self.write_manifest(&manifest, &mut written);
+        match write().and_then(|first| Ok((first, write()?))) {
+            Ok((first, second)) => Ok((first, second, written)),
+            Err(error) => {
+                // No superblock names these.
+                self.pool.space.lock().free_unused(written.into_iter());
+                Err(error)
+            }
+        }
     }
 
     fn write_manifest(
         &self,
         manifest: &[u8],
-        maintenance: &mut Maintenance,
+        segments: &mut Vec<SegmentId>,
     ) -> Result<BlobPointer, WriteError> {
         let bytes = manifest.len() as u64;
         let mut writer = self
@@ -529,7 +561,7 @@ impl Store {
         let block = writer.append(&root)?;
         let seq = writer.current_seq();
         let segment = SegmentId((block.place / u64::from(SEGMENT_BYTES)) as u32);
-        maintenance.manifest_segments.extend(writer.finish(None)?);
+        segments.extend(writer.finish(None)?);
         let used_bytes = {
             let space = self.pool.space.lock();
             let entry = space
@@ -822,11 +854,9 @@ mod tests {
             };
             (0..).map_while(take_start).collect::<Vec<_>>()
         };
-        // What is in memory takes a run each of these times; after that it says nothing new.
-        for _ in 0..2 {
-            store.pool.space.lock().free_unused(taken.drain(..1));
-            free_after_attempt();
-        }
+        // The first attempt writes a run with a note; the next one at this place of the log need not.
+        store.pool.space.lock().free_unused(taken.drain(..1));
+        free_after_attempt();
         // From now on there is room for one of two manifests.
         store.pool.space.lock().free_unused(taken.drain(..1));
         let first = free_after_attempt();

@@ -391,6 +391,8 @@ impl Store {
                 manifest_segments: Vec::new(),
                 last_checkpoint_ns,
             }),
+            noted_at: Mutex::new(None),
+            refused_at_ns: AtomicU64::new(0),
             options,
             log_loss: std::sync::OnceLock::new(),
             unflushed_since_ns: AtomicU64::new(0),

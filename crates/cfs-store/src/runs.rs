@@ -36,8 +36,8 @@ const CONTENT_BYTES_MAX: u32 =
 const NOTE_BYTES_MAX: usize = BLOCK_RAW_BYTES_MAX / 2;
 /// What a small run may take beside its blocks, bytes.
 const START_SPARE_BYTES: u64 = 48 << 10;
-/// Runs and manifests of so much before compression most likely take no more than [`START_BYTES`]: beside the blocks there are
-/// those of the index, the directory and parity.
+/// Runs and manifests of so much before compression, or that are merged from so much after it, most likely take no more than
+/// [`START_BYTES`]: beside the blocks there are those of the index, the directory and parity.
 pub(crate) const SMALL_RUN_BYTES: u64 = (START_BYTES as u64 - START_SPARE_BYTES) / 5 * 4;
 /// Largest block, bytes before compression.
 const BLOCK_RAW_BYTES_MAX: usize = 1 << 20;

@@ -180,19 +180,27 @@ impl Space {
         &mut self.entries[index]
     }
 
+    /// Room for the largest merge of tables, without which nothing that is removed from them would give room back.
+    pub fn merge_bytes(&self) -> u64 {
+        self.merge_segments() * u64::from(SEGMENT_BYTES)
+    }
+
+    fn merge_segments(&self) -> u64 {
+        let merge = self.table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
+        merge.min(MERGE_SEGMENTS_MAX)
+    }
+
     /// Bytes that could be promised now. Beside the reserve, room is kept for the largest merge of tables.
     pub fn available_bytes(&self) -> u64 {
-        let merge = self.table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
-        let kept = u64::from(self.reserve_segments) + merge.min(MERGE_SEGMENTS_MAX);
+        let kept = u64::from(self.reserve_segments) + self.merge_segments();
         (self.room.free_count().saturating_sub(kept) * SEGMENT_PAYLOAD_BYTES)
             .saturating_sub(self.promised_bytes)
     }
 
-    /// Whether three quarters of the reserve are free, beside the room for a merge.
+    /// Whether three quarters of the reserve are free, beside the room for a merge, and the log has room on the host.
     pub fn has_room_to_delete(&self) -> bool {
-        let merge = self.table_bytes.div_ceil(u64::from(SEGMENT_BYTES));
-        let kept = u64::from(self.reserve_segments) * 3 / 4 + merge.min(MERGE_SEGMENTS_MAX);
-        self.room.free_count() > kept
+        let kept = u64::from(self.reserve_segments) * 3 / 4 + self.merge_segments();
+        self.room.free_count() > kept && self.room.has_room_for_log()
     }
 
     /// Free segments that must be left when one is handed out.
@@ -264,8 +272,8 @@ impl Space {
             return Err(NoSpaceOr::NoSpace(self.no_space(bytes)));
         }
         let promised_bytes = self.promised_bytes + bytes;
-        self.room
-            .promise(device, promised_segments(promised_bytes))?;
+        let promised = promised_segments(promised_bytes);
+        self.room.promise(device, promised, self.merge_bytes())?;
         self.promised_bytes = promised_bytes;
         Ok(())
     }
@@ -347,6 +355,7 @@ impl Space {
 
     /// The content of a segment is no longer needed once the next checkpoint is durable.
     pub fn retire(&mut self, segment: SegmentId) {
+        self.note_changed(segment);
         let entry = self.entry_mut(segment);
         assert!(
             matches!(entry.state, State::Open(_) | State::Full(_)),
@@ -358,9 +367,6 @@ impl Space {
         entry.live_bytes = 0;
         self.table_bytes -= table_bytes;
         self.room.retire(segment);
-        // Those of tables have no record. That the next checkpoint removes it all the same has it write a run, whose note leads
-        // a rebuild to the tables after others with notes have been merged.
-        self.changed.insert(segment.0);
         self.pending.push(segment);
     }
 
@@ -444,7 +450,6 @@ impl Space {
         for segment in segments {
             self.retire(segment);
             self.take_pending_one(segment);
-            self.changed.remove(&segment.0);
             self.free(segment);
         }
     }

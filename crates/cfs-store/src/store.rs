@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cfs_format::superblock::Superblock;
+use cfs_format::superblock::{JournalPosition, Superblock};
 use cfs_format::table::{PoolRecord, RecountRecord, VolumeRecord};
 use cfs_format::{DomainId, Ino, Lsn, SegmentId, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
@@ -107,6 +107,11 @@ pub struct Store {
     pub(crate) domains: RwLock<HashMap<DomainId, Arc<DomainSecret>>>,
     pub(crate) next_ino: AtomicU64,
     pub(crate) maintenance: Mutex<Maintenance>,
+    /// A run with a note about a checkpoint at this place of the log has been written, and not been merged, by an attempt
+    /// that found no room for the rest.
+    pub(crate) noted_at: Mutex<Option<JournalPosition>>,
+    /// When a command that waited for a checkpoint was last told that there is no room for one.
+    pub(crate) refused_at_ns: AtomicU64,
     pub(crate) options: StoreOptions,
     /// What of the log was lost when the pool was opened, and accepted.
     pub(crate) log_loss: std::sync::OnceLock<String>,
@@ -332,12 +337,13 @@ impl Store {
     /// Bytes that could be accepted now.
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
-        let (available, held) = {
+        let (available, held, left) = {
             let space = self.pool.space.lock();
-            (space.available_bytes(), space.room.held_bytes())
+            let (held, left) = (space.room.held_bytes(), space.merge_bytes());
+            (space.available_bytes(), held, left)
         };
         match self.pool.device.host_space() {
-            Ok(Some(host)) => available.min(host.available_bytes.saturating_add(held)),
+            Ok(Some(host)) => available.min((host.available_bytes + held).saturating_sub(left)),
             _ => available,
         }
     }

@@ -61,6 +61,8 @@ fn who_is_refused_takes_no_room_from_others() {
             let refused = fs.write(large, 1 << 30, &noise(turn as u64, 4 << 20), false);
             assert!(refused.is_err() || turn < 10, "{turn}");
         }
+        let segments = fs.store().stats().segments;
+        assert!(segments.table < 16, "{segments:?}");
         fs.unlink(Ino::ROOT, b"large").expect("unlink");
         for _ in 0..20 {
             pool.sleep_ms(100);

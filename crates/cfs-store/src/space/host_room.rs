@@ -9,7 +9,8 @@
 //! - Where the host has the room, [`PREPARED_KEPT`] segments are prepared beside those that are promised, and [`STARTED_KEPT`] started,
 //!   also while nobody uses the pool: on a host that others fill in one moment a checkpoint, and the next process to open the pool,
 //!   need them. As long as there are fewer, nothing goes back to the host but gaps in full segments that are to become one which is
-//!   promised. A pool that is closed keeps what opening it takes.
+//!   promised, and those and ends of full segments for upkeep that finds nothing else. A pool that is closed keeps what opening it
+//!   takes.
 
 mod in_use;
 mod left;
@@ -240,7 +241,9 @@ impl GivenRoom {
                 Err(error) => return Err(error),
             }
         }
-        if self.started.is_empty() && purpose == Purpose::Upkeep {
+        // A whole one is handed out instead while there are more than the log needs.
+        let is_last = self.prepared.len() <= self.promised + PREPARED_AT_REST;
+        if self.started.is_empty() && purpose == Purpose::Upkeep && is_last {
             match self.prepare_one_of_others(device, Room::Start) {
                 Ok(()) | Err(NoSpaceOr::NoSpace(_)) => {}
                 Err(error) => return Err(error),
@@ -265,7 +268,7 @@ impl GivenRoom {
             Room::Start => START_BYTES,
         };
         if self.pick().is_some() {
-            if let Some(tails) = self.in_use.largest_tails(bytes) {
+            if let Some(tails) = self.in_use.fewest_tails(bytes) {
                 for segment in tails {
                     let cut = self.in_use.cut_noted_tail(device, segment);
                     cut.map_err(NoSpaceOr::Other)?;
@@ -318,15 +321,19 @@ impl GivenRoom {
         }
     }
 
-    /// From now on all promises take `promised` segments, more than before: has the host give room for them.
+    /// From now on all promises take `promised` segments, more than before: has the host give room for them, unless it would
+    /// then have less than `left_bytes`.
     pub(super) fn promise(
         &mut self,
         device: &dyn Device,
         promised: usize,
+        left_bytes: u64,
     ) -> Result<(), NoSpaceOr<DeviceError>> {
         if self.sparse {
             let wanted = promised + PREPARED_KEPT;
             if self.prepared.len() < wanted {
+                let needed = (wanted - self.prepared.len()) as u64 * u64::from(SEGMENT_BYTES);
+                self.leave_to_host(device, needed + left_bytes)?;
                 let count_max = promised + self.kept() - self.prepared.len();
                 self.prepare_ahead(device, count_max as u32)
                     .map_err(NoSpaceOr::Other)?;
@@ -349,14 +356,36 @@ impl GivenRoom {
         Ok(())
     }
 
-    /// On a full host: gives it back the gaps of full segments, the largest first, which have `bytes` together. Whether there
-    /// were enough. Others may take that room; ends of segments are left alone, as those are whole again when they are free.
+    /// Makes sure that the host has so many bytes, with those of free segments; for more it gets gaps of full ones.
+    fn leave_to_host(
+        &mut self,
+        device: &dyn Device,
+        bytes: u64,
+    ) -> Result<(), NoSpaceOr<DeviceError>> {
+        while let Some(host) = device.host_space().map_err(NoSpaceOr::Other)? {
+            if host.available_bytes + self.held_bytes() >= bytes {
+                break;
+            }
+            if !self.cut_gaps(device, SEGMENT_BYTES)? {
+                return Err(host_is_full(SEGMENT_BYTES));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the log may go on for what only removes: what opening the pool takes is left.
+    pub(super) fn has_room_for_log(&self) -> bool {
+        !self.lacks_host_room || self.prepared.len() > self.promised + PREPARED_AT_REST
+    }
+
+    /// On a full host: gives it back gaps of full segments that have `bytes` together. Whether there were enough. Others may
+    /// take that room; ends of segments are left to upkeep, as those are whole again when they are free.
     fn cut_gaps(
         &mut self,
         device: &dyn Device,
         bytes: u32,
     ) -> Result<bool, NoSpaceOr<DeviceError>> {
-        let Some(gaps) = self.in_use.largest_gaps(bytes) else {
+        let Some(gaps) = self.in_use.fewest_gaps(bytes) else {
             return Ok(false);
         };
         for segment in gaps {
@@ -683,7 +712,7 @@ mod tests {
     fn cleaning_on_a_full_host_leaves_what_is_promised_and_what_upkeep_needs() {
         let device = MemDevice::new(64);
         let mut room = GivenRoom::new(64, true);
-        assert!(room.promise(&device, 10).is_ok());
+        assert!(room.promise(&device, 10, 0).is_ok());
         device.set_faults(FaultPlan {
             room_blocks_max: Some(device.room_blocks()),
             ..FaultPlan::default()
@@ -715,7 +744,7 @@ mod tests {
         });
         // 24 gaps of an eighth of a segment are three segments; what is kept beside promises is not for them.
         for promised in 1..=4 {
-            let given = room.promise(&device, promised).is_ok();
+            let given = room.promise(&device, promised, 0).is_ok();
             assert_eq!(given, promised <= 3, "{promised}");
         }
     }
@@ -762,6 +791,9 @@ mod tests {
             room_blocks_max: Some(device.room_blocks()),
             ..FaultPlan::default()
         });
+        while room.prepared.len() > PREPARED_AT_REST {
+            assert!(room.take(&device, Purpose::Upkeep).is_ok());
+        }
         for number in 1..=STARTED_KEPT + 2 {
             let taken = room.take_start(&device, Purpose::Upkeep);
             let is_given = matches!(taken, Ok(Some(_)));

@@ -416,7 +416,7 @@ fn what_follows_the_log_of_a_closed_pool_is_not_looked_for() {
         store.close().expect("close");
     }
     assert!(
-        *ends.last().expect("some") > SEGMENT_BYTES / 4 * 3,
+        ends.iter().any(|end| *end > SEGMENT_BYTES / 4 * 3),
         "{ends:?}"
     );
 }

@@ -116,17 +116,17 @@ impl InUse {
         }
     }
 
-    /// The segments with the largest gaps, which together have `bytes`; `None` if all have not.
-    pub fn largest_gaps(&self, bytes: u32) -> Option<Vec<SegmentId>> {
+    /// The fewest segments whose gaps together have `bytes`; `None` if all have not.
+    pub fn fewest_gaps(&self, bytes: u32) -> Option<Vec<SegmentId>> {
         let by_length = self.gaps.iter().map(|(index, range)| (range.len(), *index));
-        largest(by_length.collect(), bytes)
+        fewest(by_length.collect(), bytes)
     }
 
     /// As above, of what is behind the ends of segments.
-    pub fn largest_tails(&self, bytes: u32) -> Option<Vec<SegmentId>> {
+    pub fn fewest_tails(&self, bytes: u32) -> Option<Vec<SegmentId>> {
         let tails = self.tails.iter();
         let by_length = tails.map(|(index, end)| ((SEGMENT_BYTES - end) as usize, *index));
-        largest(by_length.collect(), bytes)
+        fewest(by_length.collect(), bytes)
     }
 
     /// Gives the room behind a segment's end that is remembered back to the host.
@@ -160,15 +160,21 @@ impl InUse {
     }
 }
 
-/// The segments with the longest ranges, which together have `bytes`; `None` if all have not.
-fn largest(mut ranges: Vec<(usize, u32)>, bytes: u32) -> Option<Vec<SegmentId>> {
+/// The segment with the shortest range that has `bytes`, or else those with the longest ones, which have them together; `None` if
+/// all have not.
+fn fewest(mut ranges: Vec<(usize, u32)>, bytes: u32) -> Option<Vec<SegmentId>> {
+    let bytes = bytes as usize;
+    let enough = ranges.iter().filter(|(len, _)| *len >= bytes);
+    if let Some((_, index)) = enough.min() {
+        return Some(vec![SegmentId(*index)]);
+    }
     ranges.sort_unstable_by(|one, other| other.cmp(one));
     let mut sum = 0;
     for (count, (len, _)) in ranges.iter().enumerate() {
         sum += len;
-        if sum >= bytes as usize {
-            let largest = ranges[..=count].iter();
-            return Some(largest.map(|(_, index)| SegmentId(*index)).collect());
+        if sum >= bytes {
+            let longest = ranges[..=count].iter();
+            return Some(longest.map(|(_, index)| SegmentId(*index)).collect());
         }
     }
     None
