@@ -190,7 +190,10 @@ impl Store {
                     }
                 }
             }
-            self.checkpoint_now(&mut maintenance)?;
+            if let Err(error) = self.checkpoint_now(&mut maintenance) {
+                maintenance.superblock.clean = 0.into();
+                return Err(error);
+            }
         }
         // Room that is held for later goes back to the host.
         self.trim(usize::MAX, true)?;

@@ -5,11 +5,11 @@ use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES};
 use cfs_fs::{Caller, Fs, FsError, SetAttr};
 
 use crate::limits::{create, noise};
-use crate::pool::{Pool, assert_clean};
+use crate::pool::{Pool, Rng, assert_clean};
 
-/// A pool on a host with room for 120 MiB.
-fn pool() -> Pool {
-    let pool = Pool::new(80);
+/// A pool of so many segments on a host with room for 120 MiB.
+fn pool(segments: u32) -> Pool {
+    let pool = Pool::new(segments);
     pool.device.set_faults(FaultPlan {
         room_blocks_max: Some(60 * u64::from(SEGMENT_BYTES / BLOCK_BYTES)),
         ..FaultPlan::default()
@@ -42,7 +42,7 @@ fn set_mode(fs: &Fs, ino: Ino) {
 #[test]
 fn who_is_refused_takes_no_room_from_others() {
     for hides_room in [false, true] {
-        let pool = pool();
+        let pool = pool(80);
         if hides_room {
             pool.device.hide_room();
         }
@@ -81,7 +81,7 @@ fn who_is_refused_takes_no_room_from_others() {
 /// What a longer one makes of the tables, when the pool is opened after a kill, needs more room than is kept for that.
 #[test]
 fn the_log_stays_short_on_a_full_host() {
-    let pool = pool();
+    let pool = pool(80);
     let fs = pool.open();
     let large = create(&fs, "large");
     fill(&fs, large);
@@ -91,4 +91,42 @@ fn the_log_stays_short_on_a_full_host() {
         let replay_bytes = fs.store().stats().replay_bytes;
         assert!(replay_bytes < 5 << 20, "{replay_bytes} bytes of log");
     }
+}
+
+/// Their content lies in the tables, which have to be merged for it to go.
+#[test]
+fn a_host_that_small_files_have_filled_can_be_emptied() {
+    let pool = pool(400);
+    let fs = pool.open();
+    let mut names = Vec::new();
+    for number in 0.. {
+        let name = format!("f{number}");
+        let made = fs.create(Ino::ROOT, name.as_bytes(), 0o644, &Caller::default());
+        let Ok(made) = made else { break };
+        names.push(name);
+        let written = fs.write(made.ino, 0, &noise(number, 2500), false);
+        if written.and_then(|_| fs.flush(made.ino)).is_err() {
+            break;
+        }
+        if number % 200 == 0 {
+            pool.sleep_ms(100);
+            fs.tick().expect("tick");
+        }
+    }
+    assert!(names.len() > 10_000, "{} files", names.len());
+    let mut rng = Rng::new(1);
+    while !names.is_empty() {
+        let name = names.swap_remove(rng.below(names.len() as u64) as usize);
+        fs.unlink(Ino::ROOT, name.as_bytes()).expect("unlink");
+        if names.len() % 200 == 0 {
+            pool.sleep_ms(100);
+            fs.tick().expect("tick");
+        }
+    }
+    let ino = create(&fs, "large");
+    fs.write(ino, 0, &noise(1, 20 << 20), false)
+        .expect("there is room again");
+    fs.fsync(ino, false).expect("fsync");
+    drop(fs);
+    assert_clean(&pool.open());
 }
