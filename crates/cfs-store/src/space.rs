@@ -197,10 +197,10 @@ impl Space {
             .saturating_sub(self.promised_bytes)
     }
 
-    /// Whether three quarters of the reserve are free, beside the room for a merge, and the log has room on the host.
+    /// Whether three quarters of the reserve are free, beside the room for a merge.
     pub fn has_room_to_delete(&self) -> bool {
         let kept = u64::from(self.reserve_segments) * 3 / 4 + self.merge_segments();
-        self.room.free_count() > kept && self.room.has_room_for_log()
+        self.room.free_count() > kept
     }
 
     /// Free segments that must be left when one is handed out.

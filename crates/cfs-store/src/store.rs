@@ -58,6 +58,9 @@ pub(crate) struct WriterState {
     pub newest_snapshot: Timestamp,
 }
 
+/// A log that is longer, on a host without room for what is kept, shows that no checkpoint has found room for a while.
+const LOG_BYTES_ON_FULL_HOST: u64 = 6 << 20;
+
 /// What checkpoints and compaction hold alone.
 pub(crate) struct Maintenance {
     pub superblock: Superblock,
@@ -328,10 +331,13 @@ impl Store {
     }
 
     /// Whether what deletes something may add to the tables, though there is no room for others: as long as three quarters of
-    /// the reserve are left, which taking names and reclaim need.
+    /// the reserve are left, which taking names and reclaim need; and on a full host as long as the log is short, since checkpoints
+    /// find room, or takes none of what opening the pool does.
     #[must_use]
     pub fn may_delete(&self) -> bool {
-        self.pool.space.lock().has_room_to_delete()
+        let is_short = self.journal().replay_bytes() < LOG_BYTES_ON_FULL_HOST;
+        let space = self.pool.space.lock();
+        space.has_room_to_delete() && (is_short || space.room.has_room_for_log())
     }
 
     /// Bytes that could be accepted now.

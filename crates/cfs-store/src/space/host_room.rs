@@ -373,8 +373,8 @@ impl GivenRoom {
         Ok(())
     }
 
-    /// Whether the log may go on for what only removes: what opening the pool takes is left.
-    pub(super) fn has_room_for_log(&self) -> bool {
+    /// Whether the log may take another segment for what only removes: what opening the pool takes is left.
+    pub fn has_room_for_log(&self) -> bool {
         !self.lacks_host_room || self.prepared.len() > self.promised + PREPARED_AT_REST
     }
 
