@@ -795,19 +795,8 @@ mod tests {
     use zerocopy::FromZeros;
 
     use super::*;
-    use crate::pool::Host;
+    use crate::pool::{Host, NoHost};
     use crate::{FormatOptions, StoreOptions};
-
-    struct NoHost;
-
-    impl Host for NoHost {
-        fn now_ns(&self) -> u64 {
-            1
-        }
-        fn fill_random(&self, buf: &mut [u8]) {
-            buf.fill(1);
-        }
-    }
 
     /// Or each attempt would ask for more, and the last room be gone before there is enough.
     #[test]

@@ -303,20 +303,9 @@ mod tests {
 
     use super::*;
     use crate::directory::TableOwner;
-    use crate::pool::Host;
+    use crate::pool::NoHost;
     use crate::runs::{SegmentRuns, TableBlock};
     use crate::space::{Purpose, Space};
-
-    struct NoHost;
-
-    impl Host for NoHost {
-        fn now_ns(&self) -> u64 {
-            1
-        }
-        fn fill_random(&self, buf: &mut [u8]) {
-            buf.fill(1);
-        }
-    }
 
     /// A table segment of 16 columns, several blocks each.
     struct Subject {

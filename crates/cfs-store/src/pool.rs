@@ -280,3 +280,17 @@ impl Pool {
 pub(crate) const fn block_ceil(bytes: u32) -> u32 {
     bytes.next_multiple_of(BLOCK_BYTES)
 }
+
+/// A host for unit tests, on which no time passes.
+#[cfg(test)]
+pub(crate) struct NoHost;
+
+#[cfg(test)]
+impl Host for NoHost {
+    fn now_ns(&self) -> u64 {
+        1
+    }
+    fn fill_random(&self, buf: &mut [u8]) {
+        buf.fill(1);
+    }
+}
