@@ -41,7 +41,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::client;
 use crate::admin::protocol::{
-    Answer, AnyPath, DebugTarget, GcWay, GivenKey, Named, PolicyChange, Request, Reseal,
+    Answer, AnyPath, DebugTarget, Export, GcWay, GivenKey, Named, PolicyChange, Request, Reseal,
     SnapshotRequest, StreamRequest, Transfer, UserRequest, VolumeRequest,
 };
 use crate::admin::receiver::{self, PassedKey};
@@ -235,11 +235,14 @@ fn import(args: ImportArgs, environment: Environment) -> Result<ExitCode> {
 
 fn export(args: ExportArgs, environment: Environment) -> Result<ExitCode> {
     allow_many_files();
-    let request = Request::Export(Transfer {
-        sources: vec![AnyPath::from(&*args.source)],
-        dest: AnyPath::from(&*from_here(&args.dest)?),
-        no_target_directory: args.transfer.no_target_directory,
-        workers: args.transfer.workers,
+    let request = Request::Export(Export {
+        transfer: Transfer {
+            sources: vec![AnyPath::from(&*args.source)],
+            dest: AnyPath::from(&*from_here(&args.dest)?),
+            no_target_directory: args.transfer.no_target_directory,
+            workers: args.transfer.workers,
+        },
+        sync: args.sync,
     });
     transfer::check(&request)?;
     on_existing(args.existing, environment, request, args.transfer.json)

@@ -45,8 +45,8 @@ pub fn check(request: &Request) -> Result<()> {
                 import::check_source(&source.to_host())?;
             }
         }
-        Request::Export(transfer) => {
-            for source in &transfer.sources {
+        Request::Export(export) => {
+            for source in &export.transfer.sources {
                 PoolPath::parse(source.bytes())?;
             }
         }

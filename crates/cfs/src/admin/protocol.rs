@@ -102,7 +102,7 @@ pub enum Request {
     /// Copy in.
     Import(Transfer),
     /// Copy out.
-    Export(Transfer),
+    Export(Export),
     /// Change the passphrase.
     ChangePassphrase {
         /// What opens the pool now.
@@ -350,6 +350,17 @@ pub struct Transfer {
     pub no_target_directory: bool,
     /// Files at a time.
     pub workers: u16,
+}
+
+/// What to copy to the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Export {
+    /// From where in the pool, and to where.
+    #[serde(flatten)]
+    pub transfer: Transfer,
+    /// End when the disk has the copy.
+    #[serde(default)]
+    pub sync: bool,
 }
 
 /// What can be asked about users.

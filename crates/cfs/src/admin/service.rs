@@ -20,7 +20,7 @@ use super::debug;
 use super::gc;
 use super::lifecycle;
 use super::protocol::{
-    Answer, Event, Finding, FsckSummary, GcWay, Present, Progress, RecountSummary, Request,
+    Answer, Event, Export, Finding, FsckSummary, GcWay, Present, Progress, RecountSummary, Request,
     Transfer,
 };
 use super::report::{Df, DomainUse, Domains, Reclaim, Recount, Segments, Status, VolumeUse, ratio};
@@ -179,7 +179,7 @@ impl Service {
                 let run = self.run(reporter);
                 import(&run, &transfer, &self.excluded()).map(Answer::Transfer)
             }
-            Request::Export(transfer) => self.export(&transfer, reporter),
+            Request::Export(Export { transfer, sync }) => self.export(&transfer, sync, reporter),
             Request::ChangePassphrase { present, new } => {
                 self.change_passphrase(&present.into_secret(), new)
             }
@@ -242,9 +242,9 @@ impl Service {
         }
     }
 
-    fn export(&self, transfer: &Transfer, reporter: &dyn Reporter) -> Result<Answer> {
+    fn export(&self, transfer: &Transfer, sync: bool, reporter: &dyn Reporter) -> Result<Answer> {
         let run = self.run(reporter);
-        export(&run, transfer, self.mount_dev()).map(Answer::Transfer)
+        export(&run, transfer, sync, self.mount_dev()).map(Answer::Transfer)
     }
 
     fn mountpoint(&self) -> Option<PathBuf> {

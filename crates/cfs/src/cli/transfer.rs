@@ -23,7 +23,9 @@ Examples:
 pub(super) const EXPORT_EXAMPLES: &str = "\
 SRC is a path in the pool, DEST one on the host, with the rules of `cp -a SRC DEST`: into DEST if that is a directory,
 else DEST becomes the copy. With --no-target-directory DEST is always the copy itself. What already matches in type,
-size, modification time and mode is not written again.
+size, modification time and mode is not written again, also after a power cut.
+
+As with `cp`, the system may have some of the copy in memory only for half a minute after the end; --sync waits for the disk.
 
 Examples:
   cfs export /photos /tmp --data /srv/pool              /tmp/photos
@@ -88,6 +90,9 @@ pub struct ExportArgs {
     /// Where it goes on the host
     #[arg(value_name = "DEST")]
     pub dest: PathBuf,
+    /// End when the disk has the copy
+    #[arg(long)]
+    pub sync: bool,
     /// How to copy.
     #[command(flatten)]
     pub transfer: TransferArgs,

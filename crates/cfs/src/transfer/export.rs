@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::host_file::HostFile;
+use super::host_file::{HostFile, Room};
 use super::host_tree::{HostDir, Meta, Xattrs, pool_xattrs};
 use super::import::interrupted;
 use super::pool_path::{PoolPath, join};
@@ -26,6 +26,9 @@ use crate::failure::{Code, Failure, Result, plain};
 
 /// Bytes that one write moves: large direct writes take the disk less.
 const COPY_BYTES: usize = 1 << 20;
+/// The page cache may take this part of the memory, after which large files are written around it: beyond a tenth Linux
+/// begins to write out what is in it, beyond a fifth it has writers wait (`vm.dirty_background_ratio`, `vm.dirty_ratio`).
+const CACHED_PART: u64 = 16;
 /// Entries of a directory that are read at a time.
 const ENTRIES_AT_A_TIME: usize = 1024;
 
@@ -48,22 +51,27 @@ struct FinishedDir {
 
 struct Export<'a, 'b> {
     run: &'b Run<'a>,
+    /// What the host's page cache may take.
+    room: Room,
     /// Files with several names that have been copied.
     linked: Mutex<HashMap<Ino, (Arc<HostDir>, CString)>>,
 }
 
-/// Copies what `request` names; the host's file system is synced when it returns. `mount_dev` is the device number of
-/// the pool's own mount, which cannot be a destination.
+/// Copies what `request` names. With `sync` the disk has the copy when it returns; without, some of it may be in the host's
+/// page cache, as with `cp`. `mount_dev` is the device number of the pool's own mount,
+/// which cannot be a destination.
 ///
 /// # Errors
 /// When the request makes no sense, or the host is full. What was copied before stays.
 pub fn export(
     run: &Run<'_>,
     request: &Transfer,
+    sync: bool,
     mount_dev: Option<u64>,
 ) -> Result<TransferSummary> {
     let export = Export {
         run,
+        room: Room::new(crate::memory::usable_bytes() / CACHED_PART),
         linked: Mutex::default(),
     };
     let root = export.root(request, mount_dev)?;
@@ -91,9 +99,11 @@ pub fn export(
             run.trouble(&dir.path, trouble);
         }
     }
-    dest.fd()
-        .and_then(rustix::fs::syncfs)
-        .map_err(|errno| Failure::host("sync", Path::new(&dest.path), &errno.into()))?;
+    if sync {
+        dest.fd()
+            .and_then(rustix::fs::syncfs)
+            .map_err(|errno| Failure::host("sync", Path::new(&dest.path), &errno.into()))?;
+    }
     run.progress("export");
     run.finish(0)
 }
@@ -381,9 +391,11 @@ impl Export<'_, '_> {
                 (file.map_err(|errno| host("create", errno))?, &job.name)
             }
         };
-        let file = HostFile::new(file, meta.size);
         let is_new = existing.is_none() || name != &job.name;
-        let written = self.copy_content(job, meta, file, buffer).and_then(|()| {
+        let file =
+            HostFile::new(file, meta.size, &self.room).map_err(|errno| host("lengthen", errno));
+        let written = file.and_then(|file| self.copy_content(job, meta, file, buffer));
+        let written = written.and_then(|()| {
             let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
             self.set_attributes(&job.to, name, meta, &xattrs)?;
             match name == &job.name {
@@ -422,8 +434,6 @@ impl Export<'_, '_> {
         mut file: HostFile,
         buffer: &mut Vec<u8>,
     ) -> std::result::Result<(), Trouble> {
-        file.set_len(meta.size)
-            .map_err(|errno| host("lengthen", errno))?;
         let ino = job.attr.ino;
         let mut offset = 0;
         while offset < meta.size {
@@ -452,6 +462,7 @@ impl Export<'_, '_> {
                 self.run.add(|it| &it.bytes, buffer.len() as u64);
             }
         }
+        file.finish().map_err(|errno| host("write", errno))?;
         let after = self.fs().getattr(ino)?;
         if (after.size, after.mtime) != (meta.size, meta.mtime) {
             return Err(changed());

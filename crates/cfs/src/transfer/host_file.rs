@@ -1,11 +1,16 @@
 //! A file on the host that is written to.
 //!
-//! Large files go around the page cache: to fill new memory of it takes longer than opening the content, and pushes out
-//! what others have there. What is no whole block at the end of a range goes through it, and so does everything on file
-//! systems of which it is not known that they do the same with both.
+//! Whether it goes through the page cache is for [`Room`] to say. What goes around it takes the disk less than what is
+//! written to the cache and to the disk after that, and pushes out nothing that others have there. What is no whole block
+//! at the end of a range goes through it in any case, and so does everything on file systems of which it is not known that
+//! they do the same with both.
+//!
+//! A file gets its length with its content, or after the disk has that: a copy that goes on after a power cut takes one of
+//! the right length and time for whole, and zeros that a file system has not filled yet are neither.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_device::AlignedBuf;
 use rustix::fs::OFlags;
@@ -23,30 +28,74 @@ thread_local! {
     static ALIGNED: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::with_capacity(0));
 }
 
+/// How much of a copy the page cache may take.
+pub(super) struct Room {
+    left_bytes: AtomicU64,
+}
+
+impl Room {
+    pub(super) fn new(bytes: u64) -> Self {
+        Self {
+            left_bytes: AtomicU64::new(bytes),
+        }
+    }
+
+    /// Whether there is room for `size` bytes, which are taken then.
+    fn take(&self, size: u64) -> bool {
+        let less = |left: u64| left.checked_sub(size);
+        let order = Ordering::Relaxed;
+        self.left_bytes.fetch_update(order, order, less).is_ok()
+    }
+}
+
 pub(super) struct HostFile {
     file: OwnedFd,
     /// Whole blocks are written around the page cache.
     may_be_direct: bool,
     is_direct: bool,
+    size: u64,
+    /// What it has so far.
+    len: u64,
+    is_in_cache: bool,
+    /// Of what is in the cache, something lies below a length that the file had before.
+    is_behind_len: bool,
 }
 
 impl HostFile {
-    /// A file that will have `size` bytes.
-    pub(super) fn new(file: OwnedFd, size: u64) -> Self {
+    /// An empty file that will have `size` bytes.
+    pub(super) fn new(file: OwnedFd, size: u64, room: &Room) -> Result<Self, Errno> {
         let is_known = || {
             let about = rustix::fs::fstatfs(&file);
             about.is_ok_and(|about| DIRECT_MAGICS.contains(&about.f_type))
         };
-        Self {
-            may_be_direct: size >= DIRECT_BYTES_MIN && is_known(),
-            file,
-            is_direct: false,
+        let may_be_direct = size >= DIRECT_BYTES_MIN && !room.take(size) && is_known();
+        let mut len = 0;
+        if may_be_direct {
+            // Direct writes that lengthen a file wait for each other.
+            len = size / BLOCK as u64 * BLOCK as u64;
+            rustix::fs::ftruncate(&file, len)?;
         }
+        Ok(Self {
+            file,
+            may_be_direct,
+            is_direct: false,
+            size,
+            len,
+            is_in_cache: false,
+            is_behind_len: false,
+        })
     }
 
-    /// Gives it this length.
-    pub(super) fn set_len(&self, size: u64) -> Result<(), Errno> {
-        rustix::fs::ftruncate(&self.file, size)
+    /// Gives it its length, when all that is no hole has been written.
+    pub(super) fn finish(self) -> Result<(), Errno> {
+        let ends_in_hole = self.len < self.size;
+        if self.is_in_cache && (self.is_behind_len || ends_in_hole) {
+            rustix::fs::fdatasync(&self.file)?;
+        }
+        match ends_in_hole {
+            true => rustix::fs::ftruncate(&self.file, self.size),
+            false => Ok(()),
+        }
     }
 
     /// Writes all of `bytes`.
@@ -62,8 +111,12 @@ impl HostFile {
         }
         if done < bytes.len() {
             self.be_direct(false)?;
-            write_all(&self.file, &bytes[done..], offset + done as u64)?;
+            let offset = offset + done as u64;
+            self.is_in_cache = true;
+            self.is_behind_len |= offset < self.len;
+            write_all(&self.file, &bytes[done..], offset)?;
         }
+        self.len = self.len.max(offset + bytes.len() as u64);
         Ok(())
     }
 
@@ -141,20 +194,26 @@ mod tests {
                 eprintln!("SKIPPED in {dir}: it cannot be written to");
                 continue;
             };
-            for (offset, step) in [
-                (0_u64, 1 << 20),
-                (4096, 100_000),
-                (5, 1 << 20),
-                (8192, 4095),
+            for (offset, step, room_bytes) in [
+                (0_u64, 1 << 20, 0),
+                (4096, 100_000, 0),
+                (5, 1 << 20, 0),
+                (8192, 4095, 0),
+                (4096, 1 << 20, DIRECT_BYTES_MIN * 2),
+                (5, 4095, DIRECT_BYTES_MIN * 2),
             ] {
                 let path = dir.path().join("file");
                 let size = DIRECT_BYTES_MIN + 77;
                 let file = File::create(&path).expect("a file");
-                let mut file = HostFile::new(file.into(), size);
-                file.set_len(size).expect("lengthened");
+                let room = Room::new(room_bytes);
+                let mut file = HostFile::new(file.into(), size, &room).expect("lengthened");
                 // An aligned write of whole blocks goes around the page cache wherever that is known to be right.
                 let known = rustix::fs::fstatfs(&file.file).expect("it has one").f_type;
-                assert_eq!(file.may_be_direct, DIRECT_MAGICS.contains(&known));
+                let is_full = room_bytes == 0;
+                assert_eq!(
+                    file.may_be_direct,
+                    is_full && DIRECT_MAGICS.contains(&known)
+                );
                 let wanted = file.may_be_direct && offset.is_multiple_of(BLOCK as u64);
                 file.write(&bytes[..BLOCK], offset).expect("written");
                 assert!(file.is_direct == wanted || !file.may_be_direct);
@@ -163,6 +222,10 @@ mod tests {
                     file.write(piece, at).expect("written");
                     at += piece.len() as u64;
                 }
+                // Who finds it now does not take it for whole.
+                let len = std::fs::metadata(&path).expect("it is there").len();
+                assert!(len < size, "{offset}, {step}");
+                file.finish().expect("all of it");
                 let found = std::fs::read(&path).expect("read");
                 assert_eq!(found.len() as u64, size);
                 let (before, rest) = found.split_at(offset as usize);
@@ -171,5 +234,15 @@ mod tests {
                 assert!(before.iter().chain(after).all(|byte| *byte == 0));
             }
         }
+    }
+
+    /// Room that has been given is gone, and what does not fit takes none.
+    #[test]
+    fn the_page_cache_is_left_some_room() {
+        let room = Room::new(100);
+        assert!(room.take(60));
+        assert!(!room.take(41));
+        assert!(room.take(40));
+        assert!(!room.take(1));
     }
 }
