@@ -166,6 +166,9 @@ fn failed(error: WriteError) -> Failure {
         WriteError::ReadOnly { .. } => {
             "if the disk failed, look at it, then start the server again; --dry-run tells the plan"
         }
+        WriteError::NoSpace(_) => {
+            "remove files in the pool, or make room on the disk that holds it; then run the same command again"
+        }
         _ => "`cfs admin fsck` tells what is wrong with the tables",
     };
     Failure::new(Code::Failed, format!("nothing can be reclaimed: {error}")).hint(hint)

@@ -26,7 +26,7 @@ pub struct Status {
     pub mount: Option<String>,
     /// Process that serves it.
     pub pid: Option<u32>,
-    /// `good`, `damaged`, or `read-only`.
+    /// `good`, `full`, `damaged`, or `read-only`.
     pub health: String,
     /// Why it is not good.
     pub health_reason: Option<String>,

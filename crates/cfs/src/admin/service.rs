@@ -282,6 +282,19 @@ impl Service {
                     count(recount.last.differing.get())
                 )),
             ),
+            Health::Good if stats.available_bytes < u64::from(SEGMENT_BYTES) => (
+                "full",
+                Some(
+                    match stats.segments.free {
+                        0 => "nothing can be written before files are removed",
+                        _ => {
+                            "the disk that holds it has no room: nothing can be written before files are removed, in the \
+                             pool or beside it"
+                        }
+                    }
+                    .to_owned(),
+                ),
+            ),
             Health::Good => ("good", None),
             Health::ReadOnly { reason } => ("read-only", Some(reason.to_string())),
         };

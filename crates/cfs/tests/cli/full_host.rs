@@ -105,6 +105,12 @@ impl World {
         self.mount.join(format!("small{number}"))
     }
 
+    fn health(&self) -> String {
+        let status = cfs!("admin", "status", "--json", "--data", self.data).ok();
+        let status = status.json();
+        status["health"].as_str().expect("a word").to_owned()
+    }
+
     fn pool_bytes(&self) -> u64 {
         let pool = fs::metadata(self.data.join("pool")).expect("the pool");
         pool.blocks() * 512
@@ -151,9 +157,11 @@ impl World {
 fn servers_come_back(scratch: &Scratch, options: &[&'static str], rest: Duration) {
     let mut world = World::new(scratch, options);
     world.write_files();
+    assert_eq!(world.health(), "good");
     // The log is not empty, or it is, and the background has done what it wants.
     std::thread::sleep(rest);
     world.fill();
+    assert_eq!(world.health(), "full");
     for number in 0..20 {
         world.kill();
         world.fill();
