@@ -7,9 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use cfs_format::segment::{CODEC_LZ4, CODEC_NONE, CODEC_ZSTD};
-use lz4_flex::block::{
-    CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
-};
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use zstd_safe::{CCtx, DCtx};
 
 /// The most bytes that are compressed, or claimed to come out of a decompression, at once.
@@ -234,7 +232,7 @@ fn decompress_over(
             Some(raw_len)
         }
         CODEC_NONE => None,
-        CODEC_LZ4 => decompress_into(data, out).ok(),
+        CODEC_LZ4 => lz4_decompress(data, out),
         CODEC_ZSTD => zstd_decompress(data, out),
         _ => return Err(DecompressError::UnknownCodec(codec)),
     };
@@ -243,6 +241,13 @@ fn decompress_over(
     } else {
         Err(DecompressError::Damaged)
     }
+}
+
+/// By the C library, which is 1.15 to 1.4 times as fast as `lz4_flex`; compressing with that is as fast or faster.
+fn lz4_decompress(data: &[u8], out: &mut [u8]) -> Option<usize> {
+    i32::try_from(data.len()).ok()?;
+    let raw_len = i32::try_from(out.len()).ok()?;
+    lz4::block::decompress_to_buffer(data, Some(raw_len), out).ok()
 }
 
 fn zstd_decompress(data: &[u8], out: &mut [u8]) -> Option<usize> {
