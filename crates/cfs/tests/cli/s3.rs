@@ -100,6 +100,58 @@ fn objects_are_files_at_once_and_files_objects() {
     cfs!("admin", "fsck", "--data", data).ok();
 }
 
+/// The kernel keeps what a directory lists, and gives it out without asking, until it is told.
+#[test]
+fn lists_that_the_kernel_remembers_change_with_objects() {
+    if !can_mount("lists_that_the_kernel_remembers_change_with_objects") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let address = free_address();
+    let mut serving = command(&[&"server", &"--data", &data, &"--s3", &address.to_string()]);
+    // Else a list whose reading is to be noted is asked for again.
+    serving
+        .args(["--atime", "noatime"])
+        .arg("--mount")
+        .arg(&mnt);
+    let server = Server::spawn(serving, &data, Some(&mnt));
+    let said = server.said();
+    let root = Client {
+        address,
+        access_key_id: after(&said, "access_key_id"),
+        secret_access_key: after(&said, "secret_access_key"),
+    };
+    let listed = |path: &str| {
+        let entries = fs::read_dir(mnt.join(path)).expect("a directory");
+        let names = entries.map(|it| it.expect("an entry").file_name());
+        let mut names: Vec<String> = names.filter_map(|it| it.into_string().ok()).collect();
+        names.sort_unstable();
+        names
+    };
+    root.put("/bucket", b"").is(200);
+    let mut expected = Vec::new();
+    for number in 100..140 {
+        let name = format!("k{number}");
+        root.put(&format!("/bucket/dir/{name}"), b"").is(200);
+        expected.push(name);
+        for _ in 0..3 {
+            assert_eq!(listed("bucket/dir"), expected);
+        }
+        if number % 3 == 0 {
+            let gone = expected.remove(expected.len() / 2);
+            root.delete(&format!("/bucket/dir/{gone}")).is(204);
+            assert_eq!(listed("bucket/dir"), expected);
+        }
+    }
+    assert_eq!(listed("bucket"), ["dir"]);
+    for name in expected {
+        root.delete(&format!("/bucket/dir/{name}")).is(204);
+    }
+    assert_eq!(listed("bucket"), Vec::<String>::new());
+    server.stop();
+}
+
 #[test]
 fn users_come_and_go_with_and_without_a_server() {
     let scratch = Scratch::new();
