@@ -36,5 +36,5 @@ mod request;
 mod session;
 mod syncs;
 
-pub use mountpoint::{MountError, check};
+pub use mountpoint::{MountError, abort, check};
 pub use session::{MountOptions, Mounted, SessionError, UnmountError, mount};

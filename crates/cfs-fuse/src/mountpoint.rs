@@ -357,6 +357,31 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     }
 }
 
+/// Has the kernel give up the connection of our mount at `path` (canonical) with this device number, so that nobody waits for
+/// its process any more. False when there is no such mount.
+///
+/// # Errors
+/// This user may not do that: neither umount2(2) with `MNT_FORCE` nor `abort` in fusectl, which may not be mounted.
+pub fn abort(path: &Path, device: (u32, u32)) -> io::Result<bool> {
+    let is_it = |entry: MountEntry| {
+        entry.device == device && [MOUNT_TYPE, CARRIED_MOUNT_TYPE].contains(&&*entry.kind)
+    };
+    if !mounted_at(path).is_some_and(is_it) {
+        return Ok(false);
+    }
+    match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::FORCE) {
+        // It is in use: not unmounted, and given up all the same.
+        Ok(()) | Err(Errno::BUSY) => Ok(true),
+        Err(Errno::PERM) => {
+            let (major, minor) = device;
+            let number = (u64::from(major) << 20) | u64::from(minor);
+            let file = format!("/sys/fs/fuse/connections/{number}/abort");
+            fs::write(file, "1").map(|()| true)
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Lets the kernel read ahead `bytes` on the file system with this device number. Only root may; the kernel's own
 /// limit of 128 KiB stays otherwise.
 pub(crate) fn raise_read_ahead(device: (u32, u32), bytes: u32) -> io::Result<()> {

@@ -250,7 +250,7 @@ impl DataDir {
                 }
                 Some(name) if stream_process(name).is_some() => lost = true,
                 Some("pool.new") => begun = true,
-                Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
+                Some(name) if FOREIGN_TO_NOBODY.contains(&name) || is_half_key(name) => {}
                 _ => foreign = Some(name),
             }
         }
@@ -315,6 +315,17 @@ impl DataDir {
             .and_then(|()| fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)))
             .map_err(|e| Failure::host("make the directory", &self.path, &e))?;
         Ok(is_new)
+    }
+
+    /// Removes key files that first runs have not finished which were killed. The directory must be locked.
+    pub fn remove_half_keys(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(is_half_key)
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::debug!(%error, "half a key file stays");
+            }
+        }
     }
 
     /// Takes back what a first run made that did not succeed. What cannot be removed stays, and does not matter.
@@ -506,6 +517,14 @@ fn lock_file(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Whether a key file has this name until it is whole: `key.`, eight digits, `.new`.
+fn is_half_key(name: &str) -> bool {
+    let middle = name
+        .strip_prefix("key.")
+        .and_then(|it| it.strip_suffix(".new"));
+    middle.is_some_and(|it| it.len() == 8 && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// The process that has made a socket with this name, if it is the name of one over which a stream goes.
 fn stream_process(name: &str) -> Option<u32> {
     name.strip_prefix(STREAM)?.parse().ok()
@@ -646,6 +665,12 @@ mod tests {
         for (name, files, code) in [
             ("empty", &[][..], None),
             ("interrupted", &["lock", "pool.new", "key"][..], None),
+            (
+                "half a key",
+                &["lock", "pool.new", "key.00ff12ab.new"][..],
+                None,
+            ),
+            ("another's key", &["key.of-mine.new"][..], Some(Code::Pool)),
             ("foreign", &["thesis.tex"][..], Some(Code::Pool)),
             ("broken", &["config.json", "pool"][..], Some(Code::Pool)),
         ] {

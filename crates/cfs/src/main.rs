@@ -30,6 +30,7 @@ mod replica;
 mod s3;
 mod serve;
 mod transfer;
+mod watch;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal, Read as _, Write};
@@ -177,7 +178,8 @@ fn server(args: ServerArgs, environment: Environment) -> Result<ExitCode> {
         s3_options: args.s3_options,
         pool: args.pool,
     };
-    serve(serving, environment, None)?;
+    // SAFETY: no thread has been started yet.
+    unsafe { serve(serving, environment, None) }?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -200,7 +202,8 @@ fn mount(args: MountArgs, environment: Environment, log: Option<&str>) -> Result
         s3_options: args.s3_options,
         pool: args.pool,
     };
-    serve(serving, environment, starting)?;
+    // SAFETY: no thread has been started yet.
+    unsafe { serve(serving, environment, starting) }?;
     Ok(ExitCode::SUCCESS)
 }
 

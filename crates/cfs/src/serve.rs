@@ -26,6 +26,7 @@ use crate::keys::{Environment, KeyGiven};
 use crate::memory::Trimmer;
 use crate::pool::{self, Pool, Use};
 use crate::s3::S3At;
+use crate::watch::Watch;
 
 /// How often background work is looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -62,7 +63,24 @@ pub struct Serving {
 ///
 /// # Errors
 /// Why it could not start (nothing changed then), or what could not be written at the end.
-pub fn serve(serving: Serving, environment: Environment, starting: Option<Starting>) -> Result<()> {
+///
+/// # Safety
+/// No other thread may run.
+pub unsafe fn serve(
+    serving: Serving,
+    mut environment: Environment,
+    starting: Option<Starting>,
+) -> Result<()> {
+    let mut watch = None;
+    if serving.mount.is_some() {
+        // SAFETY: the caller promises that this is the only thread.
+        match unsafe { Watch::start(|| drop(std::mem::take(&mut environment))) } {
+            Ok(started) => watch = Some(started),
+            Err(error) => {
+                tracing::warn!("nobody watches whether this process is killed: {error}");
+            }
+        }
+    }
     let signals = interrupt::listen()
         .map_err(|error| Failure::new(Code::Host, format!("cannot listen for signals: {error}")))?;
     let mount_options = serving
@@ -115,7 +133,7 @@ pub fn serve(serving: Serving, environment: Environment, starting: Option<Starti
         mount_options.as_ref(),
         &serving.dir,
         (serving.s3, &serving.s3_options),
-        starting,
+        (starting, watch.as_mut()),
     );
     let (mounted, gone, socket, ticker, s3) = match served {
         Ok(served) => served,
@@ -156,7 +174,7 @@ fn start(
     options: Option<&MountOptions>,
     dir: &DataDir,
     s3: (S3At, &S3Args),
-    starting: Option<Starting>,
+    (starting, watch): (Option<Starting>, Option<&mut Watch>),
 ) -> Result<Served> {
     let fs = &service.pool().fs;
     let (sender, gone) = bounded(1);
@@ -164,6 +182,9 @@ fn start(
         Some(options) => {
             let mounted = cfs_fuse::mount(Arc::clone(fs), options).map_err(mount_failure)?;
             let mounted = Arc::new(mounted);
+            if let Some(watch) = watch {
+                watch.tell(&mounted);
+            }
             service.set_mounted(Arc::clone(&mounted));
             wait_for_end(Arc::clone(&mounted), sender);
             Some(mounted)

@@ -192,6 +192,7 @@ fn make(
             Arc::new(FileDevice::create(&dir.new_pool(), u32::MAX).map_err(device_failure)?)
         }
     };
+    dir.remove_half_keys();
     // After `pool.new`, by which a first run that was killed here is told from a pool that was lost.
     let secret = secret.unwrap_or_else(|| Secret::KeyFile(dir.key()));
     if let Secret::KeyFile(path) = &secret

@@ -4,10 +4,11 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::cfs;
 use crate::s3_client::Client;
-use crate::support::{Scratch, Server, can_mount, command, detach, run};
+use crate::support::{Scratch, Server, as_root, can_mount, command, detach, run};
 use crate::trees::assert_same;
 
 /// An address that nobody listened at just now.
@@ -150,6 +151,112 @@ fn lists_that_the_kernel_remembers_change_with_objects() {
     }
     assert_eq!(listed("bucket"), Vec::<String>::new());
     server.stop();
+}
+
+/// Stops the threads of a process that answer the kernel, until the receiver's other side is dropped; none if it may not.
+fn stop_answering(pid: u32) -> Option<std::sync::mpsc::Sender<()>> {
+    let (done, is_done) = std::sync::mpsc::channel();
+    let (until, stopped) = std::sync::mpsc::channel::<()>();
+    // Only the thread that has stopped them can let them go on, and does so by ending.
+    std::thread::spawn(move || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+        let stop = |task: fs::DirEntry| {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if !name.starts_with("fuse") {
+                return true;
+            }
+            let thread: libc::pid_t = task
+                .file_name()
+                .to_string_lossy()
+                .parse()
+                .expect("a number");
+            let mut status = 0;
+            // SAFETY: neither call touches memory of this process but `status`, which outlives them.
+            unsafe {
+                libc::ptrace(libc::PTRACE_SEIZE, thread, 0, 0) == 0
+                    && libc::ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0) == 0
+                    && libc::waitpid(thread, &raw mut status, libc::__WALL) == thread
+            }
+        };
+        let all = tasks
+            .map(|task| stop(task.expect("a task")))
+            .fold(true, |all, one| all && one);
+        let _ = done.send(all);
+        let _ = stopped.recv();
+    });
+    is_done.recv().expect("it was tried").then_some(until)
+}
+
+/// Who tells the kernel of a name waits for the lock of the directory, whatever signal comes; who holds it waited for an answer
+/// of the same process. A server that was killed then was there for ever, with its pool and all who used the mount.
+#[test]
+fn a_server_that_is_killed_while_it_tells_the_kernel_ends() {
+    let name = "a_server_that_is_killed_while_it_tells_the_kernel_ends";
+    if !can_mount(name) || !as_root(name) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let address = free_address();
+    let server = serve(&data, Some(&mnt), &address.to_string());
+    let (pid, said) = (server.pid(), server.said());
+    let root = || Client {
+        address,
+        access_key_id: after(&said, "access_key_id"),
+        secret_access_key: after(&said, "secret_access_key"),
+    };
+    root().put("/bucket", b"").is(200);
+    assert!(fs::metadata(mnt.join("bucket/k")).is_err());
+    let Some(until) = stop_answering(pid) else {
+        eprintln!("SKIPPED {name}: threads of another process cannot be stopped here");
+        return;
+    };
+    // It holds the lock and waits.
+    let mut maker = std::process::Command::new("mkdir");
+    let mut maker = maker.arg(mnt.join("bucket/d")).spawn().expect("mkdir");
+    let asks = |process: u32, for_what: &str| {
+        let tasks = fs::read_dir(format!("/proc/{process}/task"));
+        tasks.into_iter().flatten().flatten().any(|task| {
+            let stack = fs::read_to_string(task.path().join("stack"));
+            stack.is_ok_and(|stack| stack.contains(for_what))
+        })
+    };
+    let comes = |process: u32, for_what: &str| {
+        let started = std::time::Instant::now();
+        while started.elapsed() < Duration::from_secs(5) {
+            if asks(process, for_what) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    };
+    let waits = comes(maker.id(), "request_wait_answer");
+    let client = root();
+    std::thread::spawn(move || client.put("/bucket/k", b"one"));
+    if !waits || !comes(pid, "fuse_reverse_inval_entry") {
+        eprintln!("SKIPPED in part: the kernel's stacks do not tell that it waits");
+    }
+    server.signal(rustix::process::Signal::KILL);
+    let started = std::time::Instant::now();
+    let has_ended = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        tasks.map_or(0, Iterator::count) <= 1
+    };
+    drop(until);
+    while !has_ended() && started.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ended = has_ended();
+    if !ended {
+        // Nothing may hang because of a test.
+        let _ = rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::FORCE);
+    }
+    maker.wait().expect("it ends");
+    server.kill();
+    assert!(ended, "the server has not ended 20 s after SIGKILL");
+    detach(&mnt);
+    serve(&data, Some(&mnt), &address.to_string()).stop();
 }
 
 #[test]
