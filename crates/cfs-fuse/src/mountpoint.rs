@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -358,7 +359,7 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
 }
 
 /// Has the kernel give up the connection of our mount at `path` (canonical) with this device number, so that nobody waits for
-/// its process any more. False when there is no such mount.
+/// its process any more. The mount stays, dead. False when there is no such mount.
 ///
 /// # Errors
 /// This user may not do that: neither umount2(2) with `MNT_FORCE` nor `abort` in fusectl, which may not be mounted.
@@ -369,8 +370,10 @@ pub fn abort(path: &Path, device: (u32, u32)) -> io::Result<bool> {
     if !mounted_at(path).is_some_and(is_it) {
         return Ok(false);
     }
+    // What is held is not unmounted, and given up all the same: nobody shall write to the directory below it.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let _held = rustix::fs::open(path, flags, Mode::empty())?;
     match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::FORCE) {
-        // It is in use: not unmounted, and given up all the same.
         Ok(()) | Err(Errno::BUSY) => Ok(true),
         Err(Errno::PERM) => {
             let (major, minor) = device;

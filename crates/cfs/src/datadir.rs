@@ -45,6 +45,9 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 /// empty file system has.
 const FOREIGN_TO_NOBODY: [&str; 2] = ["lock", "lost+found"];
 
+/// No key file is longer.
+const HALF_KEY_BYTES_MAX: u64 = 1024;
+
 /// What the name of a socket begins with over which a stream goes; the number of the process that listens there follows.
 const STREAM: &str = "stream-";
 
@@ -235,7 +238,7 @@ impl DataDir {
             }
             Err(error) => return Err(Failure::host("read", &self.path, &error)),
         };
-        let mut foreign = None;
+        let (mut foreign, mut half_key) = (None, None);
         let (mut pool, mut config, mut begun, mut lost) = (false, false, false, false);
         for entry in entries {
             let name = entry
@@ -250,11 +253,13 @@ impl DataDir {
                 }
                 Some(name) if stream_process(name).is_some() => lost = true,
                 Some("pool.new") => begun = true,
-                Some(name) if FOREIGN_TO_NOBODY.contains(&name) || is_half_key(name) => {}
+                Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
+                Some(half) if is_half_key(half) => half_key = Some(name),
                 _ => foreign = Some(name),
             }
         }
-        match (config, pool, foreign) {
+        // A first run makes it when `pool.new` is there.
+        match (config, pool, foreign.or(half_key.filter(|_| !begun))) {
             (true, _, _) => self
                 .read_config()
                 .map(|config| Contents::Device(config.device)),
@@ -320,7 +325,13 @@ impl DataDir {
     /// Removes key files that first runs have not finished which were killed. The directory must be locked.
     pub fn remove_half_keys(&self) {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(is_half_key)
+            let is_ours = entry.metadata().is_ok_and(|it| {
+                it.is_file()
+                    && it.permissions().mode() & 0o7777 == 0o600
+                    && it.len() <= HALF_KEY_BYTES_MAX
+            });
+            if is_ours
+                && entry.file_name().to_str().is_some_and(is_half_key)
                 && let Err(error) = fs::remove_file(entry.path())
             {
                 tracing::debug!(%error, "half a key file stays");
@@ -522,7 +533,12 @@ fn is_half_key(name: &str) -> bool {
     let middle = name
         .strip_prefix("key.")
         .and_then(|it| it.strip_suffix(".new"));
-    middle.is_some_and(|it| it.len() == 8 && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    middle.is_some_and(|it| {
+        it.len() == 8
+            && it
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// The process that has made a socket with this name, if it is the name of one over which a stream goes.
@@ -671,6 +687,7 @@ mod tests {
                 None,
             ),
             ("another's key", &["key.of-mine.new"][..], Some(Code::Pool)),
+            ("no half key", &["key.00ff12ab.new"][..], Some(Code::Pool)),
             ("foreign", &["thesis.tex"][..], Some(Code::Pool)),
             ("broken", &["config.json", "pool"][..], Some(Code::Pool)),
         ] {

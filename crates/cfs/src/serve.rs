@@ -152,8 +152,11 @@ pub unsafe fn serve(
     tell_the_impatient(signals, Arc::clone(&service.pool().fs));
     drop(socket);
     drop(s3);
-    if let Some(mounted) = mounted {
-        unmount(&mounted, &gone);
+    if let Some(mounted) = mounted
+        && !unmount(&mounted, &gone)
+    {
+        // The kernel may keep this process from ending.
+        std::mem::forget(watch.take());
     }
     drop(ticker);
     service.pool().close()?;
@@ -286,7 +289,8 @@ fn tell_the_impatient(signals: Receiver<i32>, fs: Arc<Fs>) {
     }
 }
 
-fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionError>>) {
+/// Whether the kernel has ended the session.
+fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionError>>) -> bool {
     if let Err(error) = mounted.sync() {
         tracing::debug!("the mount was not synced: {error}");
     }
@@ -299,19 +303,19 @@ fn unmount(mounted: &Mounted, gone: &Receiver<std::result::Result<(), SessionErr
             if let Err(error) = mounted.detach() {
                 tracing::error!("{error}");
             }
-            return;
+            return false;
         }
         Err(error) => {
             tracing::error!("{error}");
-            return;
+            return false;
         }
     }
-    if matches!(
-        gone.recv_timeout(UNMOUNT_PATIENCE),
-        Err(RecvTimeoutError::Timeout)
-    ) {
+    let ended = gone.recv_timeout(UNMOUNT_PATIENCE);
+    let is_late = matches!(ended, Err(RecvTimeoutError::Timeout));
+    if is_late {
         tracing::warn!("the kernel has not ended the session; going on without it");
     }
+    !is_late
 }
 
 /// The threads that look for background work and write the log. Dropping it ends them.

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use cfs_fuse::Mounted;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 /// A killed process has so long to end by itself.
 const ENDING_PATIENCE: Duration = Duration::from_millis(200);
@@ -27,7 +30,7 @@ const DIED: libc::c_int = libc::SIGUSR1;
 
 /// The process that watches this one. Dropping it ends that.
 pub struct Watch {
-    pid: libc::pid_t,
+    process: OwnedFd,
     pipe: File,
 }
 
@@ -52,8 +55,12 @@ impl Watch {
                 // SAFETY: ends the process without what the one that serves wants to be done at its own end.
                 unsafe { libc::_exit(i32::from(watching.is_err())) }
             }
+            // Where this fails the pipe is closed, at which the child ends.
             pid => Ok(Self {
-                pid,
+                process: pidfd_open(
+                    Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH)?,
+                    PidfdFlags::empty(),
+                )?,
                 pipe: write.into(),
             }),
         }
@@ -76,28 +83,28 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // SAFETY: the child is ours, and nobody else waits for it, so that the number is its own.
-        unsafe {
-            libc::kill(self.pid, libc::SIGKILL);
-            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
-        }
+        // It may have ended, and been forgotten by the system where that was told to.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED);
     }
 }
 
 /// What the child does.
-fn watch(watched: rustix::process::Pid, pipe: OwnedFd) -> io::Result<()> {
+fn watch(watched: Pid, pipe: OwnedFd) -> io::Result<()> {
     // Of the process as it is now: later ones with its number are not meant.
     let watched_at = rustix::fs::open(
         format!("/proc/{}", watched.as_raw_nonzero()),
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    // SAFETY: the set is filled before it is used, and the name ends with a NUL.
+    // SAFETY: the sets are filled before they are used, and the name ends with a NUL.
     let died = unsafe {
         let mut all = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
-        libc::prctl(libc::PR_SET_PDEATHSIG, DIED);
+        if libc::prctl(libc::PR_SET_PDEATHSIG, DIED) != 0 {
+            return Err(io::Error::last_os_error());
+        }
         libc::prctl(libc::PR_SET_NAME, c"mount watch".as_ptr());
         let mut died = std::mem::zeroed();
         libc::sigemptyset(&raw mut died);
@@ -109,19 +116,20 @@ fn watch(watched: rustix::process::Pid, pipe: OwnedFd) -> io::Result<()> {
         // It ended without a mount.
         return Ok(());
     };
-    if rustix::process::getppid() == Some(watched) {
+    // Others may send that signal too.
+    while is_alive(&watched_at) {
         let mut signal = 0;
         // SAFETY: both outlive the call.
-        while unsafe { libc::sigwait(&raw const died, &raw mut signal) } != 0 {}
+        unsafe { libc::sigwait(&raw const died, &raw mut signal) };
     }
     let died = Instant::now();
     for _ in 0..POLLS_MAX {
         if !has_threads(&watched_at) {
             break;
         }
-        if died.elapsed() > ENDING_PATIENCE {
-            // Where it fails there is nobody to tell.
-            let _ = cfs_fuse::abort(&path, device);
+        // Once is enough, and later the place may be another's.
+        if died.elapsed() > ENDING_PATIENCE && cfs_fuse::abort(&path, device).is_ok() {
+            break;
         }
         std::thread::sleep(POLL);
     }
@@ -143,7 +151,9 @@ fn hold_nothing(kept: &[i32]) -> io::Result<()> {
     for until in kept.into_iter().chain([i32::MAX]) {
         if from < until {
             // SAFETY: nothing in this process uses the descriptors but those that are kept.
-            unsafe { libc::syscall(libc::SYS_close_range, from, until - 1, 0) };
+            if unsafe { libc::syscall(libc::SYS_close_range, from, until - 1, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
         }
         from = until.saturating_add(1);
     }
@@ -162,6 +172,16 @@ fn hear(mut pipe: File) -> io::Result<((u32, u32), PathBuf)> {
     pipe.read_exact(&mut path)?;
     let path = std::ffi::OsString::from_vec(path);
     Ok(((major, minor), Path::new(&path).to_path_buf()))
+}
+
+/// Whether the process's first thread runs, which ends when the process is killed, whatever others wait for.
+fn is_alive(process: impl AsFd) -> bool {
+    let stat = rustix::fs::openat(process, "stat", OFlags::RDONLY, Mode::empty());
+    let mut text = Vec::new();
+    let read = stat.is_ok_and(|stat| File::from(stat).read_to_end(&mut text).is_ok());
+    // The state comes after the name, which may have brackets in it.
+    let state = text.rsplit(|byte| *byte == b')').next();
+    read && state.is_some_and(|state| !matches!(state.get(1), None | Some(b'Z' | b'X')))
 }
 
 /// Whether the process has threads beside the first, which stays as a zombie for as long as others do.

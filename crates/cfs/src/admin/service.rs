@@ -285,14 +285,9 @@ impl Service {
             Health::Good if stats.available_bytes < u64::from(SEGMENT_BYTES) => (
                 "full",
                 Some(
-                    match stats.segments.free {
-                        0 => "nothing can be written before files are removed",
-                        _ => {
-                            "the disk that holds it has no room: nothing can be written before files are removed, in the \
-                             pool or beside it"
-                        }
-                    }
-                    .to_owned(),
+                    "hardly anything can be written before files are removed, or, if that is what limits it, something \
+                     else on the disk that holds it"
+                        .to_owned(),
                 ),
             ),
             Health::Good => ("good", None),

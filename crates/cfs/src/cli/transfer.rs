@@ -23,9 +23,10 @@ Examples:
 pub(super) const EXPORT_EXAMPLES: &str = "\
 SRC is a path in the pool, DEST one on the host, with the rules of `cp -a SRC DEST`: into DEST if that is a directory,
 else DEST becomes the copy. With --no-target-directory DEST is always the copy itself. What already matches in type,
-size, modification time and mode is not written again, also after a power cut.
+size, modification time and mode is not written again.
 
-As with `cp`, the system may have some of the copy in memory only for half a minute after the end; --sync waits for the disk.
+As with `cp`, the system may have some of the copy in memory only for half a minute after the end, and a power cut then
+takes that and the files in whose place it came; --sync waits for the disk.
 
 Examples:
   cfs export /photos /tmp --data /srv/pool              /tmp/photos

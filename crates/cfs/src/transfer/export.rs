@@ -75,7 +75,9 @@ pub fn export(
         linked: Mutex::default(),
     };
     let root = export.root(request, mount_dev)?;
+    // Opened before anything is written: only of what comes after that does a sync tell errors.
     let dest = Arc::clone(&root.to);
+    let dest_fd = dest.fd();
     let mut finished = Vec::new();
     let mut further_names = Vec::new();
     run.in_parallel(
@@ -100,7 +102,7 @@ pub fn export(
         }
     }
     if sync {
-        dest.fd()
+        dest_fd
             .and_then(rustix::fs::syncfs)
             .map_err(|errno| Failure::host("sync", Path::new(&dest.path), &errno.into()))?;
     }

@@ -5,8 +5,9 @@
 //! at the end of a range goes through it in any case, and so does everything on file systems of which it is not known that
 //! they do the same with both.
 //!
-//! A file gets its length with its content, or after the disk has that: a copy that goes on after a power cut takes one of
-//! the right length and time for whole, and zeros that a file system has not filled yet are neither.
+//! A file gets its length with its content, or after the disk has that, and where it is written directly at least its time
+//! after it: a copy that goes on after a power cut takes a file of the right length and time for whole, and ext4 and XFS fill
+//! one last that was made long first.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;

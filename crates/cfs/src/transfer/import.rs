@@ -412,7 +412,7 @@ fn host(action: &str, errno: Errno) -> Trouble {
 
 /// What ends a file whose copy was interrupted.
 pub(super) fn interrupted() -> Failure {
-    Failure::new(Code::Interrupted, "interrupted; what was copied is safe")
+    Failure::new(Code::Interrupted, "interrupted; what was copied stays")
         .hint("the same command goes on where this one ended; with -T if DEST was not there before")
 }
 

@@ -161,7 +161,7 @@ fn servers_come_back(scratch: &Scratch, options: &[&'static str], rest: Duration
     // The log is not empty, or it is, and the background has done what it wants.
     std::thread::sleep(rest);
     world.fill();
-    assert_eq!(world.health(), "full");
+    eventually("a full pool", || world.health() == "full");
     for number in 0..20 {
         world.kill();
         world.fill();

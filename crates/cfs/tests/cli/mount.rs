@@ -320,3 +320,60 @@ fn an_idle_mount_sleeps() {
     assert_eq!(fs::read(mnt.join("other")).expect("a file"), b"content");
     server.stop();
 }
+
+/// The process that watches whether this one is killed.
+fn watch_of(server: u32) -> Option<u32> {
+    let processes = fs::read_dir("/proc").expect("there are processes");
+    processes.flatten().find_map(|process| {
+        let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+        let (before, after) = stat.rsplit_once(')')?;
+        let parent: u32 = after.split_whitespace().nth(1)?.parse().ok()?;
+        let (pid, name) = before.split_once(" (")?;
+        (parent == server && name == "mount watch").then(|| pid.parse().ok())?
+    })
+}
+
+/// It ends with the server, and takes nothing for its death but that.
+#[test]
+fn who_watches_a_server_leaves_it_alone() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    if !can_mount("who_watches_a_server_leaves_it_alone") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (data, mnt) = (scratch.path("pool"), scratch.dir("mnt"));
+    let signal = |to: u32, signal| {
+        let to = Pid::from_raw(to as i32).expect("a process");
+        kill_process(to, signal).expect("it is there");
+    };
+    let is_there = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains("(mount watch)") && !stat.contains(") Z ")
+    };
+    let server = Server::start(&data, Some(&mnt));
+    let watch = watch_of(server.pid()).expect("it is watched");
+    for harmless in [Signal::USR1, Signal::TERM, Signal::HUP, Signal::INT] {
+        signal(watch, harmless);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(is_there(watch));
+    fs::write(mnt.join("file"), "content").expect("it is mounted");
+    server.stop();
+    assert!(!is_there(watch));
+
+    // Without it, too, a server serves and ends.
+    let server = Server::start(&data, Some(&mnt));
+    signal(watch_of(server.pid()).expect("it is watched"), Signal::KILL);
+    assert_eq!(fs::read(mnt.join("file")).expect("mounted"), b"content");
+    server.stop();
+
+    let server = Server::start(&data, Some(&mnt));
+    let watch = watch_of(server.pid()).expect("it is watched");
+    server.kill();
+    eventually("the end of the watch", || !is_there(watch));
+    // Nobody may write to the directory below.
+    let dead = fs::write(mnt.join("file"), "").expect_err("it is dead");
+    assert_eq!(dead.kind(), std::io::ErrorKind::NotConnected);
+    detach(&mnt);
+}
