@@ -159,7 +159,7 @@ fn stop_answering(pid: u32) -> Option<std::sync::mpsc::Sender<()>> {
     let (until, stopped) = std::sync::mpsc::channel::<()>();
     // Only the thread that has stopped them can let them go on, and does so by ending.
     std::thread::spawn(move || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+        let mut tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
         let stop = |task: fs::DirEntry| {
             let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             if !name.starts_with("fuse") {
@@ -178,9 +178,7 @@ fn stop_answering(pid: u32) -> Option<std::sync::mpsc::Sender<()>> {
                     && libc::waitpid(thread, &raw mut status, libc::__WALL) == thread
             }
         };
-        let all = tasks
-            .map(|task| stop(task.expect("a task")))
-            .fold(true, |all, one| all && one);
+        let all = tasks.all(|task| stop(task.expect("a task")));
         let _ = done.send(all);
         let _ = stopped.recv();
     });
