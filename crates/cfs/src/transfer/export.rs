@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::host_file::{HostFile, Room};
+use super::host_file::HostFile;
 use super::host_tree::{HostDir, Meta, Xattrs, pool_xattrs};
 use super::import::interrupted;
 use super::pool_path::{PoolPath, join};
@@ -26,9 +26,6 @@ use crate::failure::{Code, Failure, Result, plain};
 
 /// Bytes that one write moves: large direct writes take the disk less.
 const COPY_BYTES: usize = 1 << 20;
-/// The page cache may take this part of the memory, after which large files are written around it: beyond a tenth Linux
-/// begins to write out what is in it, beyond a fifth it has writers wait (`vm.dirty_background_ratio`, `vm.dirty_ratio`).
-const CACHED_PART: u64 = 16;
 /// Entries of a directory that are read at a time.
 const ENTRIES_AT_A_TIME: usize = 1024;
 
@@ -51,8 +48,6 @@ struct FinishedDir {
 
 struct Export<'a, 'b> {
     run: &'b Run<'a>,
-    /// What the host's page cache may take.
-    room: Room,
     /// Files with several names that have been copied.
     linked: Mutex<HashMap<Ino, (Arc<HostDir>, CString)>>,
 }
@@ -71,7 +66,6 @@ pub fn export(
 ) -> Result<TransferSummary> {
     let export = Export {
         run,
-        room: Room::new(crate::memory::usable_bytes() / CACHED_PART),
         linked: Mutex::default(),
     };
     let root = export.root(request, mount_dev)?;
@@ -394,8 +388,7 @@ impl Export<'_, '_> {
             }
         };
         let is_new = existing.is_none() || name != &job.name;
-        let file =
-            HostFile::new(file, meta.size, &self.room).map_err(|errno| host("lengthen", errno));
+        let file = HostFile::new(file, meta.size).map_err(|errno| host("lengthen", errno));
         let written = file.and_then(|file| self.copy_content(job, meta, file, buffer));
         let written = written.and_then(|()| {
             let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;

@@ -1,9 +1,8 @@
 //! A file on the host that is written to.
 //!
-//! Whether it goes through the page cache is for [`Room`] to say. What goes around it takes the disk less than what is
-//! written to the cache and to the disk after that, and pushes out nothing that others have there. What is no whole block
-//! at the end of a range goes through it in any case, and so does everything on file systems of which it is not known that
-//! they do the same with both.
+//! Large files go around the page cache: to fill new memory of it takes longer than opening the content, and pushes out
+//! what others have there. What is no whole block at the end of a range goes through it, and so does everything on file
+//! systems of which it is not known that they do the same with both.
 //!
 //! A file gets its length with its content, or after the disk has that, and where it is written directly at least its time
 //! after it: a copy that goes on after a power cut takes a file of the right length and time for whole, and ext4 and XFS fill
@@ -11,7 +10,6 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cfs_device::AlignedBuf;
 use rustix::fs::OFlags;
@@ -29,26 +27,6 @@ thread_local! {
     static ALIGNED: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::with_capacity(0));
 }
 
-/// How much of a copy the page cache may take.
-pub(super) struct Room {
-    left_bytes: AtomicU64,
-}
-
-impl Room {
-    pub(super) fn new(bytes: u64) -> Self {
-        Self {
-            left_bytes: AtomicU64::new(bytes),
-        }
-    }
-
-    /// Whether there is room for `size` bytes, which are taken then.
-    fn take(&self, size: u64) -> bool {
-        let less = |left: u64| left.checked_sub(size);
-        let order = Ordering::Relaxed;
-        self.left_bytes.fetch_update(order, order, less).is_ok()
-    }
-}
-
 pub(super) struct HostFile {
     file: OwnedFd,
     /// Whole blocks are written around the page cache.
@@ -64,12 +42,12 @@ pub(super) struct HostFile {
 
 impl HostFile {
     /// An empty file that will have `size` bytes.
-    pub(super) fn new(file: OwnedFd, size: u64, room: &Room) -> Result<Self, Errno> {
+    pub(super) fn new(file: OwnedFd, size: u64) -> Result<Self, Errno> {
         let is_known = || {
             let about = rustix::fs::fstatfs(&file);
             about.is_ok_and(|about| DIRECT_MAGICS.contains(&about.f_type))
         };
-        let may_be_direct = size >= DIRECT_BYTES_MIN && !room.take(size) && is_known();
+        let may_be_direct = size >= DIRECT_BYTES_MIN && is_known();
         let mut len = 0;
         if may_be_direct {
             // Direct writes that lengthen a file wait for each other.
@@ -195,26 +173,19 @@ mod tests {
                 eprintln!("SKIPPED in {dir}: it cannot be written to");
                 continue;
             };
-            for (offset, step, room_bytes) in [
-                (0_u64, 1 << 20, 0),
-                (4096, 100_000, 0),
-                (5, 1 << 20, 0),
-                (8192, 4095, 0),
-                (4096, 1 << 20, DIRECT_BYTES_MIN * 2),
-                (5, 4095, DIRECT_BYTES_MIN * 2),
+            for (offset, step) in [
+                (0_u64, 1 << 20),
+                (4096, 100_000),
+                (5, 1 << 20),
+                (8192, 4095),
             ] {
                 let path = dir.path().join("file");
                 let size = DIRECT_BYTES_MIN + 77;
                 let file = File::create(&path).expect("a file");
-                let room = Room::new(room_bytes);
-                let mut file = HostFile::new(file.into(), size, &room).expect("lengthened");
+                let mut file = HostFile::new(file.into(), size).expect("lengthened");
                 // An aligned write of whole blocks goes around the page cache wherever that is known to be right.
                 let known = rustix::fs::fstatfs(&file.file).expect("it has one").f_type;
-                let is_full = room_bytes == 0;
-                assert_eq!(
-                    file.may_be_direct,
-                    is_full && DIRECT_MAGICS.contains(&known)
-                );
+                assert_eq!(file.may_be_direct, DIRECT_MAGICS.contains(&known));
                 let wanted = file.may_be_direct && offset.is_multiple_of(BLOCK as u64);
                 file.write(&bytes[..BLOCK], offset).expect("written");
                 assert!(file.is_direct == wanted || !file.may_be_direct);
@@ -235,15 +206,5 @@ mod tests {
                 assert!(before.iter().chain(after).all(|byte| *byte == 0));
             }
         }
-    }
-
-    /// Room that has been given is gone, and what does not fit takes none.
-    #[test]
-    fn the_page_cache_is_left_some_room() {
-        let room = Room::new(100);
-        assert!(room.take(60));
-        assert!(!room.take(41));
-        assert!(room.take(40));
-        assert!(!room.take(1));
     }
 }
