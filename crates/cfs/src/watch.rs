@@ -25,6 +25,9 @@ const ENDING_PATIENCE: Duration = Duration::from_millis(200);
 /// Then it is looked so often, and so long, whether it has ended.
 const POLL: Duration = Duration::from_millis(100);
 const POLLS_MAX: u32 = 600;
+/// After a signal it is looked so often, with such a pause before, whether the process has died.
+const STATE_POLLS: u32 = 50;
+const STATE_POLL: Duration = Duration::from_millis(10);
 /// Tells the watching process that the other one has died.
 const DIED: libc::c_int = libc::SIGUSR1;
 
@@ -116,8 +119,11 @@ fn watch(watched: Pid, pipe: OwnedFd) -> io::Result<()> {
         // It ended without a mount.
         return Ok(());
     };
-    // Others may send that signal too.
-    while is_alive(&watched_at) {
+    // Others may send that signal too, and the kernel sends it a moment before the state tells of the death.
+    while (0..STATE_POLLS).all(|_| {
+        std::thread::sleep(STATE_POLL);
+        is_alive(&watched_at)
+    }) {
         let mut signal = 0;
         // SAFETY: both outlive the call.
         unsafe { libc::sigwait(&raw const died, &raw mut signal) };
