@@ -308,7 +308,11 @@ impl Core {
         let Some(file) = self.known(ino) else {
             return;
         };
-        self.begin_flush(&file, Take::All);
+        let mut body = file.lock();
+        let jobs = self.take(&file, &mut body, Take::All);
+        self.note_taken(&mut body);
+        drop(body);
+        self.dispatch_for_waiter(&file, jobs);
         let mut body = file.lock();
         if let Err(error) = self.wait_for_jobs(&file, &mut body) {
             body.error = Some(error);

@@ -281,21 +281,16 @@ impl HostDir {
     pub fn xattrs(&self, name: &CStr) -> rustix::io::Result<Xattrs> {
         let fd = self.fd()?;
         let path = magic_path(&fd, name);
-        let list = match read_growing(|buf| rustix::fs::llistxattr(&path, buf)) {
-            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            list => list?,
-        };
-        let mut xattrs = Xattrs::new();
-        for name in list.split(|byte| *byte == 0).filter(|it| !it.is_empty()) {
-            match read_growing(|buf| rustix::fs::lgetxattr(&path, name, buf)) {
-                Ok(value) => xattrs.push((name.to_vec(), value)),
-                // It went meanwhile, or is one that only root reads.
-                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        xattrs.sort();
-        Ok(xattrs)
+        collect_xattrs(
+            |buf| rustix::fs::llistxattr(&path, buf),
+            |name, buf| rustix::fs::lgetxattr(&path, name, buf),
+        )
+    }
+
+    /// The directory's own extended attributes; none where the file system knows none.
+    pub fn own_xattrs(&self) -> rustix::io::Result<Xattrs> {
+        let fd = self.fd()?;
+        open_xattrs(&fd)
     }
 
     /// Gives an entry exactly these extended attributes. One that the host refuses to this user or file system is
@@ -327,6 +322,35 @@ impl HostDir {
         }
         Ok(refused)
     }
+}
+
+/// As [`HostDir::xattrs`], of an object that is open: without a path to follow.
+pub fn open_xattrs(fd: &OwnedFd) -> rustix::io::Result<Xattrs> {
+    collect_xattrs(
+        |buf| rustix::fs::flistxattr(fd, buf),
+        |name, buf| rustix::fs::fgetxattr(fd, name, buf),
+    )
+}
+
+fn collect_xattrs(
+    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+    get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Xattrs> {
+    let names = match read_growing(list) {
+        Err(Errno::OPNOTSUPP) => return Ok(Xattrs::new()),
+        names => names?,
+    };
+    let mut xattrs = Xattrs::new();
+    for name in names.split(|byte| *byte == 0).filter(|it| !it.is_empty()) {
+        match read_growing(|buf| get(name, buf)) {
+            Ok(value) => xattrs.push((name.to_vec(), value)),
+            // It went meanwhile, or is one that only root reads.
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    xattrs.sort();
+    Ok(xattrs)
 }
 
 fn open_below(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {

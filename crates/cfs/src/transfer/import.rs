@@ -33,21 +33,40 @@ pub struct Excluded {
 }
 
 /// An object to copy and its place in the pool.
-struct Job {
+struct Job<'i> {
     from: Arc<HostDir>,
     name: CString,
     meta: Meta,
-    to: Ino,
+    to: Arc<PoolDir<'i>>,
     to_name: Vec<u8>,
-    /// The directory was made by this run, so nothing is there yet.
-    fresh: bool,
 }
 
-struct FinishedDir {
-    path: String,
+/// A directory of the pool that objects are copied to.
+struct PoolDir<'i> {
     ino: Ino,
+    /// It was made by this run, so nothing else was in it.
+    fresh: bool,
+    /// None if it is no copy.
+    copy: Option<DirCopy<'i>>,
+}
+
+/// What a directory that is a copy gets when all that is made in it is there: with the last of those who make it.
+struct DirCopy<'i> {
+    import: &'i Import<'i, 'i>,
+    from: Arc<HostDir>,
     meta: Meta,
     xattrs: Xattrs,
+}
+
+impl Drop for PoolDir<'_> {
+    fn drop(&mut self) {
+        if let Some(copy) = &self.copy
+            && !copy.import.run.stopped()
+            && let Err(trouble) = copy.import.finish_dir(self.ino, copy)
+        {
+            copy.import.run.trouble(&copy.from.path, trouble);
+        }
+    }
 }
 
 struct Import<'a, 'b> {
@@ -71,29 +90,24 @@ pub fn import(run: &Run<'_>, request: &Transfer, excluded: &Excluded) -> Result<
     // What others have written before does not count as newly stored.
     sync(run.fs)?;
     let stored_before = stored_bytes(run.fs);
-    let mut finished = Vec::new();
+    let mut merged = Vec::new();
     let mut further_names = Vec::new();
     run.in_parallel(
         "import",
         request.workers,
-        |send| import.walk(roots, send, &mut finished, &mut further_names),
+        |send| import.walk(roots, send, &mut merged, &mut further_names),
         |job, buffer| import.copy_reported(&job, buffer),
     );
     let mut buffer = Vec::new();
-    for job in &further_names {
+    for job in further_names {
         if run.stopped() {
             break;
         }
-        import.link_reported(job, &mut buffer);
+        import.link_reported(&job, &mut buffer);
     }
-    // Children before parents, so that a parent's times are set when nothing below it changes any more.
-    for dir in finished.iter().rev() {
-        if run.stopped() {
-            break;
-        }
-        if let Err(trouble) = import.finish_dir(dir) {
-            run.trouble(&dir.path, trouble);
-        }
+    // Of several sources that became one directory it has the attributes of the first.
+    while let Some(dir) = merged.pop() {
+        drop(dir);
     }
     sync(run.fs)?;
     run.progress("import");
@@ -115,7 +129,7 @@ impl Import<'_, '_> {
     }
 
     /// Where each source goes, by the rules of `cp -a`.
-    fn roots(&self, request: &Transfer) -> Result<Vec<Job>> {
+    fn roots<'i>(&self, request: &Transfer) -> Result<Vec<Job<'i>>> {
         let dest = PoolPath::parse(request.dest.bytes())?;
         let existing = dest.find(self.fs())?;
         let is_dir = existing.is_some_and(|attr| attr.kind() == libc::S_IFDIR);
@@ -185,24 +199,28 @@ impl Import<'_, '_> {
                 from: Arc::new(from),
                 name,
                 meta,
-                to,
+                to: Arc::new(PoolDir {
+                    ino: to,
+                    fresh: false,
+                    copy: None,
+                }),
                 to_name,
-                fresh: false,
             });
         }
         Ok(roots)
     }
 
-    fn walk(
-        &self,
-        roots: Vec<Job>,
-        send: &dyn Fn(Job),
-        finished: &mut Vec<FinishedDir>,
-        further_names: &mut Vec<Job>,
+    /// Directories of the pool that a source was copied onto, and not into, are kept in `merged`.
+    fn walk<'i>(
+        &'i self,
+        roots: Vec<Job<'i>>,
+        send: &dyn Fn(Job<'i>),
+        merged: &mut Vec<Arc<PoolDir<'i>>>,
+        further_names: &mut Vec<Job<'i>>,
     ) {
         let mut seen = HashSet::new();
         let mut pending = Vec::new();
-        let mut place = |job: Job, pending: &mut Vec<Job>| match job.meta.kind() {
+        let mut place = |job: Job<'i>, pending: &mut Vec<Job<'i>>| match job.meta.kind() {
             libc::S_IFDIR => pending.push(job),
             _ if job.meta.nlink > 1 && !seen.insert((job.meta.dev, job.meta.ino)) => {
                 further_names.push(job);
@@ -225,14 +243,16 @@ impl Import<'_, '_> {
                 self.leave_out(&dir, &path);
                 continue;
             }
-            let (from, names, place_in_pool) = match self.enter(&dir, finished) {
+            let (from, names, to) = match self.enter(&dir) {
                 Ok(entered) => entered,
                 Err(trouble) => {
                     self.run.trouble(&path, trouble);
                     continue;
                 }
             };
-            let (to, fresh) = place_in_pool;
+            if dir.to_name.is_empty() {
+                merged.push(Arc::clone(&to));
+            }
             for name in names {
                 if self.run.stopped() {
                     return;
@@ -240,15 +260,13 @@ impl Import<'_, '_> {
                 match from.stat(&name) {
                     Ok(meta) => {
                         let to_name = name.to_bytes().to_vec();
-                        let from = Arc::clone(&from);
                         place(
                             Job {
-                                from,
+                                from: Arc::clone(&from),
                                 name,
                                 meta,
-                                to,
+                                to: Arc::clone(&to),
                                 to_name,
-                                fresh,
                             },
                             &mut pending,
                         );
@@ -265,7 +283,7 @@ impl Import<'_, '_> {
 
     /// Tells of a directory of S3's own, whose content means nothing without the records that the pool it comes from has with
     /// it: older versions of objects, or parts of uploads, which nobody misses.
-    fn leave_out(&self, dir: &Job, path: &str) {
+    fn leave_out(&self, dir: &Job<'_>, path: &str) {
         let names = dir.from.open_dir(&dir.name).and_then(|dir| dir.names());
         let is_empty = names.is_ok_and(|names| names.is_empty());
         if is_empty || dir.to_name != VERSIONS_NAME {
@@ -287,21 +305,20 @@ impl Import<'_, '_> {
         clippy::type_complexity,
         reason = "taken apart at the one place that calls it"
     )]
-    fn enter(
-        &self,
-        dir: &Job,
-        finished: &mut Vec<FinishedDir>,
-    ) -> std::result::Result<(Arc<HostDir>, Vec<CString>, (Ino, bool)), Trouble> {
+    fn enter<'i>(
+        &'i self,
+        dir: &Job<'i>,
+    ) -> std::result::Result<(Arc<HostDir>, Vec<CString>, Arc<PoolDir<'i>>), Trouble> {
         let from = dir
             .from
             .open_dir(&dir.name)
             .map_err(|errno| host("open", errno))?;
         let names = from.names().map_err(|errno| host("list", errno))?;
         let xattrs = from
-            .xattrs(c".")
+            .own_xattrs()
             .map_err(|errno| host("read the extended attributes", errno))?;
         let existing = match dir.to_name.is_empty() {
-            true => Some(self.fs().getattr(dir.to)?),
+            true => Some(self.fs().getattr(dir.to.ino)?),
             false => self.existing(dir)?,
         };
         let (ino, fresh) = match existing {
@@ -312,48 +329,54 @@ impl Import<'_, '_> {
                 ));
             }
             None => {
-                let attr = self
-                    .fs()
-                    .mkdir(dir.to, &dir.to_name, 0o700, &self.caller(&dir.meta))?;
+                let attr =
+                    self.fs()
+                        .mkdir(dir.to.ino, &dir.to_name, 0o700, &self.caller(&dir.meta))?;
                 self.entry_changed(dir);
                 (attr.ino, true)
             }
         };
-        finished.push(FinishedDir {
-            path: from.path.clone(),
-            ino,
+        self.run.add(|it| &it.directories, 1);
+        let from = Arc::new(from);
+        let copy = DirCopy {
+            import: self,
+            from: Arc::clone(&from),
             meta: dir.meta,
             xattrs,
-        });
-        self.run.add(|it| &it.directories, 1);
-        Ok((Arc::new(from), names, (ino, fresh)))
+        };
+        let to = PoolDir {
+            ino,
+            fresh,
+            copy: Some(copy),
+        };
+        Ok((from, names, Arc::new(to)))
     }
 
-    fn finish_dir(&self, dir: &FinishedDir) -> std::result::Result<(), Trouble> {
-        set_pool_xattrs(self.fs(), dir.ino, &dir.xattrs)?;
-        let present = Meta::from(&self.fs().getattr(dir.ino)?);
-        if !dir.meta.matches(&present, self.run.keep_owner) {
-            self.set_attributes(dir.ino, &dir.meta)?;
+    fn finish_dir(&self, ino: Ino, copy: &DirCopy<'_>) -> std::result::Result<(), Trouble> {
+        set_pool_xattrs(self.fs(), ino, &copy.xattrs)?;
+        let present = Meta::from(&self.fs().getattr(ino)?);
+        if !copy.meta.matches(&present, self.run.keep_owner) {
+            self.set_attributes(ino, &copy.meta)?;
         }
-        self.inode_changed(dir.ino);
+        self.inode_changed(ino);
         Ok(())
     }
 
-    fn copy_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+    fn copy_reported(&self, job: &Job<'_>, buffer: &mut Vec<u8>) {
         if let Err(trouble) = self.copy(job, buffer) {
             self.run.trouble(&job.from.path_of(&job.name), trouble);
         }
     }
 
-    fn link_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+    fn link_reported(&self, job: &Job<'_>, buffer: &mut Vec<u8>) {
         if let Err(trouble) = self.link(job, buffer) {
             self.run.trouble(&job.from.path_of(&job.name), trouble);
         }
     }
 
-    fn entry_changed(&self, job: &Job) {
+    fn entry_changed(&self, job: &Job<'_>) {
         if let Some(caches) = self.run.caches {
-            caches.entry_changed(job.to, &job.to_name);
+            caches.entry_changed(job.to.ino, &job.to_name);
         }
     }
 

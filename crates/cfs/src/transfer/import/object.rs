@@ -10,18 +10,18 @@ use rustix::io::Errno;
 
 use super::{Import, Job, host, interrupted};
 use crate::transfer::Trouble;
-use crate::transfer::host_tree::{Meta, set_pool_xattrs};
+use crate::transfer::host_tree::{Meta, open_xattrs, set_pool_xattrs};
 
 /// Bytes that one read moves, which stay in a core's cache until they are copied on.
 const COPY_BYTES: usize = 256 << 10;
 
 impl Import<'_, '_> {
     /// What is in the pool at the job's place.
-    pub(super) fn existing(&self, job: &Job) -> std::result::Result<Option<Attr>, FsError> {
-        if job.fresh {
+    pub(super) fn existing(&self, job: &Job<'_>) -> std::result::Result<Option<Attr>, FsError> {
+        if job.to.fresh {
             return Ok(None);
         }
-        match self.fs().lookup(job.to, &job.to_name) {
+        match self.fs().lookup(job.to.ino, &job.to_name) {
             Ok(attr) => Ok(Some(attr)),
             Err(FsError::NotFound) => Ok(None),
             Err(error) => Err(error),
@@ -29,7 +29,11 @@ impl Import<'_, '_> {
     }
 
     /// Makes a further name of a file that has been copied, or copies it if that failed.
-    pub(super) fn link(&self, job: &Job, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
+    pub(super) fn link(
+        &self,
+        job: &Job<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> std::result::Result<(), Trouble> {
         let first = self
             .linked
             .lock()
@@ -42,10 +46,10 @@ impl Import<'_, '_> {
             Some(attr) if attr.ino == first => {}
             Some(attr) => {
                 self.remove(job, &attr)?;
-                self.fs().link(first, job.to, &job.to_name)?;
+                self.fs().link(first, job.to.ino, &job.to_name)?;
             }
             None => {
-                self.fs().link(first, job.to, &job.to_name)?;
+                self.fs().link(first, job.to.ino, &job.to_name)?;
             }
         }
         self.entry_changed(job);
@@ -54,7 +58,11 @@ impl Import<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn copy(&self, job: &Job, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
+    pub(super) fn copy(
+        &self,
+        job: &Job<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> std::result::Result<(), Trouble> {
         let existing = self.existing(job)?;
         let ino = match (job.meta.kind(), existing) {
             (_, Some(attr)) if self.is_same(job, &attr)? => {
@@ -73,7 +81,7 @@ impl Import<'_, '_> {
         Ok(())
     }
 
-    fn is_same(&self, job: &Job, attr: &Attr) -> std::result::Result<bool, Trouble> {
+    fn is_same(&self, job: &Job<'_>, attr: &Attr) -> std::result::Result<bool, Trouble> {
         if !job.meta.matches(&Meta::from(attr), self.run.keep_owner) {
             return Ok(false);
         }
@@ -88,20 +96,20 @@ impl Import<'_, '_> {
     }
 
     /// Makes room for something of another kind.
-    pub(super) fn remove(&self, job: &Job, attr: &Attr) -> std::result::Result<(), Trouble> {
+    pub(super) fn remove(&self, job: &Job<'_>, attr: &Attr) -> std::result::Result<(), Trouble> {
         if attr.kind() == libc::S_IFDIR {
             return Err(Trouble::Object(
                 "in the pool there is a directory".to_owned(),
             ));
         }
-        self.fs().unlink(job.to, &job.to_name)?;
+        self.fs().unlink(job.to.ino, &job.to_name)?;
         self.entry_changed(job);
         Ok(())
     }
 
     fn copy_file(
         &self,
-        job: &Job,
+        job: &Job<'_>,
         existing: Option<Attr>,
         buffer: &mut Vec<u8>,
     ) -> std::result::Result<Ino, Trouble> {
@@ -128,13 +136,13 @@ impl Import<'_, '_> {
                 }
                 let made = self
                     .fs()
-                    .create(job.to, &job.to_name, 0o600, &self.caller(&meta));
+                    .create(job.to.ino, &job.to_name, 0o600, &self.caller(&meta));
                 self.entry_changed(job);
                 match made {
                     Ok(attr) => attr.ino,
                     // Somebody else has made it meanwhile.
                     Err(FsError::Exists) => {
-                        let attr = self.fs().lookup(job.to, &job.to_name)?;
+                        let attr = self.fs().lookup(job.to.ino, &job.to_name)?;
                         if attr.kind() != libc::S_IFREG {
                             return Err(FsError::Exists.into());
                         }
@@ -152,10 +160,8 @@ impl Import<'_, '_> {
             };
             self.fs().setattr(ino, &tail)?;
         }
-        let xattrs = job
-            .from
-            .xattrs(&job.name)
-            .map_err(|errno| host("read the extended attributes", errno))?;
+        let xattrs =
+            open_xattrs(&source).map_err(|errno| host("read the extended attributes", errno))?;
         set_pool_xattrs(self.fs(), ino, &xattrs)?;
         let stat = rustix::fs::fstat(&source).map_err(|errno| host("examine", errno))?;
         let after = Meta::from(&stat);
@@ -212,19 +218,24 @@ impl Import<'_, '_> {
         Ok(written_to)
     }
 
-    fn copy_other(&self, job: &Job, existing: Option<Attr>) -> std::result::Result<Ino, Trouble> {
+    fn copy_other(
+        &self,
+        job: &Job<'_>,
+        existing: Option<Attr>,
+    ) -> std::result::Result<Ino, Trouble> {
         if let Some(attr) = existing {
             self.remove(job, &attr)?;
         }
         let caller = self.caller(&job.meta);
         let attr = match job.meta.kind() {
-            libc::S_IFLNK => self
-                .fs()
-                .symlink(job.to, &job.to_name, &read_link(job)?, &caller)?,
+            libc::S_IFLNK => {
+                self.fs()
+                    .symlink(job.to.ino, &job.to_name, &read_link(job)?, &caller)?
+            }
             _ => {
                 let mode = job.meta.kind() | 0o600;
                 self.fs()
-                    .mknod(job.to, &job.to_name, mode, job.meta.rdev, &caller)?
+                    .mknod(job.to.ino, &job.to_name, mode, job.meta.rdev, &caller)?
             }
         };
         self.entry_changed(job);
@@ -271,7 +282,7 @@ impl Import<'_, '_> {
     }
 }
 
-fn open_file(job: &Job) -> std::result::Result<OwnedFd, Trouble> {
+fn open_file(job: &Job<'_>) -> std::result::Result<OwnedFd, Trouble> {
     let dir = job.from.fd().map_err(|errno| host("open", errno))?;
     rustix::fs::openat(
         &dir,
@@ -283,7 +294,7 @@ fn open_file(job: &Job) -> std::result::Result<OwnedFd, Trouble> {
     .map_err(|errno| host("open", errno))
 }
 
-fn read_link(job: &Job) -> std::result::Result<Vec<u8>, Trouble> {
+fn read_link(job: &Job<'_>) -> std::result::Result<Vec<u8>, Trouble> {
     let name: &CStr = &job.name;
     let dir = job
         .from
