@@ -105,7 +105,7 @@ pub fn import(run: &Run<'_>, request: &Transfer, excluded: &Excluded) -> Result<
         }
         import.link_reported(&job, &mut buffer);
     }
-    // Of several sources that became one directory it has the attributes of the first.
+    // Of several sources that became one directory it has the attributes of the last, as `cp -a` leaves it.
     while let Some(dir) = merged.pop() {
         drop(dir);
     }
