@@ -7,6 +7,7 @@
 
 pub mod export;
 mod host_file;
+mod host_object;
 mod host_tree;
 pub mod import;
 mod pool_path;

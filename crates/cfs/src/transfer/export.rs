@@ -11,12 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cfs_format::Ino;
-use cfs_fs::{Attr, Fs, FsError, Time};
+use cfs_fs::{Attr, Fs, FsError};
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::host_file::HostFile;
+use super::host_object::HostObject;
 use super::host_tree::{HostDir, Meta, Xattrs, pool_xattrs};
 use super::import::interrupted;
 use super::pool_path::{PoolPath, join};
@@ -30,26 +31,63 @@ const COPY_BYTES: usize = 1 << 20;
 const ENTRIES_AT_A_TIME: usize = 1024;
 
 /// An object to copy and its place on the host.
-struct Job {
+struct Job<'e> {
     attr: Attr,
     /// Its path in the pool, for messages.
     path: String,
-    to: Arc<HostDir>,
+    to: Arc<ToDir<'e>>,
     name: CString,
 }
 
-struct FinishedDir {
+/// A directory of the host that objects are copied to.
+struct ToDir<'e> {
+    dir: Arc<HostDir>,
+    /// It was made by this run, so nothing else was in it.
+    fresh: bool,
+    /// None if it is no copy, or has got its attributes.
+    copy: Option<DirCopy<'e>>,
+}
+
+/// What a directory that is a copy gets when all below it is there: with the last of those who make that. Before, it may
+/// have to be opened again, which its mode might not let everybody do.
+struct DirCopy<'e> {
+    run: &'e Run<'e>,
     path: String,
-    to: Arc<HostDir>,
-    name: CString,
     meta: Meta,
     xattrs: Xattrs,
+    above: Arc<ToDir<'e>>,
 }
 
-struct Export<'a, 'b> {
-    run: &'b Run<'a>,
+impl<'e> ToDir<'e> {
+    /// Gives it its attributes; returns the one above.
+    fn end(&mut self) -> Option<Arc<ToDir<'e>>> {
+        let copy = self.copy.take()?;
+        if !copy.run.stopped() {
+            let done = dir_fd(&self.dir).and_then(|fd| {
+                set_attributes(copy.run, HostObject::Open(&fd), &copy.meta, &copy.xattrs)
+            });
+            if let Err(trouble) = done {
+                copy.run.trouble(&copy.path, trouble);
+            }
+        }
+        Some(copy.above)
+    }
+}
+
+impl Drop for ToDir<'_> {
+    /// Ends those above that nobody else has too, one after the other: trees may be deeper than stacks.
+    fn drop(&mut self) {
+        let mut above = self.end();
+        while let Some(dir) = above {
+            above = Arc::into_inner(dir).and_then(|mut dir| dir.end());
+        }
+    }
+}
+
+struct Export<'e> {
+    run: &'e Run<'e>,
     /// Files with several names that have been copied.
-    linked: Mutex<HashMap<Ino, (Arc<HostDir>, CString)>>,
+    linked: Mutex<HashMap<Ino, (Arc<ToDir<'e>>, CString)>>,
 }
 
 /// Copies what `request` names. With `sync` the disk has the copy when it returns; without, some of it may be in the host's
@@ -70,31 +108,24 @@ pub fn export(
     };
     let root = export.root(request, mount_dev)?;
     // Opened before anything is written: only of what comes after that does a sync tell errors.
-    let dest = Arc::clone(&root.to);
+    let dest = Arc::clone(&root.to.dir);
     let dest_fd = dest.fd();
-    let mut finished = Vec::new();
     let mut further_names = Vec::new();
     run.in_parallel(
         "export",
         request.workers,
-        |send| export.walk(root, send, &mut finished, &mut further_names),
+        |send| export.walk(root, send, &mut further_names),
         |job, buffer| export.copy_reported(&job, buffer),
     );
     let mut buffer = Vec::new();
-    for job in &further_names {
+    for job in further_names {
         if run.stopped() {
             break;
         }
-        export.link_reported(job, &mut buffer);
+        export.link_reported(&job, &mut buffer);
     }
-    for dir in finished.iter().rev() {
-        if run.stopped() {
-            break;
-        }
-        if let Err(trouble) = export.set_attributes(&dir.to, &dir.name, &dir.meta, &dir.xattrs) {
-            run.trouble(&dir.path, trouble);
-        }
-    }
+    // The last that have directories.
+    drop(export);
     if sync {
         dest_fd
             .and_then(rustix::fs::syncfs)
@@ -104,13 +135,13 @@ pub fn export(
     run.finish(0)
 }
 
-impl Export<'_, '_> {
+impl<'e> Export<'e> {
     fn fs(&self) -> &Fs {
         self.run.fs
     }
 
     /// Where the source goes, by the rules of `cp -a`.
-    fn root(&self, request: &Transfer, mount_dev: Option<u64>) -> Result<Job> {
+    fn root(&self, request: &Transfer, mount_dev: Option<u64>) -> Result<Job<'e>> {
         let [source] = &request.sources[..] else {
             return Err(Failure::new(Code::Usage, "export takes one source"));
         };
@@ -164,22 +195,20 @@ impl Export<'_, '_> {
         Ok(Job {
             attr,
             path: source.show(),
-            to: Arc::new(dir),
+            to: Arc::new(ToDir {
+                dir: Arc::new(dir),
+                fresh: false,
+                copy: None,
+            }),
             name: c_name(&name)
                 .map_err(|_| Failure::new(Code::Usage, format!("{} is no path", dest.display())))?,
         })
     }
 
-    fn walk(
-        &self,
-        root: Job,
-        send: &dyn Fn(Job),
-        finished: &mut Vec<FinishedDir>,
-        further_names: &mut Vec<Job>,
-    ) {
+    fn walk(&self, root: Job<'e>, send: &dyn Fn(Job<'e>), further_names: &mut Vec<Job<'e>>) {
         let mut seen = HashSet::new();
         let mut pending = Vec::new();
-        let mut place = |job: Job, pending: &mut Vec<Job>| match job.attr.kind() {
+        let mut place = |job: Job<'e>, pending: &mut Vec<Job<'e>>| match job.attr.kind() {
             libc::S_IFDIR => pending.push(job),
             _ if job.attr.nlink > 1 && !seen.insert(job.attr.ino) => further_names.push(job),
             _ => send(job),
@@ -190,7 +219,7 @@ impl Export<'_, '_> {
                 return;
             }
             let listed = self
-                .enter(&dir, finished)
+                .enter(&dir)
                 .and_then(|to| self.list(&dir, &to, &mut |job| place(job, &mut pending)));
             if let Err(trouble) = listed {
                 self.run.trouble(&dir.path, trouble);
@@ -199,38 +228,39 @@ impl Export<'_, '_> {
     }
 
     /// Makes or finds the directory on the host.
-    fn enter(
-        &self,
-        dir: &Job,
-        finished: &mut Vec<FinishedDir>,
-    ) -> std::result::Result<Arc<HostDir>, Trouble> {
-        let to = &dir.to;
+    fn enter(&self, dir: &Job<'e>) -> std::result::Result<Arc<ToDir<'e>>, Trouble> {
+        let to = &dir.to.dir;
+        let mut fresh = false;
         if dir.name.as_c_str() != c"." {
             match rustix::fs::mkdirat(&dir_fd(to)?, &*dir.name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => fresh = true,
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(host("make", errno)),
             }
         }
         let own = to
             .open_dir(&dir.name)
             .map_err(|errno| host("open", errno))?;
-        let own = Arc::new(own);
-        finished.push(FinishedDir {
+        let copy = DirCopy {
+            run: self.run,
             path: dir.path.clone(),
-            to: Arc::clone(&own),
-            name: c".".to_owned(),
             meta: Meta::from(&dir.attr),
             xattrs: pool_xattrs(self.fs(), dir.attr.ino)?,
-        });
+            above: Arc::clone(&dir.to),
+        };
         self.run.add(|it| &it.directories, 1);
-        Ok(own)
+        Ok(Arc::new(ToDir {
+            dir: Arc::new(own),
+            fresh,
+            copy: Some(copy),
+        }))
     }
 
     fn list(
         &self,
-        dir: &Job,
-        to: &Arc<HostDir>,
-        place: &mut dyn FnMut(Job),
+        dir: &Job<'e>,
+        to: &Arc<ToDir<'e>>,
+        place: &mut dyn FnMut(Job<'e>),
     ) -> std::result::Result<(), Trouble> {
         let ino = dir.attr.ino;
         let limit = self.fs().dir_limit(ino)?;
@@ -268,20 +298,23 @@ impl Export<'_, '_> {
         }
     }
 
-    fn copy_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+    fn copy_reported(&self, job: &Job<'e>, buffer: &mut Vec<u8>) {
         if let Err(trouble) = self.copy(job, buffer) {
             self.run.trouble(&job.path, trouble);
         }
     }
 
-    fn link_reported(&self, job: &Job, buffer: &mut Vec<u8>) {
+    fn link_reported(&self, job: &Job<'e>, buffer: &mut Vec<u8>) {
         if let Err(trouble) = self.link(job, buffer) {
             self.run.trouble(&job.path, trouble);
         }
     }
 
-    fn existing(job: &Job) -> std::result::Result<Option<Meta>, Trouble> {
-        match job.to.stat(&job.name) {
+    fn existing(job: &Job<'_>) -> std::result::Result<Option<Meta>, Trouble> {
+        if job.to.fresh {
+            return Ok(None);
+        }
+        match job.to.dir.stat(&job.name) {
             Ok(meta) => Ok(Some(meta)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(host("examine", errno)),
@@ -289,27 +322,30 @@ impl Export<'_, '_> {
     }
 
     /// Makes a further name of a file that has been copied, or copies it if that failed.
-    fn link(&self, job: &Job, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
+    fn link(&self, job: &Job<'e>, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
         let first = self.linked.lock().get(&job.attr.ino).cloned();
         let Some((dir, name)) = first else {
             return self.copy(job, buffer);
         };
         if let Some(present) = Self::existing(job)? {
-            let first = dir.stat(&name).map_err(|errno| host("examine", errno))?;
+            let first = dir
+                .dir
+                .stat(&name)
+                .map_err(|errno| host("examine", errno))?;
             if (first.dev, first.ino) == (present.dev, present.ino) {
                 self.run.add(|it| &it.hard_links, 1);
                 return Ok(());
             }
             Self::remove(job, &present)?;
         }
-        let (of, to) = (dir_fd(&dir)?, dir_fd(&job.to)?);
+        let (of, to) = (dir_fd(&dir.dir)?, dir_fd(&job.to.dir)?);
         rustix::fs::linkat(&of, &*name, &to, &*job.name, AtFlags::empty())
             .map_err(|errno| host("link", errno))?;
         self.run.add(|it| &it.hard_links, 1);
         Ok(())
     }
 
-    fn copy(&self, job: &Job, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
+    fn copy(&self, job: &Job<'e>, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
         let meta = Meta::from(&job.attr);
         let existing = Self::existing(job)?;
         let is_same = match &existing {
@@ -338,25 +374,25 @@ impl Export<'_, '_> {
         Ok(())
     }
 
-    fn same_target(&self, job: &Job) -> std::result::Result<bool, Trouble> {
-        let present = rustix::fs::readlinkat(&dir_fd(&job.to)?, &*job.name, Vec::new())
+    fn same_target(&self, job: &Job<'_>) -> std::result::Result<bool, Trouble> {
+        let present = rustix::fs::readlinkat(&dir_fd(&job.to.dir)?, &*job.name, Vec::new())
             .map_err(|errno| host("read the link", errno))?;
         Ok(self.fs().readlink(job.attr.ino)? == present.to_bytes())
     }
 
-    fn remove(job: &Job, present: &Meta) -> std::result::Result<(), Trouble> {
+    fn remove(job: &Job<'_>, present: &Meta) -> std::result::Result<(), Trouble> {
         if present.kind() == libc::S_IFDIR {
             return Err(Trouble::Object(
                 "on the host there is a directory".to_owned(),
             ));
         }
-        rustix::fs::unlinkat(&dir_fd(&job.to)?, &*job.name, AtFlags::empty())
+        rustix::fs::unlinkat(&dir_fd(&job.to.dir)?, &*job.name, AtFlags::empty())
             .map_err(|errno| host("replace", errno))
     }
 
     fn copy_file(
         &self,
-        job: &Job,
+        job: &Job<'_>,
         meta: &Meta,
         existing: Option<Meta>,
         buffer: &mut Vec<u8>,
@@ -369,7 +405,7 @@ impl Export<'_, '_> {
         {
             Self::remove(job, present)?;
         }
-        let dir = dir_fd(&job.to)?;
+        let dir = dir_fd(&job.to.dir)?;
         // What has this name stays until all of the copy is there.
         let beside = replaces.then(|| name_beside(&job.name)).flatten();
         let made = match &beside {
@@ -383,16 +419,22 @@ impl Export<'_, '_> {
         let (file, name) = match made {
             Ok(made) => made,
             Err(_) => {
-                let file = create(&dir, &job.name, OFlags::TRUNC);
+                let is_there = existing.is_some_and(|present| present.kind() == libc::S_IFREG);
+                let how = if is_there {
+                    OFlags::TRUNC
+                } else {
+                    OFlags::EXCL
+                };
+                let file = create(&dir, &job.name, how);
                 (file.map_err(|errno| host("create", errno))?, &job.name)
             }
         };
         let is_new = existing.is_none() || name != &job.name;
         let file = HostFile::new(file, meta.size).map_err(|errno| host("lengthen", errno));
         let written = file.and_then(|file| self.copy_content(job, meta, file, buffer));
-        let written = written.and_then(|()| {
+        let written = written.and_then(|file| {
             let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
-            self.set_attributes(&job.to, name, meta, &xattrs)?;
+            set_attributes(self.run, HostObject::Open(&file), meta, &xattrs)?;
             match name == &job.name {
                 true => Ok(()),
                 false => rustix::fs::renameat(&dir, &**name, &dir, &*job.name)
@@ -412,10 +454,10 @@ impl Export<'_, '_> {
     }
 
     /// Removes what an export that was killed has left at this name.
-    fn remove_half_copy(job: &Job, name: &CString) {
+    fn remove_half_copy(job: &Job<'_>, name: &CString) {
         let is_ours = |meta: Meta| meta.kind() == libc::S_IFREG && meta.permissions() == 0o600;
-        if job.to.stat(name).is_ok_and(is_ours)
-            && let Ok(dir) = dir_fd(&job.to)
+        if job.to.dir.stat(name).is_ok_and(is_ours)
+            && let Ok(dir) = dir_fd(&job.to.dir)
         {
             let _ = rustix::fs::unlinkat(&dir, &**name, AtFlags::empty());
         }
@@ -424,20 +466,23 @@ impl Export<'_, '_> {
     /// Copies all that is not a hole.
     fn copy_content(
         &self,
-        job: &Job,
+        job: &Job<'_>,
         meta: &Meta,
         mut file: HostFile,
         buffer: &mut Vec<u8>,
-    ) -> std::result::Result<(), Trouble> {
+    ) -> std::result::Result<OwnedFd, Trouble> {
         let ino = job.attr.ino;
+        let sparse = meta.allocated_bytes < meta.size;
         let mut offset = 0;
         while offset < meta.size {
-            let start = match self.fs().seek_data(ino, offset) {
-                Ok(start) => start,
-                Err(FsError::NoSuchOffset) => break,
-                Err(error) => return Err(error.into()),
+            let (start, end) = match sparse {
+                true => match self.fs().seek_data(ino, offset) {
+                    Ok(start) => (start, self.fs().seek_hole(ino, start)?.min(meta.size)),
+                    Err(FsError::NoSuchOffset) => break,
+                    Err(error) => return Err(error.into()),
+                },
+                false => (offset, meta.size),
             };
-            let end = self.fs().seek_hole(ino, start)?.min(meta.size);
             offset = start;
             while offset < end {
                 if self.run.stopped() {
@@ -457,12 +502,12 @@ impl Export<'_, '_> {
                 self.run.add(|it| &it.bytes, buffer.len() as u64);
             }
         }
-        file.finish().map_err(|errno| host("write", errno))?;
+        let file = file.finish().map_err(|errno| host("write", errno))?;
         let after = self.fs().getattr(ino)?;
         if (after.size, after.mtime) != (meta.size, meta.mtime) {
             return Err(changed());
         }
-        Ok(())
+        Ok(file)
     }
 
     /// Reads what is left of a range of which something cannot be read, so that all damage in it is known: what is imported
@@ -480,21 +525,21 @@ impl Export<'_, '_> {
 
     fn copy_other(
         &self,
-        job: &Job,
+        job: &Job<'_>,
         meta: &Meta,
         existing: Option<Meta>,
     ) -> std::result::Result<(), Trouble> {
         if let Some(present) = &existing {
             Self::remove(job, present)?;
         }
-        let (fd, name) = (dir_fd(&job.to)?, &*job.name);
+        let (fd, name) = (dir_fd(&job.to.dir)?, &*job.name);
         match meta.kind() {
             libc::S_IFLNK => {
                 let target = self.fs().readlink(job.attr.ino)?;
-                rustix::fs::symlinkat(&target[..], fd, name)
+                rustix::fs::symlinkat(&target[..], &fd, name)
             }
             _ => rustix::fs::mknodat(
-                fd,
+                &fd,
                 name,
                 FileType::from_raw_mode(meta.mode),
                 Mode::RUSR | Mode::WUSR,
@@ -503,63 +548,47 @@ impl Export<'_, '_> {
         }
         .map_err(|errno| host("create", errno))?;
         let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
-        self.set_attributes(&job.to, &job.name, meta, &xattrs)
+        set_attributes(self.run, HostObject::Named(&fd, name), meta, &xattrs)
     }
+}
 
-    /// Owner, extended attributes, mode, and last of all the times.
-    fn set_attributes(
-        &self,
-        dir: &HostDir,
-        name: &CString,
-        meta: &Meta,
-        xattrs: &Xattrs,
-    ) -> std::result::Result<(), Trouble> {
-        let name = name.as_c_str();
-        let fd = dir_fd(dir)?;
-        if self.run.keep_owner {
-            rustix::fs::chownat(
-                &fd,
-                name,
-                Some(Uid::from_raw(meta.uid)),
-                Some(Gid::from_raw(meta.gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )
+/// Owner, extended attributes, mode, and last of all the times.
+fn set_attributes(
+    run: &Run<'_>,
+    object: HostObject<'_>,
+    meta: &Meta,
+    xattrs: &Xattrs,
+) -> std::result::Result<(), Trouble> {
+    if run.keep_owner {
+        object
+            .set_owner(meta.uid, meta.gid)
             .map_err(|errno| host("give away", errno))?;
-        }
-        let refused = dir
-            .set_xattrs(name, xattrs)
-            .map_err(|errno| host("set the extended attributes of", errno))?;
-        // `security.` and `trusted.` belong to root; `cp -a` leaves them out without a word too.
-        let missed: Vec<_> = refused
-            .iter()
-            .filter(|name| {
-                self.run.keep_owner
-                    || !(name.starts_with(b"security.") || name.starts_with(b"trusted."))
-            })
-            .map(|name| String::from_utf8_lossy(name))
-            .collect();
-        if !missed.is_empty() {
-            return Err(Trouble::Object(format!(
-                "the host refuses the extended attributes {}",
-                missed.join(", ")
-            )));
-        }
-        if meta.kind() != libc::S_IFLNK {
-            rustix::fs::chmodat(
-                &fd,
-                name,
-                Mode::from_raw_mode(meta.permissions()),
-                AtFlags::empty(),
-            )
-            .map_err(|errno| host("set the mode of", errno))?;
-        }
-        let times = Timestamps {
-            last_access: timespec(meta.atime),
-            last_modification: timespec(meta.mtime),
-        };
-        rustix::fs::utimensat(&fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| host("set the times of", errno))
     }
+    let refused = object
+        .set_xattrs(xattrs)
+        .map_err(|errno| host("set the extended attributes of", errno))?;
+    // `security.` and `trusted.` belong to root; `cp -a` leaves them out without a word too.
+    let missed: Vec<_> = refused
+        .iter()
+        .filter(|name| {
+            run.keep_owner || !(name.starts_with(b"security.") || name.starts_with(b"trusted."))
+        })
+        .map(|name| String::from_utf8_lossy(name))
+        .collect();
+    if !missed.is_empty() {
+        return Err(Trouble::Object(format!(
+            "the host refuses the extended attributes {}",
+            missed.join(", ")
+        )));
+    }
+    if meta.kind() != libc::S_IFLNK {
+        object
+            .set_permissions(meta.permissions())
+            .map_err(|errno| host("set the mode of", errno))?;
+    }
+    object
+        .set_times(meta.atime, meta.mtime)
+        .map_err(|errno| host("set the times of", errno))
 }
 
 /// Makes a file to write to.
@@ -584,13 +613,6 @@ fn name_beside(name: &CString) -> Option<CString> {
     match beside.len() <= cfs_fs::NAME_BYTES_MAX {
         true => CString::new(beside).ok(),
         false => None,
-    }
-}
-
-fn timespec(time: Time) -> Timespec {
-    Timespec {
-        tv_sec: time.seconds,
-        tv_nsec: time.nanos.into(),
     }
 }
 

@@ -65,16 +65,16 @@ impl HostFile {
         })
     }
 
-    /// Gives it its length, when all that is no hole has been written.
-    pub(super) fn finish(self) -> Result<(), Errno> {
+    /// Gives it its length, when all that is no hole has been written, and returns it for its attributes.
+    pub(super) fn finish(self) -> Result<OwnedFd, Errno> {
         let ends_in_hole = self.len < self.size;
         if self.is_in_cache && (self.is_behind_len || ends_in_hole) {
             rustix::fs::fdatasync(&self.file)?;
         }
-        match ends_in_hole {
-            true => rustix::fs::ftruncate(&self.file, self.size),
-            false => Ok(()),
+        if ends_in_hole {
+            rustix::fs::ftruncate(&self.file, self.size)?;
         }
+        Ok(self.file)
     }
 
     /// Writes all of `bytes`.

@@ -7,18 +7,14 @@
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use cfs_format::Ino;
 use cfs_fs::{Attr, Fs, FsError, Time};
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat};
 use rustix::io::Errno;
-
-/// Longest value and list of extended attributes, bytes (Linux).
-const XATTR_BYTES_MAX: usize = 64 << 10;
 
 /// Directories of one tree that are kept open.
 const OPEN_MAX: usize = 256;
@@ -276,81 +272,6 @@ impl HostDir {
         }
         Ok(names)
     }
-
-    /// Extended attributes of an entry; none where the file system knows none.
-    pub fn xattrs(&self, name: &CStr) -> rustix::io::Result<Xattrs> {
-        let fd = self.fd()?;
-        let path = magic_path(&fd, name);
-        collect_xattrs(
-            |buf| rustix::fs::llistxattr(&path, buf),
-            |name, buf| rustix::fs::lgetxattr(&path, name, buf),
-        )
-    }
-
-    /// The directory's own extended attributes; none where the file system knows none.
-    pub fn own_xattrs(&self) -> rustix::io::Result<Xattrs> {
-        let fd = self.fd()?;
-        open_xattrs(&fd)
-    }
-
-    /// Gives an entry exactly these extended attributes. One that the host refuses to this user or file system is
-    /// returned by name, and the others are still set.
-    pub fn set_xattrs(&self, name: &CStr, wanted: &Xattrs) -> rustix::io::Result<Vec<Vec<u8>>> {
-        let present = self.xattrs(name)?;
-        let fd = self.fd()?;
-        let path = magic_path(&fd, name);
-        let mut refused = Vec::new();
-        for (name, value) in wanted {
-            if present.iter().any(|it| &it.0 == name && &it.1 == value) {
-                continue;
-            }
-            match rustix::fs::lsetxattr(&path, &name[..], value, XattrFlags::empty()) {
-                Ok(()) => {}
-                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => refused.push(name.clone()),
-                Err(errno) => return Err(errno),
-            }
-        }
-        for (name, _) in &present {
-            if !wanted.iter().any(|it| &it.0 == name) {
-                match rustix::fs::lremovexattr(&path, &name[..]) {
-                    // What the host's security modules give every file cannot be taken away, and need not be.
-                    Ok(())
-                    | Err(Errno::NODATA | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-        }
-        Ok(refused)
-    }
-}
-
-/// As [`HostDir::xattrs`], of an object that is open: without a path to follow.
-pub fn open_xattrs(fd: &OwnedFd) -> rustix::io::Result<Xattrs> {
-    collect_xattrs(
-        |buf| rustix::fs::flistxattr(fd, buf),
-        |name, buf| rustix::fs::fgetxattr(fd, name, buf),
-    )
-}
-
-fn collect_xattrs(
-    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-    get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Xattrs> {
-    let names = match read_growing(list) {
-        Err(Errno::OPNOTSUPP) => return Ok(Xattrs::new()),
-        names => names?,
-    };
-    let mut xattrs = Xattrs::new();
-    for name in names.split(|byte| *byte == 0).filter(|it| !it.is_empty()) {
-        match read_growing(|buf| get(name, buf)) {
-            Ok(value) => xattrs.push((name.to_vec(), value)),
-            // It went meanwhile, or is one that only root reads.
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    xattrs.sort();
-    Ok(xattrs)
 }
 
 fn open_below(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -365,31 +286,6 @@ fn open_below(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
 fn identity(fd: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     let meta = Meta::from(&rustix::fs::fstat(fd)?);
     Ok((meta.dev, meta.ino))
-}
-
-/// A path of an entry that needs no search: for the calls that know no descriptors. It is good while `dir` is open.
-fn magic_path(dir: &OwnedFd, name: &CStr) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
-    path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
-    path
-}
-
-/// Bytes of a call that fills a buffer and says `ERANGE` when that is too small.
-fn read_growing(
-    call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Vec<u8>> {
-    let mut buf = vec![0; 256];
-    loop {
-        match call(&mut buf) {
-            Ok(len) => {
-                buf.truncate(len);
-                return Ok(buf);
-            }
-            Err(Errno::RANGE) if buf.len() < XATTR_BYTES_MAX => buf.resize(XATTR_BYTES_MAX, 0),
-            Err(errno) => return Err(errno),
-        }
-    }
 }
 
 /// Extended attributes of an inode of the pool.

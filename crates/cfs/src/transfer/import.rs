@@ -17,6 +17,7 @@ use cfs_fs::escaped::{Form, VERSIONS_NAME};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::host_object::HostObject;
 use super::host_tree::{HostDir, Meta, Xattrs, set_pool_xattrs};
 use super::pool_path::PoolPath;
 use super::{Run, Trouble};
@@ -315,7 +316,8 @@ impl Import<'_, '_> {
             .map_err(|errno| host("open", errno))?;
         let names = from.names().map_err(|errno| host("list", errno))?;
         let xattrs = from
-            .own_xattrs()
+            .fd()
+            .and_then(|fd| HostObject::Open(&fd).xattrs())
             .map_err(|errno| host("read the extended attributes", errno))?;
         let existing = match dir.to_name.is_empty() {
             true => Some(self.fs().getattr(dir.to.ino)?),

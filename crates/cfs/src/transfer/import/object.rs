@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::{Import, Job, host, interrupted};
 use crate::transfer::Trouble;
-use crate::transfer::host_tree::{Meta, open_xattrs, set_pool_xattrs};
+use crate::transfer::host_object::HostObject;
+use crate::transfer::host_tree::{Meta, set_pool_xattrs};
 
 /// Bytes that one read moves, which stay in a core's cache until they are copied on.
 const COPY_BYTES: usize = 256 << 10;
@@ -160,8 +161,9 @@ impl Import<'_, '_> {
             };
             self.fs().setattr(ino, &tail)?;
         }
-        let xattrs =
-            open_xattrs(&source).map_err(|errno| host("read the extended attributes", errno))?;
+        let xattrs = HostObject::Open(&source)
+            .xattrs()
+            .map_err(|errno| host("read the extended attributes", errno))?;
         set_pool_xattrs(self.fs(), ino, &xattrs)?;
         let stat = rustix::fs::fstat(&source).map_err(|errno| host("examine", errno))?;
         let after = Meta::from(&stat);
@@ -241,7 +243,8 @@ impl Import<'_, '_> {
         self.entry_changed(job);
         let xattrs = job
             .from
-            .xattrs(&job.name)
+            .fd()
+            .and_then(|dir| HostObject::Named(&dir, &job.name).xattrs())
             .map_err(|errno| host("read the extended attributes", errno))?;
         set_pool_xattrs(self.fs(), attr.ino, &xattrs)?;
         self.set_attributes(attr.ino, &job.meta)?;
