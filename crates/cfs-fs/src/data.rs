@@ -136,6 +136,9 @@ impl Drop for Files {
 impl Files {
     /// No file has anything in memory.
     ///
+    /// # Errors
+    /// The system starts no more threads; none is left.
+    ///
     /// # Panics
     /// When the pool's chunk parameters are none that the chunker takes; the store checks them when it opens.
     pub(crate) fn new(
@@ -143,7 +146,7 @@ impl Files {
         host: Arc<dyn Host>,
         views: Arc<Views>,
         options: &FsOptions,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let params = store.superblock().chunk;
         let params = ChunkParams::new(params.min.get(), params.avg.get(), params.max.get())
             .expect("the store has checked the parameters");
@@ -179,9 +182,14 @@ impl Files {
             host,
             views,
         });
-        let mut threads = Lanes::start(&core);
-        threads.extend(HotArea::start(&hot, &core.store));
-        Self { core, threads }
+        let mut files = Self {
+            core: Arc::clone(&core),
+            threads: Vec::new(),
+        };
+        for thread in Lanes::start(&core).chain(HotArea::start(&hot, &core.store)) {
+            files.threads.push(thread?);
+        }
+        Ok(files)
     }
 }
 

@@ -102,6 +102,9 @@ pub enum OpenError {
     /// The store has no root directory: formatting was interrupted.
     #[error("the pool has no root directory; format it again")]
     NoRoot,
+    /// The system starts no more threads.
+    #[error("the system starts no more threads: {0}")]
+    NoThread(#[source] std::io::Error),
 }
 
 impl Fs {
@@ -140,7 +143,8 @@ impl Fs {
                 Arc::clone(&host),
                 Arc::clone(&views),
                 &options,
-            ),
+            )
+            .map_err(OpenError::NoThread)?,
             store,
             host,
             options,

@@ -115,6 +115,15 @@ pub fn plain(error: &io::Error) -> String {
     }
 }
 
+/// The system starts no more threads for this process.
+pub fn no_thread(error: &io::Error) -> Failure {
+    Failure::new(
+        Code::Host,
+        format!("the system starts no more threads: {}", plain(error)),
+    )
+    .hint("allow this user or container more processes: `ulimit -u`, TasksMax=, --pids-limit")
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.message)?;

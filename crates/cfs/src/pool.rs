@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::{self, BudgetArgs, FirstRunArgs};
 use crate::datadir::{Contents, DataDir, Lock};
-use crate::failure::{Code, Failure, Result, plain};
+use crate::failure::{Code, Failure, Result, no_thread, plain};
 use crate::host::System;
 use crate::keys::{KeyGiven, Secret, warn_if_readable_by_others};
 use crate::memory;
@@ -634,9 +634,13 @@ fn not_opened(path: &Path, error: cfs_fs::OpenError) -> Failure {
         Failure::new(Code::Host, format!("cannot use {path}: {cause}"))
             .hint("look at the disk that it is on")
     };
-    let cfs_fs::OpenError::Store(error) = error else {
-        return pool(format!("{path} is damaged: {error}"))
-            .hint("restore it from a copy; nothing was changed");
+    let error = match error {
+        cfs_fs::OpenError::Store(error) => error,
+        cfs_fs::OpenError::NoThread(error) => return no_thread(&error),
+        error @ (cfs_fs::OpenError::Fs(_) | cfs_fs::OpenError::NoRoot) => {
+            return pool(format!("{path} is damaged: {error}"))
+                .hint("restore it from a copy; nothing was changed");
+        }
     };
     match error {
         Store::NotAPool => pool(format!("{path} is not a ClaudeFS pool")).hint(

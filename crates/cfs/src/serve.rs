@@ -20,7 +20,7 @@ use crate::bytes::{count, show};
 use crate::cli::{Atime, MountingArgs, PoolArgs, S3Args, SyncCalls};
 use crate::daemon::Starting;
 use crate::datadir::DataDir;
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, Failure, Result, no_thread};
 use crate::interrupt;
 use crate::keys::{Environment, KeyGiven};
 use crate::memory::Trimmer;
@@ -189,7 +189,10 @@ fn start(
                 watch.tell(&mounted);
             }
             service.set_mounted(Arc::clone(&mounted));
-            wait_for_end(Arc::clone(&mounted), sender);
+            if let Err(failure) = wait_for_end(Arc::clone(&mounted), sender) {
+                unmount(&mounted, &gone);
+                return Err(failure);
+            }
             Some(mounted)
         }
         None => {
@@ -198,13 +201,13 @@ fn start(
             None
         }
     };
-    let ticker = Ticker::start(service.pool());
     let end = |failure: Failure| {
         if let Some(mounted) = &mounted {
             unmount(mounted, &gone);
         }
         failure
     };
+    let ticker = Ticker::start(service.pool()).map_err(end)?;
     let s3 = crate::s3::start(service, dir, s3.0, s3.1).map_err(end)?;
     let socket = match AdminSocket::start(dir, Arc::clone(service)) {
         Ok(socket) => Some(socket),
@@ -263,7 +266,10 @@ fn ready_line(service: &Service, dir: &DataDir, mounted: Option<&Mounted>) -> St
     )
 }
 
-fn wait_for_end(mounted: Arc<Mounted>, gone: Sender<std::result::Result<(), SessionError>>) {
+fn wait_for_end(
+    mounted: Arc<Mounted>,
+    gone: Sender<std::result::Result<(), SessionError>>,
+) -> Result<()> {
     std::thread::Builder::new()
         .name("mount".to_owned())
         .spawn(move || {
@@ -271,7 +277,8 @@ fn wait_for_end(mounted: Arc<Mounted>, gone: Sender<std::result::Result<(), Sess
             // Nobody listens any more once the process ends.
             let _ = gone.send(ended);
         })
-        .expect("the threads of the mount could be started just before");
+        .map(drop)
+        .map_err(|error| no_thread(&error))
 }
 
 /// Says on each further signal that the end is under way.
@@ -327,7 +334,10 @@ pub struct Ticker {
 
 impl Ticker {
     /// Starts them. In a pool that is only read they give back memory, and nothing else.
-    pub fn start(pool: &Pool) -> Self {
+    ///
+    /// # Errors
+    /// [`Code::Host`] when the system starts no more threads; none is left.
+    pub fn start(pool: &Pool) -> Result<Self> {
         let fs = Arc::clone(&pool.fs);
         let only_reads = pool.only_reads;
         let (stop, stopped) = bounded::<()>(0);
@@ -366,11 +376,15 @@ impl Ticker {
             };
             (ticked, pause)
         });
-        Self {
+        let mut ticker = Self {
             fs,
             stop: Some(stop),
-            threads: vec![log, background],
+            threads: Vec::new(),
+        };
+        for thread in [log, background] {
+            ticker.threads.push(thread?);
         }
+        Ok(ticker)
     }
 }
 
@@ -389,7 +403,7 @@ fn repeat(
     stopped: Receiver<()>,
     changed: Receiver<()>,
     mut work: impl FnMut() -> (cfs_fs::Result<()>, Pause) + Send + 'static,
-) -> JoinHandle<()> {
+) -> Result<JoinHandle<()>> {
     let goes_on = move |pause| match pause {
         Pause::For(pause) => stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout),
         Pause::UntilChanged(pause) => select! {
@@ -419,7 +433,7 @@ fn repeat(
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)
-        .expect("a process that starts can start a thread")
+        .map_err(|error| no_thread(&error))
 }
 
 impl Drop for Ticker {

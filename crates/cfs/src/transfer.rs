@@ -195,13 +195,16 @@ impl<'a> Run<'a> {
         let (sender, receiver) = bounded::<J>(JOBS_WAITING_MAX);
         let (end, ended) = bounded::<()>(0);
         std::thread::scope(|scope| {
-            scope.spawn(move || {
+            let telling = std::thread::Builder::new().spawn_scoped(scope, move || {
                 while ended.recv_timeout(PROGRESS_PERIOD)
                     == Err(crossbeam_channel::RecvTimeoutError::Timeout)
                 {
                     self.progress(phase);
                 }
             });
+            if let Err(error) = telling {
+                tracing::warn!("progress is not told: {error}");
+            }
             let mut threads = Vec::new();
             for _ in 0..workers.clamp(1, WORKERS_MAX) {
                 let receiver = receiver.clone();

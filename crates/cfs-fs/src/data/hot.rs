@@ -195,17 +195,17 @@ impl HotArea {
         }
     }
 
-    /// Starts the threads.
-    pub(super) fn start(area: &Arc<Self>, store: &Arc<Store>) -> Vec<JoinHandle<()>> {
-        (0..area.thread_count)
-            .map(|index| {
-                let (area, store) = (Arc::clone(area), Arc::clone(store));
-                std::thread::Builder::new()
-                    .name(format!("cfs-open-{index}"))
-                    .spawn(move || area.work(&store))
-                    .expect("the system can start a thread")
-            })
-            .collect()
+    /// Starts the threads, as they are asked for.
+    pub(super) fn start(
+        area: &Arc<Self>,
+        store: &Arc<Store>,
+    ) -> impl Iterator<Item = std::io::Result<JoinHandle<()>>> {
+        (0..area.thread_count).map(|index| {
+            let (area, store) = (Arc::clone(area), Arc::clone(store));
+            std::thread::Builder::new()
+                .name(format!("cfs-open-{index}"))
+                .spawn(move || area.work(&store))
+        })
     }
 
     /// The content of a chunk, from the store if it is not here. Who asks for one that is being opened waits for it.

@@ -38,17 +38,14 @@ impl Lanes {
         self.thread_count
     }
 
-    /// Starts the threads.
-    pub(super) fn start(core: &Arc<Core>) -> Vec<JoinHandle<()>> {
-        (0..core.lanes.thread_count)
-            .map(|lane| {
-                let core = Arc::clone(core);
-                std::thread::Builder::new()
-                    .name(format!("cfs-seal-{lane}"))
-                    .spawn(move || core.lanes.work(&core, lane))
-                    .expect("the system can start a thread")
-            })
-            .collect()
+    /// Starts the threads, as they are asked for.
+    pub(super) fn start(core: &Arc<Core>) -> impl Iterator<Item = std::io::Result<JoinHandle<()>>> {
+        (0..core.lanes.thread_count).map(|lane| {
+            let core = Arc::clone(core);
+            std::thread::Builder::new()
+                .name(format!("cfs-seal-{lane}"))
+                .spawn(move || core.lanes.work(&core, lane))
+        })
     }
 
     /// Hands a job to a thread; false when there is none.

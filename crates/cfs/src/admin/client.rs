@@ -22,7 +22,7 @@ use super::users::{issuer_lines, key_lines, user_lines};
 use crate::bytes::{count, show};
 use crate::cli::KeyArgs;
 use crate::datadir::DataDir;
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, Failure, Result, no_thread};
 use crate::interrupt;
 use crate::keys::{Environment, KeyGiven};
 use crate::pool::{self, Pool};
@@ -78,7 +78,7 @@ pub fn on_terminal(
     let terminal = Arc::new(Terminal::new(json));
     let signals = interrupt::listen()
         .map_err(|error| Failure::new(Code::Host, format!("cannot listen for signals: {error}")))?;
-    std::thread::spawn({
+    let listening = {
         let terminal = Arc::clone(&terminal);
         move || {
             for _ in signals {
@@ -88,7 +88,10 @@ pub fn on_terminal(
                 }
             }
         }
-    });
+    };
+    std::thread::Builder::new()
+        .spawn(listening)
+        .map_err(|error| no_thread(&error))?;
     let result = work(&terminal);
     terminal.finish();
     result
@@ -164,7 +167,7 @@ pub fn open_for(dir: &DataDir, given: KeyGiven, request: &Request) -> Result<Poo
 /// What the command meets, or closing the pool.
 pub fn on_own_pool(pool: Pool, request: Request, reporter: &dyn Reporter) -> Result<Answer> {
     let service = Service::new(pool, false);
-    let ticker = Ticker::start(service.pool());
+    let ticker = Ticker::start(service.pool())?;
     let answer = service.perform(request, reporter);
     drop(ticker);
     let closed = service.pool().close();

@@ -103,7 +103,7 @@ impl Running {
             ..Use::default()
         };
         let pool = pool::open_or_create(&dir, key, &first_run, usage)?;
-        let ticker = Ticker::start(&pool);
+        let ticker = Ticker::start(&pool)?;
         Ok(Self { pool, ticker })
     }
 

@@ -63,12 +63,21 @@ pub(super) fn create(
         master_key(secret, &new_slot(secret))?;
     }
     let is_new_dir = dir.create()?;
-    let mut made_key = None;
-    let made = make(dir, secret, (first_run, replica), usage, &mut made_key);
-    if made.is_err() {
-        dir.undo_create(is_new_dir, made_key.as_deref());
+    let mut so_far = SoFar::default();
+    let made = make(dir, secret, (first_run, replica), usage, &mut so_far);
+    if made.is_err() && !so_far.is_pool {
+        dir.undo_create(is_new_dir, so_far.key.as_deref());
     }
     made
+}
+
+/// How far a first run has come.
+#[derive(Default)]
+struct SoFar {
+    /// The key file that it has made.
+    key: Option<PathBuf>,
+    /// There may be a pool from now on, which nothing opens without that key.
+    is_pool: bool,
 }
 
 /// What the pool is to be a replica of, if it is to be one.
@@ -166,7 +175,7 @@ fn make(
     secret: Option<Secret>,
     (first_run, replica): (&FirstRunArgs, Option<ReplicaKey>),
     usage: Use,
-    made_key: &mut Option<PathBuf>,
+    so_far: &mut SoFar,
 ) -> Result<Pool> {
     let lock = dir.lock()?;
     // Another process may have made it meanwhile.
@@ -198,20 +207,21 @@ fn make(
     if let Secret::KeyFile(path) = &secret
         && make_key_file(path)?
     {
-        *made_key = Some(path.clone());
+        so_far.key = Some(path.clone());
     }
     let mut slot = new_slot(&secret);
     let master = master_key(&secret, &slot)?;
     let cluster = Zeroizing::new(random::<32>());
     wrap_cluster_key(&master, &ClusterKey::from_bytes(*cluster), &mut slot);
     format(&device, &cluster, slot, (first_run, replica.as_ref()))?;
+    so_far.is_pool = true;
     match &first_run.device {
         Some(path) => dir.write_config(&Config {
             device: path.clone(),
         })?,
         None => dir.name_new_pool()?,
     }
-    if let Some(key) = made_key
+    if let Some(key) = &so_far.key
         && !usage.is_temporary
     {
         notice(dir, key);

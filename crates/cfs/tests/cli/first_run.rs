@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::cfs;
 use crate::support::{Scratch, Server, command, run};
@@ -233,4 +234,56 @@ fn a_first_run_that_was_killed_is_done_again() {
     cfs!("import", source, "/note", "--data", data).ok();
     cfs!("admin", "fsck", "--data", data).ok();
     assert_eq!(mode(&data), 0o700);
+}
+
+/// The key went, and the pool stayed, where a first run made both and could not open the pool.
+#[test]
+fn a_pool_that_was_made_and_not_opened_keeps_its_key() {
+    // Another user, who may read what root may: root is given as many threads as it asks for.
+    let capabilities = "+dac_override,+dac_read_search";
+    let as_nobody = || {
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--reuid=65534",
+                "--inh-caps",
+                capabilities,
+                "--ambient-caps",
+                capabilities,
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let mut nothing = as_nobody();
+    nothing.arg("true");
+    if !nothing.status().is_ok_and(|it| it.success()) {
+        eprintln!("SKIPPED: not root, or without setpriv (util-linux)");
+        return;
+    }
+    let scratch = Scratch::new();
+    let source = scratch.file("note", "content");
+    let mut has_met_it = false;
+    for threads in 3..8 {
+        let data = scratch.path(&format!("pool{threads}"));
+        let mut command = as_nobody();
+        command
+            .args([
+                "prlimit",
+                &format!("--nproc={threads}"),
+                env!("CARGO_BIN_EXE_cfs"),
+                "import",
+            ])
+            .args([&*source, Path::new("/note"), Path::new("--data"), &*data]);
+        let done = run(command);
+        assert_eq!(done.code, 7, "{done:?}");
+        has_met_it |= data.join("pool").exists();
+        // Whatever it has left, the next one begins or goes on.
+        cfs!("import", source, "/note", "--data", data).ok();
+    }
+    assert!(
+        has_met_it,
+        "no limit was between making the pool and opening it"
+    );
 }
