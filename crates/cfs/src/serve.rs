@@ -343,6 +343,11 @@ impl Ticker {
         let (stop, stopped) = bounded::<()>(0);
         // One that is not taken yet will do for all that come meanwhile.
         let (change, changed) = bounded::<()>(1);
+        let mut ticker = Self {
+            fs: Arc::clone(&fs),
+            stop: Some(stop),
+            threads: Vec::new(),
+        };
         let log = {
             let (fs, stopped) = (Arc::clone(&fs), stopped.clone());
             repeat("log", stopped, never(), move || {
@@ -357,10 +362,9 @@ impl Ticker {
                 (written, Pause::For(pause))
             })
         };
+        ticker.threads.push(log?);
         let mut memory = Trimmer::default();
-        let of = Arc::clone(&fs);
         let background = repeat("background", stopped, changed, move || {
-            let fs = &of;
             let ticked = match only_reads {
                 true => {
                     fs.tick_to_read();
@@ -376,14 +380,7 @@ impl Ticker {
             };
             (ticked, pause)
         });
-        let mut ticker = Self {
-            fs,
-            stop: Some(stop),
-            threads: Vec::new(),
-        };
-        for thread in [log, background] {
-            ticker.threads.push(thread?);
-        }
+        ticker.threads.push(background?);
         Ok(ticker)
     }
 }

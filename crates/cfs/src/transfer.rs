@@ -229,7 +229,7 @@ impl<'a> Run<'a> {
             }
             if threads.is_empty() {
                 let failure = Failure::new(Code::Host, "the system starts no thread for the copy");
-                self.failed.lock().get_or_insert(failure);
+                self.trouble("", Trouble::Run(failure));
                 return;
             }
             drop(receiver);

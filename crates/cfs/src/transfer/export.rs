@@ -435,6 +435,8 @@ impl<'e> Export<'e> {
         let written = written.and_then(|file| {
             let xattrs = pool_xattrs(self.fs(), job.attr.ino)?;
             set_attributes(self.run, HostObject::Open(&file), meta, &xattrs)?;
+            // Some hosts rename no file that is open.
+            drop(file);
             match name == &job.name {
                 true => Ok(()),
                 false => rustix::fs::renameat(&dir, &**name, &dir, &*job.name)

@@ -91,24 +91,28 @@ pub fn import(run: &Run<'_>, request: &Transfer, excluded: &Excluded) -> Result<
     // What others have written before does not count as newly stored.
     sync(run.fs)?;
     let stored_before = stored_bytes(run.fs);
-    let mut merged = Vec::new();
-    let mut further_names = Vec::new();
-    run.in_parallel(
-        "import",
-        request.workers,
-        |send| import.walk(roots, send, &mut merged, &mut further_names),
-        |job, buffer| import.copy_reported(&job, buffer),
-    );
+    // Where one becomes a directory that is there, others may come to the same places: the last one is what stays.
+    let in_turn = roots.iter().any(|root| root.to_name.is_empty());
+    let rounds: Vec<Vec<Job<'_>>> = match in_turn {
+        true => roots.into_iter().map(|root| vec![root]).collect(),
+        false => vec![roots],
+    };
+    let mut seen = HashSet::new();
     let mut buffer = Vec::new();
-    for job in further_names {
-        if run.stopped() {
-            break;
+    for roots in rounds {
+        let mut further_names = Vec::new();
+        run.in_parallel(
+            "import",
+            request.workers,
+            |send| import.walk(roots, send, &mut seen, &mut further_names),
+            |job, buffer| import.copy_reported(&job, buffer),
+        );
+        for job in further_names {
+            if run.stopped() {
+                break;
+            }
+            import.link_reported(&job, &mut buffer);
         }
-        import.link_reported(&job, &mut buffer);
-    }
-    // Of several sources that became one directory it has the attributes of the last, as `cp -a` leaves it.
-    while let Some(dir) = merged.pop() {
-        drop(dir);
     }
     sync(run.fs)?;
     run.progress("import");
@@ -211,15 +215,14 @@ impl Import<'_, '_> {
         Ok(roots)
     }
 
-    /// Directories of the pool that a source was copied onto, and not into, are kept in `merged`.
+    /// Sends what lies at and below `roots` to the workers, but further names of files in `seen`.
     fn walk<'i>(
         &'i self,
         roots: Vec<Job<'i>>,
         send: &dyn Fn(Job<'i>),
-        merged: &mut Vec<Arc<PoolDir<'i>>>,
+        seen: &mut HashSet<(u64, u64)>,
         further_names: &mut Vec<Job<'i>>,
     ) {
-        let mut seen = HashSet::new();
         let mut pending = Vec::new();
         let mut place = |job: Job<'i>, pending: &mut Vec<Job<'i>>| match job.meta.kind() {
             libc::S_IFDIR => pending.push(job),
@@ -251,9 +254,6 @@ impl Import<'_, '_> {
                     continue;
                 }
             };
-            if dir.to_name.is_empty() {
-                merged.push(Arc::clone(&to));
-            }
             for name in names {
                 if self.run.stopped() {
                     return;

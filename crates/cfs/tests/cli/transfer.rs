@@ -176,6 +176,47 @@ fn names_go_where_cp_would_put_them() {
     cfs!("export", "/new", out.join("no/parent"), "--data", data).refused(7, "must exist");
 }
 
+/// They were walked last to first, and a directory below the top had what came to it last by chance.
+#[test]
+fn of_several_sources_for_one_place_the_last_one_stays() {
+    let scratch = Scratch::new();
+    let data = scratch.path("pool");
+    let sources = ["x", "y"].map(|name| {
+        let source = scratch.dir(name);
+        let sub = source.join("sub");
+        fs::create_dir(&sub).expect("made");
+        for number in 0..50 {
+            // The first one's are larger.
+            let len = if name == "x" { 300_000 } else { 30_000 };
+            let content = name.repeat(len);
+            fs::write(sub.join(format!("f{number}")), content).expect("written");
+        }
+        fs::write(source.join(name), name).expect("written");
+        fs::hard_link(source.join(name), sub.join(name)).expect("linked");
+        for (dir, old) in [(&sub, 2_000_000), (&source, 1_000_000)] {
+            let time = std::time::UNIX_EPOCH + Duration::from_secs(old + name.as_bytes()[0] as u64);
+            let dir = fs::File::open(dir).expect("a directory");
+            dir.set_modified(time).expect("our own");
+        }
+        format!("{}/.", source.display())
+    });
+    let [x, y] = &sources;
+    cfs!("import", x, y, "/", "--data", data).ok();
+    let (copy, expected) = (scratch.dir("copy"), scratch.dir("expected"));
+    cfs!("export", "/.", copy, "--data", data).ok();
+    for source in &sources {
+        let mut cp = std::process::Command::new("cp");
+        assert!(
+            cp.args(["-a", source])
+                .arg(&expected)
+                .status()
+                .expect("cp")
+                .success()
+        );
+    }
+    assert_same(&expected, &copy);
+}
+
 #[test]
 fn one_bad_file_is_reported_and_the_rest_is_copied() {
     if is_root() {

@@ -120,17 +120,8 @@ impl Import<'_, '_> {
         if (meta.dev, meta.ino, meta.kind()) != (job.meta.dev, job.meta.ino, libc::S_IFREG) {
             return Err(changed());
         }
-        let ino = match existing {
-            Some(attr) if attr.kind() == libc::S_IFREG => {
-                if attr.size > 0 {
-                    let empty = SetAttr {
-                        size: Some(0),
-                        ..SetAttr::default()
-                    };
-                    self.fs().setattr(attr.ino, &empty)?;
-                }
-                attr.ino
-            }
+        let attr = match existing {
+            Some(attr) if attr.kind() == libc::S_IFREG => attr,
             other => {
                 if let Some(attr) = other {
                     self.remove(job, &attr)?;
@@ -140,19 +131,27 @@ impl Import<'_, '_> {
                     .create(job.to.ino, &job.to_name, 0o600, &self.caller(&meta));
                 self.entry_changed(job);
                 match made {
-                    Ok(attr) => attr.ino,
+                    Ok(attr) => attr,
                     // Somebody else has made it meanwhile.
                     Err(FsError::Exists) => {
                         let attr = self.fs().lookup(job.to.ino, &job.to_name)?;
                         if attr.kind() != libc::S_IFREG {
                             return Err(FsError::Exists.into());
                         }
-                        attr.ino
+                        attr
                     }
                     Err(error) => return Err(error.into()),
                 }
             }
         };
+        if attr.size > 0 {
+            let empty = SetAttr {
+                size: Some(0),
+                ..SetAttr::default()
+            };
+            self.fs().setattr(attr.ino, &empty)?;
+        }
+        let ino = attr.ino;
         let end = self.copy_content(&source, &meta, ino, buffer)?;
         if end < meta.size {
             let tail = SetAttr {
