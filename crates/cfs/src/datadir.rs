@@ -252,7 +252,7 @@ impl DataDir {
                     lost = true
                 }
                 Some(name) if stream_process(name).is_some() => lost = true,
-                Some("pool.new") => begun = true,
+                Some("pool.new" | "pool.old") => begun = true,
                 Some(name) if FOREIGN_TO_NOBODY.contains(&name) => {}
                 Some(half) if is_half_key(half) => half_key = Some(name),
                 _ => foreign = Some(name),
@@ -339,10 +339,34 @@ impl DataDir {
         }
     }
 
+    /// Takes the place of what a first run has left that was killed, with what `make` puts there. One of both is there at any
+    /// moment: a key alone would tell of a pool that was lost.
+    ///
+    /// # Errors
+    /// Those of `make`, or when the host refuses.
+    pub fn replace_new_pool<T>(&self, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let (new, old) = (self.new_pool(), self.old_new_pool());
+        let unless_absent = |done: io::Result<()>| match done {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::host("replace", &new, &error))
+            }
+            _ => Ok(()),
+        };
+        unless_absent(fs::rename(&new, &old))?;
+        let made = make(&new)?;
+        unless_absent(fs::remove_file(&old))?;
+        Ok(made)
+    }
+
+    fn old_new_pool(&self) -> PathBuf {
+        self.path.join("pool.old")
+    }
+
     /// Takes back what a first run made that did not succeed. What cannot be removed stays, and does not matter.
     pub fn undo_create(&self, is_new: bool, made_key: Option<&Path>) {
-        let mut paths = vec![self.new_pool()];
-        paths.extend(made_key.map(Path::to_path_buf));
+        // A key without `pool.new` would tell of a pool that was lost.
+        let mut paths: Vec<_> = made_key.map(Path::to_path_buf).into_iter().collect();
+        paths.extend([self.new_pool(), self.old_new_pool()]);
         if is_new {
             paths.push(self.path.join("lock"));
         }

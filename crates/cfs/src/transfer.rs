@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use crate::admin::protocol::{Event, Progress, Request, TransferSummary};
 use crate::admin::reporter::Reporter;
 use crate::failure::{Code, Failure, Result};
+use host_tree::Meta;
 use pool_path::PoolPath;
 
 /// Files at a time at most.
@@ -136,6 +137,20 @@ impl<'a> Run<'a> {
             stopped: AtomicBool::new(false),
             started: Instant::now(),
         }
+    }
+
+    /// What a copy of an object with `meta` has: without set-user-id and set-group-id where whoever runs this becomes the
+    /// owner instead, as `cp -a` leaves them out.
+    fn as_copied(&self, mut meta: Meta) -> Meta {
+        if !self.keep_owner && meta.kind() != libc::S_IFDIR {
+            if meta.uid != rustix::process::geteuid().as_raw() {
+                meta.mode &= !libc::S_ISUID;
+            }
+            if meta.gid != rustix::process::getegid().as_raw() {
+                meta.mode &= !libc::S_ISGID;
+            }
+        }
+        meta
     }
 
     /// Whether to end at the next good point.

@@ -191,15 +191,10 @@ fn make(
     }
     let device: Arc<dyn Device> = match &first_run.device {
         Some(path) => Arc::new(BlockDevice::open(path).map_err(device_failure)?),
-        None => {
-            match fs::remove_file(dir.new_pool()) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Failure::host("replace", &dir.new_pool(), &error));
-                }
-                _ => {}
-            }
-            Arc::new(FileDevice::create(&dir.new_pool(), u32::MAX).map_err(device_failure)?)
-        }
+        None => dir.replace_new_pool(|path| {
+            let device = FileDevice::create(path, u32::MAX).map_err(device_failure)?;
+            Ok(Arc::new(device))
+        })?,
     };
     dir.remove_half_keys();
     // After `pool.new`, by which a first run that was killed here is told from a pool that was lost.

@@ -346,7 +346,7 @@ impl<'e> Export<'e> {
     }
 
     fn copy(&self, job: &Job<'e>, buffer: &mut Vec<u8>) -> std::result::Result<(), Trouble> {
-        let meta = Meta::from(&job.attr);
+        let meta = self.run.as_copied(Meta::from(&job.attr));
         let existing = Self::existing(job)?;
         let is_same = match &existing {
             Some(present) if meta.matches(present, self.run.keep_owner) => {

@@ -1,12 +1,12 @@
 //! Import and export: what comes back is what went in, also after `kill -9`, and a second copy costs next to nothing.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use crate::cfs;
-use crate::support::{Done, Scratch, Server, command, interrupt, is_root};
+use crate::support::{Done, Scratch, Server, as_nobody, command, interrupt, is_root, run};
 use crate::trees::{assert_same, noise, plant};
 
 fn summary(done: Done) -> serde_json::Value {
@@ -215,6 +215,54 @@ fn of_several_sources_for_one_place_the_last_one_stays() {
         );
     }
     assert_same(&expected, &copy);
+}
+
+/// Another's set-user-id program became one of whoever exported it.
+#[test]
+fn a_copy_that_cannot_keep_its_owner_runs_as_nobody_else() {
+    let Some(as_nobody) = as_nobody() else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let (data, out) = (scratch.path("pool"), scratch.path("out"));
+    let source = scratch.dir("source");
+    let wanted = [
+        (0o4755, 0o755),
+        (0o2755, 0o755),
+        (0o1777, 0o1777),
+        (0o6711, 0o711),
+    ];
+    for (mode, _) in wanted {
+        let path = source.join(format!("{mode:o}"));
+        fs::write(&path, "content").expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("our own");
+    }
+    import(&source, "/tree", &data);
+    for round in ["copied", "unchanged"] {
+        let mut export = as_nobody();
+        export.arg(env!("CARGO_BIN_EXE_cfs"));
+        export
+            .args(["export", "-T", "/tree"])
+            .arg(&out)
+            .arg("--data")
+            .arg(&data)
+            .arg("--json");
+        let summary = summary(run(export));
+        let skipped = if round == "copied" { 0 } else { wanted.len() };
+        assert_eq!(summary["files_skipped"], skipped, "{summary}");
+        for (mode, kept) in wanted {
+            let copy = fs::metadata(out.join(format!("{mode:o}"))).expect("it is there");
+            assert_eq!(
+                (copy.mode() & 0o7777, copy.uid()),
+                (kept, 65534),
+                "{mode:o}"
+            );
+        }
+    }
+    // Root gives away what it copies, and may keep them.
+    let all = scratch.path("all");
+    export("/tree", &all, &data);
+    assert_same(&source, &all);
 }
 
 #[test]

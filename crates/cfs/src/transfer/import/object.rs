@@ -83,7 +83,8 @@ impl Import<'_, '_> {
     }
 
     fn is_same(&self, job: &Job<'_>, attr: &Attr) -> std::result::Result<bool, Trouble> {
-        if !job.meta.matches(&Meta::from(attr), self.run.keep_owner) {
+        let wanted = self.run.as_copied(job.meta);
+        if !wanted.matches(&Meta::from(attr), self.run.keep_owner) {
             return Ok(false);
         }
         if attr.kind() == libc::S_IFREG {
@@ -255,7 +256,7 @@ impl Import<'_, '_> {
     pub(super) fn set_attributes(&self, ino: Ino, meta: &Meta) -> std::result::Result<(), Trouble> {
         let caller = self.caller(meta);
         let wanted = SetAttr {
-            mode: (meta.kind() != libc::S_IFLNK).then_some(meta.permissions()),
+            mode: (meta.kind() != libc::S_IFLNK).then_some(self.run.as_copied(*meta).permissions()),
             uid: Some(caller.uid),
             gid: Some(caller.gid),
             atime: Some(SetTime::At(meta.atime)),
