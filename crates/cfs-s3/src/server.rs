@@ -102,6 +102,18 @@ pub struct S3Server {
     face: Arc<Face>,
 }
 
+/// Whether so many threads can be begun, by doing so: the runtime panics where it cannot begin its own.
+fn check_threads(count: usize) -> std::io::Result<()> {
+    let gate = std::sync::RwLock::new(());
+    std::thread::scope(|scope| {
+        let _closed = gate.write();
+        (0..count).try_for_each(|_| {
+            let waiting = std::thread::Builder::new().spawn_scoped(scope, || drop(gate.read()));
+            waiting.map(drop)
+        })
+    })
+}
+
 impl S3Server {
     /// Starts to serve a file system.
     ///
@@ -120,6 +132,7 @@ impl S3Server {
         let address = listener
             .local_addr()
             .map_err(|source| StartError::Listen { address, source })?;
+        check_threads(WORKERS + 1).map_err(StartError::Threads)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .max_blocking_threads(BLOCKING_THREADS_MAX)

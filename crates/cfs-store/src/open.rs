@@ -182,6 +182,10 @@ impl Store {
                 "rebuilding the index was not finished".into(),
             ));
         }
+        if superblock.segments_max.get() > 0 {
+            let wished = options.pool_bytes_max / u64::from(SEGMENT_BYTES);
+            superblock.segments_max = superblock.segments_max.get().max(wished).into();
+        }
         let incarnation = superblock.incarnation.get() + 1;
         let pool = pool_of(
             device,

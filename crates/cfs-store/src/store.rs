@@ -35,6 +35,9 @@ pub struct StoreOptions {
     pub memtable_bytes_max: usize,
     /// Go on with what could be read of a damaged log, although acknowledged commands are lost then.
     pub accept_log_loss: bool,
+    /// Most room that the pool may take on its device from now on, bytes, where it was made with less. Zero, or less than
+    /// it has, changes nothing, nor does it where there is no limit.
+    pub pool_bytes_max: u64,
 }
 
 impl Default for StoreOptions {
@@ -44,6 +47,7 @@ impl Default for StoreOptions {
             block_cache_bytes: 64 << 20,
             memtable_bytes_max: 32 << 20,
             accept_log_loss: false,
+            pool_bytes_max: 0,
         }
     }
 }

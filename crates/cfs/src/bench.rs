@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::admin::reporter::{Terminal, print_line};
 use crate::cli::BenchArgs;
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, Failure, Result, no_thread};
 use crate::interrupt;
 
 use disk::Disk;
@@ -74,14 +74,14 @@ impl Session {
         let signals = interrupt::listen()
             .map_err(|e| Failure::new(Code::Host, format!("cannot listen to signals: {e}")))?;
         let stop = Arc::new(AtomicBool::new(false));
-        std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || {
+        let stopping = Arc::clone(&stop);
+        std::thread::Builder::new()
+            .spawn(move || {
                 while signals.recv().is_ok() {
-                    stop.store(true, Ordering::Relaxed);
+                    stopping.store(true, Ordering::Relaxed);
                 }
-            }
-        });
+            })
+            .map_err(|error| no_thread(&error))?;
         Ok(Self {
             stop,
             terminal: Terminal::new(true),

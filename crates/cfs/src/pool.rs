@@ -69,6 +69,8 @@ pub struct Use {
     /// Nothing of the pool is written: what opening has to change is kept in memory, and forgotten. Its directory may be
     /// one in which nothing can be written.
     pub only_reads: bool,
+    /// Raises the limit of its room to so many bytes, unless it has none or a higher one.
+    pub pool_bytes_max: u64,
 }
 
 /// Opens the pool of `dir`.
@@ -171,7 +173,11 @@ pub fn open_or_create(
         contents => {
             let lock = lock(dir, usage)?;
             let (device, path) = open_device(dir, &contents, usage.only_reads)?;
-            check_wishes(dir, &*device, path.as_deref(), first_run)?;
+            check_wishes(dir, &*device, path.as_deref(), first_run, usage.only_reads)?;
+            let usage = Use {
+                pool_bytes_max: first_run.pool_size.unwrap_or(0),
+                ..usage
+            };
             let pool = open_on(dir, device, path, given, usage, lock)?;
             check_codec(&pool, first_run)?;
             Ok(pool)
@@ -179,12 +185,13 @@ pub fn open_or_create(
     }
 }
 
-/// Options of the first run must not contradict the pool that is there.
+/// Options of the first run must not contradict the pool that is there, but for a limit of its room that is higher.
 fn check_wishes(
     dir: &DataDir,
     device: &dyn Device,
     path: Option<&Path>,
     wished: &FirstRunArgs,
+    only_reads: bool,
 ) -> Result<()> {
     let contradiction = |option: &str, is: String| {
         Err(Failure::new(
@@ -208,15 +215,21 @@ fn check_wishes(
     {
         return contradiction("--cipher", cipher.map_or("another".into(), cipher_name));
     }
-    if let Some(wish) = wished.pool_size
-        && wish / u64::from(SEGMENT_BYTES) != superblock.segments_max.get()
-    {
-        let bytes = superblock.segments_max.get() * u64::from(SEGMENT_BYTES);
-        let is = match bytes {
-            0 => "no limit".to_owned(),
-            bytes => crate::bytes::show(bytes),
-        };
-        return contradiction("--pool-size", is);
+    if let Some(wish) = wished.pool_size {
+        let wish = wish / u64::from(SEGMENT_BYTES);
+        match superblock.segments_max.get() {
+            0 => return contradiction("--pool-size", "no limit".to_owned()),
+            is if wish == is || (wish > is && !only_reads) => {}
+            is => {
+                let is = crate::bytes::show(is * u64::from(SEGMENT_BYTES));
+                let failure = format!(
+                    "--pool-size differs: the pool in {} has {is}",
+                    dir.path().display()
+                );
+                return Err(Failure::new(Code::Usage, failure)
+                    .hint("leave it out, or give more, which lets a pool that is written grow"));
+            }
+        }
     }
     match (&wished.device, path) {
         (None, _) => Ok(()),
@@ -358,7 +371,8 @@ fn keep_superblock(dir: &DataDir, fs: &Fs) {
     let present = fs.store().superblock();
     let is_kept = dir.superblock_copy().is_some_and(|copy| {
         cfs_seal::keys::check_superblock_checksum(&copy).is_ok_and(|kept| {
-            (kept.pool_uuid, kept.key_slot) == (present.pool_uuid, present.key_slot)
+            let lasting = |it: &Superblock| (it.pool_uuid, it.key_slot, it.segments_max);
+            lasting(&kept) == lasting(&present)
         })
     });
     if !is_kept && let Err(failure) = dir.keep_superblock(&fs.store().superblock_copy()) {
@@ -544,6 +558,7 @@ fn options(usage: Use) -> (StoreOptions, FsOptions) {
     let store = StoreOptions {
         lanes: sealing_threads,
         accept_log_loss: usage.accept_log_loss,
+        pool_bytes_max: usage.pool_bytes_max,
         ..tables
     };
     let fs = FsOptions {

@@ -103,7 +103,7 @@ impl From<FsError> for Trouble {
         match error {
             FsError::NoSpace => {
                 Self::Run(Failure::new(Code::Host, "the pool is full").hint(
-                    "delete files in it or give it more room; then run the same command again",
+                    "delete files in it, free room on its disk, or raise its --pool-size; then run the same command again",
                 ))
             }
             FsError::Quota => Self::Run(

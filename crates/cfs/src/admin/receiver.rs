@@ -178,14 +178,17 @@ pub struct Listening {
 
 impl Listening {
     /// Begins with what the process says on standard error.
-    pub fn start(child: &mut Child) -> Self {
+    ///
+    /// # Errors
+    /// When no thread can be begun.
+    pub fn start(child: &mut Child) -> io::Result<Self> {
         let from = child.stderr.take().expect("it was asked for");
         let (sender, error) = mpsc::channel();
-        std::thread::spawn(move || {
+        std::thread::Builder::new().spawn(move || {
             let mut hold = |error: &[u8]| drop(sender.send(error.to_vec()));
             let _ = pass_on_but_error(from, io::stderr(), &mut hold);
-        });
-        Self { error }
+        })?;
+        Ok(Self { error })
     }
 
     /// Waits for the end of the process.

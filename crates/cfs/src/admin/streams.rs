@@ -23,7 +23,7 @@ use super::reporter::Reporter;
 use super::socket::through;
 use crate::bytes::{count, show};
 use crate::datadir::{Contents, DataDir};
-use crate::failure::{Code, Failure, Result, plain};
+use crate::failure::{Code, Failure, Result, no_thread, plain};
 use crate::pool::no_pool;
 use crate::transfer::KernelCaches;
 
@@ -348,9 +348,10 @@ impl Bridge {
         };
         let listener = listen().map_err(|e| Failure::host("make the socket", &path, &e))?;
         let is_over = Arc::new(AtomicBool::new(false));
-        let pump = std::thread::spawn({
-            let is_over = Arc::clone(&is_over);
-            move || {
+        let over = Arc::clone(&is_over);
+        let pump = std::thread::Builder::new()
+            .spawn(move || {
+                let is_over = over;
                 let stream = loop {
                     match listener.accept() {
                         Ok((stream, _)) => break Some(stream),
@@ -364,8 +365,8 @@ impl Bridge {
                     }
                 };
                 pass_on(stream, far)
-            }
-        });
+            })
+            .map_err(|error| no_thread(&error))?;
         Ok(Self {
             name,
             path,
@@ -430,7 +431,7 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<Ended>> {
         // Nothing came of the request: the other process meets the end of its input.
         return match far {
             Far::Process(mut child) => {
-                let listening = Listening::start(&mut child);
+                let listening = Listening::start(&mut child)?;
                 drop(child.stdin.take());
                 listening.end(&mut child).map(Some)
             }
@@ -446,10 +447,10 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<Ended>> {
         Far::Input => {
             let input = stream.try_clone()?;
             // Not waited for: what comes in may never end when nobody reads it any more.
-            std::thread::spawn(move || {
+            std::thread::Builder::new().spawn(move || {
                 let _ = pump(io::stdin().lock(), &input);
                 drop(input.shutdown(std::net::Shutdown::Write));
-            });
+            })?;
             match pump(&stream, io::stdout().lock()) {
                 // Who received has ended before all was read, as there was nothing to do: its answer tells.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
@@ -457,14 +458,14 @@ fn pass_on(stream: Option<UnixStream>, far: Far) -> io::Result<Option<Ended>> {
             }
         }
         Far::Process(mut child) => {
-            let listening = Listening::start(&mut child);
+            let listening = Listening::start(&mut child)?;
             let output = child.stdout.take().expect("it was asked for");
             let replies = stream.try_clone()?;
-            let answering = std::thread::spawn(move || {
+            let answering = std::thread::Builder::new().spawn(move || {
                 // When the other process is gone, what it said last has been passed on.
                 let _ = pump(output, &replies);
                 drop(replies.shutdown(std::net::Shutdown::Write));
-            });
+            })?;
             let input = child.stdin.take().expect("it was asked for");
             let copied = pump(&stream, input);
             let ended = listening.end(&mut child)?;

@@ -15,7 +15,7 @@ use super::parts::{self, Part, Samples};
 use super::{Clock, Session};
 use crate::cli::{BenchArgs, FirstRunArgs, KeyArgs};
 use crate::datadir::DataDir;
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, Failure, Result, no_thread};
 use crate::keys::{Environment, KeyGiven};
 use crate::pool::{self, Pool, Use};
 use crate::serve::Ticker;
@@ -261,17 +261,11 @@ fn store(
         written.fetch_add(offset, Ordering::Relaxed);
         Ok(())
     };
-    std::thread::scope(|scope| {
-        let writers: Vec<_> = files
-            .iter()
-            .enumerate()
-            .map(|(core, ino)| scope.spawn(move || write(core, *ino)))
-            .collect();
-        writers
-            .into_iter()
-            .try_for_each(|writer| writer.join().expect("writers do not panic"))
-    })
-    .map_err(failed)?;
+    let writers = files
+        .iter()
+        .enumerate()
+        .map(|(core, ino)| move || write(core, *ino));
+    run_together(writers)?;
     let bytes = written.load(Ordering::Relaxed);
     Ok(Stored {
         files,
@@ -296,16 +290,25 @@ fn load(fs: &Fs, stored: &Stored, clock: &Clock) -> Result<f64> {
         read.fetch_add(offset, Ordering::Relaxed);
         Ok(())
     };
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = (stored.files.iter())
-            .map(|ino| scope.spawn(move || reader(*ino)))
-            .collect();
-        readers
-            .into_iter()
-            .try_for_each(|reader| reader.join().expect("readers do not panic"))
-    })
-    .map_err(failed)?;
+    run_together(stored.files.iter().map(|ino| || reader(*ino)))?;
     Ok(read.load(Ordering::Relaxed) as f64 / clock.seconds())
+}
+
+/// Runs all of them at a time, each in a thread of its own.
+fn run_together<Work>(all: impl Iterator<Item = Work>) -> Result<()>
+where
+    Work: FnOnce() -> std::result::Result<(), FsError> + Send,
+{
+    std::thread::scope(|scope| {
+        let threads: std::result::Result<Vec<_>, _> = all
+            .map(|work| std::thread::Builder::new().spawn_scoped(scope, work))
+            .collect();
+        threads
+            .map_err(|error| no_thread(&error))?
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("a panic ends the process"))
+            .map_err(failed)
+    })
 }
 
 fn create(fs: &Fs, name: &str) -> Result<Ino> {

@@ -128,7 +128,8 @@ impl PoolArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "First run")]
 pub struct FirstRunArgs {
-    /// Most room that the pool may take on the host; it starts small and grows [default: the host decides]
+    /// Most room that the pool may take on the host; it starts small and grows. Later runs can raise it [default: the host
+    /// decides]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub pool_size: Option<u64>,
     /// Put the pool on this block device, which must be blank, instead of into a file

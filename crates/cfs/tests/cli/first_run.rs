@@ -1,7 +1,7 @@
 //! What the first run makes, and what opens it again.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::cfs;
@@ -219,8 +219,55 @@ fn the_options_of_the_first_run_hold_and_cannot_be_contradicted() {
     import("/b", &wishes).ok();
     import("/c", &["--cipher", "aes-256-gcm"]).refused(2, "--cipher differs");
     import("/c", &["--codec", "lz4"]).refused(2, "--codec differs");
-    import("/c", &["--pool-size", "1G"]).refused(2, "--pool-size differs");
+    import("/c", &["--pool-size", "200M"]).refused(2, "--pool-size differs");
     import("/c", &["--device", "/dev/null"]).refused(2, "--device differs");
+}
+
+/// What the larger pool holds is found by those that are told no limit, and by a rebuild with the kept superblock.
+#[test]
+fn the_limit_of_a_pool_can_be_raised() {
+    let scratch = Scratch::new();
+    let (data, source, out) = (
+        scratch.path("pool"),
+        scratch.path("source"),
+        scratch.path("out"),
+    );
+    let mut noise = Vec::with_capacity(150 << 20);
+    let mut state = blake3::Hasher::new().finalize_xof();
+    noise.resize(150 << 20, 0);
+    state.fill(&mut noise);
+    fs::write(&source, &noise).expect("a file");
+    cfs!("init", "--data", data, "--pool-size", "128M").ok();
+    cfs!("import", source, "/noise", "--data", data).refused(7, "raise its --pool-size");
+
+    let mut serving = command(&[&"server", &"--data", &data, &"--s3", &"off"]);
+    serving.args(["--pool-size", "512M"]);
+    let server = Server::spawn(serving, &data, None);
+    cfs!("import", source, "/noise", "--data", data).ok();
+    server.kill();
+    cfs!("export", "/noise", out, "--data", data).ok();
+    assert!(fs::read(&out).expect("exported") == noise);
+    cfs!(
+        "import",
+        source,
+        "/again",
+        "--data",
+        data,
+        "--pool-size",
+        "256M"
+    )
+    .refused(2, "has 512 MiB");
+    cfs!("import", source, "/again", "--data", data).ok();
+
+    let pool = File::options().write(true).open(data.join("pool"));
+    let zeros = vec![0; 4 << 20];
+    (pool.expect("the pool"))
+        .write_all_at(&zeros, 0)
+        .expect("damaged");
+    cfs!("repair", "--rebuild-index", "--data", data).ok();
+    cfs!("admin", "fsck", "--data", data).ok();
+    cfs!("export", "/again", scratch.path("out2"), "--data", data).ok();
+    assert!(fs::read(scratch.path("out2")).expect("exported") == noise);
 }
 
 /// Once, or twice: the second while it took the place of what the first had left, and had the key already.
