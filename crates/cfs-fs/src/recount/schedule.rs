@@ -35,12 +35,16 @@ struct Schedule {
     due_ns: u64,
     /// Why the last one could not go on.
     failed: Option<String>,
+    /// How far those are that were asked for, the newest last.
+    asked_for: Vec<(u64, RecountProgress)>,
+    /// Counts those that were asked for.
+    asked_count: u64,
 }
 
 /// What is known of recounts, for `status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecountStatus {
-    /// How far the one is that is under way in the background.
+    /// How far the one is that is under way: the newest that was asked for, or the one in the background.
     pub running: Option<RecountProgress>,
     /// What the last one has found; all zero when there was none.
     pub last: RecountRecord,
@@ -55,6 +59,39 @@ impl Recounts {
     }
 }
 
+/// A recount that was asked for, in `status` as long as this lives.
+struct Shown<'a> {
+    recounts: &'a Recounts,
+    number: u64,
+}
+
+impl<'a> Shown<'a> {
+    fn begin(recounts: &'a Recounts, progress: RecountProgress) -> Self {
+        let mut schedule = recounts.0.lock();
+        schedule.asked_count += 1;
+        let number = schedule.asked_count;
+        schedule.asked_for.push((number, progress));
+        Self { recounts, number }
+    }
+
+    fn set(&self, progress: RecountProgress) {
+        let mut schedule = self.recounts.0.lock();
+        let mut shown = schedule.asked_for.iter_mut();
+        if let Some((_, shown)) = shown.find(|(number, _)| *number == self.number) {
+            *shown = progress;
+        }
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        let mut schedule = self.recounts.0.lock();
+        schedule
+            .asked_for
+            .retain(|(number, _)| *number != self.number);
+    }
+}
+
 impl Fs {
     /// Recounts all references now. `go_on` is told now and then how far it is and says whether to go on; `None` when it
     /// did not want to. What was found is kept for [`Fs::recount_status`].
@@ -66,8 +103,11 @@ impl Fs {
         mut go_on: impl FnMut(RecountProgress) -> bool,
     ) -> Result<Option<RecountReport>> {
         let mut recount = Recount::begin(&self.store);
+        let shown = Shown::begin(&self.recounts, recount.progress());
         loop {
-            if !go_on(recount.progress()) {
+            let progress = recount.progress();
+            shown.set(progress);
+            if !go_on(progress) {
                 return Ok(None);
             }
             if let Some(report) = recount.step(&self.store, ROWS_IDLE)? {
@@ -83,7 +123,9 @@ impl Fs {
     pub fn recount_status(&self) -> RecountStatus {
         let schedule = self.recounts.0.lock();
         RecountStatus {
-            running: schedule.running.as_ref().map(Recount::progress),
+            running: (schedule.asked_for.last())
+                .map(|(_, progress)| *progress)
+                .or_else(|| schedule.running.as_ref().map(Recount::progress)),
             last: self.store.recount_record(),
             failed: schedule.failed.clone(),
         }

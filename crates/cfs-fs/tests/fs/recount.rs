@@ -69,9 +69,11 @@ fn counts_agree_and_are_told() {
     let ended = fs.recount(|progress| {
         looks += 1;
         assert!(progress.seen <= progress.total);
+        assert_eq!(fs.recount_status().running, Some(progress));
         false
     });
     assert_eq!((ended.expect("readable"), looks), (None, 1));
+    assert_eq!(fs.recount_status().running, None);
 }
 
 #[test]

@@ -81,7 +81,7 @@ pub struct Status {
 /// What recounts of references have found, and how far the one is that is under way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Recount {
-    /// One is under way in the background.
+    /// One is under way, in the background or asked for.
     pub is_running: bool,
     /// Extents and chunks that it has looked at.
     pub seen: u64,
