@@ -21,6 +21,8 @@ pub enum Bug {
     StaleIndexEntry,
     /// Room that a reservation gives back stays promised.
     ReservationLeak,
+    /// An eighth of the room is promised that accepted data may take.
+    RoomForgotten,
     /// Named pipes get a name and no inode.
     DirentWithoutInode,
     /// A checkpoint's superblock is written before what it refers to is flushed.
@@ -65,13 +67,14 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulation finds, which has one thread.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MissingFlush,
         Self::FailedFlushRetried,
         Self::CountAfterExtent,
         Self::FreeBeforeDurable,
         Self::StaleIndexEntry,
         Self::ReservationLeak,
+        Self::RoomForgotten,
         Self::DirentWithoutInode,
         Self::CheckpointBeforeData,
         Self::TailBelieved,
@@ -108,6 +111,7 @@ impl Bug {
             Self::FreeBeforeDurable => "free-before-durable",
             Self::StaleIndexEntry => "stale-index-entry",
             Self::ReservationLeak => "reservation-leak",
+            Self::RoomForgotten => "room-forgotten",
             Self::DirentWithoutInode => "dirent-without-inode",
             Self::CheckpointBeforeData => "checkpoint-before-data",
             Self::TailBelieved => "tail-believed",

@@ -8,7 +8,7 @@ use crate::edges::{LONG_BYTES_MAX, is_long};
 use crate::look;
 use crate::model::NodeId;
 use crate::rng::Rng;
-use crate::world::{Failure, World, ino};
+use crate::world::{Failure, World, accepted, ino};
 
 /// Files do not become longer by single writes; shifts may make them so.
 pub(crate) const FILE_BYTES_MAX: u64 = 600 << 10;
@@ -90,16 +90,42 @@ impl World {
 
     /// Much that was never there before.
     pub fn fill(&mut self, fs: &Fs) -> Result<(), Failure> {
-        let Some((path, node)) = self.any_file() else {
+        let Some(file) = self.any_file() else {
             return Ok(());
         };
-        let mut source = Rng::new(self.rng.next());
         let len = 1 + self.rng.below(FILL_BYTES);
+        self.fill_file(fs, file, len)
+    }
+
+    fn fill_file(
+        &mut self,
+        fs: &Fs,
+        (path, node): (String, NodeId),
+        len: u64,
+    ) -> Result<(), Failure> {
+        let mut source = Rng::new(self.rng.next());
         let data: Vec<u8> = (0..len.div_ceil(8))
             .flat_map(|_| source.next().to_le_bytes())
             .collect();
         self.trace(|| format!("fill {path} with {len} bytes"));
         self.write_to(fs, (ino(fs, &path)?, node), 0, &data)
+    }
+
+    /// Makes files until there is no room for more.
+    pub fn stuff(&mut self, fs: &Fs) -> Result<(), String> {
+        for _ in 0..200 {
+            let made = self.create_one(fs).and_then(|path| {
+                let node = self.model.node(&path);
+                self.fill_file(fs, (path, node), FILL_BYTES)
+            });
+            match made {
+                Ok(()) | Err(Failure::Refused(FsError::Quota)) => {}
+                Err(Failure::Refused(FsError::NoSpace)) => return Ok(()),
+                Err(Failure::Refused(error)) => return Err(format!("stuffing: {error}")),
+                Err(Failure::Wrong(reason)) => return Err(reason),
+            }
+        }
+        Ok(())
     }
 
     /// Writes to or reads from a file that is open, perhaps without a name.
@@ -143,7 +169,7 @@ impl World {
         }
         self.model
             .set_content(node, Content::from(&data[..written]));
-        fs.flush(ino)?;
+        accepted(fs.flush(ino))?;
         self.model.note_logged(node);
         Ok(())
     }
@@ -176,11 +202,11 @@ impl World {
 
     pub fn close(&mut self, fs: &Fs, (path, node): (String, NodeId)) -> Result<(), Failure> {
         self.trace(|| format!("close {path}"));
-        fs.flush(ino(fs, &path)?)?;
+        accepted(fs.flush(ino(fs, &path)?))?;
         self.model.note_logged(node);
         if self.rng.one_in(2) {
             // What the thread that writes the log does.
-            fs.write_log()?;
+            accepted(fs.write_log())?;
         }
         Ok(())
     }
@@ -381,7 +407,8 @@ impl World {
     ) -> Result<(), Failure> {
         self.trace(|| format!("read {name} at {offset}, {len} bytes"));
         let mut out = Vec::new();
-        if let Some(parts) = fs.read_parts(file.0, offset, len as usize, &mut out)? {
+        let parts = accepted(fs.read_parts(file.0, offset, len as usize, &mut out))?;
+        if let Some(parts) = parts {
             out = parts.slices().collect::<Vec<_>>().concat();
         }
         if out != self.model.content(file.1).range(offset, offset + len) {

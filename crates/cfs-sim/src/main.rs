@@ -25,10 +25,10 @@ struct Arguments {
     #[arg(long)]
     minutes: Option<u64>,
     /// Damage a pool block by block instead, one of every so many blocks and ways (1: all); --from is the seed.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["seed", "seeds", "minutes", "rebuild"])]
     rot: Option<u64>,
     /// Destroy checkpoints and segments of so many pools and rebuild them instead; --from is the first seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["seed", "seeds", "minutes"])]
     rebuild: Option<u64>,
     /// Run with this bug, which must be found: the names are in docs/RELIABILITY.md.
     #[cfg(feature = "planted-bugs")]
@@ -56,6 +56,10 @@ fn main() -> ExitCode {
             }
             Err(reason) => {
                 println!("{reason}");
+                println!(
+                    "replay: cargo run --release -p cfs-sim -- --rot {share} --from {}",
+                    arguments.from
+                );
                 ExitCode::FAILURE
             }
         };
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
                 }
                 Err(reason) => {
                     println!("seed {seed}: {reason}");
+                    println!("replay: cargo run --release -p cfs-sim -- --rebuild 1 --from {seed}");
                     return ExitCode::FAILURE;
                 }
             }

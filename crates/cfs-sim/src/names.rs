@@ -4,7 +4,7 @@ use cfs_format::Ino;
 use cfs_fs::{Caller, Fs, FsError, RenameFlags, SetAttr, XattrFlags};
 
 use crate::model::{Kind, NodeId};
-use crate::world::{Failure, Handle, World, ino};
+use crate::world::{Failure, Handle, World, accepted, ino};
 
 /// Names in one directory.
 const NAMES: u64 = 60;
@@ -68,6 +68,11 @@ impl World {
     }
 
     pub fn create(&mut self, fs: &Fs) -> Result<(), Failure> {
+        self.create_one(fs).map(drop)
+    }
+
+    /// Makes a file, and tells its path.
+    pub fn create_one(&mut self, fs: &Fs) -> Result<String, Failure> {
         let path = self.new_path();
         self.trace(|| format!("create {path}"));
         let (parent, name) = self.parent(fs, &path)?;
@@ -81,7 +86,7 @@ impl World {
                 node,
             });
         }
-        Ok(())
+        Ok(path)
     }
 
     pub fn mkdir(&mut self, fs: &Fs) -> Result<(), Failure> {
@@ -358,7 +363,7 @@ impl World {
             let index = self.rng.below(self.handles.len() as u64) as usize;
             let handle = self.handles.swap_remove(index);
             self.trace(|| format!("release inode {}", handle.ino));
-            fs.release(handle.ino)?;
+            accepted(fs.release(handle.ino))?;
             return Ok(());
         }
         let Some((path, node)) = self.any_file() else {

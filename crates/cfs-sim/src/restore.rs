@@ -8,7 +8,7 @@ use cfs_store::Health;
 
 use crate::look::{self, entries};
 use crate::model::join;
-use crate::world::{Failure, World};
+use crate::world::{Failure, World, accepted};
 
 /// Notes what could not be restored.
 #[derive(Default)]
@@ -64,9 +64,9 @@ impl World {
         self.trace(|| format!("restore {below} of {name} to /{root}, remove new: {removes_new}"));
         // It begins from what is durable, so that no more than its own steps are uncertain.
         for handle in std::mem::take(&mut self.handles) {
-            fs.release(handle.ino)?;
+            accepted(fs.release(handle.ino))?;
         }
-        fs.syncfs()?;
+        accepted(fs.syncfs())?;
         self.model.sync_all();
         let inos = inodes(fs)?;
         let snapshots = fs.snapshots(None)?;

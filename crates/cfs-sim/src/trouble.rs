@@ -41,7 +41,7 @@ impl Trouble {
             13 | 14 => Self::FailingRead(call),
             15 => Self::ShortRead(call),
             16 => Self::LyingFlush(nth),
-            17 | 18 => Self::FullHost(rng.below(24 * u64::from(SEGMENT_BYTES / BLOCK_BYTES))),
+            17 | 18 => Self::FullHost(rng.length(24 * u64::from(SEGMENT_BYTES / BLOCK_BYTES))),
             _ => Self::FullPool,
         }
     }

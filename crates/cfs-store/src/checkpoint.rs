@@ -60,6 +60,8 @@ const SMALL_TABLES_BYTES: u64 = 32 << 20;
 const SPARE_TABLE_SEGMENTS: u64 = 4;
 /// From so many sorted runs in level 0 on, the small ones are merged with each other where the host has no room for what is kept.
 const SORTED_RUNS_ON_FULL_HOST: u64 = 3;
+/// Runs that store less than this together surely become one that fits a segment.
+const RUN_IN_A_SEGMENT_BYTES: u64 = SEGMENT_BYTES as u64 * 3 / 4;
 /// Bytes of one block of a manifest.
 const MANIFEST_PIECE_BYTES: usize = 256 << 10;
 
@@ -375,17 +377,23 @@ impl Store {
         }
     }
 
-    /// Where the host has no room for what is kept, the small tables of several checkpoints become one. Merging all takes more
+    /// Where the host has no room for what is kept, or the pool is so full that its reserve is used, the small tables of several checkpoints become one. Merging all takes more
     /// room than there may be, and each checkpoint adds some: in the end there would be room for none.
     fn merge_newest_small_runs(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
-        if !self.pool.space.lock().room.lacks_host_room() {
-            return Ok(());
-        }
+        let bytes_max = {
+            let space = self.pool.space.lock();
+            match (space.room.lacks_host_room(), space.uses_reserve()) {
+                (false, false) => return Ok(()),
+                (true, _) => SMALL_RUN_BYTES,
+                // A run has segments of its own: what is shorter than one takes no less.
+                (false, true) => RUN_IN_A_SEGMENT_BYTES,
+            }
+        };
         for tree in [&self.meta_tree, &self.chunk_tree] {
             if tree.stats().level0_sorted_runs < SORTED_RUNS_ON_FULL_HOST {
                 continue;
             }
-            match tree.compact_step_of_newest(SMALL_RUN_BYTES) {
+            match tree.compact_step_of_newest(bytes_max) {
                 Ok(true) => {
                     maintenance.has_merged = true;
                     *self.noted_at.lock() = None;

@@ -71,6 +71,9 @@ const FREE: Entry = Entry {
 /// The largest merge rewrites this many segments at most: level 1 and what goes into it.
 const MERGE_SEGMENTS_MAX: u64 = 192;
 
+/// Segments of two checkpoints that follow each other: a run of each tree, two manifests.
+const CHECKPOINTS_SEGMENTS: u64 = 8;
+
 /// Who asks for a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -79,7 +82,7 @@ pub(crate) enum Purpose {
     /// Merging table runs, which gives room back only after a checkpoint: leaves alone what is promised, and half of
     /// the reserve.
     Compaction,
-    /// Emptying data segments: a quarter of the reserve is left to the log.
+    /// Emptying data segments: a quarter of the reserve is left to the log and to checkpoints.
     Cleaning,
     /// Log, memtables, manifests: without these nothing can be freed.
     Upkeep,
@@ -197,6 +200,11 @@ impl Space {
             .saturating_sub(self.promised_bytes)
     }
 
+    /// Whether less is free than the reserve.
+    pub fn uses_reserve(&self) -> bool {
+        self.room.free_count() < u64::from(self.reserve_segments)
+    }
+
     /// Whether three quarters of the reserve are free, beside the room for a merge.
     pub fn has_room_to_delete(&self) -> bool {
         let kept = u64::from(self.reserve_segments) * 3 / 4 + self.merge_segments();
@@ -209,7 +217,7 @@ impl Space {
         match purpose {
             Purpose::Data => reserve / 2,
             Purpose::Compaction => reserve / 2 + promised_segments(self.promised_bytes) as u64,
-            Purpose::Cleaning => reserve / 4,
+            Purpose::Cleaning => (reserve / 4).max(CHECKPOINTS_SEGMENTS),
             Purpose::Upkeep => 0,
         }
     }

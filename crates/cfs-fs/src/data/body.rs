@@ -413,6 +413,10 @@ impl Body {
 
     /// Room for `bytes` more in `pieces` more pieces.
     pub(crate) fn bytes_to_admit(bytes: u64, pieces: u64) -> u64 {
+        #[cfg(feature = "planted-bugs")]
+        if cfs_format::planted::has(cfs_format::planted::Bug::RoomForgotten) {
+            return bytes / 8;
+        }
         bytes + pieces * PIECE_OVERHEAD_BYTES
     }
 
