@@ -377,8 +377,9 @@ impl Store {
         }
     }
 
-    /// Where the host has no room for what is kept, or the pool is so full that its reserve is used, the small tables of several checkpoints become one. Merging all takes more
-    /// room than there may be, and each checkpoint adds some: in the end there would be room for none.
+    /// Where the host has no room for what is kept, or the pool is so full that its reserve is used, the small tables of
+    /// several checkpoints become one. Merging all takes more room than there may be, and each checkpoint adds some: in
+    /// the end there would be room for none.
     fn merge_newest_small_runs(&self, maintenance: &mut Maintenance) -> Result<(), WriteError> {
         let bytes_max = {
             let space = self.pool.space.lock();
