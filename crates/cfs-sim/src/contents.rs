@@ -113,10 +113,15 @@ impl World {
 
     /// Makes files until there is no room for more.
     pub fn stuff(&mut self, fs: &Fs) -> Result<(), String> {
-        for _ in 0..200 {
+        for count in 1..200 {
             let made = self.create_one(fs).and_then(|path| {
                 let node = self.model.node(&path);
-                self.fill_file(fs, (path, node), FILL_BYTES)
+                self.fill_file(fs, (path, node), FILL_BYTES)?;
+                // So that they never leave memory in parts.
+                match count % 8 {
+                    0 => self.syncfs(fs),
+                    _ => Ok(()),
+                }
             });
             match made {
                 Ok(()) | Err(Failure::Refused(FsError::Quota)) => {}

@@ -529,7 +529,7 @@ impl World {
         Ok(())
     }
 
-    fn syncfs(&mut self, fs: &Fs) -> Result<(), Failure> {
+    pub fn syncfs(&mut self, fs: &Fs) -> Result<(), Failure> {
         self.trace(|| "syncfs".to_owned());
         accepted(fs.syncfs())?;
         self.model.sync_all();

@@ -248,16 +248,22 @@ impl Store {
             ));
         }
         check_superblock(&superblock)?;
-        let segment_count = usable_segments(&*device, superblock.segments_max.get());
+        // All of the device: the superblock may be older than a raise of the limit.
         let Some(scan) = Scan::run(
             &*device,
             (&cluster_key, &superblock),
-            segment_count,
+            device.geometry().segment_count,
             &mut go_on,
         )?
         else {
             return Ok(None);
         };
+        if superblock.segments_max.get() > 0 {
+            let last = scan.headers.keys().next_back();
+            let end = last.map_or(0, |segment| u64::from(*segment) + 1);
+            superblock.segments_max = superblock.segments_max.get().max(end).into();
+        }
+        let segment_count = usable_segments(&*device, superblock.segments_max.get());
         report.segments = scan.headers.len() as u64;
         let incarnation = superblock
             .incarnation

@@ -217,17 +217,24 @@ fn check_wishes(
     }
     if let Some(wish) = wished.pool_size {
         let wish = wish / u64::from(SEGMENT_BYTES);
+        let differs = |has: &str, hint: &str| {
+            let directory = dir.path().display();
+            let failure = format!("--pool-size differs: the pool in {directory} has {has}");
+            Err(Failure::new(Code::Usage, failure).hint(hint))
+        };
         match superblock.segments_max.get() {
-            0 => return contradiction("--pool-size", "no limit".to_owned()),
-            is if wish == is || (wish > is && !only_reads) => {}
+            is if wish == is => {}
+            0 => {
+                let hint = "leave it out: a limit can only be given when a pool is made";
+                return differs("no limit", hint);
+            }
+            is if wish > is && !only_reads => {}
             is => {
-                let is = crate::bytes::show(is * u64::from(SEGMENT_BYTES));
-                let failure = format!(
-                    "--pool-size differs: the pool in {} has {is}",
-                    dir.path().display()
-                );
-                return Err(Failure::new(Code::Usage, failure)
-                    .hint("leave it out, or give more, which lets a pool that is written grow"));
+                let hint = match only_reads {
+                    true => "leave it out: a pool that is only read cannot grow",
+                    false => "leave it out, or give more, which lets the pool grow",
+                };
+                return differs(&crate::bytes::show(is * u64::from(SEGMENT_BYTES)), hint);
             }
         }
     }
