@@ -98,7 +98,7 @@ pub fn run() -> anyhow::Result<()> {
     if !faults.is_empty() {
         bail!("the layers do not hold:\n  {}", faults.join("\n  "));
     }
-    for feature in ["planted-bugs", "models"] {
+    for feature in ["planted-bugs", "models", "raw-rows"] {
         stays_out(feature)?;
     }
     println!(

@@ -248,7 +248,8 @@ fn fuzz(target: Option<String>, seconds: u64, seed: u64) -> anyhow::Result<()> {
 }
 
 /// What cargo-fuzz passes to a nightly compiler, as far as any other takes it too: counters of edges, and operands of
-/// comparisons. Without a sanitizer of addresses: the decoders have no `unsafe` of their own.
+/// comparisons. Without a sanitizer of addresses, which only a nightly compiler has: the decoders have no `unsafe` of their own,
+/// and the C code of LZ4 and zstd behind them is fuzzed with one by those who write it.
 const GUIDED_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
      -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
      -Cllvm-args=-sanitizer-coverage-trace-compares";

@@ -12,7 +12,7 @@ use cfs_device::{Device, MemDevice};
 use cfs_format::journal::{BATCH_MAGIC, BatchHeader};
 use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader};
 use cfs_format::stream::{STREAM_MAGIC, STREAM_VERSION, StreamHead};
-use cfs_format::superblock::Superblock;
+use cfs_format::superblock::{KeySlot, Superblock};
 use cfs_format::table::{split_key, tag};
 use cfs_format::{BLOCK_BYTES, DomainId, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq};
 use cfs_fs::stream::wire::{self, Message, Sealed};
@@ -22,7 +22,10 @@ use cfs_kv::{
 };
 use cfs_seal::block::{BlockCipher, Cipher};
 use cfs_seal::chunk::{RecordPlace, open_record, open_record_header, peek_record_len, sealed_head};
-use cfs_seal::keys::{ClusterKey, DomainSecret, MasterKey, Purpose, render_key_file};
+use cfs_seal::keys::{
+    ClusterKey, DomainSecret, MasterKey, Purpose, render_key_file, unwrap_cluster_key,
+    wrap_cluster_key,
+};
 use cfs_seal::stream::StreamCipher;
 use parking_lot::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -88,6 +91,16 @@ pub const TARGETS: &[Target] = &[
         run: rows,
     },
     Target {
+        name: "store-rows",
+        seeds: store_row_seeds,
+        run: store_rows,
+    },
+    Target {
+        name: "content",
+        seeds: content_seeds,
+        run: content,
+    },
+    Target {
         name: "command",
         seeds: command_seeds,
         run: command,
@@ -101,6 +114,11 @@ pub const TARGETS: &[Target] = &[
         name: "key-file",
         seeds: key_file_seeds,
         run: key_file,
+    },
+    Target {
+        name: "key-slot",
+        seeds: key_slot_seeds,
+        run: key_slot,
     },
 ];
 
@@ -135,6 +153,9 @@ struct Base {
     superblock: Superblock,
     /// Rows of inodes, as they are in the tables.
     rows: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Rows that the store keeps itself: of inode 0, and of chunks.
+    system_rows: Vec<(Vec<u8>, Vec<u8>)>,
+    chunk_rows: Vec<(Vec<u8>, Vec<u8>)>,
     commands: Vec<Vec<u8>>,
 }
 
@@ -192,17 +213,19 @@ impl Base {
         .expect(expect);
         fs.syncfs().expect(expect);
         fs.store().checkpoint().expect(expect);
-        let rows = fs
-            .store()
-            .view()
+        let view = fs.store().view();
+        let (rows, system_rows) = view
             .range(std::ops::Bound::Unbounded, std::ops::Bound::Unbounded)
             .map(|row| row.expect(expect))
-            .filter(|(key, _)| {
-                split_key(key).is_ok_and(|(ino, row_tag, _)| {
-                    ino != Ino(0) || row_tag >= tag::FIRST_OF_FILE_SYSTEM
-                })
-            })
+            .partition(|(key, _)| is_of_file_system(key));
+        let chunk_rows = fs
+            .store()
+            .freeze()
+            .chunks()
+            .map(|chunk| chunk.expect(expect))
+            .map(|(fingerprint, record)| (fingerprint.0.to_vec(), record.as_bytes().to_vec()))
             .collect();
+        drop(view);
         // What stays in the log.
         fs.write(large.ino, 1000, b"other bytes", false)
             .expect(expect);
@@ -225,6 +248,8 @@ impl Base {
             device: device.power_cut(0),
             superblock,
             rows,
+            system_rows,
+            chunk_rows,
             commands,
         }
     }
@@ -377,6 +402,41 @@ fn record(input: &[u8]) {
         record.extend_from_slice(payload);
         open(&record);
     }
+}
+
+/// The codec, the length that the header tells, and content as the codec left it.
+fn content_seeds() -> Vec<Vec<u8>> {
+    let content = b"content of a chunk, of which much is the same, the same, the same".repeat(30);
+    let mut compressor = cfs_seal::codec::Compressor::new();
+    [
+        cfs_seal::codec::Codec::None,
+        cfs_seal::codec::Codec::Lz4,
+        cfs_seal::codec::Codec::Zstd(3),
+    ]
+    .map(|codec| {
+        let mut stored = Vec::new();
+        let number = compressor.compress(codec, &content, &mut stored);
+        let mut input = vec![number];
+        input.extend_from_slice(&(content.len() as u32).to_le_bytes());
+        input.extend_from_slice(&stored);
+        input
+    })
+    .to_vec()
+}
+
+/// Content behind its seal.
+fn content(input: &[u8]) {
+    let Some((&codec, rest)) = input.split_first() else {
+        return;
+    };
+    let Some((raw_len, stored)) = rest.split_first_chunk::<4>() else {
+        return;
+    };
+    let raw_len = u32::from_le_bytes(*raw_len) as usize;
+    let mut out = Vec::new();
+    let done = cfs_seal::codec::decompress(codec, stored, raw_len, &mut out);
+    let len = if done.is_ok() { raw_len } else { 0 };
+    assert_eq!(out.len(), len, "content has another length than was told");
 }
 
 fn footer_seeds() -> Vec<Vec<u8>> {
@@ -655,6 +715,66 @@ fn row_seeds() -> Vec<Vec<u8>> {
     })
 }
 
+/// Whether a row of the meta tree is one that the file system keeps, and not the store itself.
+fn is_of_file_system(key: &[u8]) -> bool {
+    split_key(key)
+        .is_ok_and(|(ino, row_tag, _)| ino != Ino(0) || row_tag >= tag::FIRST_OF_FILE_SYSTEM)
+}
+
+/// Rows that the store keeps itself, for each tree: the first byte is odd for those of chunks.
+fn store_row_seeds() -> Vec<Vec<u8>> {
+    with_base(|base| {
+        let seed = |kind: u8, rows: &[(Vec<u8>, Vec<u8>)]| {
+            let rows = rows.iter().cloned();
+            [vec![kind], join(rows.flat_map(|(key, value)| [key, value]))].concat()
+        };
+        let of_chunks = base
+            .chunk_rows
+            .iter()
+            .map(|row| (1, std::slice::from_ref(row)));
+        let of_store = base
+            .system_rows
+            .iter()
+            .map(|row| (0, std::slice::from_ref(row)));
+        let whole = [(0, &base.system_rows[..]), (1, &base.chunk_rows[..])];
+        whole
+            .into_iter()
+            .chain(of_store)
+            .chain(of_chunks.take(3))
+            .map(|(kind, rows)| seed(kind, rows))
+            .collect()
+    })
+}
+
+/// Rows that the store keeps itself, put into the tables of a pool that is then opened, read, and rebuilt.
+fn store_rows(input: &[u8]) {
+    let Some((kind, input)) = input.split_first() else {
+        return;
+    };
+    with_base(|base| {
+        let device = Arc::new(base.device.power_cut(0));
+        let fs = open(&device).expect("an undamaged pool");
+        let rows: Vec<_> = split(input)
+            .chunks_exact(2)
+            .filter(|row| {
+                (1..=cfs_kv::KEY_BYTES_MAX).contains(&row[0].len())
+                    && row[1].len() <= cfs_kv::VALUE_BYTES_MAX
+            })
+            .map(|row| (row[0].to_vec(), row[1].to_vec()))
+            .collect();
+        match kind % 2 {
+            0 => fs.store().put_raw_rows(&rows, &[]),
+            _ => fs.store().put_raw_rows(&[], &rows),
+        }
+        if fs.store().checkpoint().is_err() {
+            return;
+        }
+        drop(fs);
+        open_and_look(&device);
+        rebuild_and_look(&device);
+    });
+}
+
 /// Rows of inodes, put into the tables of a pool that is then read.
 fn rows(input: &[u8]) {
     with_base(|base| {
@@ -665,9 +785,7 @@ fn rows(input: &[u8]) {
             let (key, value) = (row[0], row[1]);
             if (1..=cfs_kv::KEY_BYTES_MAX).contains(&key.len())
                 && value.len() <= cfs_kv::VALUE_BYTES_MAX
-                && split_key(key).is_ok_and(|(ino, row_tag, _)| {
-                    ino != Ino(0) || row_tag >= tag::FIRST_OF_FILE_SYSTEM
-                })
+                && is_of_file_system(key)
             {
                 txn.put(key.to_vec(), value.to_vec());
             }
@@ -910,4 +1028,41 @@ fn key_file_seeds() -> Vec<Vec<u8>> {
 
 fn key_file(input: &[u8]) {
     let _ = MasterKey::from_key_file_bytes(input);
+}
+
+fn key_slot_seeds() -> Vec<Vec<u8>> {
+    let mut slot = KeySlot::new_zeroed();
+    slot.argon2_memory_kib = 64.into();
+    slot.argon2_passes = 1.into();
+    slot.argon2_lanes = 1.into();
+    let master = MasterKey::from_passphrase(PASSPHRASE, &slot).expect("bounds are kept");
+    wrap_cluster_key(&master, &key(), &mut slot);
+    vec![slot.as_bytes().to_vec()]
+}
+
+const PASSPHRASE: &[u8] = b"passphrase";
+
+/// A key slot as it lies in a superblock, which is read before any key is known.
+fn key_slot(input: &[u8]) {
+    let Ok((mut slot, _)) = KeySlot::read_from_prefix(input) else {
+        return;
+    };
+    // What is allowed and dear is made cheap; what is not allowed must be refused before it costs anything.
+    let cheap = |value: u32, most: u32| {
+        if value <= 1 << 22 {
+            value % most
+        } else {
+            value
+        }
+    };
+    slot.argon2_memory_kib = cheap(slot.argon2_memory_kib.get(), 512).into();
+    if slot.argon2_passes.get() <= 64 {
+        slot.argon2_passes = (slot.argon2_passes.get() % 3).into();
+    }
+    if let Ok(master) = MasterKey::from_passphrase(PASSPHRASE, &slot) {
+        let _ = unwrap_cluster_key(&master, &slot);
+    }
+    if let Ok(master) = MasterKey::from_key_file_bytes(&render_key_file(&[7; 32])) {
+        let _ = unwrap_cluster_key(&master, &slot);
+    }
 }

@@ -159,6 +159,21 @@ pub fn logged_commands(
     Ok(tail.records.into_iter().map(command).collect())
 }
 
+#[cfg(feature = "raw-rows")]
+impl Store {
+    /// Puts rows into the tables as they are, without the log: whatever they say, and also where the store keeps its own.
+    /// They are there for good with the next checkpoint. What the store has in memory does not change.
+    pub fn put_raw_rows(&self, meta: &[(Vec<u8>, Vec<u8>)], chunks: &[(Vec<u8>, Vec<u8>)]) {
+        for (tree, rows) in [(&self.meta_tree, meta), (&self.chunk_tree, chunks)] {
+            let mut batch = cfs_kv::Batch::new();
+            for (key, value) in rows {
+                batch.put(key.clone(), value.clone());
+            }
+            tree.apply(&batch);
+        }
+    }
+}
+
 impl Store {
     /// The commands that a replay would apply, were the process to end now; see [`logged_commands`].
     ///
