@@ -95,6 +95,32 @@ impl Content {
         hash_of(&(self.len, pages.collect::<Vec<u64>>()))
     }
 
+    /// How much of this was written since it was `before`, in bytes of whole pages; what was only cut off does not count.
+    pub fn written_since(&self, before: &Self) -> u64 {
+        let written = self.pages.iter().enumerate().filter(|(index, page)| {
+            page.is_some() && before.pages.get(*index).is_none_or(|old| old != *page)
+        });
+        written.count() as u64 * PAGE_BYTES as u64
+    }
+
+    /// Whether each byte is what one of these has there, and the length within theirs.
+    pub fn is_mix_of(&self, others: &[&Self]) -> bool {
+        let lengths = || others.iter().map(|other| other.len);
+        if !(lengths().min() <= Some(self.len) && Some(self.len) <= lengths().max()) {
+            return false;
+        }
+        let page_of = |content: &'_ Self, index: usize| match index < content.pages.len() {
+            true => *content.page(index),
+            false => ZEROS,
+        };
+        (0..self.pages.len()).all(|index| {
+            let page = self.page(index);
+            let theirs: Vec<_> = others.iter().map(|other| page_of(other, index)).collect();
+            theirs.contains(page)
+                || (0..PAGE_BYTES).all(|at| theirs.iter().any(|other| other[at] == page[at]))
+        })
+    }
+
     fn page(&self, index: usize) -> &[u8; PAGE_BYTES] {
         self.pages[index]
             .as_ref()
@@ -212,5 +238,31 @@ mod tests {
                 plain[start] ^= 1;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_torn_has_each_byte_from_one_of_them() {
+        let content = |byte: u8, len: usize| Content::from(&vec![byte; len][..]);
+        let (old, new) = (content(1, 3 * PAGE_BYTES), content(2, 5 * PAGE_BYTES));
+        assert_eq!(new.written_since(&old), 5 * PAGE_BYTES as u64);
+        assert_eq!(content(1, PAGE_BYTES).written_since(&old), 0);
+        let mut torn = old.clone();
+        torn.write(0, &vec![2; PAGE_BYTES + 7]);
+        assert!(torn.is_mix_of(&[&old, &new]));
+        assert!(!torn.is_mix_of(&[&old]));
+        assert!(
+            !content(2, 2 * PAGE_BYTES).is_mix_of(&[&old, &new]),
+            "too short"
+        );
+        torn.write(PAGE_BYTES as u64, &[3]);
+        assert!(
+            !torn.is_mix_of(&[&old, &new]),
+            "a byte that none of them had"
+        );
     }
 }

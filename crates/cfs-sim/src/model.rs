@@ -8,7 +8,7 @@
 
 mod restoring;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::content::Content;
@@ -53,6 +53,11 @@ struct Version {
     logged: Option<usize>,
 }
 
+/// A write of so much may leave memory in parts, so that a crash leaves the beginning of it, or what another dedup domain copies.
+const TORN_BYTES: u64 = 1 << 20;
+/// So many of those are remembered, for pools that have been damaged.
+const TORN_KEPT: usize = 200;
+
 /// What was found in the file system, by path.
 pub(crate) type Found = BTreeMap<String, FoundNode>;
 
@@ -94,6 +99,8 @@ pub(crate) struct Model {
     moments: Vec<Moment>,
     /// Hashes of every content that any file has had, for pools that have been damaged.
     ever: BTreeSet<u64>,
+    /// Contents before and after large writes, the newest first.
+    torn: VecDeque<[Arc<Content>; 2]>,
     /// Snapshots by their names.
     pub snapshots: BTreeMap<String, FrozenCopy>,
     /// Directories that are the roots of volumes.
@@ -167,6 +174,7 @@ impl Model {
         Self {
             moments: vec![Moment::default()],
             ever: BTreeSet::from([Content::default().hash()]),
+            torn: VecDeque::new(),
             ..Self::default()
         }
     }
@@ -390,6 +398,12 @@ impl Model {
         let content = Arc::new(content);
         let written = self.moments.len() - 1;
         let versions = self.files.get_mut(&node).expect("a file");
+        let before = &versions.last().expect("never empty").content;
+        if content.written_since(before) >= TORN_BYTES {
+            self.torn.truncate(TORN_KEPT - 1);
+            self.torn
+                .push_front([Arc::clone(before), Arc::clone(&content)]);
+        }
         versions.push(Version {
             content,
             written,
@@ -532,9 +546,19 @@ impl Model {
                 .iter()
                 .rposition(|version| version.logged.is_some_and(|logged| logged <= at))
                 .unwrap_or(0);
-            let allowed = versions[oldest..]
+            let possible: Vec<&Content> = versions[oldest..]
                 .iter()
-                .any(|version| version.written <= at && version.content == *content);
+                .filter(|version| version.written <= at)
+                .map(|version| &*version.content)
+                .collect();
+            let may_tear = || {
+                let pairs = possible.windows(2);
+                pairs
+                    .into_iter()
+                    .any(|pair| pair[1].written_since(pair[0]) >= TORN_BYTES)
+            };
+            let allowed =
+                possible.contains(&&**content) || (may_tear() && content.is_mix_of(&possible));
             if !allowed {
                 let lengths: Vec<_> = versions
                     .iter()
@@ -554,6 +578,7 @@ impl Model {
         let mut files = HashMap::new();
         for (path, node) in &self.now.names {
             if self.kinds[node] == Kind::File {
+                self.ever.insert(found[path].content.hash());
                 let version = Version {
                     content: Arc::clone(&found[path].content),
                     written: 0,
@@ -662,8 +687,10 @@ impl Model {
         }
     }
 
-    /// Whether some file has had this content at some time.
+    /// Whether some file has had this content at some time, or a part of a large write may have left it.
     pub fn has_ever_been(&self, content: &Content) -> bool {
+        let mut torn = self.torn.iter();
         self.ever.contains(&content.hash())
+            || torn.any(|[before, after]| content.is_mix_of(&[before, after]))
     }
 }
