@@ -401,7 +401,7 @@ impl Core {
     /// lock and the returned guard are dropped nobody writes to it.
     ///
     /// # Errors
-    /// As [`Core::flush`].
+    /// As [`Core::flush`]; [`FsError::NoSpace`] where content that is inline finds no room elsewhere: nothing has changed then.
     pub(super) fn at_rest<'f>(
         &self,
         file: &'f Arc<FileState>,
@@ -411,6 +411,8 @@ impl Core {
             self.own(file, body)?;
             if body.submitted_inline {
                 self.check_lock(body)?;
+                // It is to be a chunk, for which nobody has promised room: a job that found none would be in the way of each sync.
+                self.promise(body, Body::bytes_to_admit(body.size, 1))?;
                 self.absorb(body)?;
                 body.extents_only = true;
             }

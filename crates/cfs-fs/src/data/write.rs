@@ -11,7 +11,7 @@ use super::Core;
 use super::body::{Body, FileState, Stamp};
 use crate::command::{Command, CopyUp};
 use crate::error::{FsError, Result};
-use crate::extent::FILE_BYTES_MAX;
+use crate::extent::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
 use crate::types::{Room, Time};
 use crate::{clone, inode};
 
@@ -250,33 +250,44 @@ impl Core {
         size: u64,
     ) -> Result<MutexGuard<'f, Body>> {
         let mut body = self.lock_to_change(file, Some(size))?;
-        if self.quotas.admit(&self.store, &mut body, size).is_ok() {
-            return Ok(body);
+        if self.quotas.admit(&self.store, &mut body, size).is_err() {
+            // What has been committed just now counts twice.
+            drop(body);
+            self.flush_all()?;
+            body = self.lock_to_change(file, Some(size))?;
+            self.quotas.admit(&self.store, &mut body, size)?;
         }
-        // What has been committed just now counts twice.
-        drop(body);
-        self.flush_all()?;
-        body = self.lock_to_change(file, Some(size))?;
-        self.quotas.admit(&self.store, &mut body, size)?;
+        // Content that lay in a row is to be a chunk, and nobody has promised room for one.
+        let needed = body.needed_bytes();
+        let promised = body.reservation.as_ref().map_or(0, Reservation::bytes);
+        if size > INLINE_BYTES_MAX && size > body.size && needed > promised {
+            self.promise(&mut body, needed - promised)?;
+        }
         Ok(body)
+    }
+
+    /// Promises so much more for what is dirty of a file.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`]; the growth that was admitted for the file is given back.
+    pub(super) fn promise(&self, body: &mut Body, bytes: u64) -> Result<()> {
+        match (self.store.admit(bytes), &mut body.reservation) {
+            (Ok(more), Some(reservation)) => reservation.merge(more),
+            (Ok(more), none) => *none = Some(more),
+            (Err(error), _) => {
+                // What was just taken of the quota.
+                body.settle_reservation();
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     fn admit(&self, body: &mut Body, offset: u64, len: u64) -> Result<()> {
         self.quotas.admit(&self.store, body, offset + len)?;
         let (bytes, pieces) = body.gaps_in_runs(offset, len);
         if bytes > 0 {
-            let more = match self.store.admit(Body::bytes_to_admit(bytes, pieces)) {
-                Ok(more) => more,
-                Err(error) => {
-                    // What was just taken of the quota.
-                    body.settle_reservation();
-                    return Err(error.into());
-                }
-            };
-            match &mut body.reservation {
-                Some(reservation) => reservation.merge(more),
-                none => *none = Some(more),
-            }
+            self.promise(body, Body::bytes_to_admit(bytes, pieces))?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use cfs_device::FaultPlan;
 use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES};
-use cfs_fs::{Caller, Fs, FsError, SetAttr};
+use cfs_fs::{AllocateMode, Caller, Fs, FsError, SetAttr};
 
 use crate::limits::{create, noise};
 use crate::pool::{Pool, Rng, assert_clean};
@@ -76,6 +76,54 @@ fn who_is_refused_takes_no_room_from_others() {
         drop(fs);
         assert_clean(&pool.open());
     }
+}
+
+/// It had been accepted without a promise of room: a sync found none, and each later one too.
+#[test]
+fn content_that_leaves_its_row_is_promised_room() {
+    let pool = pool(80);
+    let fs = pool.open();
+    let (punched, grown) = (create(&fs, "punched"), create(&fs, "grown"));
+    let content = noise(1, 100);
+    for ino in [punched, grown] {
+        fs.write(ino, 0, &content, false).expect("write");
+        fs.fsync(ino, false).expect("fsync");
+    }
+    let large = create(&fs, "large");
+    fill(&fs, large);
+    // The rest, down to the smallest write.
+    for turn in 0.. {
+        let name = format!("last-{turn}");
+        let made = fs.create(Ino::ROOT, name.as_bytes(), 0o644, &Caller::default());
+        let written = made.and_then(|last| fs.write(last.ino, 0, &noise(turn, 5000), false));
+        if written.is_err() {
+            break;
+        }
+    }
+    let refused = fs.fallocate(punched, AllocateMode::Punch, 10, 20, false);
+    assert!(matches!(refused, Err(FsError::NoSpace)), "{refused:?}");
+    let size = SetAttr {
+        size: Some(10_000),
+        ..SetAttr::default()
+    };
+    let refused = fs.setattr(grown, &size).map(drop);
+    assert!(matches!(refused, Err(FsError::NoSpace)), "{refused:?}");
+    fs.syncfs().expect("nothing that was refused is left");
+    for ino in [punched, grown] {
+        let mut out = Vec::new();
+        fs.read(ino, 0, 1000, &mut out).expect("read");
+        assert_eq!(out, content);
+    }
+    fs.unlink(Ino::ROOT, b"large").expect("unlink");
+    for _ in 0..20 {
+        pool.sleep_ms(100);
+        fs.tick().expect("tick");
+    }
+    let punch = fs.fallocate(punched, AllocateMode::Punch, 10, 20, false);
+    punch.expect("there is room again");
+    fs.setattr(grown, &size).expect("there is room again");
+    drop(fs);
+    assert_clean(&pool.open());
 }
 
 /// What a longer one makes of the tables, when the pool is opened after a kill, needs more room than is kept for that.
