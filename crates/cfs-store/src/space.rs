@@ -57,6 +57,13 @@ impl Entry {
             _ => 0,
         }
     }
+
+    fn is_table(&self) -> bool {
+        matches!(
+            self.state,
+            State::Open(Stream::Table) | State::Full(Stream::Table)
+        )
+    }
 }
 
 const FREE: Entry = Entry {
@@ -73,6 +80,10 @@ const MERGE_SEGMENTS_MAX: u64 = 192;
 
 /// Segments of two checkpoints that follow each other: a run of each tree, two manifests.
 const CHECKPOINTS_SEGMENTS: u64 = 8;
+
+/// Segments that small tables come to, however little is in them: runs of a few checkpoints of each tree, what lies below, manifests.
+/// Merging keeps them at that, also where a pool is full.
+const TABLES_SEGMENTS: u64 = 10;
 
 /// Who asks for a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +109,8 @@ pub(crate) struct Space {
     reserve_segments: u32,
     /// Bytes written in full table segments.
     table_bytes: u64,
+    /// Segments of tables that are not retired.
+    table_segments: u64,
     promised_bytes: u64,
     /// Data segments whose record in the tables is out of date.
     changed: BTreeSet<u32>,
@@ -135,6 +148,7 @@ impl Space {
             segment_count,
             reserve_segments: (segment_count / 16).clamp(12, 96),
             table_bytes: 0,
+            table_segments: 0,
             promised_bytes: 0,
             changed: BTreeSet::new(),
             replaying: true,
@@ -193,9 +207,11 @@ impl Space {
         merge.min(MERGE_SEGMENTS_MAX)
     }
 
-    /// Bytes that could be promised now. Beside the reserve, room is kept for the largest merge of tables.
+    /// Bytes that could be promised now. Beside the reserve, room is kept for the largest merge of tables, and for the tables
+    /// that come with what is removed.
     pub fn available_bytes(&self) -> u64 {
-        let kept = u64::from(self.reserve_segments) + self.merge_segments();
+        let tables_to_come = TABLES_SEGMENTS.saturating_sub(self.table_segments);
+        let kept = u64::from(self.reserve_segments) + self.merge_segments() + tables_to_come;
         (self.room.free_count().saturating_sub(kept) * SEGMENT_PAYLOAD_BYTES)
             .saturating_sub(self.promised_bytes)
     }
@@ -256,6 +272,7 @@ impl Space {
     }
 
     fn open(&mut self, segment: SegmentId, stream: Stream, seq: SegmentSeq) {
+        self.table_segments += u64::from(stream == Stream::Table);
         *self.entry_mut(segment) = Entry {
             seq,
             state: State::Open(stream),
@@ -338,7 +355,10 @@ impl Space {
     pub fn claim(&mut self, segment: SegmentId, entry: Entry) {
         self.room.claim(segment);
         self.table_bytes += entry.table_bytes();
-        self.table_bytes -= self.entry_mut(segment).table_bytes();
+        self.table_segments += u64::from(entry.is_table());
+        let before = *self.entry_mut(segment);
+        self.table_bytes -= before.table_bytes();
+        self.table_segments -= u64::from(before.is_table());
         *self.entry_mut(segment) = entry;
     }
 
@@ -370,10 +390,11 @@ impl Space {
             "{segment:?} is retired in state {:?}",
             entry.state
         );
-        let table_bytes = entry.table_bytes();
+        let before = *entry;
         entry.state = State::Pending;
         entry.live_bytes = 0;
-        self.table_bytes -= table_bytes;
+        self.table_bytes -= before.table_bytes();
+        self.table_segments -= u64::from(before.is_table());
         self.room.retire(segment);
         self.pending.push(segment);
     }
@@ -438,9 +459,10 @@ impl Space {
     /// A segment that was claimed while a pool is being rebuilt holds nothing that is needed.
     pub fn unclaim(&mut self, segment: SegmentId) {
         let entry = self.entry_mut(segment);
-        let table_bytes = entry.table_bytes();
+        let before = *entry;
         *entry = FREE;
-        self.table_bytes -= table_bytes;
+        self.table_bytes -= before.table_bytes();
+        self.table_segments -= u64::from(before.is_table());
         self.room.unclaim(segment);
     }
 
@@ -496,6 +518,12 @@ impl Space {
             }
         }
         found.extend(self.room.contradictions());
+        let tables = self.counts().table;
+        if tables != self.table_segments {
+            let counted = self.table_segments;
+            let sentence = format!("there are {tables} table segments, and {counted} are counted");
+            found.push((SegmentId(ANCHORS), sentence));
+        }
         if table_bytes != self.table_bytes {
             let sentence = format!(
                 "table segments hold {table_bytes} bytes, and {} are counted",
