@@ -239,11 +239,6 @@ mod tests {
             }
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn what_is_torn_has_each_byte_from_one_of_them() {
