@@ -14,7 +14,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::FreeBeforeDurable, 50),
     (Bug::StaleIndexEntry, 10),
     (Bug::ReservationLeak, 50),
-    (Bug::RoomForgotten, 50),
+    (Bug::RoomForgotten, 200),
     (Bug::DirentWithoutInode, 10),
     (Bug::CheckpointBeforeData, 1000),
     (Bug::TailBelieved, 500),
