@@ -20,7 +20,7 @@ const FOUND_WITHIN: [(Bug, u64); Bug::ALL.len()] = [
     (Bug::TailBelieved, 500),
     (Bug::CookieReused, 10),
     (Bug::LostTombstone, 500),
-    (Bug::TruncateBeforeContent, 1000),
+    (Bug::TruncateBeforeContent, 2000),
     (Bug::RenameBeforeContent, 100),
     (Bug::OrphanForgotten, 10),
     (Bug::SnapshotBeforeData, 50),
