@@ -13,8 +13,8 @@ use shuttle::sync::atomic::{AtomicU64, Ordering};
 
 use crate::support::{self, Shape, TestHost};
 
-/// Segments of the pool.
-const SEGMENTS: u32 = 96;
+/// Segments of the pool: enough that it is not low on room, when ticks would begin checkpoints of their own.
+const SEGMENTS: u32 = 128;
 
 /// A device each of whose calls is a step of the model.
 struct Stepped {
