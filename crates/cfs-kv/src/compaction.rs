@@ -74,6 +74,7 @@ impl Plan {
 /// A merge under way.
 pub(crate) struct Job {
     plan: Plan,
+    reason: RunReason,
     merge: Merge,
     output: Vec<Arc<Run>>,
     /// The newest key; what is written must ascend, whatever was read.
@@ -109,6 +110,10 @@ impl Job {
             .collect::<Result<_, RunError>>()?;
         Ok(Some(Self {
             plan,
+            reason: match aim {
+                Aim::Level0(_) => RunReason::Consolidation,
+                Aim::Reads | Aim::Room => RunReason::Compaction,
+            },
             merge: Merge::new(cursors, Direction::Forward),
             output: Vec::new(),
             last_key: None,
@@ -143,7 +148,7 @@ impl Job {
                     Some(builder) => builder,
                     None => builder.insert(RunBuilder::new(
                         &*context.store,
-                        RunReason::Compaction,
+                        self.reason,
                         self.plan.stored_bytes(),
                         options.block_bytes,
                     )?),

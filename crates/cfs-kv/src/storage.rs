@@ -40,6 +40,8 @@ pub enum RunReason {
     Flush,
     /// Runs are merged: what they take is given back later, and it could wait.
     Compaction,
+    /// Small runs become one, for want of room: it takes less than they do, which is given back later.
+    Consolidation,
 }
 
 /// A run's storage. The store compresses, encrypts and authenticates each block; this crate has no checksums of its

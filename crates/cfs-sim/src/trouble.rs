@@ -77,6 +77,16 @@ impl Trouble {
         )
     }
 
+    /// Whether the write or the flush that fails has been made, after which nothing may be written any more: what of it is on
+    /// the device is not known, and a later flush would say nothing of it.
+    pub fn has_ended_writing(self, device: &MemDevice) -> bool {
+        match self {
+            Self::FailingWrite(nth) => device.counts().writes >= nth,
+            Self::FailingFlush(nth) => device.counts().flushes >= nth,
+            _ => false,
+        }
+    }
+
     /// Whether there may be no room for what is written.
     pub fn may_lack_room(self) -> bool {
         matches!(self, Self::FullPool | Self::FullHost(_))

@@ -315,6 +315,9 @@ impl World {
         let powerless =
             matches!(self.trouble, Trouble::PowerOff(call) if self.device.counts().calls >= call);
         let good = fs.store().health() == Health::Good && !powerless;
+        if good && self.trouble.has_ended_writing(&self.device) {
+            return Err("goes on writing, though the device has failed to".to_owned());
+        }
         if !powerless {
             // What was lost stays lost; nothing more goes wrong.
             self.device.set_faults(FaultPlan::default());

@@ -308,6 +308,7 @@ impl Store {
         self.meta_tree.flush_rotated()?;
         self.chunk_tree.flush_rotated()?;
         self.merge_newest_small_runs(maintenance)?;
+        self.free_unnamed_runs(maintenance);
         let (mark, position, timestamp, replay_bytes, mut retired) = {
             let mut writer = self.writer.lock();
             let (position, bytes) = self.journal().cut()?;
@@ -390,8 +391,12 @@ impl Store {
                 (false, true) => RUN_IN_A_SEGMENT_BYTES,
             }
         };
-        for tree in [&self.meta_tree, &self.chunk_tree] {
-            if tree.stats().level0_sorted_runs < SORTED_RUNS_ON_FULL_HOST {
+        let sorted_runs = |tree: &&Tree| tree.stats().level0_sorted_runs;
+        let mut trees = [&self.meta_tree, &self.chunk_tree];
+        // There may be room for one of them only.
+        trees.sort_by_key(|tree| std::cmp::Reverse(sorted_runs(tree)));
+        for tree in trees {
+            if sorted_runs(&tree) < SORTED_RUNS_ON_FULL_HOST {
                 continue;
             }
             match tree.compact_step_of_newest(bytes_max) {
@@ -406,6 +411,22 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Runs that came with checkpoints that found no room, and that have been merged since, take none from the next attempt.
+    fn free_unnamed_runs(&self, maintenance: &Maintenance) {
+        // It is only then that the trees give up what nobody reads any more.
+        drop(self.meta_tree.manifest());
+        drop(self.chunk_tree.manifest());
+        let mut space = self.pool.space.lock();
+        self.runs.take_released_if(|segment| {
+            let entry = space.entry(segment).expect("a run's segments are in use");
+            let is_unnamed = entry.seq >= maintenance.unnamed_from;
+            if is_unnamed {
+                space.free_unused(std::iter::once(segment));
+            }
+            is_unnamed
+        });
     }
 
     fn write_checkpoint(
@@ -424,6 +445,7 @@ impl Store {
         *self.noted_at.lock() = Some(position);
         self.chunk_tree.flush_rotated()?;
         let (pointer, copy, manifest_segments) = self.write_manifests(mark)?;
+        let unnamed_from = self.pool.next_segment_seq();
         maintenance.manifest_segments = manifest_segments;
         {
             // Runs that the new manifests do not name.
@@ -452,6 +474,7 @@ impl Store {
             .map_err(|error| self.pool.fail(&error))?;
         maintenance.checkpoint_lsn = cfs_format::Lsn(position.lsn.get() - 1);
         maintenance.last_checkpoint_ns = self.pool.host.now_ns();
+        maintenance.unnamed_from = unnamed_from;
         Ok(())
     }
 

@@ -393,6 +393,7 @@ impl Store {
                 superblock,
                 anchors,
                 manifest_segments: Vec::new(),
+                unnamed_from: SegmentSeq(u64::MAX),
                 last_checkpoint_ns,
             }),
             noted_at: Mutex::new(None),
@@ -405,6 +406,8 @@ impl Store {
     }
 
     pub(crate) fn start_journal(&self, next_lsn: u64) -> Result<(), crate::error::WriteError> {
+        // All numbers of before are known by now.
+        self.maintenance.lock().unnamed_from = self.pool.next_segment_seq();
         let journal = Journal::start(Arc::clone(&self.pool), Arc::clone(&self.lanes), next_lsn)?;
         assert!(
             self.journal.set(journal).is_ok(),

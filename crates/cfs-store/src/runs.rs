@@ -105,6 +105,11 @@ impl SegmentRuns {
         *self.checkpoint.lock() = mark;
     }
 
+    /// Those of the released segments that `take` says, which is asked once about each.
+    pub fn take_released_if(&self, mut take: impl FnMut(SegmentId) -> bool) {
+        self.released.lock().retain(|segment| !take(*segment));
+    }
+
     pub fn take_released(&self) -> Vec<SegmentId> {
         std::mem::take(&mut self.released.lock())
     }
@@ -204,6 +209,7 @@ impl RunStore for TreeRuns {
         let purpose = match reason {
             RunReason::Flush => Purpose::Upkeep,
             RunReason::Compaction => Purpose::Compaction,
+            RunReason::Consolidation => Purpose::Consolidation,
         };
         Ok(Box::new(self.runs.writer(self.owner, purpose, bytes)))
     }

@@ -93,6 +93,8 @@ pub(crate) enum Purpose {
     /// Merging table runs, which gives room back only after a checkpoint: leaves alone what is promised, and half of
     /// the reserve.
     Compaction,
+    /// Merging small runs into one, which gives room back after a checkpoint: leaves room for that.
+    Consolidation,
     /// Emptying data segments: a quarter of the reserve is left to the log and to checkpoints.
     Cleaning,
     /// Log, memtables, manifests: without these nothing can be freed.
@@ -233,6 +235,7 @@ impl Space {
         match purpose {
             Purpose::Data => reserve / 2,
             Purpose::Compaction => reserve / 2 + promised_segments(self.promised_bytes) as u64,
+            Purpose::Consolidation => CHECKPOINTS_SEGMENTS / 2,
             Purpose::Cleaning => (reserve / 4).max(CHECKPOINTS_SEGMENTS),
             Purpose::Upkeep => 0,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cfs_format::superblock::{JournalPosition, Superblock};
 use cfs_format::table::{PoolRecord, RecountRecord, VolumeRecord};
-use cfs_format::{DomainId, Ino, Lsn, SegmentId, Timestamp, VolumeId};
+use cfs_format::{DomainId, Ino, Lsn, SegmentId, SegmentSeq, Timestamp, VolumeId};
 use cfs_kv::{BlockCache, Tree, View};
 use cfs_seal::codec::Codec;
 use cfs_seal::keys::DomainSecret;
@@ -71,6 +71,8 @@ pub(crate) struct Maintenance {
     pub anchors: Anchors,
     /// Segments of the last checkpoint's manifests.
     pub manifest_segments: Vec<SegmentId>,
+    /// No durable manifest names table segments from this number on.
+    pub unnamed_from: SegmentSeq,
     pub last_checkpoint_ns: u64,
     /// Log position of the last checkpoint.
     pub checkpoint_lsn: Lsn,

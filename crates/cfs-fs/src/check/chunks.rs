@@ -54,7 +54,8 @@ impl Chunks {
             raw_bytes += raw_len;
             stored_bytes += record_len;
             references += refs;
-            referenced_bytes += refs * raw_len;
+            // Records of a damaged pool may claim more than there can be.
+            referenced_bytes = u64::saturating_add(referenced_bytes, refs * raw_len);
             bad_chunks += u64::from(record.is_bad());
             if record.is_lost() {
                 let sentence = format!("its content is lost; {refs} extents refer to it");

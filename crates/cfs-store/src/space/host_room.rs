@@ -196,7 +196,9 @@ impl GivenRoom {
         // What the host has set aside for promised data is left to those while it has other room; and to what frees room
         // some is left also when it has none.
         let kept = match purpose {
-            Purpose::Compaction | Purpose::Cleaning if self.sparse => PREPARED_FOR_UPKEEP,
+            Purpose::Compaction | Purpose::Consolidation | Purpose::Cleaning if self.sparse => {
+                PREPARED_FOR_UPKEEP
+            }
             _ => 0,
         };
         let spare = self.prepared.len() > self.promised + kept;
@@ -231,8 +233,12 @@ impl GivenRoom {
         if !self.sparse {
             return Ok(None);
         }
+        let whole = self.prepared.len();
         let kept = match purpose {
             Purpose::Upkeep => 0,
+            // A checkpoint takes whole ones, too. Without this one the next would need more.
+            Purpose::Consolidation => STARTED_FOR_UPKEEP
+                .saturating_sub(whole.saturating_sub(self.promised + PREPARED_AT_REST)),
             _ => STARTED_FOR_UPKEEP,
         };
         if self.started.len() <= STARTED_KEPT && self.pick().is_some() {
