@@ -106,6 +106,13 @@ impl From<RunError> for WriteError {
                 needed_bytes: u64::from(SEGMENT_BYTES),
                 available_bytes: 0,
             }),
+            // What was to be written, and not read, has failed.
+            RunError::Io(source) => match source.downcast_ref() {
+                Some(Self::ReadOnly { reason }) => Self::ReadOnly {
+                    reason: Arc::clone(reason),
+                },
+                _ => Self::Read(ReadError::Table(RunError::Io(source))),
+            },
             error => Self::Read(ReadError::Table(error)),
         }
     }
