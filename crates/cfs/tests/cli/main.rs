@@ -7,6 +7,7 @@ mod admin;
 mod bench;
 mod clones;
 mod entrances;
+mod failing_device;
 mod first_run;
 mod full_host;
 mod mount;
