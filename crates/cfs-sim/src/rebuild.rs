@@ -4,7 +4,7 @@
 //! holds what an opened one would have held, to the last command. When whole segments of the tables or of data are gone
 //! too, what is left reads as it was or not at all, the tables fit together, and something has been told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use cfs_device::{Device, MemDevice};
@@ -205,10 +205,45 @@ fn lose(
             rebuilt.report
         ));
     }
+    check_list(subject, &rebuilt, &found)?;
     // Of rows that are lost with the newer tables the older ones have earlier states, to which the log does not fit.
     match subject.left {
         Left::KilledBetween => Ok(()),
         Left::Closed | Left::Killed => compare(subject, &found),
+    }
+}
+
+/// Where all rows and all of the log are there, whatever is not as it was is told by its path.
+fn check_list(subject: &Subject, rebuilt: &Rebuilt, found: &Tree) -> Result<(), String> {
+    let report = &rebuilt.report;
+    let lacks_rows = rebuilt.findings.iter().any(|finding| finding.id == "rows");
+    if lacks_rows || report.is_behind || report.log_damage.is_some() || report.commands_skipped > 0
+    {
+        return Ok(());
+    }
+    let mut lost = HashSet::new();
+    for chunk in rebuilt.fs.store().freeze().chunks() {
+        let (fingerprint, record) = chunk.map_err(|error| error.to_string())?;
+        if record.is_lost() {
+            lost.insert(fingerprint);
+        }
+    }
+    let affected = rebuilt.fs.affected_by(&lost, || true);
+    let files = affected.ok_or("a pass was not ended")?.files;
+    let paths = files.iter().flat_map(|file| &file.paths);
+    let mut told: HashSet<String> = paths
+        .map(|path| String::from_utf8_lossy(path).into_owned())
+        .collect();
+    told.extend(rebuilt.findings.iter().map(|it| it.object.clone()));
+    let untold = subject
+        .tree
+        .iter()
+        .find(|(path, entry)| found.get(*path) != Some(*entry) && !told.contains(*path));
+    match untold {
+        Some((path, _)) => Err(format!(
+            "{path} is not what it was and is not in the list: {told:?}"
+        )),
+        None => Ok(()),
     }
 }
 

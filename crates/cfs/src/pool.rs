@@ -173,26 +173,32 @@ pub fn open_or_create(
         contents => {
             let lock = lock(dir, usage)?;
             let (device, path) = open_device(dir, &contents, usage.only_reads)?;
-            check_wishes(dir, &*device, path.as_deref(), first_run, usage.only_reads)?;
+            let raised = check_wishes(dir, &*device, path.as_deref(), first_run, usage.only_reads)?;
             let usage = Use {
                 pool_bytes_max: first_run.pool_size.unwrap_or(0),
                 ..usage
             };
             let pool = open_on(dir, device, path, given, usage, lock)?;
             check_codec(&pool, first_run)?;
+            if let Some((old, new)) = raised {
+                let (old, new) = (crate::bytes::show(old), crate::bytes::show(new));
+                crate::tell!("the pool may take {new} from now on, and not {old} any more");
+            }
             Ok(pool)
         }
     }
 }
 
-/// Options of the first run must not contradict the pool that is there, but for a limit of its room that is higher.
+/// Options of the first run must not contradict the pool that is there, but for a limit of its room that is higher: the
+/// one that it has and that one, bytes.
 fn check_wishes(
     dir: &DataDir,
     device: &dyn Device,
     path: Option<&Path>,
     wished: &FirstRunArgs,
     only_reads: bool,
-) -> Result<()> {
+) -> Result<Option<(u64, u64)>> {
+    let mut raised = None;
     let contradiction = |option: &str, is: String| {
         Err(Failure::new(
             Code::Usage,
@@ -228,7 +234,10 @@ fn check_wishes(
                 let hint = "leave it out: a limit can only be given when a pool is made";
                 return differs("no limit", hint);
             }
-            is if wish > is && !only_reads => {}
+            is if wish > is && !only_reads => {
+                let bytes = |segments: u64| segments.saturating_mul(u64::from(SEGMENT_BYTES));
+                raised = Some((bytes(is), bytes(wish)));
+            }
             is => {
                 let hint = match only_reads {
                     true => "leave it out: a pool that is only read cannot grow",
@@ -239,8 +248,8 @@ fn check_wishes(
         }
     }
     match (&wished.device, path) {
-        (None, _) => Ok(()),
-        (Some(wish), Some(path)) if wish == path => Ok(()),
+        (None, _) => Ok(raised),
+        (Some(wish), Some(path)) if wish == path => Ok(raised),
         (Some(_), Some(path)) => contradiction("--device", path.display().to_string()),
         (Some(_), None) => contradiction("--device", "a file of its own".to_owned()),
     }

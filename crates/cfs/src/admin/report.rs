@@ -50,6 +50,9 @@ pub struct Status {
     pub stored_bytes: u64,
     /// Bytes that the pool takes from the host.
     pub pool_bytes: u64,
+    /// Most that it may take, if it was given a limit.
+    #[serde(default)]
+    pub pool_bytes_max: Option<u64>,
     /// Bytes that may still be written, if nothing shrinks.
     pub available_bytes: u64,
     /// Distinct chunks.
@@ -468,8 +471,10 @@ impl Status {
         row(
             "pool",
             format!(
-                "{}, room for {} more",
+                "{}{}, room for {} more",
                 show(self.pool_bytes),
+                (self.pool_bytes_max)
+                    .map_or_else(String::new, |most| format!(" of at most {}", show(most))),
                 show(self.available_bytes)
             ),
         );

@@ -30,7 +30,7 @@ use super::snapshots;
 use super::streams;
 use super::users::{self, UserAnswer};
 use super::volumes;
-use crate::bytes::count;
+use crate::bytes::{count, show};
 use crate::failure::{Code, Failure, Result};
 use crate::keys::Secret;
 use crate::pool::{Pool, cipher_name, master_key, new_slot};
@@ -258,6 +258,10 @@ impl Service {
         let superblock = store.superblock();
         let volumes = store.volumes();
         let recount = fs.recount_status();
+        let pool_bytes_max = match superblock.segments_max.get() {
+            0 => None,
+            most => Some(most.saturating_mul(u64::from(SEGMENT_BYTES))),
+        };
         let (health, health_reason) = match store.health() {
             Health::Good if stats.unreadable_table_blocks > 0 => (
                 "damaged",
@@ -284,11 +288,16 @@ impl Service {
             ),
             Health::Good if stats.available_bytes < u64::from(SEGMENT_BYTES) => (
                 "full",
-                Some(
-                    "hardly anything can be written before files are removed, or, if that is what limits it, something \
-                     else on the disk that holds it"
+                Some(match pool_bytes_max {
+                    None => "hardly anything can be written before files are removed, or something else on the disk \
+                             that holds it"
                         .to_owned(),
-                ),
+                    Some(most) => format!(
+                        "hardly anything can be written before files are removed, the limit of {} is raised (--pool-size \
+                         of the next start), or, if that is what limits it, something else goes from the disk",
+                        show(most)
+                    ),
+                }),
             ),
             Health::Good => ("good", None),
             Health::ReadOnly { reason } => ("read-only", Some(reason.to_string())),
@@ -335,6 +344,7 @@ impl Service {
             unique_bytes: unique,
             stored_bytes: stored,
             pool_bytes: self.pool_bytes(),
+            pool_bytes_max,
             available_bytes: stats.available_bytes,
             chunks: stats.pool.chunk_count.get(),
             chunk_references: stats.pool.reference_count.get(),

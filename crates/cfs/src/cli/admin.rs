@@ -12,9 +12,8 @@ use crate::bytes;
 
 const SCRUB_HELP: &str = "\
 Works beside a server under load. Damaged blocks of tables, log and superblock are restored from parity or a copy. For
-damaged content each file is named with the byte ranges that cannot be read; all else of the file can. When the server
-that has found the damage is given the same content again, as with `cfs import` from a good copy to anywhere, it heals
-every file that has it.
+damaged content each file is named with the byte ranges that cannot be read; all else of the file can. The same content,
+written again to anywhere, as with `cfs import` from a good copy, heals every file that has it.
 
 Exit code 0: nothing found, or only what could be restored. 1: findings. 130: interrupted; nothing is lost.
 

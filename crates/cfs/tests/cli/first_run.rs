@@ -260,6 +260,20 @@ fn the_limit_of_a_pool_can_be_raised() {
     )
     .refused(2, "has 512 MiB");
     cfs!("import", source, "/again", "--data", data).ok();
+    let status = cfs!("admin", "status", "--data", data).ok().stdout;
+    assert!(status.contains(" of at most 512 MiB, "), "{status}");
+    let grown = command(&[
+        &"import",
+        &source,
+        &"/again",
+        &"--data",
+        &data,
+        &"--pool-size",
+        &"600M",
+    ]);
+    let grown = run(grown).ok();
+    let said = "may take 600 MiB from now on, and not 512 MiB any more";
+    assert!(grown.stderr.contains(said), "{grown:?}");
 
     let pool = File::options().write(true).open(data.join("pool"));
     let zeros = vec![0; 4 << 20];

@@ -171,6 +171,41 @@ fn what_was_in_lost_tables_is_listed_and_the_rest_is_there() {
 }
 
 #[test]
+fn files_of_which_content_is_lost_are_listed_by_their_paths() {
+    let scratch = Scratch::new();
+    let (data, source) = make_pool(&scratch);
+    let extents = cfs!("debug", "extents", "/tree/later", "--data", data).ok();
+    let segment = extents.stdout.split("segment ").nth(1).expect("a chunk");
+    let segment = segment.split(' ').next().expect("a number");
+    let segment: u64 = segment.parse().expect("a number");
+    for lost in segments_of(&data, "manifest").into_iter().chain([segment]) {
+        erase(&data, lost);
+    }
+    let (code, report) = rebuild(&data);
+    assert_eq!(code, 1, "{report}");
+    let list = report["list"].as_array().expect("a list");
+    let listed: BTreeSet<&str> = list
+        .iter()
+        .map(|finding| finding["object"].as_str().expect("text"))
+        .collect();
+    assert!(listed.contains("/tree/later"), "{listed:?}");
+
+    let out = scratch.path("out");
+    let exported = cfs!("export", "/tree", out, "--data", data);
+    assert_eq!(exported.code, 1, "{exported:?}");
+    let mut names: Vec<String> = (0..150)
+        .map(|number| format!("d{}/f{number}", number % 7))
+        .collect();
+    names.extend(["later", "d2/hard"].map(str::to_owned));
+    for name in names {
+        let is_whole = fs::read(out.join(&name))
+            .is_ok_and(|found| found == fs::read(source.join(&name)).expect("a file"));
+        let is_listed = listed.contains(format!("/tree/{name}").as_str());
+        assert_ne!(is_whole, is_listed, "{name}: {report}");
+    }
+}
+
+#[test]
 fn a_rebuild_is_refused_where_it_cannot_be() {
     let scratch = Scratch::new();
     let (data, source) = make_pool(&scratch);

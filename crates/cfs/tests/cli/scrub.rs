@@ -114,9 +114,16 @@ fn damaged_content_is_named_costs_its_ranges_and_is_healed_by_the_same_content()
         let other = fs::read(mount.join("tree/many/7")).expect("readable");
         assert!(other == fs::read(source.join("many/7")).expect("a file"));
     }
-    cfs!("import", source.join("large"), "/again", "--data", data).ok();
+    match &mount {
+        Some(mount) => fs::write(mount.join("again"), noise(1, 700_000)).expect("written"),
+        None => drop(cfs!("import", source.join("large"), "/again", "--data", data).ok()),
+    }
     let (code, healed) = scrub(&data);
     assert_eq!((code, &healed["findings"]), (0, &0.into()), "{healed}");
+    if let Some(mount) = &mount {
+        let healed = fs::read(mount.join("tree/large")).expect("readable");
+        assert!(healed == noise(1, 700_000));
+    }
     server.stop();
     let out = scratch.path("out");
     cfs!("export", "/tree", out, "--data", data).ok();
@@ -216,6 +223,23 @@ fn a_scrub_can_be_slow_and_interrupted() {
     let out = scratch.path("out");
     cfs!("export", "/tree", out, "--data", data).ok();
     assert_same(&source, &out);
+}
+
+/// On a terminal, which `script` makes, it says how far it is and how long it will take.
+#[test]
+fn a_scrub_shows_its_progress() {
+    let scratch = Scratch::new();
+    let (data, _) = make_pool(&scratch);
+    let program = env!("CARGO_BIN_EXE_cfs");
+    let scrub = format!("{program} admin scrub --rate 2M --data {}", data.display());
+    let mut shown = std::process::Command::new("script");
+    shown.args(["-qec", &scrub, "/dev/null"]);
+    let output = shown.output().expect("`script` of util-linux runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let is_progress =
+        |line: &str| line.contains("scrub: ") && line.contains(" % of ") && line.contains(" left");
+    assert!(text.split('\r').any(is_progress), "{text:?}");
 }
 
 /// Files that change while it reads are no findings.
