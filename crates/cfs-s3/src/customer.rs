@@ -12,11 +12,11 @@ use cfs_seal::customer::{BLOCK_BYTES, BLOCK_TAG_BYTES, CustomerKey, sealed_bytes
 use s3s::dto::ServerSideEncryption;
 use s3s::{S3Error, S3Result, s3_error};
 
-use crate::errors::custom;
+use crate::errors::{custom, from_fs};
 use crate::face::Face;
 use crate::md5::Md5;
 use crate::objects::hex;
-use crate::parts::Part;
+use crate::parts::{Part, sum};
 use crate::records::Customer;
 
 /// The algorithm that clients name.
@@ -157,7 +157,7 @@ impl Face {
 /// How sealed content is read.
 pub(crate) struct Opening {
     key: Arc<Brought>,
-    /// Bytes of each piece as clients know it.
+    /// Bytes of each piece as clients know it; together no more than an object can have.
     pieces: Vec<u64>,
 }
 
@@ -174,11 +174,23 @@ impl Opening {
     ) -> S3Result<Option<Arc<Self>>> {
         let key = face.key_for(customer, brought)?;
         let whole = customer.map_or(0, |customer| customer.bytes);
+        let opening = key.map(|key| Self::new(key, whole, parts)).transpose();
+        Ok(opening.map_err(from_fs)?.map(Arc::new))
+    }
+
+    /// Of content of so many bytes, with these parts, that was sealed under a key.
+    ///
+    /// # Errors
+    /// [`FsError::Io`] when it is more than an object can have.
+    fn new(key: Arc<Brought>, whole: u64, parts: &[Part]) -> Result<Self, FsError> {
         let pieces = match parts {
             [] => vec![whole],
             parts => parts.iter().map(|part| part.bytes).collect(),
         };
-        Ok(key.map(|key| Arc::new(Self { key, pieces })))
+        match sum(pieces.iter().copied()) {
+            Some(_) => Ok(Self { key, pieces }),
+            None => Err(FsError::Io("a sealed object is too long to be one".into())),
+        }
     }
 
     /// Up to `len` bytes from `at` on, at least one if there are any.

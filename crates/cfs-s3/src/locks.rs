@@ -145,15 +145,15 @@ pub(crate) fn check_config(config: &ObjectLockConfiguration) -> S3Result<()> {
     }
 }
 
-/// The retention of a version that is made now.
+/// The retention of a version that is made now: no longer than a bucket can have it.
 fn by_default(retention: &DefaultRetention, now_ms: u64) -> Option<(RetentionMode, u64)> {
     let mode = mode_of(retention.mode.as_ref()?.as_str())?;
     let days = match (retention.days, retention.years) {
-        (Some(days), _) => u64::try_from(days).ok()?,
-        (None, Some(years)) => u64::try_from(years).ok()? * 365,
+        (Some(days), _) => u64::try_from(days.min(DAYS_MAX)).ok()?,
+        (None, Some(years)) => u64::try_from(years.min(YEARS_MAX)).ok()? * 365,
         (None, None) => return None,
     };
-    Some((mode, now_ms + days * DAY_MS))
+    Some((mode, now_ms.saturating_add(days * DAY_MS)))
 }
 
 impl Face {
@@ -307,5 +307,35 @@ impl Face {
             self.fs.fix_directory(bucket.ino()).map_err(from_fs)?;
         }
         self.put_config(bucket, name::OBJECT_LOCK, config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record that says more years than a bucket can be given ended the server with the next object that was put.
+    #[test]
+    fn a_default_has_an_end() {
+        let now_ms = 1_790_000_000_000;
+        for (days, years, wanted) in [
+            (Some(2), None, Some(2)),
+            (None, Some(3), Some(3 * 365)),
+            (Some(i32::MAX), None, Some(36_500)),
+            (None, Some(i32::MAX), Some(36_500)),
+            (Some(-1), None, None),
+            (None, None, None),
+        ] {
+            let retention = DefaultRetention {
+                days,
+                mode: Some(ObjectLockRetentionMode::from_static(
+                    ObjectLockRetentionMode::COMPLIANCE,
+                )),
+                years,
+            };
+            let locked = by_default(&retention, now_ms);
+            let wanted = wanted.map(|days| (RetentionMode::Compliance, now_ms + days * DAY_MS));
+            assert_eq!(locked, wanted, "{days:?} {years:?}");
+        }
     }
 }

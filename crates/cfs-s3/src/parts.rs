@@ -16,6 +16,8 @@ use crate::face::Face;
 use crate::objects::Object;
 use crate::records::{Content, name};
 
+/// Bytes of an object at most: those of a file.
+const OBJECT_BYTES_MAX: u64 = i64::MAX as u64;
 /// Parts in a row, so that those with the longest checksums fit.
 const PARTS_IN_ROW: usize = 1000;
 const _: () = assert!(PARTS_IN_ROW * (8 + 32) <= cfs_fs::XATTR_VALUE_BYTES_MAX);
@@ -79,7 +81,17 @@ fn decode(
             }
         }));
     }
+    sum(parts.iter().map(|part| part.bytes)).ok_or_else(damaged)?;
     Ok(parts)
+}
+
+/// Bytes of parts together; none if that is more than an object can have.
+pub(crate) fn sum(parts: impl IntoIterator<Item = u64>) -> Option<u64> {
+    let mut parts = parts.into_iter();
+    parts.try_fold(0_u64, |sum, bytes| {
+        sum.checked_add(bytes)
+            .filter(|sum| *sum <= OBJECT_BYTES_MAX)
+    })
 }
 
 impl Part {
@@ -145,6 +157,21 @@ mod tests {
         }
         let other = Some("MD5".to_owned());
         assert!(decode(1, other.as_ref(), |_| Ok(Some(vec![0; 8]))).is_err());
+    }
+
+    /// A request for the second of two parts of 2^63 bytes ended the server.
+    #[test]
+    fn parts_of_more_than_a_file_do_not_decode() {
+        for (bytes, fits) in [
+            ([OBJECT_BYTES_MAX, 0], true),
+            ([OBJECT_BYTES_MAX, 1], false),
+            ([1 << 63, 1 << 63], false),
+            ([0, u64::MAX], false),
+        ] {
+            let row = bytes.map(u64::to_le_bytes).concat();
+            let decoded = decode(2, None, |_| Ok(Some(row.clone())));
+            assert_eq!(decoded.is_ok(), fits, "{bytes:?}");
+        }
     }
 
     /// The bytes of version 1; see `docs/format/namespace.md`.

@@ -130,7 +130,7 @@ impl Form {
         name: &str,
         tags: SessionTags,
     ) -> Result<Session, Refused> {
-        let most = role.session_seconds_max;
+        let most = role.session_seconds_max.min(SESSION_SECONDS_MAX);
         let seconds = self.seconds("DurationSeconds", SESSION_SECONDS_MIN, most)?;
         let limit = self.field("Policy");
         if let Some(text) = limit {
