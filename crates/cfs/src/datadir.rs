@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
-use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::failure::{Code, Failure, Result};
 
 /// How long a process that is ending may take until it gives back the lock.
@@ -50,14 +50,6 @@ const HALF_KEY_BYTES_MAX: u64 = 1024;
 
 /// What the name of a socket begins with over which a stream goes; the number of the process that listens there follows.
 const STREAM: &str = "stream-";
-
-/// What `config.json` says.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The block device that holds the pool.
-    pub device: PathBuf,
-}
 
 /// What a directory is.
 #[derive(Debug)]
@@ -291,11 +283,11 @@ impl DataDir {
     fn read_config(&self) -> Result<Config> {
         const CONFIG_BYTES_MAX: u64 = 64 << 10;
         let path = self.config();
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         File::open(&path)
-            .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
+            .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_end(&mut bytes))
             .map_err(|e| Failure::host("read", &path, &e))?;
-        serde_json::from_str(&text).map_err(|error| {
+        Config::parse(&bytes).map_err(|error| {
             Failure::new(
                 Code::Pool,
                 format!(

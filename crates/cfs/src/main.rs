@@ -17,6 +17,7 @@ mod admin;
 mod bench;
 mod bytes;
 mod cli;
+mod config;
 mod daemon;
 mod datadir;
 mod failure;

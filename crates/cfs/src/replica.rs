@@ -61,7 +61,8 @@ impl ReplicaKey {
     }
 
     /// What a file with this content says; `None` when it is none, or damaged.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
         let mut lines = text.lines();
         if lines.next() != Some(FIRST_LINE) {
             return None;
@@ -93,15 +94,11 @@ impl ReplicaKey {
     /// # Errors
     /// [`Code::Usage`] when it is none.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
-        let read = std::fs::File::open(path)
-            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
-        match read {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => text.clear(),
-            Err(error) => return Err(Failure::host("read", path, &error)),
-        }
-        Self::parse(&text).ok_or_else(|| {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize + 1));
+        std::fs::File::open(path)
+            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
+            .map_err(|error| Failure::host("read", path, &error))?;
+        Self::parse(&bytes).ok_or_else(|| {
             Failure::new(
                 Code::Usage,
                 format!("{} is no replica key, or is damaged", path.display()),
@@ -142,7 +139,7 @@ mod tests {
             let cipher = Cipher::Aes256Gcm;
             let key = ReplicaKey { cipher, role };
             let text = key.render();
-            let read = ReplicaKey::parse(&text).expect("a key");
+            let read = ReplicaKey::parse(text.as_bytes()).expect("a key");
             assert_eq!(read.cipher, cipher);
             let is_same = match (&read.role, &key.role) {
                 (Role::Reads(read), Role::Reads(key)) => read.expose() == key.expose(),
@@ -152,10 +149,12 @@ mod tests {
             assert!(is_same, "{:?}", key.role);
             for at in 0..text.len() {
                 let mut damaged = text.as_bytes().to_vec();
-                damaged[at] ^= 1;
-                let damaged = String::from_utf8(damaged).expect("text still");
-                assert!(ReplicaKey::parse(&damaged).is_none(), "byte {at}");
-                assert!(ReplicaKey::parse(&text[..at]).is_none(), "{at} bytes");
+                for bit in [1, 0x80] {
+                    damaged[at] ^= bit;
+                    assert!(ReplicaKey::parse(&damaged).is_none(), "byte {at}");
+                    damaged[at] ^= bit;
+                }
+                assert!(ReplicaKey::parse(&damaged[..at]).is_none(), "{at} bytes");
             }
         }
     }

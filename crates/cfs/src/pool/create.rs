@@ -21,7 +21,8 @@ use super::{
     not_opened, open_on, options, pool_path, random,
 };
 use crate::cli::FirstRunArgs;
-use crate::datadir::{Config, Contents, DataDir};
+use crate::config::Config;
+use crate::datadir::{Contents, DataDir};
 use crate::failure::{Code, Failure, Result};
 use crate::host::System;
 use crate::keys::{KeyGiven, Secret};
