@@ -239,7 +239,8 @@ fn models(minutes: u64, seed: u64, model: Option<String>) -> anyhow::Result<()> 
 fn fuzz(target: Option<String>, seconds: u64, seed: u64) -> anyhow::Result<()> {
     let mut command = std::process::Command::new(env!("CARGO"));
     command.args(["run", "--release", "--quiet", "--package", "cfs-sim"]);
-    command.args(["--bin", "cfs-fuzz", "--"]).args(target);
+    command.args(["--features", "s3", "--bin", "cfs-fuzz", "--"]);
+    command.args(target);
     command.args(["--seconds", &seconds.to_string()]);
     command.args(["--seed", &seed.to_string()]);
     let status = command.status()?;

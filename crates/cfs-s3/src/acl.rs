@@ -377,34 +377,41 @@ impl Face {
         Ok(acl)
     }
 
-    /// The grants of a list as answers show them: those to groups first.
+    /// As [`shown_grants`], with the names that users have.
     pub(crate) fn shown_grants(&self, acl: &Acl) -> Vec<Grant> {
-        let shown = |(grantee, right): &(Grantee, Right)| {
-            let mut shown = ShownGrantee {
-                display_name: None,
-                email_address: None,
-                id: None,
-                type_: Type::from_static(Type::GROUP),
-                uri: None,
-            };
-            match grantee {
-                Grantee::User(id) => {
-                    shown.type_ = Type::from_static(Type::CANONICAL_USER);
-                    shown.display_name = self.users.by_id(id).map(|user| user.name.clone());
-                    shown.id = Some(id.clone());
-                }
-                Grantee::All => shown.uri = Some(ALL_USERS.to_owned()),
-                Grantee::Authenticated => shown.uri = Some(AUTHENTICATED_USERS.to_owned()),
-            }
-            Grant {
-                grantee: Some(shown),
-                permission: Some(Permission::from_static(right.name())),
-            }
-        };
-        let (users, groups): (Vec<_>, Vec<_>) = acl
-            .grants
-            .iter()
-            .partition(|(grantee, _)| matches!(grantee, Grantee::User(_)));
-        groups.into_iter().chain(users).map(shown).collect()
+        shown_grants(acl, &|id| {
+            self.users.by_id(id).map(|user| user.name.clone())
+        })
     }
+}
+
+/// The grants of a list as answers show them: those to groups first.
+pub(crate) fn shown_grants(acl: &Acl, name_of: &dyn Fn(&str) -> Option<String>) -> Vec<Grant> {
+    let shown = |(grantee, right): &(Grantee, Right)| {
+        let mut shown = ShownGrantee {
+            display_name: None,
+            email_address: None,
+            id: None,
+            type_: Type::from_static(Type::GROUP),
+            uri: None,
+        };
+        match grantee {
+            Grantee::User(id) => {
+                shown.type_ = Type::from_static(Type::CANONICAL_USER);
+                shown.display_name = name_of(id);
+                shown.id = Some(id.clone());
+            }
+            Grantee::All => shown.uri = Some(ALL_USERS.to_owned()),
+            Grantee::Authenticated => shown.uri = Some(AUTHENTICATED_USERS.to_owned()),
+        }
+        Grant {
+            grantee: Some(shown),
+            permission: Some(Permission::from_static(right.name())),
+        }
+    };
+    let (users, groups): (Vec<_>, Vec<_>) = acl
+        .grants
+        .iter()
+        .partition(|(grantee, _)| matches!(grantee, Grantee::User(_)));
+    groups.into_iter().chain(users).map(shown).collect()
 }

@@ -24,6 +24,29 @@ pub(crate) fn text_of(config: &impl xml::Serialize) -> S3Result<Vec<u8>> {
     Ok(text)
 }
 
+/// The configuration that a stored text states.
+///
+/// # Errors
+/// `InternalError` when it states none.
+pub(crate) fn parse<T: for<'xml> xml::Deserialize<'xml>>(text: &[u8]) -> S3Result<T> {
+    T::deserialize(&mut xml::Deserializer::new(text)).map_err(S3Error::internal_error)
+}
+
+/// The policy of the bucket with this name that a stored document states.
+///
+/// # Errors
+/// `InternalError` when it states none.
+pub(crate) fn parse_policy(document: &[u8], bucket: &str) -> S3Result<Policy> {
+    let text = str::from_utf8(document).map_err(S3Error::internal_error)?;
+    Policy::parse(text, Scope::Bucket(bucket)).map_err(S3Error::internal_error)
+}
+
+/// Who owns new objects.
+pub(crate) fn owner_of_new(controls: OwnershipControls) -> Option<String> {
+    let rule = controls.rules.into_iter().next()?;
+    Some(rule.object_ownership.as_str().to_owned())
+}
+
 impl Face {
     /// Stores a configuration, durably.
     ///
@@ -66,13 +89,8 @@ impl Face {
         bucket: &BucketAt,
         name: &[u8],
     ) -> S3Result<Option<T>> {
-        let Some(text) = self.fs.record(bucket.ino(), name).map_err(from_fs)? else {
-            return Ok(None);
-        };
-        let mut deserializer = xml::Deserializer::new(&text);
-        T::deserialize(&mut deserializer)
-            .map(Some)
-            .map_err(S3Error::internal_error)
+        let text = self.fs.record(bucket.ino(), name).map_err(from_fs)?;
+        text.map(|text| parse(&text)).transpose()
     }
 
     /// Removes a configuration, durably; it need not be there.
@@ -101,8 +119,7 @@ impl Face {
     /// What reading failed with.
     pub(crate) fn ownership(&self, bucket: &BucketAt) -> S3Result<Option<String>> {
         let controls: Option<OwnershipControls> = self.config(bucket, name::OWNERSHIP)?;
-        let rule = controls.and_then(|controls| controls.rules.into_iter().next());
-        Ok(rule.map(|rule| rule.object_ownership.as_str().to_owned()))
+        Ok(controls.and_then(owner_of_new))
     }
 
     /// A bucket's policy, if it has one.
@@ -110,17 +127,10 @@ impl Face {
     /// # Errors
     /// What reading failed with.
     pub(crate) fn policy(&self, bucket: &BucketAt) -> S3Result<Option<Policy>> {
-        let Some(text) = self
-            .fs
-            .record(bucket.ino(), name::POLICY)
-            .map_err(from_fs)?
-        else {
-            return Ok(None);
-        };
-        let text = String::from_utf8(text).map_err(S3Error::internal_error)?;
-        Policy::parse(&text, Scope::Bucket(&bucket.name))
-            .map(Some)
-            .map_err(S3Error::internal_error)
+        let text = self.fs.record(bucket.ino(), name::POLICY);
+        text.map_err(from_fs)?
+            .map(|text| parse_policy(&text, &bucket.name))
+            .transpose()
     }
 
     /// Whether a bucket's policy denies its owner even to change it.

@@ -72,7 +72,7 @@ fn fits(pattern: &str, text: &str) -> bool {
 }
 
 impl Wish {
-    fn is_granted_by(&self, rule: &CORSRule) -> bool {
+    pub(crate) fn is_granted_by(&self, rule: &CORSRule) -> bool {
         let allowed = rule.allowed_headers.as_deref().unwrap_or_default();
         rule.allowed_origins
             .iter()
@@ -120,7 +120,7 @@ pub(crate) async fn answer(face: &Arc<Face>, wish: Wish) -> S3Result<Option<Head
     .await
 }
 
-fn headers(rule: &CORSRule, wish: &Wish) -> HeaderMap {
+pub(crate) fn headers(rule: &CORSRule, wish: &Wish) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let mut set = |name: HeaderName, text: &str| {
         if let Ok(value) = HeaderValue::from_str(text) {

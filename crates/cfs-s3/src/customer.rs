@@ -109,7 +109,7 @@ impl Brought {
     }
 
     /// Whether content was sealed under this key.
-    fn fits(&self, customer: &Customer) -> bool {
+    pub(crate) fn fits(&self, customer: &Customer) -> bool {
         let mut salt = [0; 16];
         let digits = |at: usize| customer.salt.get(2 * at..2 * at + 2);
         for (at, byte) in salt.iter_mut().enumerate() {
@@ -182,7 +182,7 @@ impl Opening {
     ///
     /// # Errors
     /// [`FsError::Io`] when it is more than an object can have.
-    fn new(key: Arc<Brought>, whole: u64, parts: &[Part]) -> Result<Self, FsError> {
+    pub(crate) fn new(key: Arc<Brought>, whole: u64, parts: &[Part]) -> Result<Self, FsError> {
         let pieces = match parts {
             [] => vec![whole],
             parts => parts.iter().map(|part| part.bytes).collect(),
@@ -198,6 +198,19 @@ impl Opening {
     /// # Errors
     /// [`FsError::Io`] when it does not open; what reading failed with.
     pub(crate) fn read(&self, fs: &Fs, ino: Ino, at: u64, len: u64) -> Result<Vec<u8>, FsError> {
+        self.read_with(at, len, |offset, len, step| fs.read(ino, offset, len, step))
+    }
+
+    /// As [`Opening::read`], with what reads so many bytes of the file from an offset on.
+    ///
+    /// # Errors
+    /// As [`Opening::read`].
+    pub(crate) fn read_with(
+        &self,
+        at: u64,
+        len: u64,
+        mut read: impl FnMut(u64, usize, &mut Vec<u8>) -> Result<(), FsError>,
+    ) -> Result<Vec<u8>, FsError> {
         let (mut start, mut sealed_start) = (0, 0);
         let Some(piece) = self.pieces.iter().copied().find(|piece| {
             let is_here = at < start + piece;
@@ -220,7 +233,7 @@ impl Opening {
         let wanted = (sealed_end - first * whole) as usize;
         while sealed.len() < wanted {
             let offset = sealed_start + first * whole + sealed.len() as u64;
-            fs.read(ino, offset, wanted - sealed.len(), &mut step)?;
+            read(offset, wanted - sealed.len(), &mut step)?;
             if step.is_empty() {
                 return Err(FsError::Io("the object has become shorter".into()));
             }

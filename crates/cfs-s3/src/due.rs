@@ -64,6 +64,12 @@ fn row(ino: Ino) -> Vec<u8> {
     [name::DUE, format!("{:016x}", ino.0).as_bytes()].concat()
 }
 
+/// The file that a row of this name is about.
+pub(crate) fn ino_of(row: &[u8]) -> Option<Ino> {
+    let digits = str::from_utf8(row.strip_prefix(name::DUE)?).ok()?;
+    u64::from_str_radix(digits, 16).ok().map(Ino)
+}
+
 impl Face {
     /// Notes that the SHA-256 of a file without a name is due, if its content is to have one and has none. It is durable when
     /// the file has its name.
@@ -92,11 +98,7 @@ impl Face {
     /// What was due when the pool was opened.
     fn left_due(&self) -> S3Result<Vec<Ino>> {
         let rows = self.fs.records(Ino::ROOT, name::DUE).map_err(from_fs)?;
-        let number = |row: &[u8]| {
-            let digits = str::from_utf8(row.strip_prefix(name::DUE)?).ok()?;
-            u64::from_str_radix(digits, 16).ok().map(Ino)
-        };
-        Ok(rows.iter().filter_map(|(row, _)| number(row)).collect())
+        Ok(rows.iter().filter_map(|(row, _)| ino_of(row)).collect())
     }
 
     /// Computes the SHA-256 of a file, and keeps it with what describes its content. What is not finished when `go_on` says no, or

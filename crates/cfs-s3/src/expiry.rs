@@ -216,6 +216,13 @@ fn ms_of(time: Time) -> u64 {
         .saturating_add(u64::from(time.nanos / 1_000_000))
 }
 
+/// When something goes, as the header `x-amz-expiration` says it; none for a time that no header has.
+pub(crate) fn expiration_of(due: &Due) -> Option<String> {
+    let time = crate::locks::time_of(due.at_ms)?;
+    let date = crate::ops::put::http_date(&time);
+    Some(format!("expiry-date=\"{date}\", rule-id=\"{}\"", due.rule))
+}
+
 impl Face {
     /// A bucket's rules, if it has any.
     ///
@@ -240,11 +247,7 @@ impl Face {
             return Ok(None);
         };
         let due = rules.current(subject, made_ms(attr));
-        Ok(due.and_then(|due| {
-            let time = crate::locks::time_of(due.at_ms)?;
-            let date = crate::ops::put::http_date(&time);
-            Some(format!("expiry-date=\"{date}\", rule-id=\"{}\"", due.rule))
-        }))
+        Ok(due.and_then(|due| expiration_of(&due)))
     }
 
     fn expire(&self, pass: &Pass, tell: &mut dyn FnMut(&Expired) -> bool) -> S3Result<Tally> {

@@ -11,7 +11,7 @@ mod policies;
 mod providers;
 mod roles;
 mod sessions;
-mod shown;
+pub(crate) mod shown;
 mod signature4;
 
 use std::collections::HashMap;

@@ -72,7 +72,7 @@ struct IssuerKey {
 
 /// An issuer, as it is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Issuer {
+pub(crate) struct Issuer {
     url: String,
     keys: Vec<IssuerKey>,
     /// Whom its tokens are for, where a provider does not say.
@@ -368,7 +368,7 @@ pub(crate) fn is_audience(text: &str) -> bool {
 }
 
 /// A token whose signature has not been looked at.
-struct Unverified<'a> {
+pub(crate) struct Unverified<'a> {
     head: Head,
     issuer: String,
     message: &'a str,
@@ -377,7 +377,7 @@ struct Unverified<'a> {
 }
 
 impl<'a> Unverified<'a> {
-    fn parse(token: &'a str) -> Result<Self, TokenError> {
+    pub(crate) fn parse(token: &'a str) -> Result<Self, TokenError> {
         let malformed = TokenError::Invalid("this is no token: HEAD.PAYLOAD.SIGNATURE (RFC 7515)");
         let parts = || {
             if token.len() > TOKEN_BYTES_MAX {
@@ -397,7 +397,7 @@ impl<'a> Unverified<'a> {
         parts().ok_or(malformed)
     }
 
-    fn verified(self, issuer: &Issuer, now_seconds: u64) -> Result<Claims, TokenError> {
+    pub(crate) fn verified(self, issuer: &Issuer, now_seconds: u64) -> Result<Claims, TokenError> {
         if self.head.crit.is_some() {
             return Err(TokenError::Invalid(
                 "the token wants extensions to be understood that are not known here",
@@ -424,7 +424,7 @@ impl<'a> Unverified<'a> {
 }
 
 /// What the payload of a token says, whose signature is right.
-fn claims(
+pub(crate) fn claims(
     payload: Map<String, Value>,
     issuer: &Issuer,
     now_seconds: u64,

@@ -25,7 +25,7 @@ const DEFAULT: &str = "aws/s3";
 const NAME_BYTES_MAX: usize = 128;
 
 /// The name of a key in what clients write, which may be a resource name around it.
-fn bare(text: &str) -> &str {
+pub(crate) fn bare(text: &str) -> &str {
     match text.starts_with("arn:") {
         true => text.split_once(":key/").map_or(text, |(_, name)| name),
         false => text,
@@ -34,6 +34,23 @@ fn bare(text: &str) -> &str {
 
 fn row(name: &str) -> Vec<u8> {
     [name::KMS, name.as_bytes()].concat()
+}
+
+/// The key of what is made in a bucket and names none.
+pub(crate) fn default_key(config: ServerSideEncryptionConfiguration) -> Option<String> {
+    let rule = config.rules.into_iter().next()?;
+    let default = rule.apply_server_side_encryption_by_default?;
+    let is_named = default.sse_algorithm.as_str() == ServerSideEncryption::AWS_KMS;
+    is_named.then(|| {
+        default
+            .kms_master_key_id
+            .unwrap_or_else(|| DEFAULT.to_owned())
+    })
+}
+
+/// A key, as it is kept; none if the record is no key.
+pub(crate) fn key_of_record(record: &[u8]) -> Option<CustomerKey> {
+    record.try_into().ok().map(CustomerKey::new)
 }
 
 impl Users {
@@ -99,8 +116,8 @@ impl Face {
             }
             found = find()?;
         }
-        let key: [u8; 32] = found
-            .and_then(|bytes| bytes.try_into().ok())
+        let key = found
+            .and_then(|record| key_of_record(&record))
             .ok_or_else(|| {
                 custom(
                     "KMS.NotFoundException",
@@ -109,7 +126,7 @@ impl Face {
                 )
             })?;
         Ok(Arc::new(Brought {
-            key: CustomerKey::new(&key),
+            key,
             md5: String::new(),
             kms: Some(name.to_owned()),
         }))
@@ -145,17 +162,8 @@ impl Face {
             None => {
                 let config: Option<ServerSideEncryptionConfiguration> =
                     self.config(bucket, name::ENCRYPTION)?;
-                let rule = config.and_then(|config| config.rules.into_iter().next());
-                let default = rule.and_then(|rule| rule.apply_server_side_encryption_by_default);
-                match default {
-                    Some(default)
-                        if default.sse_algorithm.as_str() == ServerSideEncryption::AWS_KMS =>
-                    {
-                        let name = default.kms_master_key_id;
-                        self.kept_key(name.as_deref().unwrap_or(DEFAULT)).map(Some)
-                    }
-                    _ => Ok(None),
-                }
+                let name = config.and_then(default_key);
+                name.map(|name| self.kept_key(&name)).transpose()
             }
         }
     }

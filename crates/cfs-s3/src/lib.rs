@@ -19,6 +19,7 @@
 //! | `bodies`, `upload`, `md5`, `download`, `customer`, `kms` | bodies: what they may have us hold, in, out, and keys that clients bring or name for them |
 //! | `conditions`, `errors` | what they say |
 //! | `stats`, `statistics` | figures, and who may see them |
+//! | `decoders` | for fuzzing, what decodes records |
 //!
 //! # Invariants
 //! - An object appears in one step, complete and with its digests, and is acknowledged when it is durable.
@@ -36,6 +37,8 @@ mod conditions;
 mod configs;
 mod cors;
 mod customer;
+#[cfg(any(test, feature = "decoders"))]
+pub mod decoders;
 mod download;
 mod due;
 mod errors;

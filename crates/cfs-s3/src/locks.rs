@@ -146,7 +146,10 @@ pub(crate) fn check_config(config: &ObjectLockConfiguration) -> S3Result<()> {
 }
 
 /// The retention of a version that is made now: no longer than a bucket can have it.
-fn by_default(retention: &DefaultRetention, now_ms: u64) -> Option<(RetentionMode, u64)> {
+pub(crate) fn by_default(
+    retention: &DefaultRetention,
+    now_ms: u64,
+) -> Option<(RetentionMode, u64)> {
     let mode = mode_of(retention.mode.as_ref()?.as_str())?;
     let days = match (retention.days, retention.years) {
         (Some(days), _) => u64::try_from(days.min(DAYS_MAX)).ok()?,

@@ -323,7 +323,7 @@ impl Face {
 }
 
 /// What was said in the configuration of what names begin with; of days and sources, no policy need speak.
-fn target_prefix<'a>(place: &'a Place, (source, owner): (&str, &str)) -> &'a str {
+pub(crate) fn target_prefix<'a>(place: &'a Place, (source, owner): (&str, &str)) -> &'a str {
     let tail = format!("{owner}/{REGION}/{source}/");
     match place.by_day {
         true => place.prefix.strip_suffix(&tail).unwrap_or(&place.prefix),
@@ -331,7 +331,7 @@ fn target_prefix<'a>(place: &'a Place, (source, owner): (&str, &str)) -> &'a str
     }
 }
 
-fn place_of(config: &LoggingEnabled, source: &BucketAt) -> Place {
+pub(crate) fn place_of(config: &LoggingEnabled, source: &BucketAt) -> Place {
     let by_day = is_partitioned(config.target_object_key_format.as_ref());
     let prefix = &config.target_prefix;
     Place {

@@ -86,22 +86,24 @@ impl Meta {
             meta.tags = tags;
         }
         for (row, value) in fs.records(ino, name::METADATA)? {
-            match row.as_slice() {
-                name::MIME_TYPE => meta.content_type = String::from_utf8(value).ok(),
-                row => {
-                    if let Some(name) = row.strip_prefix(name::METADATA)
-                        && let Ok(name) = str::from_utf8(name)
-                        && is_header_name(name)
-                        && value.len() <= SHOWN_BYTES_MAX
-                        && let Ok(value) = String::from_utf8(value)
-                        && !value.contains(char::is_control)
-                    {
-                        meta.user.insert(name.to_owned(), value);
-                    }
-                }
-            }
+            meta.take(&row, value);
         }
         Ok(meta)
+    }
+
+    /// Takes what an extended attribute says, if it can be shown.
+    pub(crate) fn take(&mut self, row: &[u8], value: Vec<u8>) {
+        if row == name::MIME_TYPE {
+            self.content_type = String::from_utf8(value).ok();
+        } else if let Some(name) = row.strip_prefix(name::METADATA)
+            && let Ok(name) = str::from_utf8(name)
+            && is_header_name(name)
+            && value.len() <= SHOWN_BYTES_MAX
+            && let Ok(value) = String::from_utf8(value)
+            && !value.contains(char::is_control)
+        {
+            self.user.insert(name.to_owned(), value);
+        }
     }
 
     /// The rows that hold it.

@@ -19,7 +19,7 @@ use crate::records::{Content, name};
 /// Bytes of an object at most: those of a file.
 const OBJECT_BYTES_MAX: u64 = i64::MAX as u64;
 /// Parts in a row, so that those with the longest checksums fit.
-const PARTS_IN_ROW: usize = 1000;
+pub(crate) const PARTS_IN_ROW: usize = 1000;
 const _: () = assert!(PARTS_IN_ROW * (8 + 32) <= cfs_fs::XATTR_VALUE_BYTES_MAX);
 
 /// A part of an object.
@@ -60,7 +60,7 @@ pub(crate) fn rows(parts: &[Part]) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 /// The parts in rows that [`rows`] has made, all of which must be there.
-fn decode(
+pub(crate) fn decode(
     count: usize,
     algorithm: Option<&String>,
     mut row: impl FnMut(&[u8]) -> Result<Option<Vec<u8>>, FsError>,

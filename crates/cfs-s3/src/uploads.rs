@@ -50,12 +50,12 @@ pub(crate) struct UploadRecord {
 }
 
 impl UploadRecord {
-    /// Identifier of who is to own the object.
-    pub(crate) fn object_owner(&self, bucket: &BucketAt) -> String {
+    /// Identifier of who is to own the object, if not who owns the bucket.
+    pub(crate) fn object_owner(&self, bucket_owner: &str) -> String {
         let row = self.rows.iter().find(|(row, _)| row == name::HEADERS);
         let headers = row.and_then(|(_, value)| records::decode::<records::Headers>(value).ok());
         let owner = headers.and_then(|headers| headers.owner);
-        owner.unwrap_or_else(|| bucket.owner().to_owned())
+        owner.unwrap_or_else(|| bucket_owner.to_owned())
     }
 }
 

@@ -65,14 +65,14 @@ fn inverted(nanos: u64) -> String {
 }
 
 /// The time of a text.
-fn nanos_of(text: &str) -> u64 {
+pub(crate) fn nanos_of(text: &str) -> u64 {
     text.get(..16)
         .and_then(|digits| u64::from_str_radix(digits, 16).ok())
         .map_or(0, |inverted| u64::MAX - inverted)
 }
 
 /// An identifier for a version that is newer than one of this time.
-fn version_after(nanos: u64) -> String {
+pub(crate) fn version_after(nanos: u64) -> String {
     let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
     inverted(u64::try_from(now).unwrap_or(0).max(nanos.saturating_add(1)))
 }
@@ -84,6 +84,13 @@ pub(crate) fn split_path(path: &str) -> Option<(&str, &str)> {
         true => Some((key, NULL_VERSION)),
         false => Some((key, text)),
     }
+}
+
+/// The identifier of a version with this record, if it has one.
+pub(crate) fn id_of_record(record: Option<Vec<u8>>) -> String {
+    record
+        .and_then(|id| String::from_utf8(id).ok())
+        .unwrap_or_else(|| NULL_VERSION.to_owned())
 }
 
 /// Why a step was not done.
@@ -131,10 +138,7 @@ impl Face {
     /// # Errors
     /// What reading failed with.
     pub(crate) fn version_of(&self, ino: Ino) -> Result<String, FsError> {
-        let id = self.fs.record(ino, name::VERSION)?;
-        Ok(id
-            .and_then(|id| String::from_utf8(id).ok())
-            .unwrap_or_else(|| NULL_VERSION.to_owned()))
+        Ok(id_of_record(self.fs.record(ino, name::VERSION)?))
     }
 
     /// Whether a file is a delete marker.

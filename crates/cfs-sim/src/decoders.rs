@@ -43,7 +43,7 @@ pub struct Target {
     pub run: fn(&[u8]),
 }
 
-/// All of them but that of the admin socket, which is in the program `cfs` alone.
+/// All of them but those of what is in the program `cfs` alone.
 pub const TARGETS: &[Target] = &[
     Target {
         name: "superblock",
@@ -119,6 +119,12 @@ pub const TARGETS: &[Target] = &[
         name: "key-slot",
         seeds: key_slot_seeds,
         run: key_slot,
+    },
+    #[cfg(feature = "s3")]
+    Target {
+        name: "s3-records",
+        seeds: cfs_s3::decoders::seeds,
+        run: cfs_s3::decoders::run,
     },
 ];
 

@@ -12,7 +12,7 @@ use crate::users::{Group, Policies, no_path};
 const NAME_CHARACTERS_MAX: usize = 128;
 
 impl Shown {
-    fn group(&mut self, group: &Group) {
+    pub(crate) fn group(&mut self, group: &Group) {
         self.leaf("Path", &group.path)
             .leaf("GroupName", &group.name)
             .leaf("GroupId", &group.id)

@@ -13,7 +13,7 @@ const NAME_CHARACTERS_MAX: usize = 64;
 
 impl Shown {
     /// What is to be known of a user.
-    pub(super) fn user(&mut self, user: &User) {
+    pub(crate) fn user(&mut self, user: &User) {
         self.leaf("Path", &user.path)
             .leaf("UserName", &user.name)
             .leaf("UserId", &user.id)

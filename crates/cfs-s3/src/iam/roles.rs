@@ -32,7 +32,7 @@ const USER_SECONDS_MAX: u64 = 129_600;
 const LIMIT_BYTES_MAX: usize = 2048;
 
 impl Shown {
-    fn role(&mut self, role: &Role) {
+    pub(crate) fn role(&mut self, role: &Role) {
         self.leaf("Path", &role.path)
             .leaf("RoleName", &role.name)
             .leaf("RoleId", &role.id)

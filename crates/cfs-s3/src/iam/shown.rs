@@ -4,7 +4,7 @@ use s3s::dto::{Timestamp, TimestampFormat};
 
 /// XML that is being written.
 #[derive(Default)]
-pub(super) struct Shown(String);
+pub(crate) struct Shown(String);
 
 impl Shown {
     /// An element with a text.
@@ -49,7 +49,7 @@ impl Shown {
         })
     }
 
-    pub(super) fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         self.0
     }
 }

@@ -152,7 +152,7 @@ macro_rules! question {
 }
 
 /// The bytes of a part; an object that was put whole has one.
-fn part_range(parts: &[Part], size: u64, number: i32) -> S3Result<Bytes<u64>> {
+pub(crate) fn part_range(parts: &[Part], size: u64, number: i32) -> S3Result<Bytes<u64>> {
     let sizes: Vec<_> = match parts {
         [] => vec![size],
         parts => parts.iter().map(|part| part.bytes).collect(),
@@ -241,7 +241,7 @@ macro_rules! show {
     }};
 }
 
-fn parse_date(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {
     Timestamp::parse(TimestampFormat::HttpDate, text).ok()
 }
 

@@ -535,7 +535,7 @@ pub(crate) async fn list_parts(
             shown
         };
         let who = owner(&face, &upload.record.owner);
-        let owned = owner(&face, &upload.record.object_owner(&bucket));
+        let owned = owner(&face, &upload.record.object_owner(bucket.owner()));
         Ok(S3Response::new(ListPartsOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
@@ -619,7 +619,7 @@ pub(crate) async fn list_multipart_uploads(
         }
         let shown = |upload: crate::uploads::UploadAt| {
             let who = owner(&face, &upload.record.owner);
-            let owned = owner(&face, &upload.record.object_owner(&bucket));
+            let owned = owner(&face, &upload.record.object_owner(bucket.owner()));
             MultipartUpload {
                 initiated: Some(timestamp(cfs_fs::Time {
                     seconds: upload.record.begun,

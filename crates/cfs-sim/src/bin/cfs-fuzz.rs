@@ -6,26 +6,41 @@
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cfs_fs::stream::Role;
+use cfs_seal::block::Cipher;
+use cfs_seal::keys::{DomainSecret, PassageKey};
 use cfs_sim::decoders::{TARGETS, Target};
 use cfs_sim::mutate::Mutator;
 use clap::Parser;
 use parking_lot::Mutex;
 
-// What is said over the admin socket is known to the program `cfs` alone, which is no library.
+use crate::config::Config;
+use crate::replica::ReplicaKey;
+
+// What is said over the admin socket, and what some files say, is known to the program `cfs` alone, which is no library.
 #[path = "../../../cfs/src/bytes.rs"]
 #[allow(
     dead_code,
     reason = "the program uses more of it, and so do the tests in it"
 )]
 mod bytes;
+#[path = "../../../cfs/src/config.rs"]
+mod config;
 #[path = "../../../cfs/src/failure.rs"]
 #[allow(
     dead_code,
     reason = "the program uses more of it, and so do the tests in it"
 )]
 mod failure;
+#[path = "../../../cfs/src/replica.rs"]
+#[allow(
+    dead_code,
+    reason = "the program uses more of it, and so do the tests in it"
+)]
+mod replica;
 #[path = "../../../cfs/src/admin"]
 #[allow(
     dead_code,
@@ -58,11 +73,24 @@ struct Arguments {
     corpus: PathBuf,
 }
 
-const ADMIN: Target = Target {
-    name: "admin-socket",
-    seeds: admin_seeds,
-    run: admin_socket,
-};
+/// Targets for what is in the program alone.
+const OF_PROGRAM: [Target; 3] = [
+    Target {
+        name: "admin-socket",
+        seeds: admin_seeds,
+        run: admin_socket,
+    },
+    Target {
+        name: "replica-key",
+        seeds: replica_key_seeds,
+        run: replica_key,
+    },
+    Target {
+        name: "config",
+        seeds: config_seeds,
+        run: config,
+    },
+];
 
 fn admin_seeds() -> Vec<Vec<u8>> {
     let request = |text: &str| format!("{{\"protocol\":1,\"request\":{text}}}\n").into_bytes();
@@ -89,11 +117,41 @@ fn admin_socket(mut input: &[u8]) {
     while let Ok(Some(_)) = receive::<Event>(&mut events, EVENT_BYTES_MAX) {}
 }
 
+fn replica_key_seeds() -> Vec<Vec<u8>> {
+    let roles = [
+        Role::Reads(Arc::new(DomainSecret::from_bytes([7; 32]))),
+        Role::Keeps(PassageKey::from_bytes([9; 32])),
+    ];
+    roles
+        .into_iter()
+        .zip([Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305])
+        .map(|(role, cipher)| ReplicaKey { cipher, role }.render().as_bytes().to_vec())
+        .collect()
+}
+
+fn replica_key(input: &[u8]) {
+    let _ = ReplicaKey::parse(input);
+}
+
+fn config_seeds() -> Vec<Vec<u8>> {
+    vec![
+        br#"{"device":"/dev/sdb"}"#.to_vec(),
+        b"{\n  \"device\": \"/dev/disk/by-id/\\u00e4\\\"b\"\n}\n".to_vec(),
+    ]
+}
+
+fn config(input: &[u8]) {
+    if let Ok(config) = Config::parse(input) {
+        let written = serde_json::to_vec(&config).expect("a path that was text");
+        assert!(Config::parse(&written).is_ok_and(|again| again == config));
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let targets: Vec<&Target> = TARGETS
         .iter()
-        .chain(std::iter::once(&ADMIN))
+        .chain(&OF_PROGRAM)
         .filter(|target| {
             arguments
                 .target
@@ -191,7 +249,7 @@ fn fuzz(target: &Target, arguments: &Arguments) -> std::io::Result<bool> {
             let path = PathBuf::from(format!("fuzz-{}-{inputs}.input", target.name));
             std::fs::write(&path, &input)?;
             println!(
-                "{}: input {inputs} panics (seed {}); again: cargo run --release -p cfs-sim --bin cfs-fuzz -- {} --input {}",
+                "{}: input {inputs} panics (seed {}); again: cargo run --release -p cfs-sim --features s3 --bin cfs-fuzz -- {} --input {}",
                 target.name,
                 arguments.seed,
                 target.name,
