@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use cfs_device::{Device, MemDevice};
 use cfs_format::journal::{BATCH_MAGIC, BatchHeader};
-use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader};
+use cfs_format::segment::{FooterEntry, RecordHeader, SegmentHeader, Stream};
 use cfs_format::superblock::{KeySlot, Superblock};
 use cfs_format::table::{split_key, tag};
 use cfs_format::{BLOCK_BYTES, Ino, SEGMENT_BYTES, SegmentId, SegmentSeq};
@@ -152,6 +152,9 @@ const PLACE: RecordPlace = RecordPlace {
     offset: BLOCK_BYTES,
 };
 
+/// Segments of the device of [`Base`].
+const SEGMENTS: u32 = 100;
+
 /// A small pool with a file of each kind and a snapshot, a crash after a few commands.
 struct Base {
     device: MemDevice,
@@ -174,7 +177,7 @@ fn with_base<T>(use_it: impl FnOnce(&Base) -> T) -> T {
 
 impl Base {
     fn make() -> Self {
-        let device = Arc::new(MemDevice::new(100));
+        let device = Arc::new(MemDevice::new(SEGMENTS));
         let host = Arc::new(SimHost::new(1));
         world::format(&device, &host).expect("a new pool can be made");
         let fs = world::open(&device, &host).expect("a new pool opens");
@@ -839,33 +842,80 @@ fn rebuild_and_look(device: &Arc<MemDevice>) {
 }
 
 /// The segment of the first manifest, its header, and where its directory lies.
-fn manifest_directory(base: &Base) -> (SegmentId, SegmentHeader, u32, u32) {
+fn manifest_directory(base: &Base) -> (SegmentId, SegmentHeader, u32) {
     let segment = SegmentId(base.superblock.manifest.segment.get());
     let mut block = vec![0; BLOCK_BYTES as usize];
     let read = base.device.read_at(segment, 0, &mut block);
     read.expect("a device without faults");
     let header = cfs_seal::keys::open_segment_header(&block, &key()).expect("its header");
-    let stored_len = (header.first_lsn.get() >> 32) as u32;
-    (segment, header, header.next.get(), stored_len)
+    let (offset, _) = directory_place(&header);
+    (segment, header, offset)
 }
 
+/// A directory as a block before sealing; postcard has a tuple as a struct with these fields: whose the blocks are, sequence
+/// number of the first segment, place among the segments, whether it is the last, lengths of blocks, and what comes with it.
+fn directory_of(owner: u32, part: u32, is_last: bool, blocks: &[u32]) -> Vec<u8> {
+    let nothing: Option<()> = None;
+    let plain = postcard::to_stdvec(&(owner, 1_u64, part, is_last, blocks, nothing));
+    uncompressed(&plain.expect("numbers can be encoded"))
+}
+
+/// A block before sealing: its codec, its length, its content.
+fn uncompressed(content: &[u8]) -> Vec<u8> {
+    let mut block = vec![cfs_format::segment::CODEC_NONE];
+    block.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    block.extend_from_slice(content);
+    block
+}
+
+/// The directories of a pool's table segments, of which the newest of the meta tree has the note of a checkpoint, and others: of
+/// no blocks, of as many as a segment holds, and of blocks that lie beyond it.
 fn directory_seeds() -> Vec<Vec<u8>> {
+    let many = SEGMENT_BYTES / BLOCK_BYTES;
+    let mut seeds = vec![
+        directory_of(0, 0, false, &[]),
+        directory_of(1, 3, true, &vec![BLOCK_BYTES; many as usize]),
+        directory_of(2, u32::MAX, true, &[0, u32::MAX, SEGMENT_BYTES]),
+    ];
     with_base(|base| {
-        let (segment, header, offset, stored_len) = manifest_directory(base);
-        let mut sealed = vec![0; stored_len as usize];
-        let read = base.device.read_at(segment, offset, &mut sealed);
-        read.expect("a device without faults");
-        let plain = cipher(Purpose::TableBlock)
-            .open_in_place(SegmentSeq(header.seq.get()), offset, b"", &mut sealed)
-            .expect("what was just written");
-        vec![plain.to_vec()]
-    })
+        for segment in cfs_format::superblock::ANCHORS..SEGMENTS {
+            seeds.extend(directory_in(base, SegmentId(segment)));
+        }
+    });
+    seeds
+}
+
+/// The directory of a segment, if it is one of tables.
+fn directory_in(base: &Base, segment: SegmentId) -> Option<Vec<u8>> {
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    base.device.read_at(segment, 0, &mut block).ok()?;
+    let header = cfs_seal::keys::open_segment_header(&block, &key()).ok()?;
+    if header.stream != Stream::Table as u8 {
+        return None;
+    }
+    let (offset, stored_len) = directory_place(&header);
+    let mut sealed = vec![0; stored_len as usize];
+    base.device.read_at(segment, offset, &mut sealed).ok()?;
+    let plain = cipher(Purpose::TableBlock)
+        .open_in_place(SegmentSeq(header.seq.get()), offset, b"", &mut sealed)
+        .ok()?;
+    let (codec, rest) = plain.split_first()?;
+    let (len, stored) = rest.split_first_chunk::<4>()?;
+    let mut content = Vec::new();
+    let len = u32::from_le_bytes(*len) as usize;
+    cfs_seal::codec::decompress(*codec, stored, len, &mut content).ok()?;
+    Some(uncompressed(&content))
+}
+
+/// Offset and stored length of the directory of a table segment.
+fn directory_place(header: &SegmentHeader) -> (u32, u32) {
+    (header.next.get(), (header.first_lsn.get() >> 32) as u32)
 }
 
 /// The directory of a table segment as a block before sealing, in a pool whose superblock leads to no tables.
 fn directory(input: &[u8]) {
     with_base(|base| {
-        let (segment, mut header, offset, _) = manifest_directory(base);
+        let (segment, mut header, offset) = manifest_directory(base);
         let mut superblock = base.superblock;
         superblock.manifest = FromZeros::new_zeroed();
         superblock.manifest_copy = FromZeros::new_zeroed();
