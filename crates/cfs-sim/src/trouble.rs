@@ -48,7 +48,7 @@ impl Trouble {
 
     /// Whether it may meet the opening of the pool too.
     pub fn may_begin_early(self) -> bool {
-        !matches!(self, Self::None | Self::FullPool)
+        !matches!(self, Self::None | Self::FullHost(_) | Self::FullPool)
     }
 
     /// What the device is told.
